@@ -1,0 +1,89 @@
+"""Sequence-interest encoders for TorchRec pipelines.
+
+Names are imported when they are first used, so that ``import bseq_plugin`` is quick and needs neither torch, FAISS nor
+transformers.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from bseq_plugin.hookspecs import hookimpl
+
+if TYPE_CHECKING:
+    from bseq_plugin.data.events import Events as Events
+    from bseq_plugin.data.sequences import Sequences as Sequences
+    from bseq_plugin.data.vocabulary import Vocabulary as Vocabulary
+    from bseq_plugin.model.encoder import SequenceInterestEncoder as SequenceInterestEncoder
+    from bseq_plugin.model.interest_model import InterestModel as InterestModel
+    from bseq_plugin.model.task import SequenceInterestTask as SequenceInterestTask
+    from bseq_plugin.ranking.engine import ranking_features as ranking_features
+    from bseq_plugin.ranking.spec import FeatureSpec as FeatureSpec
+    from bseq_plugin.readers.read_events import read_events as read_events
+    from bseq_plugin.retrieval.publish import publish as publish
+    from bseq_plugin.retrieval.retriever import Retriever as Retriever
+    from bseq_plugin.schema.options import PartOptions as PartOptions
+    from bseq_plugin.schema.packed import PackedEvents as PackedEvents
+    from bseq_plugin.schema.parts import Candidates as Candidates
+    from bseq_plugin.schema.parts import IndexCapabilities as IndexCapabilities
+    from bseq_plugin.schema.parts import RankingFeature as RankingFeature
+    from bseq_plugin.schema.parts import SequenceEncoder as SequenceEncoder
+    from bseq_plugin.schema.parts import SequenceLoss as SequenceLoss
+    from bseq_plugin.schema.parts import Targets as Targets
+    from bseq_plugin.schema.parts import VectorIndex as VectorIndex
+    from bseq_plugin.schema.ranking import FeatureInputs as FeatureInputs
+    from bseq_plugin.schema.recipe import Recipe as Recipe
+    from bseq_plugin.training.train import train as train
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "Candidates": "schema.parts",
+    "Events": "data.events",
+    "FeatureInputs": "schema.ranking",
+    "FeatureSpec": "ranking.spec",
+    "IndexCapabilities": "schema.parts",
+    "InterestModel": "model.interest_model",
+    "PackedEvents": "schema.packed",
+    "PartOptions": "schema.options",
+    "RankingFeature": "schema.parts",
+    "Recipe": "schema.recipe",
+    "Retriever": "retrieval.retriever",
+    "SequenceEncoder": "schema.parts",
+    "SequenceInterestEncoder": "model.encoder",
+    "SequenceInterestTask": "model.task",
+    "SequenceLoss": "schema.parts",
+    "Sequences": "data.sequences",
+    "Targets": "schema.parts",
+    "VectorIndex": "schema.parts",
+    "Vocabulary": "data.vocabulary",
+    "publish": "retrieval.publish",
+    "ranking_features": "ranking.engine",
+    "read_events": "readers.read_events",
+    "train": "training.train",
+}
+
+__all__ = ["__version__", "hookimpl", *_HOME]  # noqa: PLE0604
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'bseq_plugin' has no attribute {name!r}")
+    try:
+        value = getattr(import_module(f"bseq_plugin.{_HOME[name]}"), name)
+    except ModuleNotFoundError as error:
+        if error.name not in ("torchrec", "fbgemm_gpu"):
+            raise
+        from bseq_plugin.errors import MissingDependencyError
+
+        raise MissingDependencyError(
+            f"bseq_plugin.{name} needs {error.name}. CPU: pip install --no-deps -r requirements/cpu.txt; "
+            "GPU: pip install 'bseq-plugin[gpu]'"
+        ) from error
+    globals()[name] = value  # the next access is a plain attribute
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,58 @@
+"""The built-in parts, registered through the same hooks as anybody's (entry point ``builtin`` of group ``bseq``)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from bseq_plugin.hookspecs import hookimpl
+
+if TYPE_CHECKING:
+    from bseq_plugin.data.events import Events
+    from bseq_plugin.schema.parts import RankingFeature, SequenceEncoder, SequenceLoss, VectorIndex
+
+# Imports stand inside the hooks: listing the encoders must not import FAISS, nor the command line torch.
+
+
+@hookimpl
+def bseq_encoders() -> list[type[SequenceEncoder]]:
+    """``causal`` and ``mean``."""
+    from bseq_plugin.encoders.causal import CausalEncoder
+    from bseq_plugin.encoders.mean import MeanEncoder
+
+    return [CausalEncoder, MeanEncoder]
+
+
+@hookimpl
+def bseq_losses() -> list[type[SequenceLoss]]:
+    """``softmax`` and ``bce``."""
+    from bseq_plugin.losses.bce import BCELoss
+    from bseq_plugin.losses.softmax import SoftmaxLoss
+
+    return [SoftmaxLoss, BCELoss]
+
+
+@hookimpl
+def bseq_indexes() -> list[type[VectorIndex]]:
+    """``exact``, ``faiss_cpu`` and ``faiss_gpu``; FAISS itself is imported when one is built."""
+    from bseq_plugin.indexes.exact import ExactIndex
+    from bseq_plugin.indexes.faiss_cpu import FaissCpuIndex
+    from bseq_plugin.indexes.faiss_gpu import FaissGpuIndex
+
+    return [ExactIndex, FaissCpuIndex, FaissGpuIndex]
+
+
+@hookimpl
+def bseq_ranking_features() -> list[type[RankingFeature]]:
+    """Interest vectors and similarities."""
+    from bseq_plugin.ranking_features import FEATURES
+
+    return list(FEATURES)
+
+
+@hookimpl(trylast=True)  # a plugin that recognises a source is asked before the built-in readers
+def bseq_read_events(source: object, columns: Mapping[str, str] | None, timestamp_unit: str | None) -> Events | None:
+    """DataFrame, Parquet or CSV file or glob, RecBole ``.inter``, ``user item item ...`` text."""
+    from bseq_plugin.readers import read
+
+    return read(source, columns, timestamp_unit)

@@ -1,0 +1,1 @@
+"""Events -> vocabulary and sequences -> batches."""

@@ -1,0 +1,168 @@
+"""Histories in columnar form: five flat arrays, no Python object an event.
+
+On disk: Parquet with one row a user and list columns, so that Spark, DuckDB or Ray can write what we read:
+
+    user_id | item_ids list | timestamps list<int64 us> | event_types list<str> | session_ids list<int64>
+
+Ids on disk are the log's own; in memory they are rows of the vocabulary.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from bseq_plugin.data.events import EVENT_TYPE, ITEM, SESSION, TIME, USER, Events
+from bseq_plugin.data.vocabulary import Vocabulary
+from bseq_plugin.errors import SchemaError
+
+EVENT_COLUMNS = ("items", "timestamps", "event_types", "session_ids")
+
+
+@dataclass(frozen=True)
+class Sequences:
+    """Histories of U users, T events in all, each user's oldest first.
+
+    Attributes:
+        user_ids: int64 or str objects [U].
+        offsets: int64 [U + 1].
+        items: int64 [T], vocabulary rows (0 = unknown).
+        timestamps: int64 [T], microseconds UTC, or None.
+        event_types: int64 [T], vocabulary rows, or None.
+        session_ids: int64 [T], equal within a session of one user, or None.
+    """
+
+    user_ids: np.ndarray
+    offsets: np.ndarray
+    items: np.ndarray
+    timestamps: np.ndarray | None = None
+    event_types: np.ndarray | None = None
+    session_ids: np.ndarray | None = None
+
+    @classmethod
+    def from_events(cls, events: Events, vocabulary: Vocabulary) -> Sequences:
+        """Sort by user and time, stably: equal times keep the order of the log. Users come in ascending order."""
+        frame = events.frame
+        codes, user_ids = pd.factorize(frame[USER], sort=True)
+        order = np.lexsort((frame[TIME].to_numpy(), codes)) if events.has_times else np.argsort(codes, kind="stable")
+        offsets = np.concatenate([[0], np.cumsum(np.bincount(codes, minlength=len(user_ids)))]).astype(np.int64)
+        users = user_ids.to_numpy() if hasattr(user_ids, "to_numpy") else np.asarray(user_ids)
+        return cls(
+            users if np.issubdtype(users.dtype, np.integer) else users.astype(object),
+            offsets,
+            vocabulary.item_rows(frame[ITEM])[order],
+            frame[TIME].to_numpy()[order] if events.has_times else None,
+            vocabulary.event_type_rows(frame[EVENT_TYPE])[order] if EVENT_TYPE in frame else None,
+            pd.factorize(frame[SESSION])[0][order].astype(np.int64) if SESSION in frame else None,
+        )
+
+    @property
+    def n_users(self) -> int:
+        """U."""
+        return len(self.user_ids)
+
+    @property
+    def n_events(self) -> int:
+        """T."""
+        return len(self.items)
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """int64 [U]."""
+        return np.diff(self.offsets)
+
+    @property
+    def user_index(self) -> np.ndarray:
+        """int64 [T], the place (0..U-1) of each event's user."""
+        return np.repeat(np.arange(self.n_users), self.lengths)
+
+    def take(self, users: np.ndarray) -> Sequences:
+        """The histories of ``users`` (places 0..U-1, in this order, repeats allowed)."""
+        return self.slices(users, self.offsets[:-1][users], self.offsets[1:][users])
+
+    def latest(self, max_length: int) -> Sequences:
+        """Only each user's latest ``max_length`` events."""
+        return self.slices(np.arange(self.n_users), np.maximum(self.offsets[:-1], self.offsets[1:] - max_length), self.offsets[1:])
+
+    def without_last(self, n: int) -> Sequences:
+        """Every history without its last ``n`` events."""
+        return self.slices(np.arange(self.n_users), self.offsets[:-1], np.maximum(self.offsets[:-1], self.offsets[1:] - n))
+
+    def slices(self, users: np.ndarray, starts: np.ndarray, ends: np.ndarray) -> Sequences:
+        """One history for each (user, start, end): the events at places start..end-1 of the flat arrays."""
+        lengths = ends - starts
+        offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+        rows = np.arange(offsets[-1]) + np.repeat(starts - offsets[:-1], lengths)
+        return replace(self._select(rows), user_ids=self.user_ids[users], offsets=offsets)
+
+    def where(self, keep: np.ndarray) -> Sequences:
+        """Only the events with ``keep`` [T] True; users stay, with shorter histories."""
+        kept = np.concatenate([[0], np.cumsum(keep)])
+        return replace(self._select(np.flatnonzero(keep)), offsets=kept[self.offsets].astype(np.int64))
+
+    def between(self, start_us: int | None, end_us: int | None) -> Sequences:
+        """Only events at or after ``start_us`` and strictly before ``end_us`` (microseconds, UTC; None = open)."""
+        if self.timestamps is None:
+            raise SchemaError("this log has no times, so it can't be cut at an instant; use the leave-one-out split")
+        keep = np.ones(self.n_events, bool)
+        if start_us is not None:
+            keep &= self.timestamps >= start_us
+        if end_us is not None:
+            keep &= self.timestamps < end_us
+        return self.where(keep)
+
+    def known(self) -> Sequences:
+        """Only events whose item is in the vocabulary."""
+        return self.where(self.items > 0)
+
+    def _select(self, rows: np.ndarray) -> Sequences:
+        columns = {name: getattr(self, name) for name in EVENT_COLUMNS}
+        return replace(self, **{name: None if c is None else c[rows] for name, c in columns.items()})
+
+    def save(self, path: Path, vocabulary: Vocabulary) -> None:
+        """Write the Parquet form; an event of an unknown item has lost its id and gets null."""
+        ids = pa.array(vocabulary.item_ids).take(pa.array(self.items - 1, mask=self.items == 0))
+        columns = {USER: pa.array(self.user_ids), "item_ids": self._lists(ids)}
+        if self.timestamps is not None:
+            columns["timestamps"] = self._lists(pa.array(self.timestamps))
+        if self.event_types is not None:
+            names = np.array(["", *vocabulary.event_types], dtype=object)
+            columns["event_types"] = self._lists(pa.array(names[self.event_types]))
+        if self.session_ids is not None:
+            columns["session_ids"] = self._lists(pa.array(self.session_ids))
+        pq.write_table(pa.table(columns), path)
+
+    def _lists(self, values: pa.Array) -> pa.Array:
+        return pa.LargeListArray.from_arrays(pa.array(self.offsets), values)
+
+    @classmethod
+    def load(cls, path: Path, vocabulary: Vocabulary) -> Sequences:
+        """Read the Parquet form. Raises SchemaError for missing columns or lists of unequal length."""
+        table = pq.read_table(path).combine_chunks()
+        for name in (USER, "item_ids"):
+            if name not in table.column_names:
+                raise SchemaError(f"{path.name} lacks column {name!r}; found {table.column_names}")
+        flat = {n: table[n].combine_chunks() for n in table.column_names if n != USER}
+        flat = {n: c.chunk(0) if isinstance(c, pa.ChunkedArray) else c for n, c in flat.items()}
+        lengths = {n: c.value_lengths().to_numpy(zero_copy_only=False) for n, c in flat.items()}
+        for name, values in lengths.items():
+            if not np.array_equal(values, lengths["item_ids"]):
+                raise SchemaError(f"{path.name}: lists of {name!r} and 'item_ids' differ in length")
+        ids = flat["item_ids"].flatten()
+        # null = unknown item; no real id is negative, and none holds a NUL character
+        ids = ids.fill_null(-1 if pa.types.is_integer(ids.type) else "\0")
+        values = {n: c.flatten().to_numpy(zero_copy_only=False) for n, c in flat.items()}
+        users = table[USER].to_pandas().to_numpy()
+        return cls(
+            users if np.issubdtype(users.dtype, np.integer) else users.astype(object),
+            np.concatenate([[0], np.cumsum(lengths["item_ids"])]).astype(np.int64),
+            vocabulary.item_rows(ids.to_numpy(zero_copy_only=False)),
+            values.get("timestamps"),
+            vocabulary.event_type_rows(values["event_types"]) if "event_types" in values else None,
+            values.get("session_ids"),
+        )

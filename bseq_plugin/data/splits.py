@@ -1,0 +1,137 @@
+"""What may be known and what is to be predicted: the leave-one-out and the time split.
+
+Shape letters: U users evaluated, N targets in all.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from bseq_plugin.data.events import DAY_US
+from bseq_plugin.data.sequences import Sequences
+from bseq_plugin.errors import SchemaError, UsageError
+
+# events at the end of a history that leave-one-out keeps for itself: the validation target and the test target
+HELD_OUT = 2
+MIN_EVENTS = HELD_OUT + 1
+
+
+@dataclass(frozen=True)
+class EvaluationSet:
+    """Histories and the items that came after them; every user has at least one event and one target.
+
+    Attributes:
+        histories: what may be known, U users. Events of unknown items (row 0) are still there.
+        target_offsets: int64 [U + 1], where each user's targets begin; the last entry is N.
+        target_items: int64 [N], vocabulary rows >= 1, distinct and ascending within a user.
+    """
+
+    histories: Sequences
+    target_offsets: np.ndarray
+    target_items: np.ndarray
+
+    @property
+    def n_users(self) -> int:
+        """U."""
+        return self.histories.n_users
+
+    @property
+    def n_targets(self) -> int:
+        """N."""
+        return len(self.target_items)
+
+    @property
+    def target_users(self) -> np.ndarray:
+        """int64 [N], the place (0..U-1) of each target's user."""
+        return np.repeat(np.arange(self.n_users), np.diff(self.target_offsets))
+
+    def new_items_only(self) -> EvaluationSet:
+        """Only targets that are not in their user's history; users left without a target are dropped."""
+        width = _key_width(self.histories.items, self.target_items)
+        seen = self.histories.user_index * width + self.histories.items
+        keys = self.target_users * width + self.target_items
+        return _with_targets(self.histories, keys[~np.isin(keys, seen)], width)
+
+
+def training_part(sequences: Sequences) -> Sequences:
+    """What leave-one-out may train on: every history without its last two events.
+
+    All users stay; one with two events or fewer has nothing left.
+    """
+    return sequences.without_last(HELD_OUT)
+
+
+def leave_one_out(sequences: Sequences, part: Literal["validation", "test"]) -> EvaluationSet:
+    """The last event of each history is the test target, the one before it the validation target.
+
+    The history is everything before the target, so that the test may know the validation event. Dropped from the
+    evaluation, in both parts alike: users with fewer than 3 events (they would have nothing to train on), and in the
+    part concerned users whose target is an unknown item.
+
+    Raises:
+        UsageError: for another ``part``.
+        SchemaError: if nobody is left.
+    """
+    if part not in ("validation", "test"):
+        raise UsageError(f"part = {part!r}; use 'validation' or 'test'")
+    users = np.flatnonzero(sequences.lengths >= MIN_EVENTS)
+    ends = sequences.offsets[1:][users] - (1 if part == "test" else HELD_OUT)
+    targets = sequences.items[ends]
+    known = targets > 0
+    if not known.any():
+        raise SchemaError(
+            f"nobody of {sequences.n_users} users has {MIN_EVENTS} events or more and a known item as {part} target; "
+            "the leave-one-out split needs longer histories"
+        )
+    users, ends = users[known], ends[known]
+    histories = sequences.slices(users, sequences.offsets[:-1][users], ends)
+    return EvaluationSet(histories, np.arange(len(users) + 1, dtype=np.int64), targets[known])
+
+
+def time_window(sequences: Sequences, start_us: int, horizon_days: float) -> EvaluationSet:
+    """Histories strictly before an instant; targets are the distinct known items in [start, start + horizon).
+
+    Dropped: users without an event before the cut and users without a known item in the window. The vocabulary must
+    have been built from events before ``start_us``: this function can't see what it was counted on.
+
+    Args:
+        sequences: a log with times.
+        start_us: the cut, microseconds since the epoch, UTC.
+        horizon_days: length of the window, days of 24 hours.
+
+    Raises:
+        UsageError: if ``horizon_days`` is not a positive number.
+        SchemaError: if the log has no times, or nobody is left.
+    """
+    if not (math.isfinite(horizon_days) and horizon_days > 0):
+        raise UsageError(f"horizon_days = {horizon_days}; give a positive number of days")
+    past = sequences.between(None, start_us)
+    window = sequences.between(start_us, start_us + round(horizon_days * DAY_US)).known()
+    width = _key_width(window.items)
+    keys = np.unique(window.user_index * width + window.items)
+    evaluated = _with_targets(past, keys[past.lengths[keys // width] > 0], width)
+    if evaluated.n_users == 0:
+        at = np.datetime64(start_us, "us")
+        raise SchemaError(
+            f"nobody has both an event before {at} UTC and a known item within {horizon_days:g} days after it; "
+            "choose a cut inside the log"
+        )
+    return evaluated
+
+
+def _key_width(*items: np.ndarray) -> int:
+    """One more than the largest row, so that ``user * width + row`` names a pair."""
+    return max((int(rows.max(initial=0)) for rows in items), default=0) + 1
+
+
+def _with_targets(histories: Sequences, keys: np.ndarray, width: int) -> EvaluationSet:
+    """Targets from ascending, distinct ``user * width + row`` keys; users without one are dropped."""
+    counts = np.bincount(keys // width, minlength=histories.n_users)
+    users = np.flatnonzero(counts)
+    offsets = np.concatenate([[0], np.cumsum(counts[users])]).astype(np.int64)
+    kept = histories if len(users) == histories.n_users else histories.take(users)
+    return EvaluationSet(kept, offsets, (keys % width).astype(np.int64))

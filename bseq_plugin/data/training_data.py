@@ -1,0 +1,254 @@
+"""Which histories, targets and candidates a training step sees: a pure function of (seed, epoch, step, rank).
+
+So a run can be resumed in the middle of an epoch, and any number of ranks walks through the same global batches.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import torch
+
+from bseq_plugin.data.batches import NEGATIVE, TARGET, Batch, history_features
+from bseq_plugin.data.events import DAY_US
+from bseq_plugin.data.sequences import Sequences
+from bseq_plugin.data.vocabulary import Vocabulary
+from bseq_plugin.errors import SchemaError
+from bseq_plugin.schema.recipe import Recipe
+
+
+@dataclass(frozen=True)
+class Examples:
+    """Histories with their targets, in the order of the users.
+
+    Attributes:
+        histories: B users.
+        state_rows: int64 [Q], ascending packed rows whose states predict something.
+        target_ids: int64 [S].
+        target_state: int64 [S], ascending places in ``state_rows``.
+        weights: float32 [S].
+    """
+
+    histories: Sequences
+    state_rows: np.ndarray
+    target_ids: np.ndarray
+    target_state: np.ndarray
+    weights: np.ndarray
+
+
+class TrainingData:
+    """Deterministic batches over the training part of a log.
+
+    Args:
+        sequences: the training part only; nothing of validation or test.
+        batch_users of the recipe counts the users of a global batch; each rank gets its share of them.
+
+    Raises:
+        SchemaError: if no user has a history and a target.
+    """
+
+    def __init__(
+        self, sequences: Sequences, vocabulary: Vocabulary, recipe: Recipe, rank: int = 0, world_size: int = 1
+    ) -> None:
+        self.sequences = sequences
+        self.recipe = recipe
+        self.rank = rank
+        self.world_size = world_size
+        self.candidates = CandidateSampler(vocabulary, recipe)
+        self.source = NextEvent(sequences, recipe) if recipe.targets == "next" else TargetWindow(sequences, recipe)
+        if len(self.source.users) == 0:
+            raise SchemaError(
+                f"none of the {sequences.n_users} users has a history and a target to learn from "
+                f"(targets = {recipe.targets!r}); a user needs two or more events"
+            )
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Batches of an epoch, equal on every rank."""
+        return -(-len(self.source.users) * self.source.passes // self.recipe.batch_users)
+
+    def batches(self, epoch: int, start: int = 0) -> Iterator[Batch]:
+        """This rank's batches of ``epoch``, from step ``start`` on."""
+        users = self._order(epoch)
+        for step in range(start, self.steps_per_epoch):
+            chosen = users[step * self.recipe.batch_users : (step + 1) * self.recipe.batch_users]
+            yield self._batch(chosen, np.random.default_rng([self.recipe.seed, epoch, step]))
+
+    def _order(self, epoch: int) -> np.ndarray:
+        rng = np.random.default_rng([self.recipe.seed, epoch])
+        return np.concatenate([rng.permutation(self.source.users) for _ in range(self.source.passes)])
+
+    def _batch(self, users: np.ndarray, rng: np.random.Generator) -> Batch:
+        examples, total_weight = self.source.examples(users, self.rank, self.world_size, rng)
+        ids, log_expected_count = self.candidates.draw(rng, self.rank, self.world_size)
+        n_users = examples.histories.n_users
+        user_of_state = np.searchsorted(examples.histories.offsets, examples.state_rows, side="right") - 1
+        targets_per_user = np.bincount(user_of_state[examples.target_state], minlength=n_users)
+        negatives_per_user = np.zeros(n_users, np.int64)
+        negatives_per_user[:1] = len(ids)  # the batch shares them; the first user's row of the jagged tensor holds them
+        features = history_features(
+            examples.histories,
+            self.recipe.event_features,
+            {TARGET: (examples.target_ids, targets_per_user), NEGATIVE: (ids, negatives_per_user)},
+        )
+        own_weight = float(examples.weights.sum())
+        return Batch(
+            features,
+            torch.from_numpy(examples.state_rows),
+            torch.from_numpy(examples.target_state),
+            torch.from_numpy(examples.target_ids),
+            torch.from_numpy(examples.weights),
+            torch.from_numpy(ids),
+            None if log_expected_count is None else torch.from_numpy(log_expected_count),
+            torch.tensor(self.world_size * own_weight / max(total_weight, 1e-12)),
+        )
+
+
+def share(users: np.ndarray, rank: int, world_size: int) -> np.ndarray:
+    """The rank's part of a global batch; a batch smaller than the world repeats users, so that no rank is empty."""
+    if len(users) < world_size:
+        users = np.resize(users, world_size)
+    return np.array_split(users, world_size)[rank]
+
+
+class NextEvent:
+    """``targets = "next"``: at every position of the latest ``max_length`` events, the event that follows."""
+
+    passes = 1
+
+    def __init__(self, sequences: Sequences, recipe: Recipe) -> None:
+        # one more than the encoder reads: the last one is only a target
+        self.sequences = sequences.latest(recipe.max_length + 1)
+        known = np.concatenate([[0], np.cumsum(self.sequences.items > 0)])
+        first = np.minimum(self.sequences.offsets[:-1] + 1, self.sequences.offsets[1:])
+        self.n_targets = known[self.sequences.offsets[1:]] - known[first]
+        self.users = np.flatnonzero(self.n_targets > 0)
+
+    def examples(
+        self, users: np.ndarray, rank: int, world_size: int, rng: np.random.Generator
+    ) -> tuple[Examples, float]:
+        """This rank's examples, and the weight of all ranks' targets together."""
+        every = np.concatenate([share(users, r, world_size) for r in range(world_size)])
+        users = share(users, rank, world_size)
+        starts, ends = self.sequences.offsets[:-1][users], self.sequences.offsets[1:][users]
+        histories = self.sequences.slices(users, starts, ends - 1)
+        following = self.sequences.slices(users, starts + 1, ends).items
+        rows = np.flatnonzero(following > 0)
+        states = np.arange(len(rows))
+        examples = Examples(histories, rows, following[rows], states, np.ones(len(rows), np.float32))
+        return examples, float(self.n_targets[every].sum())
+
+
+class TargetWindow:
+    """``targets = "window"``: one instant a batch; from each user's history before it, everything bought after it.
+
+    The dense all-action objective of PinnerFormer (Pancha et al., KDD 2022, section 3.2), with all targets of the
+    window instead of a sample. Instants lie on a grid that ends one window before the newest event. Every user
+    weighs the same, however many targets.
+    """
+
+    def __init__(self, sequences: Sequences, recipe: Recipe) -> None:
+        if sequences.timestamps is None or sequences.n_events == 0:
+            raise SchemaError("targets = 'window' needs a log with times; use targets = 'next'")
+        self.sequences = sequences
+        self.recipe = recipe
+        self.passes = recipe.passes_per_epoch
+        self.window_us = int(recipe.window_days * DAY_US)
+        self.origin_us = int(sequences.timestamps.min())
+        self.newest_us = int(sequences.timestamps.max()) + 1
+        last_cut = self.newest_us - self.window_us
+        step = int(recipe.window_step_days * DAY_US)
+        self.cuts = np.arange(last_cut, max(self.origin_us, last_cut - recipe.n_windows * step), -step)
+        if len(self.cuts) == 0 or last_cut <= self.origin_us:
+            raise SchemaError(
+                f"window_days = {recipe.window_days} is longer than the training log "
+                f"({(self.newest_us - self.origin_us) / DAY_US:.1f} days); lower it"
+            )
+        spans_cut = self._place(np.arange(sequences.n_users), int(self.cuts[-1])) < sequences.offsets[1:]
+        self.users = np.flatnonzero(spans_cut & (self._place(np.arange(sequences.n_users), int(self.cuts[0])) > sequences.offsets[:-1]))
+
+    @cached_property
+    def _times(self) -> np.ndarray:
+        """(user, time) as one ascending number, so that one searchsorted finds an instant in many histories."""
+        span = self.newest_us - self.origin_us + 1
+        return self.sequences.user_index * span + (np.asarray(self.sequences.timestamps) - self.origin_us)
+
+    def _place(self, users: np.ndarray, at_us: int) -> np.ndarray:
+        """Flat place of each user's first event at or after ``at_us``."""
+        at = min(max(at_us, self.origin_us), self.newest_us) - self.origin_us
+        return np.searchsorted(self._times, users * (self.newest_us - self.origin_us + 1) + at)
+
+    @cached_property
+    def _first_bought(self) -> tuple[np.ndarray, np.ndarray]:
+        """Ascending (user, item) keys and the flat place of each one's first event."""
+        key = self.sequences.user_index * self._n_rows + self.sequences.items
+        return np.unique(key, return_index=True)
+
+    @cached_property
+    def _n_rows(self) -> int:
+        return int(self.sequences.items.max()) + 1
+
+    def examples(
+        self, users: np.ndarray, rank: int, world_size: int, rng: np.random.Generator
+    ) -> tuple[Examples, float]:
+        """This rank's examples, and the weight of all ranks' targets together."""
+        cut = int(rng.choice(self.cuts))
+        offsets = self.sequences.offsets
+        places, ends = self._place(users, cut), self._place(users, cut + self.window_us)
+        usable = (places > offsets[:-1][users]) & (ends > places)
+        users, places, ends = users[usable], places[usable], ends[usable]
+        if len(users) == 0:  # an instant before anybody's first event: nothing to learn, on any rank
+            return self._empty(), 0.0
+        parts = [share(np.arange(len(users)), r, world_size) for r in range(world_size)]
+        own = [self._targets(users[p], places[p], ends[p]) for p in parts] if world_size > 1 else None
+        part = parts[rank]
+        ids, owner = own[rank] if own else self._targets(users[part], places[part], ends[part])
+        total = sum(len(np.unique(o)) for _, o in own) if own else len(np.unique(owner))
+        starts = np.maximum(offsets[:-1][users[part]], places[part] - self.recipe.max_length)
+        histories = self.sequences.slices(users[part], starts, places[part])
+        with_target, state = np.unique(owner, return_inverse=True)
+        weights = 1.0 / np.bincount(state, minlength=len(with_target))[state] if len(state) else np.empty(0)
+        rows = histories.offsets[1:][with_target] - 1
+        return Examples(histories, rows, ids, state, weights.astype(np.float32)), float(total)
+
+    def _targets(self, users: np.ndarray, places: np.ndarray, ends: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Distinct known items of places..ends-1 and the index of the user each belongs to, users ascending."""
+        window = self.sequences.slices(users, places, ends)
+        owner = window.user_index
+        pairs = np.unique(owner * self._n_rows + window.items)
+        owner, ids = pairs // self._n_rows, pairs % self._n_rows
+        keep = ids > 0
+        if self.recipe.window_scope == "new":
+            keys, first = self._first_bought
+            keep &= first[np.searchsorted(keys, users[owner] * self._n_rows + ids)] >= places[owner]
+        return ids[keep], owner[keep]
+
+    def _empty(self) -> Examples:
+        nothing = np.empty(0, np.int64)
+        first = self.sequences.slices(np.zeros(1, np.int64), np.zeros(1, np.int64), np.zeros(1, np.int64))
+        return Examples(first, nothing, nothing, nothing, np.empty(0, np.float32))
+
+
+class CandidateSampler:
+    """Draws the candidate set of a batch: the whole catalogue, or n negatives with replacement."""
+
+    def __init__(self, vocabulary: Vocabulary, recipe: Recipe) -> None:
+        self.n_items = vocabulary.n_items
+        self.n_candidates = recipe.candidates
+        counts = vocabulary.item_counts.astype(np.float64)
+        weights = counts + 1.0 if recipe.sampling == "popularity" else np.ones_like(counts)
+        self.probability = weights / weights.sum()
+        self._cumulative = np.cumsum(self.probability)
+
+    def draw(self, rng: np.random.Generator, rank: int, world_size: int) -> tuple[np.ndarray, np.ndarray | None]:
+        """(vocabulary rows int64 [N], log expected count float32 [N] or None for the whole catalogue)."""
+        if self.n_candidates == "all":
+            return np.arange(1, self.n_items + 1), None
+        # every rank draws for all ranks and keeps its own, so that ranks differ and one seed rules them all
+        draws = rng.random((world_size, self.n_candidates))[rank]
+        rows = np.minimum(np.searchsorted(self._cumulative, draws, side="right"), self.n_items - 1)
+        log_count = np.log(self.n_candidates * self.probability[rows])
+        return rows + 1, log_count.astype(np.float32)

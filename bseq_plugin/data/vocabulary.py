@@ -1,0 +1,95 @@
+"""Item and event-type ids <-> rows of the embedding tables.
+
+Row 0 is the out-of-vocabulary row: unknown ids go there, and it is never a real item.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from bseq_plugin.data.events import EVENT_TYPE, ITEM, Events
+from bseq_plugin.errors import SchemaError
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """Ids in ascending order; item ``item_ids[i]`` has row ``i + 1``.
+
+    Attributes:
+        item_ids: int64 or str objects [V], unique, ascending.
+        item_counts: int64 [V], events of each item in the training part of the log.
+        event_types: names in ascending order; type ``event_types[i]`` has row ``i + 1``.
+    """
+
+    item_ids: np.ndarray
+    item_counts: np.ndarray
+    event_types: tuple[str, ...] = ()
+
+    @classmethod
+    def from_events(cls, events: Events, min_item_count: int = 1) -> Vocabulary:
+        """The items of ``events`` with at least ``min_item_count`` events; rarer ones map to row 0.
+
+        Raises SchemaError if no item is left.
+        """
+        counts = events.frame[ITEM].value_counts(sort=False)
+        counts = counts[counts >= min_item_count].sort_index()
+        if counts.empty:
+            raise SchemaError(f"no item has min_item_count = {min_item_count} events or more; lower it")
+        types = sorted(events.frame[EVENT_TYPE].unique()) if EVENT_TYPE in events.frame else []
+        return cls(_plain(counts.index.to_numpy()), counts.to_numpy(np.int64), tuple(types))
+
+    def recounted(self, item_rows: np.ndarray) -> Vocabulary:
+        """The same items, counted in ``item_rows`` (int64, a training part) instead."""
+        return replace(self, item_counts=np.bincount(item_rows, minlength=self.n_items + 1)[1:])
+
+    @property
+    def n_items(self) -> int:
+        """V, the out-of-vocabulary row not counted."""
+        return len(self.item_ids)
+
+    @cached_property
+    def _item_index(self) -> pd.Index:
+        return pd.Index(self.item_ids)
+
+    @cached_property
+    def _event_type_index(self) -> pd.Index:
+        return pd.Index(list(self.event_types), dtype="str")
+
+    def item_rows(self, item_ids: np.ndarray | pd.Series | Sequence[object]) -> np.ndarray:
+        """int64 rows, 0 for an unknown id. Raises SchemaError if integers meet a vocabulary of strings or vice versa."""
+        ids = pd.Index(item_ids)
+        if len(ids) and pd.api.types.is_integer_dtype(ids) != pd.api.types.is_integer_dtype(self._item_index):
+            kind = "integers" if pd.api.types.is_integer_dtype(self._item_index) else "strings"
+            raise SchemaError(f"item ids are {ids.dtype}, but this vocabulary has {kind}: for example {self.item_ids[0]!r}")
+        return np.asarray(self._item_index.get_indexer(ids) + 1, dtype=np.int64)
+
+    def event_type_rows(self, event_types: np.ndarray | pd.Series | Sequence[str]) -> np.ndarray:
+        """int64 rows, 0 for an unknown event type."""
+        return np.asarray(self._event_type_index.get_indexer(pd.Index(event_types)) + 1, dtype=np.int64)
+
+    def save(self, path: Path) -> None:
+        """Parquet: item_id, count; the event types stand in the schema's metadata."""
+        table = pa.table({ITEM: pa.array(self.item_ids), "count": self.item_counts})
+        metadata = {"bseq.event_types": json.dumps(self.event_types)}
+        pq.write_table(table.replace_schema_metadata(metadata), path)
+
+    @classmethod
+    def load(cls, path: Path) -> Vocabulary:
+        """Read what ``save`` wrote."""
+        table = pq.read_table(path)
+        types = json.loads((table.schema.metadata or {}).get(b"bseq.event_types", b"[]"))
+        ids = table[ITEM].to_pandas().to_numpy()
+        return cls(_plain(ids), table["count"].to_numpy(), tuple(types))
+
+
+def _plain(ids: np.ndarray) -> np.ndarray:
+    return ids.astype(np.int64) if np.issubdtype(np.asarray(ids).dtype, np.integer) else np.asarray(ids, dtype=object)

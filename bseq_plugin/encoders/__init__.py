@@ -1,0 +1,1 @@
+"""Sequence encoders: events in, one state an event out."""

@@ -1,0 +1,78 @@
+"""Causal Transformer of the SASRec family."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from bseq_plugin.encoders.attention import LengthGroups, causal_attention, group_by_length
+from bseq_plugin.errors import RecipeError
+from bseq_plugin.schema.options import PartOptions
+from bseq_plugin.schema.packed import PackedEvents
+from bseq_plugin.schema.parts import SequenceEncoder
+
+
+class CausalOptions(PartOptions):
+    """Options of the ``causal`` encoder."""
+
+    n_blocks: int = Field(2, ge=1)
+    n_heads: int = Field(2, ge=1)
+    feed_forward: int | None = Field(None, ge=1, description="inner width of the feed-forward part; 4 x dim if not given")
+
+
+class CausalEncoder(SequenceEncoder):
+    """Pre-norm causal self-attention (Kang and McAuley, "Self-Attentive Sequential Recommendation", ICDM 2018).
+
+    Positions count from the newest event of a history, as in the left-padded original, so that "the last event" has
+    the same position whatever the length. Linear layers and norms work on T rows, attention on users of like length.
+
+    Raises RecipeError if ``dim`` is not a multiple of ``n_heads``.
+    """
+
+    name = "causal"
+    Options = CausalOptions
+
+    def __init__(self, dim: int, max_length: int, dropout: float, options: Any = None) -> None:
+        super().__init__(dim, max_length, dropout, options)
+        if dim % self.options.n_heads:
+            raise RecipeError(f"dim = {dim} is not a multiple of encoder_options.n_heads = {self.options.n_heads}")
+        self.position = nn.Embedding(max_length, dim)
+        inner = self.options.feed_forward or 4 * dim
+        self.blocks = nn.ModuleList(CausalBlock(dim, self.options.n_heads, inner, dropout) for _ in range(self.options.n_blocks))
+        self.norm = nn.LayerNorm(dim)
+        if not self.position.weight.is_meta:
+            nn.init.normal_(self.position.weight, std=0.02)
+
+    def forward(self, events: PackedEvents) -> Tensor:
+        """``states_TD``; see ``SequenceEncoder.forward``."""
+        x_TD = events.x_TD + self.position(events.age_T)
+        x_TD = F.dropout(x_TD, self.dropout, self.training)
+        groups = group_by_length(events)
+        for block in self.blocks:
+            x_TD = block(x_TD, groups)
+        out: Tensor = self.norm(x_TD)
+        return out
+
+
+class CausalBlock(nn.Module):
+    """``x + attention(norm(x))``, then ``x + feed_forward(norm(x))``."""
+
+    def __init__(self, dim: int, n_heads: int, inner: int, dropout: float) -> None:
+        super().__init__()
+        self.n_heads = n_heads
+        self.dropout = dropout
+        self.attention_norm, self.feed_forward_norm = nn.LayerNorm(dim), nn.LayerNorm(dim)
+        self.query_key_value, self.attention_out = nn.Linear(dim, 3 * dim), nn.Linear(dim, dim)
+        self.feed_forward_in, self.feed_forward_out = nn.Linear(dim, inner), nn.Linear(inner, dim)
+
+    def forward(self, x_TD: Tensor, groups: LengthGroups) -> Tensor:
+        """``[T, D]`` to ``[T, D]``."""
+        qkv = self.query_key_value(self.attention_norm(x_TD)).view(x_TD.shape[0], 3, self.n_heads, -1)
+        q_THd, k_THd, v_THd = qkv.unbind(1)
+        attended = causal_attention(q_THd, k_THd, v_THd, groups, self.dropout if self.training else 0.0)
+        x_TD = x_TD + F.dropout(self.attention_out(attended.flatten(1)), self.dropout, self.training)
+        inner = F.gelu(self.feed_forward_in(self.feed_forward_norm(x_TD)))
+        return x_TD + F.dropout(self.feed_forward_out(inner), self.dropout, self.training)

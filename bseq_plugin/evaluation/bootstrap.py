@@ -1,0 +1,75 @@
+"""Bootstrap intervals of means; users are the unit that is drawn.
+
+Shape letters: U users, M columns (metrics, rankers, differences), R resamples.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from bseq_plugin.errors import UsageError
+
+# draws held at one time; the counts made of them take 8 bytes each
+CHUNK_DRAWS = 4_000_000
+
+
+def bootstrap_intervals(
+    values_UM: np.ndarray, n_resamples: int = 1000, seed: int = 0, level: float = 0.95
+) -> np.ndarray:
+    """Percentile interval of the mean of each column; all columns share the drawn users.
+
+    A resample of U users with replacement is a vector of multinomial counts, so that the R means of all columns are
+    one matrix product.
+
+    Args:
+        values_UM: float [U, M], U >= 1.
+        n_resamples: R.
+        seed: of the draws; the same seed and shape give the same interval.
+        level: of the interval, between 0 and 1.
+
+    Returns:
+        float64 [M, 2], low and high.
+
+    Raises:
+        UsageError: for no users, no resamples, or a level out of range.
+
+    Source: Efron, Annals of Statistics 1979.
+    """
+    n_users, _ = values_UM.shape
+    if n_users < 1 or n_resamples < 1 or not 0 < level < 1:
+        raise UsageError(
+            f"{n_users} users, n_resamples = {n_resamples}, level = {level}; give at least one user and one resample, "
+            "and a level between 0 and 1"
+        )
+    generator = np.random.default_rng(seed)
+    chunk = max(1, CHUNK_DRAWS // n_users)
+    means = []
+    for start in range(0, n_resamples, chunk):
+        n = min(chunk, n_resamples - start)
+        draws = generator.integers(0, n_users, (n, n_users))
+        places = draws + np.arange(n)[:, None] * n_users
+        counts = np.bincount(places.ravel(), minlength=n * n_users).reshape(n, n_users)
+        means.append(counts.astype(np.float64) @ values_UM / n_users)
+    tail = (1 - level) / 2
+    return np.quantile(np.concatenate(means), [tail, 1 - tail], axis=0).T
+
+
+def bootstrap_interval(
+    values_U: np.ndarray, n_resamples: int = 1000, seed: int = 0, level: float = 0.95
+) -> tuple[float, float]:
+    """``bootstrap_intervals`` of one column: (low, high)."""
+    low, high = bootstrap_intervals(values_U[:, None], n_resamples, seed, level)[0]
+    return float(low), float(high)
+
+
+def paired_bootstrap_interval(
+    values_U: np.ndarray, baseline_U: np.ndarray, n_resamples: int = 1000, seed: int = 0, level: float = 0.95
+) -> tuple[float, float]:
+    """Interval of mean(values - baseline), both measured on the same users in the same order.
+
+    Pairing removes what makes a user easy or hard for everybody; two overlapping intervals may still differ surely.
+    Raises UsageError if the shapes differ, and as ``bootstrap_intervals``.
+    """
+    if values_U.shape != baseline_U.shape:
+        raise UsageError(f"values of {values_U.shape} and baseline of {baseline_U.shape} are not of the same users")
+    return bootstrap_interval(values_U - baseline_U, n_resamples, seed, level)

@@ -1,0 +1,150 @@
+"""Floors: rankers that learn nothing but counts. A model that does not beat them has learnt nothing else either.
+
+The settings were chosen on November 2017 of the completejourney log (grocery baskets), those of the transition graph
+come from the Amazon sets. Shape letters: b users of one block, V items (row 0 = unknown), T events.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from bseq_plugin.data.events import DAY_US
+from bseq_plugin.data.sequences import Sequences
+from bseq_plugin.errors import SchemaError
+from bseq_plugin.evaluation import sparse
+from bseq_plugin.metrics import MAX_BLOCK_SCORES, top_k_scores
+
+RECENT_DAYS = 28
+# a floor holds a sparse product beside the dense block, so that its blocks are smaller than a model's
+MAX_FLOOR_USERS = 256
+
+# (histories of U users, k, mask seen items?) -> int64 [U, k] vocabulary rows, best first, -1 = nothing left
+Ranker = Callable[[Sequences, int, bool], np.ndarray]
+
+
+class Floor(Protocol):
+    """What a floor is: fitted once on the training part, then scores histories it need not have seen."""
+
+    name: str
+
+    def fit(self, training: Sequences, n_items: int) -> None:
+        """Count. ``n_items`` is V; events of unknown items (row 0) are ignored."""
+
+    def scores(self, histories: Sequences) -> Tensor:
+        """float32 [b, V + 1], larger is better; column 0 has no meaning."""
+
+
+def floor_ranker(floor: Floor, n_items: int) -> Ranker:
+    """A fitted floor as a ``Ranker``; scores exist for one block of users at a time."""
+    block = max(1, min(MAX_FLOOR_USERS, MAX_BLOCK_SCORES // (n_items + 1)))
+
+    def rank(histories: Sequences, k: int, mask_seen: bool) -> np.ndarray:
+        excluded = (histories.offsets, histories.items) if mask_seen else None
+
+        def score_block(users: slice) -> Tensor:
+            return floor.scores(histories.take(np.arange(users.start, users.stop)))
+
+        return top_k_scores(score_block, histories.n_users, k, excluded, block)
+
+    return rank
+
+
+def newest_us(training: Sequences, until_us: int | None) -> int | None:
+    """The instant from which ages are counted: ``until_us``, else just after the newest event; None without times."""
+    if training.timestamps is None or not training.n_events:
+        return None
+    return int(training.timestamps.max()) + 1 if until_us is None else until_us
+
+
+def item_counts(
+    training: Sequences, n_items: int, days: float | None = None, until_us: int | None = None
+) -> np.ndarray:
+    """float64 [V + 1], events of each item (of the last ``days`` before ``until_us``); 0 for the unknown item.
+
+    Raises SchemaError if ``days`` is given and the log has no times.
+    """
+    until = newest_us(training, until_us)
+    if days is not None:
+        if until is None:
+            raise SchemaError(f"the log has no times, so there are no last {days:g} days; use days=None")
+        training = training.between(until - round(days * DAY_US), until)
+    counts = np.bincount(training.items, minlength=n_items + 1).astype(np.float64)
+    counts[0] = 0
+    return counts
+
+
+@dataclass
+class Popularity:
+    """Everybody gets the items with the most events, of all time or of the last ``days``."""
+
+    days: float | None = None
+    until_us: int | None = None
+    name: str = field(init=False)
+    _score_V: Tensor = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        self.name = "popularity" if self.days is None else f"popularity_{self.days:g}d"
+
+    def fit(self, training: Sequences, n_items: int) -> None:
+        """See ``Floor.fit``. Raises SchemaError for ``days`` and a log without times."""
+        counts = item_counts(training, n_items, self.days, self.until_us)
+        self._score_V = torch.from_numpy(counts.astype(np.float32))
+
+    def scores(self, histories: Sequences) -> Tensor:
+        """See ``Floor.scores``."""
+        return self._score_V.repeat(histories.n_users, 1)
+
+
+@dataclass
+class Tail:
+    """What a floor says about items it has no opinion on: recent popularity, below everything it does rank."""
+
+    below_V: np.ndarray
+
+    @classmethod
+    def fitted(cls, training: Sequences, n_items: int, until_us: int | None) -> Tail:
+        """From the last 28 days, or all events of a log without times."""
+        days = RECENT_DAYS if training.timestamps is not None else None
+        counts = item_counts(training, n_items, days, until_us)
+        return cls(((counts + 0.5) / (counts.max() + 1)).astype(np.float32))
+
+    def fill(self, score_bV: np.ndarray) -> Tensor:
+        """Scores above 0 stay; 0 and less becomes popularity in (-1, 0)."""
+        return torch.from_numpy(np.where(score_bV > 0, score_bV, self.below_V - 1).astype(np.float32))
+
+
+@dataclass
+class PersonalFrequency:
+    """What a user had most often comes first; equal counts and the rest by recent popularity.
+
+    With ``half_life_days`` an old event counts less. No floor for new items: there it is recent popularity.
+    """
+
+    half_life_days: float | None = None
+    until_us: int | None = None
+    name: str = field(init=False)
+    _n_items: int = field(init=False, repr=False)
+    _until: int | None = field(init=False, repr=False)
+    _tail: Tail = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        days = self.half_life_days
+        self.name = "personal_frequency" if days is None else f"personal_frequency_half_life_{days:g}d"
+
+    def fit(self, training: Sequences, n_items: int) -> None:
+        """See ``Floor.fit``."""
+        self._n_items, self._until = n_items, newest_us(training, self.until_us)
+        self._tail = Tail.fitted(training, n_items, self.until_us)
+
+    def scores(self, histories: Sequences) -> Tensor:
+        """See ``Floor.scores``."""
+        counts = sparse.history_matrix(histories.known(), self._n_items, self.half_life_days, self._until).toarray()
+        # counts are whole numbers, so that half of a popularity below 1 breaks ties only; decayed ones hardly tie
+        tie = 0.5 if self.half_life_days is None else 5e-4
+        return self._tail.fill(np.where(counts > 0, counts + tie * self._tail.below_V, 0))

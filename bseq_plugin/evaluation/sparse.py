@@ -1,0 +1,122 @@
+"""Histories as sparse matrices: what the floors are computed from.
+
+Shape letters: U users, b users of one block, S steps, T events, V items (columns are vocabulary rows, 0 = unknown).
+All matrices are float32 in CSR form.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from scipy import sparse
+
+from bseq_plugin.data.events import DAY_US
+from bseq_plugin.data.sequences import Sequences
+
+Matrix = Any  # scipy.sparse.csr_array: its stubs change the type parameters from release to release
+
+
+def steps(sequences: Sequences) -> np.ndarray:
+    """int64 [T], the step of each event, 0..S-1, ascending; a step never spans two users.
+
+    Events of one session are one step (a basket has no order worth learning); without sessions, events of the same
+    instant; in a log that tells only the order, each event.
+    """
+    marks = sequences.session_ids if sequences.session_ids is not None else sequences.timestamps
+    if marks is None:
+        return np.arange(sequences.n_events)
+    users = sequences.user_index
+    begins = np.ones(sequences.n_events, bool)
+    begins[1:] = (marks[1:] != marks[:-1]) | (users[1:] != users[:-1])
+    return np.cumsum(begins) - 1
+
+
+def count_matrix(
+    rows: np.ndarray, items: np.ndarray, shape: tuple[int, int], weights: np.ndarray | None = None
+) -> Matrix:
+    """[rows, V + 1] sums of ``weights`` (default 1) over equal (row, item) pairs."""
+    values = np.ones(len(items), np.float32) if weights is None else weights.astype(np.float32)
+    return sparse.csr_array((values, (rows, items)), shape=shape)
+
+
+def step_matrix(sequences: Sequences, n_items: int) -> Matrix:
+    """[S, V + 1], 1 where a step holds an item."""
+    step = steps(sequences)
+    held = count_matrix(step, sequences.items, (int(step[-1]) + 1 if len(step) else 0, n_items + 1))
+    held.data[:] = 1
+    return held
+
+
+def step_users(sequences: Sequences) -> np.ndarray:
+    """int64 [S], the user (0..U-1) of each step."""
+    return sequences.user_index[np.flatnonzero(np.diff(steps(sequences), prepend=-1))]
+
+
+def history_matrix(
+    sequences: Sequences, n_items: int, half_life_days: float | None = None, until_us: int | None = None
+) -> Matrix:
+    """[U, V + 1] number of times each user had each item.
+
+    With a half life an event counts ``2 ** -(age / half life)``, its age taken at ``until_us``; a log without times
+    counts plainly.
+    """
+    weights = None
+    if half_life_days is not None and sequences.timestamps is not None and until_us is not None:
+        weights = np.exp2((sequences.timestamps - until_us) / (half_life_days * DAY_US))
+    return count_matrix(sequences.user_index, sequences.items, (sequences.n_users, n_items + 1), weights)
+
+
+def recent_matrix(sequences: Sequences, n_items: int, last: int, decay: float) -> Matrix:
+    """[U, V + 1] weights of the items of each user's last steps: ``decay ** age``, age 0 for the newest step."""
+    step, user = steps(sequences), sequences.user_index
+    age = step[sequences.offsets[1:][user] - 1] - step
+    recent = age < last
+    shape = (sequences.n_users, n_items + 1)
+    return count_matrix(user[recent], sequences.items[recent], shape, decay ** age[recent])
+
+
+def scale_rows(matrix: Matrix, factors: np.ndarray) -> None:
+    """Multiply each row by its factor, in place: item-item matrices are the largest thing a floor holds."""
+    matrix.data *= np.repeat(factors.astype(np.float32), np.diff(matrix.indptr))
+
+
+def scale_columns(matrix: Matrix, factors: np.ndarray) -> None:
+    """Multiply each column by its factor, in place."""
+    matrix.data *= factors.astype(np.float32)[matrix.indices]
+
+
+def drop_diagonal(matrix: Matrix) -> None:
+    """Nobody is their own neighbour; in place."""
+    rows = np.repeat(np.arange(matrix.shape[0], dtype=matrix.indices.dtype), np.diff(matrix.indptr))
+    matrix.data[rows == matrix.indices] = 0
+    matrix.eliminate_zeros()
+
+
+def log1p(matrix: Matrix) -> Matrix:
+    """A copy with log(1 + x) for each value."""
+    return matrix.log1p()
+
+
+def unit_rows(matrix: Matrix) -> Matrix:
+    """Each row at Euclidean length 1; an empty row stays empty."""
+    lengths = np.sqrt(np.asarray(matrix.power(2).sum(axis=1)).ravel())
+    matrix = matrix.copy()
+    scale_rows(matrix, 1.0 / np.maximum(lengths, 1e-9))
+    return matrix
+
+
+def stack(parts: list[Matrix]) -> Matrix:
+    """Blocks of rows, one below the other."""
+    return sparse.vstack(parts, format="csr")
+
+
+def keep_strongest(scores_bN: np.ndarray, k: int) -> Matrix:
+    """[b, N] with only the k largest values of each row."""
+    k = min(k, scores_bN.shape[1])
+    columns = np.argpartition(scores_bN, -k, axis=1)[:, -k:]
+    values = np.take_along_axis(scores_bN, columns, axis=1)
+    rows = np.repeat(np.arange(len(scores_bN)), k)
+    kept = sparse.csr_array((values.ravel(), (rows, columns.ravel())), shape=scores_bN.shape)
+    kept.eliminate_zeros()
+    return kept

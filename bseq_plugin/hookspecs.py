@@ -1,0 +1,54 @@
+"""The hooks a plugin can implement: the whole contract, without torch, FAISS or transformers.
+
+A plugin is a module (or object) whose functions are marked with ``@bseq_plugin.hookimpl`` and which is named
+in the entry-point group ``bseq``. The built-in parts come in by the same door (``bseq_plugin.builtin``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import pluggy
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from bseq_plugin.data.events import Events
+    from bseq_plugin.schema.parts import RankingFeature, SequenceEncoder, SequenceLoss, VectorIndex
+
+PROJECT = "bseq"
+API_VERSION = 1
+
+hookspec = pluggy.HookspecMarker(PROJECT)
+hookimpl = pluggy.HookimplMarker(PROJECT)
+
+
+class BseqSpecs:
+    """One method a hook. List hooks return classes that carry a unique ``name``."""
+
+    @hookspec
+    def bseq_encoders(self) -> list[type[SequenceEncoder]]:  # type: ignore[empty-body]
+        """Dense modules on packed events: ``PackedEvents -> states [T, D]``. They own no embedding tables."""
+
+    @hookspec
+    def bseq_losses(self) -> list[type[SequenceLoss]]:  # type: ignore[empty-body]
+        """Losses of (state, target, candidates)."""
+
+    @hookspec
+    def bseq_indexes(self) -> list[type[VectorIndex]]:  # type: ignore[empty-body]
+        """Inner-product indexes over item vectors."""
+
+    @hookspec
+    def bseq_ranking_features(self) -> list[type[RankingFeature]]:  # type: ignore[empty-body]
+        """Columns for (user, candidate, at)."""
+
+    @hookspec(firstresult=True)
+    def bseq_read_events(
+        self, source: object, columns: Mapping[str, str] | None, timestamp_unit: str | None
+    ) -> Events | None:
+        """Read ``source`` if you recognise it, else return None so that the next reader is asked."""
+
+    @hookspec(firstresult=True)
+    def bseq_attach(self, host: nn.Module, interest: nn.Module) -> Any | None:
+        """Wire a ``SequenceInterestEncoder`` into ``host`` and return the combined module, or None."""

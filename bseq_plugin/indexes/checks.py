@@ -1,0 +1,109 @@
+"""What every index checks itself: FAISS validates with bare ``assert``, which ``python -O`` removes.
+
+Shape letters: B queries, V vectors, D width, k hits of a query.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from bseq_plugin.errors import UsageError
+from bseq_plugin.schema.options import PartOptions, parse_options
+
+Search = Callable[[Tensor, int], tuple[Tensor, Tensor]]
+Options = TypeVar("Options", bound=PartOptions)
+
+
+def checked_options(model: type[Options], options: Any, index: str) -> Options:
+    """``options`` (None, a mapping, or ready-made) as ``model``. Raises RecipeError for an unknown key or value."""
+    if isinstance(options, model):
+        return options
+    if options is not None and not isinstance(options, Mapping):
+        raise UsageError(f"index {index!r}: options are {type(options).__name__}; give a mapping or {model.__name__}")
+    return parse_options(model, options or {}, f"options of index {index!r}")
+
+
+def checked_vectors(vectors_VD: Tensor) -> Tensor:
+    """``vectors_VD`` as contiguous float32 on CPU, the same memory where possible.
+
+    Raises UsageError for another shape, no vectors, or a value that is not finite.
+    """
+    vectors_VD = _matrix(vectors_VD, "item vectors", "[V, D]")
+    if vectors_VD.shape[0] < 1 or vectors_VD.shape[1] < 1:
+        raise UsageError(f"item vectors have shape {tuple(vectors_VD.shape)}; an index needs at least one vector")
+    finite_V = torch.isfinite(vectors_VD).all(1)
+    if not bool(finite_V.all()):
+        rows = torch.nonzero(~finite_V).flatten()[:10].tolist()
+        raise UsageError(f"item vectors have NaN or Inf, for example in rows {rows}; remove them or train again")
+    return vectors_VD
+
+
+def checked_queries(queries_BD: Tensor, k: int, dim: int, n_vectors: int, max_k: int | None = None) -> Tensor:
+    """``queries_BD`` as contiguous float32 on CPU; B may be 0.
+
+    Raises UsageError for a wrong width, values that are not finite, or k outside 1..V (or the backend's limit).
+    """
+    queries_BD = _matrix(queries_BD, "queries", f"[B, {dim}]")
+    if queries_BD.shape[1] != dim:
+        raise UsageError(
+            f"queries have width {queries_BD.shape[1]}, the index has {dim}; encode them with the encoder of this version"
+        )
+    if isinstance(k, bool) or not isinstance(k, int):
+        raise UsageError(f"k = {k!r}; give a whole number of 1 or more")
+    if not 1 <= k <= n_vectors:
+        raise UsageError(f"k = {k}; give 1..{n_vectors}, for the index has {n_vectors} vectors")
+    if max_k is not None and k > max_k:
+        raise UsageError(f"k = {k}; this backend returns at most {max_k}: ask for less or use index 'exact'")
+    finite_B = torch.isfinite(queries_BD).all(1)
+    if not bool(finite_B.all()):
+        rows = torch.nonzero(~finite_B).flatten()[:10].tolist()
+        raise UsageError(f"queries have NaN or Inf, for example in rows {rows}; check the histories they come from")
+    return queries_BD
+
+
+def _matrix(values: Tensor, what: str, shape: str) -> Tensor:
+    if not isinstance(values, Tensor):
+        raise UsageError(f"{what} are {type(values).__name__}; give a float tensor {shape}: torch.as_tensor(...)")
+    if values.dim() != 2 or not values.is_floating_point():
+        raise UsageError(f"{what} have shape {tuple(values.shape)} and dtype {values.dtype}; give a float tensor {shape}")
+    return values.detach().to("cpu", torch.float32).contiguous()
+
+
+def best_first(scores_BN: Tensor, rows_BN: Tensor) -> tuple[Tensor, Tensor]:
+    """Both sorted by descending score, equal scores by ascending row; missing hits (row -1, score -inf) last."""
+    rows_BN, order_BN = torch.sort(rows_BN, dim=1)
+    scores_BN, places_BN = torch.sort(scores_BN.gather(1, order_BN), dim=1, descending=True, stable=True)
+    return scores_BN, rows_BN.gather(1, places_BN)
+
+
+def search_with_ties(search: Search, queries_BD: Tensor, k: int, limit: int) -> tuple[Tensor, Tensor]:
+    """Top k of an exact ``search`` that keeps arbitrary ones of the equal scores at place k: the lowest rows win here.
+
+    One hit more than asked shows whether place k is tied; tied queries are searched again, deeper, until the whole
+    group of equal scores is there. ``limit``: the deepest search the backend does; a group that reaches beyond it
+    stays arbitrary.
+    """
+    scores_Bk, rows_Bk = best_first(*search(queries_BD, min(k + 1, limit)))
+    depth = min(k + 1, limit)
+    # a search that ran to the limit has the whole group, or can't get it
+    open_B = torch.nonzero(scores_Bk[:, -1] == scores_Bk[:, k - 1]).flatten() if depth > k else torch.empty(0).long()
+    scores_Bk, rows_Bk = scores_Bk[:, :k].clone(), rows_Bk[:, :k].clone()
+    while open_B.numel() and depth < limit:
+        depth = min(4 * depth, limit)
+        scores_On, rows_On = best_first(*search(queries_BD[open_B], depth))
+        scores_Bk[open_B], rows_Bk[open_B] = scores_On[:, :k], rows_On[:, :k]
+        open_B = open_B[scores_On[:, -1] == scores_On[:, k - 1]]
+    return scores_Bk, rows_Bk
+
+
+def inner_products(queries_BD: Tensor, vectors_VD: Tensor, rows_Bk: Tensor) -> Tensor:
+    """float32 [B, k], the score of each row for its query; -inf where the row is -1. A block of queries at a time."""
+    blocks = []
+    for queries_QD, rows_Qk in zip(queries_BD.split(64), rows_Bk.split(64), strict=True):
+        found_QkD = vectors_VD[rows_Qk.clamp_min(0)]
+        blocks.append(torch.einsum("qd,qkd->qk", queries_QD, found_QkD).masked_fill(rows_Qk < 0, -torch.inf))
+    return torch.cat(blocks)

@@ -1,0 +1,1 @@
+"""Losses of states against their targets and a shared candidate set."""

@@ -1,0 +1,1 @@
+"""Tables + encoder + readout + loss, composed into TorchRec modules."""

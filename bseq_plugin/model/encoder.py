@@ -1,0 +1,129 @@
+"""The encoder a TorchRec engineer embeds: ``KeyedJaggedTensor -> KeyedTensor``.
+
+Its ``forward`` is traced by TorchRec's pipeline (it contains a sharded module), so it is a straight line; everything
+that looks at data lives in the child modules, which are leaves of the trace.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+from torchrec import EmbeddingCollection, EmbeddingConfig, JaggedTensor, KeyedJaggedTensor, KeyedTensor
+
+from bseq_plugin.data.batches import EVENT, EVENT_TYPE, N_TIME_GAPS, NEGATIVE, TARGET, TIME_GAP, TIMESTAMP
+from bseq_plugin.plugins import plugin_manager
+from bseq_plugin.schema.options import parse_options
+from bseq_plugin.schema.packed import PackedEvents
+from bseq_plugin.schema.parts import SequenceEncoder
+from bseq_plugin.schema.recipe import Recipe
+
+USER_INTEREST = "user_interest"
+ITEM_TABLE = "item"
+
+
+class SequenceInterestEncoder(nn.Module):
+    """Sharded tables, event embedder, one sequence encoder part, readout.
+
+    Args:
+        recipe: ``encoder``, ``encoder_options``, ``dim``, ``max_length``, ``dropout`` and ``event_features`` are used.
+        n_items: V; the item table has V + 1 rows, row 0 for unknown items.
+        n_event_types: rows of the event-type table without its row 0; needed if the recipe reads event types.
+        candidate_keys: look up ``target`` and ``negative`` in the item table too (training).
+        device: of the embedding tables; "meta" leaves them to the planner of ``DistributedModelParallel``.
+
+    Input keys: ``event`` and those of ``recipe.event_features`` (int64 rows, oldest first, at most ``max_length`` a
+    user), optionally ``timestamp`` (int64 microseconds) as the *first* key; see ``history_features``.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        n_items: int,
+        n_event_types: int = 0,
+        *,
+        candidate_keys: bool = False,
+        device: torch.device | str | None = None,
+    ) -> None:
+        super().__init__()
+        tables = _tables(recipe, n_items, n_event_types, candidate_keys)
+        self.embedding_collection = EmbeddingCollection(tables=tables, device=torch.device(device) if device else None)
+        self.event_embedder = EventEmbedder(recipe.event_features, recipe.max_length)
+        self.sequence_encoder = build_encoder_part(recipe)
+        self.readout = LastState(recipe.dim)
+
+    def forward(self, history: KeyedJaggedTensor) -> KeyedTensor:
+        """``{"user_interest": [B, K * D]}``, float32; zeros for a user without events."""
+        looked_up = self.embedding_collection(history)
+        events = self.event_embedder(looked_up, history)
+        states_TD = self.sequence_encoder(events)
+        interest: KeyedTensor = self.readout(events, states_TD)
+        return interest
+
+
+class EventEmbedder(nn.Module):
+    """Sums the looked-up vectors of an event: item + event type + time gap."""
+
+    def __init__(self, event_features: tuple[str, ...], max_length: int) -> None:
+        super().__init__()
+        self.event_features = event_features
+        self.max_length = max_length
+
+    def forward(self, looked_up: dict[str, JaggedTensor], history: KeyedJaggedTensor) -> PackedEvents:
+        """Packed events. Raises ValueError if a history is longer than ``max_length``."""
+        event = looked_up[EVENT]
+        x_TD = event.values()
+        for name in self.event_features:
+            x_TD = x_TD + looked_up[name].values()
+        lengths_B = event.lengths().to(torch.int64)
+        if len(lengths_B) and int(lengths_B.max()) > self.max_length:
+            raise ValueError(
+                f"a history has {int(lengths_B.max())} events, the encoder reads max_length = {self.max_length}: "
+                "cut histories to the latest events first (Sequences.latest)"
+            )
+        offsets_B1 = torch.nn.functional.pad(lengths_B.cumsum(0), (1, 0))
+        keys = history.keys()
+        timestamps_T = history[TIMESTAMP].values() if TIMESTAMP in keys else None
+        event_types_T = history[EVENT_TYPE].values() if EVENT_TYPE in keys else None
+        return PackedEvents(x_TD, offsets_B1, timestamps_T, event_types_T)
+
+
+class LastState(nn.Module):
+    """Readout with K = 1: the state of the newest event."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.dim = dim
+
+    def forward(self, events: PackedEvents, states_TD: Tensor) -> KeyedTensor:
+        """``{"user_interest": [B, D]}``."""
+        return KeyedTensor(keys=[USER_INTEREST], length_per_key=[self.dim], values=events.last(states_TD))
+
+
+def build_encoder_part(recipe: Recipe) -> SequenceEncoder:
+    """The sequence encoder named in the recipe. Raises UsageError (unknown name) or RecipeError (bad options)."""
+    part = plugin_manager().part("encoder", recipe.encoder)
+    options = parse_options(part.Options, recipe.encoder_options, f"encoder_options of {recipe.encoder!r}")
+    encoder: SequenceEncoder = part(recipe.dim, recipe.max_length, recipe.dropout, options)
+    return encoder
+
+
+def _tables(recipe: Recipe, n_items: int, n_event_types: int, candidate_keys: bool) -> list[EmbeddingConfig]:
+    item_keys = [EVENT, TARGET, NEGATIVE] if candidate_keys else [EVENT]
+    rows = {ITEM_TABLE: (n_items + 1, item_keys, 0.02)}
+    # context tables start at zero: an event is its item until the data says more
+    if EVENT_TYPE in recipe.event_features:
+        rows[EVENT_TYPE] = (n_event_types + 1, [EVENT_TYPE], 0.0)
+    if TIME_GAP in recipe.event_features:
+        rows[TIME_GAP] = (N_TIME_GAPS, [TIME_GAP], 0.0)
+    return [
+        EmbeddingConfig(
+            name=name,
+            num_embeddings=count,
+            embedding_dim=recipe.dim,
+            feature_names=keys,
+            init_fn=partial(nn.init.normal_, std=std),
+        )
+        for name, (count, keys, std) in rows.items()
+    ]

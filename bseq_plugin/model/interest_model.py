@@ -1,0 +1,105 @@
+"""The trained model as one plain process serves it: no process group, no sharding, no pickle.
+
+On disk (a run's ``model/`` folder, and part of every store version):
+
+    encoder.safetensors   dense parameters and context tables
+    items.safetensors     "item_vectors" float32 [V + 1, D], row 0 for unknown items
+    recipe.json           {"recipe": {...}, "trained_until_us": int or null, "bseq_version": str}
+    vocabulary.parquet
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from bseq_plugin import __version__
+from bseq_plugin.data.batches import history_features
+from bseq_plugin.data.sequences import Sequences
+from bseq_plugin.data.vocabulary import Vocabulary
+from bseq_plugin.errors import RunError
+from bseq_plugin.model.encoder import ITEM_TABLE, USER_INTEREST, SequenceInterestEncoder
+from bseq_plugin.schema.recipe import Recipe
+
+ITEM_WEIGHT = f"embedding_collection.embeddings.{ITEM_TABLE}.weight"
+EVENTS_PER_CALL = 1 << 15  # bounds memory; large enough that calls cost little beside their arithmetic
+
+
+@dataclass
+class InterestModel:
+    """A trained ``SequenceInterestEncoder`` with its item vectors and vocabulary.
+
+    Attributes:
+        trained_until_us: time of the newest training event (microseconds, UTC), None for a log without times.
+    """
+
+    recipe: Recipe
+    vocabulary: Vocabulary
+    encoder: SequenceInterestEncoder
+    trained_until_us: int | None = None
+
+    @classmethod
+    def from_state(
+        cls, recipe: Recipe, vocabulary: Vocabulary, state: Mapping[str, Tensor], trained_until_us: int | None
+    ) -> InterestModel:
+        """From the state of a plain ``SequenceInterestEncoder``. Raises RunError if it does not fit the recipe."""
+        encoder = SequenceInterestEncoder(recipe, vocabulary.n_items, len(vocabulary.event_types))
+        try:
+            encoder.load_state_dict(dict(state))
+        except RuntimeError as error:
+            raise RunError(f"the saved encoder does not fit its recipe: {error}") from None
+        return cls(recipe, vocabulary, encoder.eval(), trained_until_us)
+
+    @property
+    def item_vectors_VD(self) -> Tensor:
+        """float32 [V + 1, D]; row 0 is the unknown item's and no catalogue item."""
+        return self.encoder.embedding_collection.embeddings[ITEM_TABLE].weight.detach()
+
+    @torch.no_grad()
+    def encode(self, histories: Sequences) -> Tensor:
+        """``interests_BKD`` float32 of the latest ``recipe.max_length`` events; zeros for an empty history."""
+        histories = histories.latest(self.recipe.max_length)
+        # like lengths together: no padding, and calls of even size
+        order = np.argsort(histories.lengths, kind="stable")
+        interests_BKD = torch.empty(histories.n_users, 1, self.recipe.dim)
+        boundaries = np.flatnonzero(np.diff(np.cumsum(histories.lengths[order]) // EVENTS_PER_CALL)) + 1
+        for users in np.split(order, boundaries):
+            features = history_features(histories.take(users), self.recipe.event_features)
+            interests_BKD[torch.from_numpy(users)] = self.encoder(features)[USER_INTEREST].view(len(users), -1, self.recipe.dim)
+        return interests_BKD
+
+    def save(self, folder: Path) -> None:
+        """Write the four files into ``folder``, which exists."""
+        state = {k: v.contiguous() for k, v in self.encoder.state_dict().items() if k != ITEM_WEIGHT}
+        save_file(state, folder / "encoder.safetensors")
+        save_file({"item_vectors": self.item_vectors_VD.contiguous()}, folder / "items.safetensors")
+        header = {"recipe": self.recipe.model_dump(), "trained_until_us": self.trained_until_us, "bseq_version": __version__}
+        (folder / "recipe.json").write_text(json.dumps(header, indent=1), encoding="utf-8")
+        self.vocabulary.save(folder / "vocabulary.parquet")
+
+    @classmethod
+    def load(cls, folder: Path) -> InterestModel:
+        """Read what ``save`` wrote. Raises RunError if a file is missing or does not fit the others."""
+        for name in ("encoder.safetensors", "items.safetensors", "recipe.json", "vocabulary.parquet"):
+            if not (folder / name).is_file():
+                raise RunError(f"{folder} has no {name}; is this a finished run or a store version?")
+        header = json.loads((folder / "recipe.json").read_text(encoding="utf-8"))
+        state = load_file(folder / "encoder.safetensors")
+        state[ITEM_WEIGHT] = load_file(folder / "items.safetensors")["item_vectors"]
+        recipe = Recipe.parse(header["recipe"], f"{folder / 'recipe.json'}")
+        return cls.from_state(recipe, Vocabulary.load(folder / "vocabulary.parquet"), state, header["trained_until_us"])
+
+    @classmethod
+    def from_run(cls, run: str | Path) -> InterestModel:
+        """The best model of a finished run. Raises RunError if the run is missing or not finished."""
+        folder = Path(run) / "model"
+        if not folder.is_dir():
+            raise RunError(f"{run} is not a finished run (no model/); train it first, or go on with --resume")
+        return cls.load(folder)

@@ -1,0 +1,195 @@
+"""Loading plugins so that one bad plugin is reported and never takes the others down."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import json
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from functools import cache
+from typing import Any
+
+import pluggy
+
+from bseq_plugin.errors import PluginError, UsageError
+from bseq_plugin.hookspecs import API_VERSION, PROJECT, BseqSpecs
+
+ALLOW_ENV = "BSEQ_PLUGINS"  # comma-separated entry-point names: only these are loaded (builtin always is)
+DENY_ENV = "BSEQ_DISABLE_PLUGINS"  # comma-separated entry-point names that are not loaded
+BUILTIN = "builtin"
+
+# kind of part -> hook that lists the classes; the kind is the word used in messages and in `bseq plugins`
+PART_HOOKS = {
+    "encoder": "bseq_encoders",
+    "loss": "bseq_losses",
+    "index": "bseq_indexes",
+    "ranking feature": "bseq_ranking_features",
+}
+
+
+@dataclass
+class PluginInfo:
+    """One row of ``bseq plugins``: where a plugin comes from, what it gives, or why it failed."""
+
+    name: str
+    distribution: str
+    version: str
+    error: str | None = None
+    parts: dict[str, list[str]] = field(default_factory=dict)
+    hooks: list[str] = field(default_factory=list)
+
+
+class PluginManager:
+    """Registers plugins by hand or from entry points, and finds parts by kind and name.
+
+    Raises ``PluginError`` for duplicate names and misspelt hooks, ``UsageError`` for unknown names.
+    """
+
+    def __init__(self) -> None:
+        self._pm = pluggy.PluginManager(PROJECT)
+        self._pm.add_hookspecs(BseqSpecs)
+        self._info: dict[str, PluginInfo] = {}
+        self._causes: dict[str, BaseException] = {}
+        self._parts: dict[str, dict[str, tuple[type[Any], str]]] = {}
+
+    @property
+    def hook(self) -> Any:
+        """pluggy's hook caller, for the hooks that are not part lists."""
+        return self._pm.hook
+
+    def register(self, plugin: object, name: str, *, distribution: str = "(local)", version: str = "") -> None:
+        """Add one plugin object. Raises PluginError if the name is taken, a hook is misspelt, or a part clashes."""
+        if name in self._info:
+            other = self._info[name]
+            raise PluginError(
+                f"plugin name {name!r} is given by {distribution} and by {other.distribution}; uninstall one of them"
+            )
+        self._pm.register(plugin, name=name)
+        try:
+            self._pm.check_pending()
+        except pluggy.PluginValidationError as error:
+            self._pm.unregister(name=name)
+            raise PluginError(
+                f"plugin {name!r} ({distribution}): {error}. The hooks are: {', '.join(sorted(hook_names()))}"
+            ) from error
+        callers = self._pm.get_hookcallers(plugin) or []
+        self._info[name] = PluginInfo(name, distribution, version, hooks=sorted(c.name for c in callers))
+        self._parts.clear()
+
+    def load_entry_points(self, entry_points: Iterable[importlib.metadata.EntryPoint] | None = None) -> None:
+        """Load every entry point of group ``bseq`` that the environment switches allow; keep going on failures."""
+        points = importlib.metadata.entry_points(group=PROJECT) if entry_points is None else entry_points
+        allow, deny = _names_from_env(ALLOW_ENV), _names_from_env(DENY_ENV)
+        # an editable install can list the same distribution twice: one entry point is loaded once
+        for point in sorted(set(points), key=lambda p: (p.name != BUILTIN, p.name)):
+            if point.name != BUILTIN and (point.name in deny or (allow and point.name not in allow)):
+                continue
+            self._load(point)
+
+    def _load(self, point: importlib.metadata.EntryPoint) -> None:
+        distribution = point.dist.name if point.dist else "?"
+        version = point.dist.version if point.dist else ""
+        if point.name in self._info and self._info[point.name].distribution == distribution:
+            return
+        try:
+            plugin = point.load()
+        except Exception as error:  # a third party's import can fail in any way, and must not stop the others
+            self._info[point.name] = PluginInfo(
+                point.name, distribution, version, error=f"{type(error).__name__}: {error}"
+            )
+            self._causes[point.name] = error
+            return
+        wanted = getattr(plugin, "bseq_api_version", API_VERSION)
+        if wanted != API_VERSION:
+            message = f"was written for plugin API {wanted}, this is {API_VERSION}; upgrade {distribution} or bseq-plugin"
+            self._info[point.name] = PluginInfo(point.name, distribution, version, error=message)
+            self._causes[point.name] = PluginError(f"plugin {point.name!r} {message}")
+            return
+        self.register(plugin, point.name, distribution=distribution, version=version)
+
+    def parts(self, kind: str) -> dict[str, type[Any]]:
+        """All classes of one kind, by name. Raises PluginError if two plugins use one name."""
+        return {name: cls for name, (cls, _) in self._collect(kind).items()}
+
+    def part(self, kind: str, name: str) -> type[Any]:
+        """The class of ``kind`` called ``name``. An unknown name lists what there is and what failed to load."""
+        found = self.parts(kind)
+        if name in found:
+            return found[name]
+        failed = "; ".join(f"plugin {i.name!r} of {i.distribution} failed: {i.error}" for i in self._failed())
+        message = f"unknown {kind} {name!r}; there are: {', '.join(sorted(found))}" + (f". {failed}" if failed else "")
+        raise UsageError(message) from next(iter(self._causes.values()), None)
+
+    def infos(self) -> list[PluginInfo]:
+        """What is loaded, what it gives, and what failed, builtin first."""
+        for kind in PART_HOOKS:
+            found = self._collect(kind)
+            for info in self._info.values():
+                info.parts[kind] = sorted(name for name, (_, plugin) in found.items() if plugin == info.name)
+        return list(self._info.values())
+
+    def digest(self) -> str:
+        """sha256 over (plugin, version, part names): equal on two ranks exactly if they run the same parts."""
+        rows = [[i.name, i.distribution, i.version, i.error, i.parts, i.hooks] for i in self.infos()]
+        return hashlib.sha256(json.dumps(rows, sort_keys=True).encode()).hexdigest()
+
+    def _failed(self) -> list[PluginInfo]:
+        return [info for info in self._info.values() if info.error]
+
+    def _collect(self, kind: str) -> dict[str, tuple[type[Any], str]]:
+        if kind not in self._parts:  # one kind at a time: asking for an encoder does not import the indexes
+            self._parts[kind] = self._collect_kind(kind, PART_HOOKS[kind])
+        return self._parts[kind]
+
+    def _collect_kind(self, kind: str, hook: str) -> dict[str, tuple[type[Any], str]]:
+        found: dict[str, tuple[type[Any], str]] = {}
+        # Implementations are called one by one, not through the hook caller, so that an error can name its plugin.
+        for impl in getattr(self._pm.hook, hook).get_hookimpls():
+            try:
+                classes = impl.function()
+            except Exception as error:
+                raise PluginError(
+                    f"plugin {impl.plugin_name!r} ({self._info[impl.plugin_name].distribution}) failed in {hook}(): "
+                    f"{type(error).__name__}: {error}. Disable it with {DENY_ENV}={impl.plugin_name}"
+                ) from error
+            for cls in classes or []:
+                name = getattr(cls, "name", None)
+                if not isinstance(cls, type) or not isinstance(name, str) or not name:
+                    raise PluginError(f"plugin {impl.plugin_name!r}: {hook}() gave {cls!r}; it needs a class with a `name`")
+                if name in found:
+                    other = self._info[found[name][1]]
+                    mine = self._info[impl.plugin_name]
+                    raise PluginError(
+                        f"{kind} name {name!r} is given by plugin {other.name!r} ({other.distribution}) and by "
+                        f"{mine.name!r} ({mine.distribution}); disable one with {DENY_ENV}={mine.name}"
+                    )
+                found[name] = (cls, impl.plugin_name)
+        return found
+
+
+def hook_names() -> list[str]:
+    """Names of all hooks, in the order of the specification."""
+    return [name for name in vars(BseqSpecs) if name.startswith("bseq_")]
+
+
+@cache
+def plugin_manager() -> PluginManager:
+    """The process-wide manager with all entry points loaded.
+
+    Raises PluginError if bseq-plugin is not installed: its own parts come in by an entry point as well.
+    """
+    manager = PluginManager()
+    manager.load_entry_points()
+    if BUILTIN in manager._causes:
+        raise PluginError("the built-in parts failed to load") from manager._causes[BUILTIN]
+    if BUILTIN not in manager._info:
+        raise PluginError(
+            "the built-in parts are not registered: install the package (pip install -e .), don't only put it on the path"
+        )
+    return manager
+
+
+def _names_from_env(variable: str) -> set[str]:
+    return {name.strip() for name in os.environ.get(variable, "").split(",") if name.strip()}

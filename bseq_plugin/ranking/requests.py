@@ -1,0 +1,187 @@
+"""From candidate rows to requests, and from a log to what each request may know.
+
+Shape letters: N candidate rows, R requests (one user at one instant), T events.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pandas as pd
+
+from bseq_plugin.data.events import DAY_US, ITEM, TIME, USER, Events, instant_us
+from bseq_plugin.data.sequences import Sequences
+from bseq_plugin.data.vocabulary import Vocabulary
+from bseq_plugin.errors import SchemaError, UsageError
+
+AT = "at"
+RETRIEVAL_COLUMNS = ("rank", "score", "interest")
+
+
+@dataclass(frozen=True)
+class CandidateRows:
+    """Validated candidates, in input order.
+
+    Attributes:
+        user_ids, item_ids: int64 or str [N].
+        at_N: int64, microseconds UTC.
+        retrieval: float32 [N] for each of ``RETRIEVAL_COLUMNS`` that the candidates have.
+    """
+
+    user_ids: pd.Series
+    item_ids: pd.Series
+    at_N: np.ndarray
+    retrieval: dict[str, np.ndarray]
+
+    @classmethod
+    def read(cls, candidates: pd.DataFrame, at: object | None) -> CandidateRows:
+        """Raises UsageError for no rows or an ambiguous ``at``, SchemaError naming column, row and remedy."""
+        for name in (USER, ITEM):
+            if name not in candidates:
+                raise SchemaError(f"candidates lack column {name!r}; found {[str(c) for c in candidates.columns]}")
+        if candidates.empty:
+            raise UsageError("there are no candidates: the table has no rows")
+        # candidates obey the same rules for ids as events, and get the same messages
+        ids = Events.in_order(candidates[USER].to_numpy(), candidates[ITEM].to_numpy()).frame
+        retrieval = {name: _numbers(candidates[name]) for name in RETRIEVAL_COLUMNS if name in candidates}
+        return cls(ids[USER], ids[ITEM], _instants(candidates, at), retrieval)
+
+    def __len__(self) -> int:
+        return len(self.at_N)
+
+
+@dataclass(frozen=True)
+class Requests:
+    """The distinct (user, at) of the candidates, by user and time, so that the order of the rows can't matter.
+
+    Attributes:
+        user_ids: int64 or str objects [R].
+        at_R: int64, microseconds UTC.
+        request_N: int64, the request of each candidate row.
+    """
+
+    user_ids: np.ndarray
+    at_R: np.ndarray
+    request_N: np.ndarray
+
+    @classmethod
+    def of(cls, rows: CandidateRows) -> Requests:
+        """Group candidate rows."""
+        user_N, users = pd.factorize(rows.user_ids, sort=True)
+        instants, at_N = np.unique(rows.at_N, return_inverse=True)
+        pairs, request_N = np.unique(user_N.astype(np.int64) * len(instants) + at_N, return_inverse=True)
+        user_ids = users.to_numpy()[pairs // len(instants)]
+        user_ids = user_ids if np.issubdtype(user_ids.dtype, np.integer) else user_ids.astype(object)
+        return cls(user_ids, instants[pairs % len(instants)], request_N.astype(np.int64))
+
+    def __len__(self) -> int:
+        return len(self.at_R)
+
+
+@dataclass(frozen=True)
+class Histories:
+    """What each request may know: events strictly before its ``at``.
+
+    Attributes:
+        log: the events, sorted by user and time; ``user_ids`` are those of the requests.
+        starts_R, ends_R: int64, the places of each request's events in the flat arrays of ``log``.
+    """
+
+    log: Sequences
+    starts_R: np.ndarray
+    ends_R: np.ndarray
+
+    @classmethod
+    def cut(cls, log: Sequences, requests: Requests, ttl_days: float | None) -> Histories:
+        """Find the events of every request; none for an unknown user, or if the latest is older than ``ttl_days``."""
+        if log.timestamps is None:
+            raise SchemaError("these events have no times, so what came before `at` is unknown; give events with times")
+        place_R = pd.Index(log.user_ids).get_indexer(pd.Index(requests.user_ids))
+        known_R = place_R >= 0
+        starts_R = np.where(known_R, log.offsets[:-1][place_R] if log.n_users else 0, 0)
+        ends_R = np.where(known_R, log.offsets[1:][place_R] if log.n_users else 0, 0)
+        ends_R = _first_at_or_after(log.timestamps, starts_R, ends_R, requests.at_R)
+        if ttl_days is not None and log.n_events:
+            newest_R = log.timestamps[np.maximum(ends_R - 1, 0)]
+            stale_R = requests.at_R - newest_R > ttl_days * DAY_US
+            starts_R = np.where(stale_R, ends_R, starts_R)
+        return cls(replace(log, user_ids=requests.user_ids), starts_R, ends_R)
+
+    def latest(self, length: int) -> Sequences:
+        """One history a request: its latest ``length`` events, oldest first."""
+        starts_R = np.maximum(self.starts_R, self.ends_R - length)
+        return self.log.slices(np.arange(len(self.ends_R)), starts_R, self.ends_R)
+
+
+def read_log(events: Events | Sequences, vocabulary: Vocabulary, rows: CandidateRows) -> Sequences:
+    """The log sorted by user and time; ``Sequences`` must be sorted already and hold rows of ``vocabulary``.
+
+    Raises SchemaError for events without times or out of order, or for user ids of another kind than the candidates',
+    UsageError for something that is no log of events.
+    """
+    if isinstance(events, Events):
+        if not events.has_times:
+            raise SchemaError("these events have no times, so what came before `at` is unknown; give events with times")
+        _same_kind(events.frame[USER], rows.user_ids)
+        relevant = events.frame[USER].isin(rows.user_ids.unique()) & (events.frame[TIME] < rows.at_N.max())
+        return Sequences.from_events(Events(events.frame[relevant]), vocabulary)
+    if not isinstance(events, Sequences):
+        raise UsageError(f"events is a {type(events).__name__}; read it first: bseq_plugin.read_events(source)")
+    _same_kind(pd.Series(events.user_ids), rows.user_ids)
+    if events.n_events and int(events.items.max()) > vocabulary.n_items:
+        raise UsageError(
+            f"the sequences have item row {int(events.items.max())}, the model's vocabulary ends at "
+            f"{vocabulary.n_items}; build them with it: Sequences.from_events(events, model.vocabulary)"
+        )
+    if events.timestamps is not None and events.n_events:
+        falls = (np.diff(events.timestamps) < 0) & (np.diff(events.user_index) == 0)
+        if falls.any():
+            user = events.user_ids[events.user_index[np.flatnonzero(falls)[0]]]
+            raise SchemaError(f"the events of user {user!r} are not in time order; sort them, oldest first")
+    return events
+
+
+def _same_kind(known: pd.Series, asked: pd.Series) -> None:
+    """Integer ids never equal strings: without this every user would silently be one without history."""
+    if len(known) and pd.api.types.is_integer_dtype(known) != pd.api.types.is_integer_dtype(asked):
+        kind = "integers" if pd.api.types.is_integer_dtype(known) else "strings"
+        raise SchemaError(
+            f"candidates' user_id is {asked.dtype}, the events' are {kind}: for example {known.iloc[0]!r}"
+        )
+
+
+def _instants(candidates: pd.DataFrame, at: object | None) -> np.ndarray:
+    """int64 [N] microseconds UTC, from the argument or the column."""
+    if at is not None:
+        if AT in candidates:
+            raise UsageError("`at` is given and the candidates have a column 'at'; pass at=None or drop the column")
+        return np.full(len(candidates), instant_us(at), np.int64)
+    if AT not in candidates:
+        raise UsageError("say for which instant: pass at=, a time with a time zone, or candidates with a column 'at'")
+    column = candidates[AT].reset_index(drop=True)
+    if not isinstance(column.dtype, pd.DatetimeTZDtype):
+        raise SchemaError(
+            f"candidates' column 'at' has dtype {column.dtype}; it needs times with a time zone: "
+            "pd.to_datetime(df['at'], utc=True) if they are in UTC"
+        )
+    if column.isna().any():
+        raise SchemaError(f"candidates' column 'at' has a null in row {int(column.isna().argmax())}; drop or fill it")
+    return np.asarray(column.dt.tz_convert("UTC").dt.as_unit("us").astype("int64"))
+
+
+def _numbers(column: pd.Series) -> np.ndarray:
+    try:
+        return column.to_numpy(np.float32, na_value=np.nan)
+    except (ValueError, TypeError) as error:
+        raise SchemaError(f"candidates' column {str(column.name)!r} must hold numbers: {error}") from None
+
+
+def _first_at_or_after(times_T: np.ndarray, low_R: np.ndarray, high_R: np.ndarray, at_R: np.ndarray) -> np.ndarray:
+    """int64 [R], the first place in [low, high) whose time is >= at, else high: one binary search for all requests."""
+    while (unsettled_R := low_R < high_R).any():
+        middle_R = (low_R + high_R) // 2
+        earlier_R = unsettled_R & (times_T[np.minimum(middle_R, len(times_T) - 1)] < at_R)
+        low_R = np.where(earlier_R, middle_R + 1, low_R)
+        high_R = np.where(unsettled_R & ~earlier_R, middle_R, high_R)
+    return high_R

@@ -1,0 +1,81 @@
+"""Which ranking features are made, and from how much history."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from bseq_plugin.errors import PluginError, UsageError
+from bseq_plugin.plugins import PluginManager, plugin_manager
+from bseq_plugin.ranking_features import FEATURES
+from bseq_plugin.schema.options import parse_options
+from bseq_plugin.schema.parts import RankingFeature
+
+
+class FeatureSpec(BaseModel):
+    """Names of features in the order of the columns, and how far back they look. Immutable.
+
+    As a TOML file::
+
+        names = ["sim_max", "sim_last1"]
+        history_length = 200
+        ttl_days = 90
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    names: tuple[str, ...] = Field(
+        tuple(feature.name for feature in FEATURES), min_length=1, description="ranking features (see `bseq plugins`)"
+    )
+    history_length: int = Field(200, ge=1, description="events of a history that the features read, the latest ones")
+    ttl_days: float | None = Field(
+        None, gt=0, description="a latest event older than this counts as no history; None = never"
+    )
+
+    @classmethod
+    def default(cls) -> FeatureSpec:
+        """All the features that come with bseq."""
+        return cls()
+
+    @classmethod
+    def parse(cls, values: Mapping[str, Any], where: str = "feature specification") -> FeatureSpec:
+        """A specification from plain values. Raises UsageError naming the key, the value and what is allowed."""
+        return parse_options(cls, values, where)
+
+    @classmethod
+    def load(cls, path: str | Path, manager: PluginManager | None = None) -> FeatureSpec:
+        """A specification from a TOML file.
+
+        Raises UsageError if the file is missing or malformed, or names a feature that no plugin gives.
+        """
+        path = Path(path)
+        if not path.is_file():
+            raise UsageError(f"there is no feature specification file {str(path)!r}")
+        try:
+            values = tomllib.loads(path.read_text(encoding="utf-8"))
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise UsageError(f"feature specification {str(path)!r} is not valid TOML: {error}") from None
+        values.pop("description", None)
+        spec = cls.parse(values, f"feature specification {str(path)!r}")
+        spec.classes(manager)
+        return spec
+
+    def classes(self, manager: PluginManager | None = None) -> list[type[RankingFeature]]:
+        """The feature classes in the order of ``names``, from ``manager`` or the installed plugins.
+
+        Raises UsageError for an unknown name (it lists what there is) or for one that stands there twice, PluginError
+        for a class that is no RankingFeature.
+        """
+        twice = sorted({name for name in self.names if self.names.count(name) > 1})
+        if twice:
+            raise UsageError(f"ranking features {twice} are named twice; each is one column: name it once")
+        manager = manager or plugin_manager()
+        classes = [manager.part("ranking feature", name) for name in self.names]
+        for cls in classes:
+            if not issubclass(cls, RankingFeature):
+                raise PluginError(f"ranking feature {cls.name!r}: {cls.__name__} does not derive from RankingFeature")
+        return classes

@@ -1,0 +1,129 @@
+"""Ranking features as a table: pandas, Arrow, Parquet, KeyedTensor."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+
+from bseq_plugin.data.events import ITEM, USER
+from bseq_plugin.errors import BseqError, MissingDependencyError, UsageError
+
+if TYPE_CHECKING:
+    from torchrec import KeyedTensor
+
+EVENT_TIMESTAMP = "event_timestamp"  # Feast's name for the instant a feature row is valid at
+ISNULL = "_isnull"
+
+
+@dataclass(frozen=True)
+class FeatureTable:
+    """Features of N candidate rows, in the order of the candidates.
+
+    Attributes:
+        user_ids, item_ids: int64 or str [N].
+        at_N: int64, microseconds since the epoch (UTC).
+        columns: feature name -> float32 [N] or [N, width], NaN where undefined.
+        descriptions: feature name -> definition, unit and null rule.
+    """
+
+    user_ids: pd.Series
+    item_ids: pd.Series
+    at_N: np.ndarray
+    columns: Mapping[str, np.ndarray]
+    descriptions: Mapping[str, str]
+
+    def __len__(self) -> int:
+        return len(self.at_N)
+
+    @property
+    def names(self) -> list[str]:
+        """Names of the features, in the order of the specification."""
+        return list(self.columns)
+
+    def isnull(self, name: str) -> np.ndarray:
+        """bool [N], where a feature has no value; a vector is null if all of it is missing."""
+        missing = np.isnan(self.columns[name])
+        return np.asarray(missing.all(axis=1) if missing.ndim == 2 else missing)
+
+    def to_arrow(self) -> pa.Table:
+        """user_id, item_id, event_timestamp (timestamp[us, UTC]), then for each feature its values and NAME_isnull.
+
+        Scalars are float32, vectors fixed-size lists of float32; a missing value is NaN, never 0, and its ``_isnull``
+        (bool) is true. Each field carries the feature's description.
+        """
+        at = pa.array(self.at_N, pa.int64()).cast(pa.timestamp("us", tz="UTC"))
+        arrays: list[pa.Array] = [_plain(self.user_ids), _plain(self.item_ids), at]
+        fields = [pa.field(name, array.type) for name, array in zip((USER, ITEM, EVENT_TIMESTAMP), arrays, strict=True)]
+        for name, values in self.columns.items():
+            column = pa.array(values.reshape(-1))
+            if values.ndim == 2:
+                column = pa.FixedSizeListArray.from_arrays(column, values.shape[1])
+            arrays += [column, pa.array(self.isnull(name))]
+            fields.append(pa.field(name, column.type, metadata={"description": self.descriptions.get(name, "")}))
+            fields.append(pa.field(name + ISNULL, pa.bool_()))
+        return pa.Table.from_arrays(arrays, schema=pa.schema(fields))
+
+    def to_pandas(self) -> pd.DataFrame:
+        """The columns of ``to_arrow``; a vector is one float32 array a row."""
+        frame = {
+            USER: self.user_ids,
+            ITEM: self.item_ids,
+            EVENT_TIMESTAMP: pd.to_datetime(pd.Series(self.at_N), unit="us", utc=True),
+        }
+        for name, values in self.columns.items():
+            frame[name] = pd.Series(list(values) if values.ndim == 2 else values)
+            frame[name + ISNULL] = pd.Series(self.isnull(name))
+        return pd.DataFrame(frame)
+
+    def to_parquet(self, path: str | Path) -> None:
+        """Write ``to_arrow``; ``path`` holds the whole table or what it held before.
+
+        Raises UsageError if the folder does not exist, BseqError if writing fails.
+        """
+        path = Path(path)
+        if not path.parent.is_dir():
+            raise UsageError(f"can't write {str(path)!r}: there is no folder {str(path.parent)!r}; create it first")
+        aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        try:
+            with aside.open("wb") as file:
+                pq.write_table(self.to_arrow(), file)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(aside, path)
+        except OSError as error:
+            raise BseqError(f"can't write {str(path)!r}: {error}") from error
+        finally:
+            aside.unlink(missing_ok=True)
+
+    def to_keyed_tensor(self, fill: float | None = 0.0) -> KeyedTensor:
+        """A float32 KeyedTensor [N, sum of widths], its keys the feature names.
+
+        Args:
+            fill: stands for a missing value, and every feature ``NAME`` gets a key ``NAME_isnull`` of width 1 (1 =
+                missing), after all features. None keeps NaN and adds no keys.
+        """
+        try:
+            from torchrec import KeyedTensor
+        except ImportError as error:
+            raise MissingDependencyError(f"to_keyed_tensor needs torchrec ({error}): pip install torchrec") from error
+        parts = [values.reshape(len(self), -1) for values in self.columns.values()]
+        keys = self.names
+        if fill is not None:
+            parts = [np.where(np.isnan(part), np.float32(fill), part) for part in parts]
+            parts += [self.isnull(name).astype(np.float32)[:, None] for name in keys]
+            keys = keys + [name + ISNULL for name in keys]
+        values = torch.from_numpy(np.concatenate(parts, axis=1))
+        return KeyedTensor(keys=keys, length_per_key=[part.shape[1] for part in parts], values=values)
+
+
+def _plain(ids: pd.Series) -> pa.Array:
+    return pa.array(ids.to_numpy(), pa.int64() if pd.api.types.is_integer_dtype(ids) else pa.string())

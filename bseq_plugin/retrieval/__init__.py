@@ -1,0 +1,1 @@
+"""The store of published versions, publishing, and retrieval from it."""

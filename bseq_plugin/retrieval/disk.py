@@ -1,0 +1,129 @@
+"""Files that are flushed, replaced, locked and verified: what the store is made of."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import socket
+import stat
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from bseq_plugin.errors import StoreError, UsageError
+
+
+class Disk:
+    """The operations that can fail for want of space, permission or luck; tests replace them one by one."""
+
+    def write(self, path: Path, data: bytes) -> None:
+        """Create ``path`` with ``data``."""
+        path.write_bytes(data)
+
+    def fsync(self, path: Path) -> None:
+        """Force a file, or a folder's entries, to the device."""
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+    def replace(self, source: Path, target: Path) -> None:
+        """Rename atomically."""
+        os.replace(source, target)
+
+
+@contextlib.contextmanager
+def publish_lock(path: Path) -> Iterator[None]:
+    """Hold ``path`` against other processes and threads. Raises StoreError if somebody else does.
+
+    The kernel drops the lock when its holder dies, so a dead publisher's lock is simply free. The file stays:
+    removing it would let two publishers lock two different files.
+    """
+    import fcntl  # not on Windows
+
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
+    except OSError as error:
+        raise StoreError(f"can't write to the store {str(path.parent)!r}: {error.strerror}; check its permissions") from error
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            holder = os.read(descriptor, 200).decode(errors="replace").strip()
+            raise StoreError(
+                f"another publisher ({holder or 'unknown'}) is at work in {str(path.parent)!r}; wait until it is done"
+            ) from error
+        with contextlib.suppress(OSError):  # only for the message above
+            os.ftruncate(descriptor, 0)
+            os.pwrite(descriptor, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
+        try:
+            yield
+        finally:
+            fcntl.flock(descriptor, fcntl.LOCK_UN)  # closing is not enough if a child process inherited the file
+    finally:
+        os.close(descriptor)
+
+
+def read_small(path: Path, limit: int) -> bytes:
+    """The bytes of a regular file of at most ``limit`` bytes. Raises StoreError."""
+    try:
+        status = path.lstat()
+        if not stat.S_ISREG(status.st_mode) or status.st_size > limit:
+            raise StoreError(f"{str(path)!r} is not a plain file of at most {limit} bytes")
+        return path.read_bytes()
+    except OSError as error:
+        raise StoreError(f"can't read {str(path)!r}: {error.strerror}") from error
+
+
+def parse_object(raw: bytes, where: str) -> dict[str, Any]:
+    """A JSON object. Raises StoreError."""
+    try:
+        values = json.loads(raw)
+    except (ValueError, RecursionError) as error:
+        raise StoreError(f"{where} is not valid JSON: {error}") from error
+    if not isinstance(values, dict):
+        raise StoreError(f"{where} holds a {type(values).__name__}, not an object")
+    return values
+
+
+def object_bytes(values: Mapping[str, Any]) -> bytes:
+    """JSON with sorted keys. Raises UsageError for what JSON can't hold (NaN, bytes, ...)."""
+    try:
+        return json.dumps(values, sort_keys=True, allow_nan=False, indent=1).encode()
+    except (TypeError, ValueError) as error:
+        raise UsageError(f"manifest fields must be plain JSON: {error}") from error
+
+
+def file_entry(path: Path) -> dict[str, Any]:
+    """``{"bytes", "sha256"}`` of a regular file. Raises StoreError for a folder, a link or a hidden file."""
+    status = path.lstat()
+    if not stat.S_ISREG(status.st_mode) or path.name.startswith("."):
+        raise StoreError(f"{path.name!r} can't be published: a version holds plain files only, no folders, links or hidden files")
+    return {"bytes": status.st_size, "sha256": _sha256(path)}
+
+
+def verify_file(folder: Path, name: object, entry: object) -> None:
+    """Raises StoreError unless ``name`` is a plain file directly in ``folder`` with the size and sha256 of ``entry``."""
+    # a manifest is only as good as who wrote it: no name may lead out of the folder
+    if not isinstance(name, str) or name in ("", ".", "..") or "\0" in name or "/" in name or "\\" in name:
+        raise StoreError(f"{folder.name}: the manifest names {name!r}, which is not a plain file name")
+    if not isinstance(entry, dict) or set(entry) != {"bytes", "sha256"}:
+        raise StoreError(f"{folder.name}/{name}: the manifest has no size and sha256")
+    try:
+        status = (folder / name).lstat()
+        if not stat.S_ISREG(status.st_mode):
+            raise StoreError(f"{folder.name}/{name} is not a plain file (a link or a folder)")
+        if status.st_size != entry["bytes"]:
+            raise StoreError(f"{folder.name}/{name} has {status.st_size} bytes, published were {entry['bytes']}")
+        if _sha256(folder / name) != entry["sha256"]:
+            raise StoreError(f"{folder.name}/{name} is damaged: its sha256 is not the published one")
+    except OSError as error:
+        raise StoreError(f"can't read {folder.name}/{name}: {error.strerror}") from error
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,259 @@
+"""A directory of immutable, checksummed versions; one small file says which is current.
+
+    store/CURRENT                        {"version", "manifest_sha256"}, replaced atomically, last
+    store/versions/v00000042-<sha8>/     files, and MANIFEST.json with the size and sha256 of each, written last
+    store/publish.lock                   held by the one publisher
+
+A version is complete and durable before CURRENT names it, so a publisher can be killed at any instant. Readers verify
+every byte before anything is parsed. Against an attacker who rewrites files *and* manifest *and* CURRENT checksums
+can't help: keep the store where only the publisher writes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import re
+import secrets
+import shutil
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from bseq_plugin.errors import StoreError, UsageError
+from bseq_plugin.retrieval.disk import (
+    Disk,
+    file_entry,
+    object_bytes,
+    parse_object,
+    publish_lock,
+    read_small,
+    verify_file,
+)
+
+SCHEMA = 1
+CURRENT, MANIFEST, VERSIONS, LOCK = "CURRENT", "MANIFEST.json", "versions", "publish.lock"
+SCRATCH = ".tmp-"
+RESERVED = {"schema", "number", "parent", "created_at", "files"}
+VERSION_NAME = re.compile(r"v(\d{8,18})-([0-9a-f]{8})", re.ASCII)
+SHA256 = re.compile(r"[0-9a-f]{64}")
+MAX_CURRENT_BYTES, MAX_MANIFEST_BYTES = 4096, 64 * 2**20
+
+
+@dataclass(frozen=True)
+class StoreVersion:
+    """One verified version: every file listed in ``manifest["files"]`` had its size and sha256 when it was opened."""
+
+    name: str
+    folder: Path
+    manifest: Mapping[str, Any]
+
+    def has(self, name: str) -> bool:
+        """Whether the version has a file ``name``."""
+        return name in self.manifest["files"]
+
+    def file(self, name: str) -> Path:
+        """The path of a verified file. Raises StoreError if the version has none of that name."""
+        if not self.has(name):
+            raise StoreError(f"version {self.name} has no file {name!r}; it has: {', '.join(sorted(self.manifest['files']))}")
+        return self.folder / name
+
+
+class Store:
+    """The versions under ``path``. Reading never writes, so a read-only store can be served."""
+
+    def __init__(self, path: str | Path, *, disk: Disk | None = None) -> None:
+        self.path = Path(path)
+        self._versions = self.path / VERSIONS
+        self._disk = disk or Disk()
+
+    def versions(self) -> list[str]:
+        """Names of all versions, intact or not, oldest first."""
+        try:
+            names = os.listdir(self._versions)
+        except FileNotFoundError:
+            return []
+        except OSError as error:
+            raise StoreError(f"can't read the store {str(self.path)!r}: {error.strerror}") from error
+        return sorted((name for name in names if VERSION_NAME.fullmatch(name)), key=_number)
+
+    def current(self) -> StoreVersion:
+        """The version CURRENT names, verified. Raises StoreError if there is none or anything about it is wrong."""
+        name, sha256 = self._read_current()
+        return self.verify(name, sha256)
+
+    def open(self) -> StoreVersion:
+        """``current()``; if that is damaged, the newest intact version before it, with a warning.
+
+        Raises StoreError if no version is intact.
+        """
+        try:
+            return self.current()
+        except StoreError as error:
+            cause = error
+        for name in self._fallbacks():
+            with contextlib.suppress(StoreError):
+                version = self.verify(name)
+                warnings.warn(f"{cause}. SERVING VERSION {name} INSTEAD; publish again", stacklevel=2)
+                return version
+        raise StoreError(f"{cause}; no other version in {str(self.path)!r} is intact") from cause
+
+    def verify(self, name: str, manifest_sha256: str | None = None) -> StoreVersion:
+        """Check the manifest, then the size and sha256 of every file. Raises StoreError naming what is wrong."""
+        match = VERSION_NAME.fullmatch(name)
+        folder = self._versions / name
+        if match is None or os.path.islink(folder) or not os.path.isdir(folder):
+            raise StoreError(f"store {str(self.path)!r} has no version {name!r}")
+        raw = read_small(folder / MANIFEST, MAX_MANIFEST_BYTES)
+        digest = hashlib.sha256(raw).hexdigest()
+        # the name carries the first digits, so that a version can be checked without CURRENT
+        if not digest.startswith(match[2]) or manifest_sha256 not in (None, digest):
+            raise StoreError(f"version {name}: {MANIFEST} is damaged, its sha256 is not the published one")
+        manifest = parse_object(raw, f"{name}/{MANIFEST}")
+        if manifest.get("schema") != SCHEMA:
+            raise StoreError(f"version {name} has schema {manifest.get('schema')!r}, this bseq reads {SCHEMA}; publish again")
+        files = manifest.get("files")
+        if manifest.get("number") != _number(name) or not isinstance(files, dict):
+            raise StoreError(f"version {name}: {MANIFEST} is of version number {manifest.get('number')!r}")
+        for file_name, entry in files.items():
+            verify_file(folder, file_name, entry)
+        return StoreVersion(name, folder, manifest)
+
+    def publish(self, write: Callable[[Path], None], manifest: Mapping[str, Any]) -> str:
+        """Make a new current version and return its name.
+
+        Args:
+            write: puts the files into an empty folder; plain files only.
+            manifest: further fields of MANIFEST.json, plain JSON. Read after ``write`` returned, which may add to it.
+
+        Raises:
+            StoreError: another publisher is at work, or a write failed; the message says what readers see now.
+            UsageError: ``manifest`` uses a reserved field or is not plain JSON.
+        """
+        self._make_folders()
+        with publish_lock(self.path / LOCK):
+            self._remove_leftovers()
+            scratch = self._versions / f"{SCRATCH}{os.getpid()}-{secrets.token_hex(4)}"
+            with self._undone_on_failure(scratch):
+                scratch.mkdir()
+                write(scratch)
+                raw = self._seal(scratch, manifest)
+            sha256 = hashlib.sha256(raw).hexdigest()
+            folder = self._versions / f"v{parse_object(raw, MANIFEST)['number']:08d}-{sha256[:8]}"
+            with self._undone_on_failure(scratch, folder):
+                self._disk.replace(scratch, folder)
+                self._disk.fsync(self._versions)
+                self._point(folder.name, sha256)
+            return folder.name
+
+    def point_to(self, name: str) -> None:
+        """Make an existing version current again (rollback). Raises StoreError if it is not intact."""
+        with publish_lock(self.path / LOCK), self._undone_on_failure():
+            self.verify(name)
+            raw = read_small(self._versions / name / MANIFEST, MAX_MANIFEST_BYTES)
+            self._point(name, hashlib.sha256(raw).hexdigest())
+
+    def _read_current(self) -> tuple[str, str]:
+        path = self.path / CURRENT
+        if not os.path.lexists(path):
+            raise StoreError(f"store {str(self.path)!r} has no {CURRENT}: nothing is published there yet (bseq publish)")
+        values = parse_object(read_small(path, MAX_CURRENT_BYTES), str(path))
+        name, sha256 = values.get("version"), values.get("manifest_sha256")
+        if not isinstance(name, str) or not isinstance(sha256, str):
+            raise StoreError(f"{str(path)!r} is damaged: it lacks 'version' or 'manifest_sha256'")
+        match = VERSION_NAME.fullmatch(name)
+        if match is None or not SHA256.fullmatch(sha256) or match[2] != sha256[:8]:
+            raise StoreError(f"{str(path)!r} is damaged: it names version {name!r}")
+        return name, sha256
+
+    def _fallbacks(self) -> list[str]:
+        """Versions to try when the current one is damaged: those before it newest first, then those after it.
+
+        A later version exists after a rollback, or if a publisher was killed just before its last step.
+        """
+        names = self.versions()[::-1]
+        try:
+            current = _number(self._read_current()[0])
+        except StoreError:
+            return names
+        return [n for n in names if _number(n) < current] + [n for n in names if _number(n) > current]
+
+    def _make_folders(self) -> None:
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            self._versions.mkdir(exist_ok=True)
+            self._disk.fsync(self.path.parent)
+        except OSError as error:
+            raise StoreError(f"can't make the store {str(self.path)!r}: {error.strerror}; choose another folder") from error
+
+    def _seal(self, scratch: Path, manifest: Mapping[str, Any]) -> bytes:
+        """Checksum and flush the files, then write the manifest; its bytes."""
+        if RESERVED & set(manifest) or (scratch / MANIFEST).exists():
+            raise UsageError(f"the store writes {MANIFEST} and its fields {sorted(RESERVED)} itself; use other names")
+        files = {}
+        for path in sorted(scratch.iterdir()):
+            files[path.name] = file_entry(path)
+            self._disk.fsync(path)
+        numbers, parent = [_number(name) for name in self.versions()], None
+        with contextlib.suppress(StoreError):
+            parent = self._read_current()[0]
+            numbers.append(_number(parent))
+        head = {"schema": SCHEMA, "number": max(numbers, default=0) + 1, "parent": parent}
+        raw = object_bytes({**head, "created_at": datetime.now(UTC).isoformat(), **manifest, "files": files})
+        self._disk.write(scratch / MANIFEST, raw)
+        self._disk.fsync(scratch / MANIFEST)
+        self._disk.fsync(scratch)
+        return raw
+
+    def _point(self, name: str, manifest_sha256: str) -> None:
+        aside = self.path / f"{SCRATCH}{CURRENT}"
+        self._disk.write(aside, object_bytes({"version": name, "manifest_sha256": manifest_sha256}))
+        self._disk.fsync(aside)
+        self._disk.replace(aside, self.path / CURRENT)
+        self._disk.fsync(self.path)
+
+    def _remove_leftovers(self) -> None:
+        """What publishers that died left behind: whoever holds the lock is the only one alive."""
+        for path in [*self._versions.glob(f"{SCRATCH}*"), *self.path.glob(f"{SCRATCH}*")]:
+            _remove(path)
+
+    @contextlib.contextmanager
+    def _undone_on_failure(self, *folders: Path) -> Iterator[None]:
+        """Remove ``folders`` if the block fails, unless CURRENT names one already. OSErrors become StoreErrors."""
+        try:
+            yield
+        except BaseException as error:
+            visible = self._is_current(folders)
+            if not visible:
+                for folder in folders:
+                    _remove(folder)
+            _remove(self.path / f"{SCRATCH}{CURRENT}")
+            if isinstance(error, OSError):
+                now = "the new version is visible but may not survive a power failure" if visible else "nothing was published"
+                raise StoreError(f"publishing to {str(self.path)!r} failed: {error}; {now}") from error
+            raise
+
+    def _is_current(self, folders: tuple[Path, ...]) -> bool:
+        with contextlib.suppress(StoreError):
+            return self._read_current()[0] in [folder.name for folder in folders]
+        return False
+
+
+def _number(name: str) -> int:
+    return int(name[1:].partition("-")[0])
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        # under a name that is no version first, so that a half-removed one is never looked at
+        grave = path.with_name(f"{SCRATCH}dead-{secrets.token_hex(4)}")
+        with contextlib.suppress(OSError):
+            os.replace(path, grave)
+        shutil.rmtree(grave if grave.exists() else path, ignore_errors=True)
+    else:
+        with contextlib.suppress(OSError):
+            path.unlink()

@@ -1,0 +1,1 @@
+"""The contract in types: recipes, packed events, and the base classes of parts."""

@@ -1,0 +1,84 @@
+"""Packed events: the layout every encoder works in.
+
+Shape letters: B users, T events of the whole batch (one row an event, no padding), L padded length, D width.
+Users stand one after the other, each user's events oldest first:
+
+    x_TD         a0 a1 a2 | b0 | d0 d1          (user c has no events)
+    offsets_B1   0        3    4  4     6
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class PackedEvents:
+    """A batch of histories.
+
+    Attributes:
+        x_TD: float, embedded events.
+        offsets_B1: int64 [B + 1], where each user's rows begin; the last entry is T.
+        timestamps_T: int64, microseconds since the epoch (UTC), or None if the log has no times.
+        event_types_T: int64, rows of the event-type vocabulary (0 = unknown type), or None.
+        sessions_T: int64, equal for events of one session of one user, or None.
+    """
+
+    x_TD: Tensor
+    offsets_B1: Tensor
+    timestamps_T: Tensor | None = None
+    event_types_T: Tensor | None = None
+    sessions_T: Tensor | None = None
+
+    @cached_property
+    def lengths_B(self) -> Tensor:
+        """int64 [B], events of each user."""
+        return self.offsets_B1[1:] - self.offsets_B1[:-1]
+
+    @cached_property
+    def user_T(self) -> Tensor:
+        """int64 [T], the user (0..B-1) each row belongs to."""
+        return torch.repeat_interleave(self.lengths_B, output_size=self.x_TD.shape[0])
+
+    @cached_property
+    def position_T(self) -> Tensor:
+        """int64 [T], 0 for the oldest event of a user."""
+        rows = torch.arange(self.x_TD.shape[0], device=self.x_TD.device)
+        return rows - self.offsets_B1[:-1][self.user_T]
+
+    @cached_property
+    def age_T(self) -> Tensor:
+        """int64 [T], number of later events of the same user: 0 for the newest."""
+        return self.lengths_B[self.user_T] - 1 - self.position_T
+
+    @property
+    def n_users(self) -> int:
+        """B."""
+        return self.offsets_B1.shape[0] - 1
+
+    def with_x(self, x_TD: Tensor) -> PackedEvents:
+        """The same events with other values; x_TD may have another width."""
+        return replace(self, x_TD=x_TD)
+
+    def padded(self) -> tuple[Tensor, Tensor]:
+        """``(x_BLD, mask_BL)``: right-padded with zeros, True where there is an event. L is the longest history."""
+        length = int(self.lengths_B.max()) if self.n_users else 0
+        x_BLD = self.x_TD.new_zeros(self.n_users, length, self.x_TD.shape[1])
+        x_BLD[self.user_T, self.position_T] = self.x_TD
+        mask_BL = torch.arange(length, device=self.x_TD.device) < self.lengths_B[:, None]
+        return x_BLD, mask_BL
+
+    def packed(self, x_BLD: Tensor) -> Tensor:
+        """``x_TD``: the inverse of ``padded`` for a tensor of the same B and L."""
+        return x_BLD[self.user_T, self.position_T]
+
+    def last(self, states_TD: Tensor) -> Tensor:
+        """``states_BD``: each user's newest row; zeros for a user without events."""
+        if states_TD.shape[0] == 0:
+            return states_TD.new_zeros(self.n_users, states_TD.shape[1])
+        newest_BD = states_TD[(self.offsets_B1[1:] - 1).clamp_min(0)]
+        return newest_BD * (self.lengths_B > 0)[:, None].to(newest_BD.dtype)

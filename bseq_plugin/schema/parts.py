@@ -1,0 +1,146 @@
+"""Base classes of the parts a plugin can add, each with what it takes, gives and raises.
+
+Shape letters: B users, T events of a packed batch, Q states with a target, S targets, N candidates, V catalogue items, D width.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from torch import Tensor, nn
+
+from bseq_plugin.schema.options import PartOptions
+from bseq_plugin.schema.packed import PackedEvents
+
+if TYPE_CHECKING:
+    from bseq_plugin.schema.ranking import FeatureInputs
+
+
+class SequenceEncoder(nn.Module, ABC):
+    """Events in, one state an event out; a state may depend on its own user's events up to and including its own.
+
+    Subclasses set ``name`` and, if they have settings, an ``Options`` model. All tensors live where the inputs live,
+    and every module with parameters of its own has ``reset_parameters`` (it may be created on the meta device).
+    """
+
+    name: ClassVar[str]
+    Options: ClassVar[type[PartOptions]] = PartOptions
+
+    def __init__(self, dim: int, max_length: int, dropout: float, options: Any = None) -> None:
+        super().__init__()
+        self.dim = dim
+        self.max_length = max_length
+        self.dropout = dropout
+        self.options = self.Options() if options is None else options
+
+    @abstractmethod
+    def forward(self, events: PackedEvents) -> Tensor:
+        """``states_TD`` float, for ``events.x_TD`` [T, D]; T may be 0, histories are at most ``max_length`` long."""
+
+
+@dataclass(frozen=True)
+class Targets:
+    """S targets; a state may have one (next item) or many (everything in the days that follow).
+
+    Attributes:
+        vectors_SD: float, item vectors.
+        ids_S: int64, vocabulary rows.
+        state_S: int64, ascending, the state each target belongs to.
+        weights_S: float, >= 0.
+    """
+
+    vectors_SD: Tensor
+    ids_S: Tensor
+    state_S: Tensor
+    weights_S: Tensor
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """What a target is told apart from: one candidate set shared by the states of a batch.
+
+    Attributes:
+        vectors_ND: float, item vectors.
+        ids_N: int64, vocabulary rows (duplicates allowed when sampled).
+        log_expected_count_N: float, natural log of how often each candidate is expected in the set, the ``logQ`` of
+            sampled softmax; None when the candidates are the whole catalogue, in the order of the vocabulary, so
+            that the row ``r`` stands at place ``r - 1``.
+    """
+
+    vectors_ND: Tensor
+    ids_N: Tensor
+    log_expected_count_N: Tensor | None = None
+
+
+class SequenceLoss(nn.Module, ABC):
+    """Scalar loss of states against their targets and a candidate set. Score = inner product."""
+
+    name: ClassVar[str]
+    Options: ClassVar[type[PartOptions]] = PartOptions
+
+    def __init__(self, options: Any = None) -> None:
+        super().__init__()
+        self.options = self.Options() if options is None else options
+
+    @abstractmethod
+    def forward(self, states_QD: Tensor, targets: Targets, candidates: Candidates) -> Tensor:
+        """Weighted mean over S targets (``sum(w * loss) / sum(w)``); 0 with a gradient of zeros when S = 0.
+
+        A candidate that is a target of the same state (an accidental hit) must not count as its negative.
+        """
+
+
+@dataclass(frozen=True)
+class IndexCapabilities:
+    """What a backend can do; what it lacks is done by the retrieval layer."""
+
+    exact: bool
+    device: str = "cpu"  # "cpu" or "cuda"
+    max_k: int | None = None  # the largest k of one search, None = no limit
+
+
+class VectorIndex(ABC):
+    """Maximum-inner-product search over row-numbered vectors. Knows no item ids and no filters.
+
+    ``options`` come from the recipe of ``publish``; vectors and queries are float32 tensors on CPU.
+    """
+
+    name: ClassVar[str]
+    Options: ClassVar[type[PartOptions]] = PartOptions
+    capabilities: ClassVar[IndexCapabilities]
+
+    @classmethod
+    @abstractmethod
+    def build(cls, vectors_VD: Tensor, options: Any = None) -> VectorIndex:
+        """Index ``vectors_VD`` (finite, V >= 1)."""
+
+    @abstractmethod
+    def search(self, queries_BD: Tensor, k: int) -> tuple[Tensor, Tensor]:
+        """``(scores_Bk float32, rows_Bk int64)``, best first; 1 <= k <= V. A missing hit has row -1, score -inf.
+
+        Equal scores are in ascending row order where the backend is exact. Raises UsageError for a wrong width,
+        k out of range, or NaN in the queries.
+        """
+
+    @abstractmethod
+    def save(self, path: Path) -> None:
+        """Write what is needed beside the vectors to one file; a backend that needs nothing writes no file."""
+
+    @classmethod
+    @abstractmethod
+    def load(cls, path: Path, vectors_VD: Tensor, options: Any = None) -> VectorIndex:
+        """The index saved at ``path`` over the same vectors."""
+
+
+class RankingFeature(ABC):
+    """One float32 column (a scalar or a fixed-length vector) for rows of (user, candidate, at)."""
+
+    name: ClassVar[str]
+    description: ClassVar[str]  # definition, unit and null rule, one sentence
+
+    @abstractmethod
+    def compute(self, inputs: FeatureInputs) -> Tensor:
+        """float32 [N] for a scalar, [N, width] for a vector; N candidate rows, NaN where undefined."""

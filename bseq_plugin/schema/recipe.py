@@ -1,0 +1,135 @@
+"""The typed configuration of a run."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Iterable, Mapping
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from bseq_plugin.errors import RecipeError
+from bseq_plugin.schema.options import parse_options
+
+
+class Recipe(BaseModel):
+    """Everything that decides what a run learns. Immutable; unknown keys and values out of range raise RecipeError.
+
+    Times are seconds or days as named. ``encoder_options`` and ``loss_options`` belong to the chosen parts.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    # model
+    encoder: str = Field("causal", description="name of a sequence encoder (see `bseq plugins`)")
+    encoder_options: dict[str, Any] = Field(default_factory=dict)
+    dim: int = Field(64, ge=1, le=4096, description="width of item vectors and interests")
+    max_length: int = Field(50, ge=1, le=100_000, description="events of a history that are read, the latest ones")
+    dropout: float = Field(0.2, ge=0.0, lt=1.0)
+    event_features: tuple[Literal["event_type", "time_gap"], ...] = Field(
+        ("event_type", "time_gap"), description="event features that are used when the log has them"
+    )
+    # objective
+    loss: str = Field("softmax", description="name of a loss (see `bseq plugins`)")
+    loss_options: dict[str, Any] = Field(default_factory=dict)
+    candidates: Literal["all"] | int = Field("all", description="'all' = whole catalogue, n = n sampled negatives a batch")
+    sampling: Literal["uniform", "popularity"] = Field("uniform", description="distribution of sampled negatives")
+    targets: Literal["next", "window"] = Field(
+        "next", description="'next' = the next event at every position; 'window' = events within window_days (all-action)"
+    )
+    window_days: float = Field(28.0, gt=0, description="length of the target window, for targets='window'")
+    window_scope: Literal["all", "new"] = Field("all", description="'new' = only items the user did not have before")
+    window_step_days: float = Field(7.0, gt=0, description="distance between the instants a window may begin at")
+    n_windows: int = Field(24, ge=1, description="number of such instants, counted back from the newest")
+    passes_per_epoch: int = Field(4, ge=1, description="times an epoch goes through the users, for targets='window'")
+    # data
+    min_item_count: int = Field(1, ge=1, description="rarer items are left out of the catalogue")
+    split: Literal["leave-one-out", "time", "none"] = Field(
+        "leave-one-out", description="what is held out for validation and test; 'none' trains on everything"
+    )
+    validation_at: str | None = Field(
+        None, description="split='time': validation begins here (timezone-aware); default: two horizons before the end"
+    )
+    test_at: str | None = Field(None, description="split='time': test begins here; default: one horizon before the end")
+    horizon_days: float = Field(28.0, gt=0, description="split='time': length of the validation and the test window")
+    validation_metric: str = Field("ndcg@10", pattern=r"^(recall|ndcg|mrr)@[1-9]\d*$")
+    mask_seen: bool = Field(True, description="validation ranks, and counts, only items new to the user")
+    # optimisation
+    epochs: int = Field(30, ge=1)
+    patience: int = Field(5, ge=1, description="epochs without a better validation score before stopping")
+    batch_users: int = Field(128, ge=1, description="users a batch, on each rank")
+    learning_rate: float = Field(1e-3, gt=0, description="Adam, dense parameters")
+    weight_decay: float = Field(0.0, ge=0)
+    schedule: Literal["constant", "cosine"] = Field("constant", description="of both learning rates, over all epochs")
+    table_optimizer: Literal["rowwise_adagrad", "adagrad", "sgd", "adam"] = "rowwise_adagrad"
+    table_learning_rate: float = Field(0.05, gt=0)
+    sharding: Literal["auto", "row_wise", "table_wise", "column_wise"] = "auto"
+    seed: int = Field(0, ge=0)
+
+    @classmethod
+    def parse(cls, values: Mapping[str, Any], where: str = "recipe") -> Recipe:
+        """A recipe from plain values. Raises RecipeError."""
+        return parse_options(cls, values, where)
+
+    @classmethod
+    def load(cls, name_or_path: str | Path) -> Recipe:
+        """A shipped recipe by name, or one from a TOML file."""
+        path = Path(name_or_path)
+        if path.suffix == ".toml":
+            if not path.is_file():
+                raise RecipeError(f"there is no recipe file {str(path)!r}")
+            text = path.read_text(encoding="utf-8")
+        elif str(name_or_path) in shipped_recipes():
+            text = _shipped(str(name_or_path)).read_text(encoding="utf-8")
+        else:
+            raise RecipeError(
+                f"unknown recipe {str(name_or_path)!r}; shipped are: {', '.join(shipped_recipes())}; or give a .toml file"
+            )
+        try:
+            values = tomllib.loads(text)
+        except tomllib.TOMLDecodeError as error:
+            raise RecipeError(f"recipe {str(name_or_path)!r} is not valid TOML: {error}") from None
+        values.pop("description", None)
+        return cls.parse(values, f"recipe {str(name_or_path)!r}")
+
+    def replace(self, **values: Any) -> Recipe:
+        """A copy with other values, checked like new ones."""
+        return self.parse({**self.model_dump(), **values})
+
+    def with_settings(self, settings: Iterable[str]) -> Recipe:
+        """A copy with ``key=value`` settings; a dot reaches into options: ``encoder_options.n_blocks=3``."""
+        values = self.model_dump()
+        for setting in settings:
+            key, separator, text = setting.partition("=")
+            if not separator:
+                raise RecipeError(f"--set {setting!r}: write key=value")
+            _assign(values, key.strip().split("."), _parse_value(text.strip()), setting)
+        return self.parse(values, "--set")
+
+
+def shipped_recipes() -> list[str]:
+    """Names of the recipes that come with the package."""
+    folder = resources.files("bseq_plugin") / "recipes"
+    return sorted(entry.name.removesuffix(".toml") for entry in folder.iterdir() if entry.name.endswith(".toml"))
+
+
+def _shipped(name: str) -> Any:
+    return resources.files("bseq_plugin") / "recipes" / f"{name}.toml"
+
+
+def _parse_value(text: str) -> Any:
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text  # a bare word: --set encoder=mean
+
+
+def _assign(values: dict[str, Any], path: list[str], value: Any, setting: str) -> None:
+    *parents, leaf = path
+    for parent in parents:
+        values = values.setdefault(parent, {})
+        if not isinstance(values, dict):
+            raise RecipeError(f"--set {setting!r}: {parent!r} has no keys below it")
+    values[leaf] = value

@@ -1,0 +1,1 @@
+"""Training: one code path for one process and for ``torchrun``."""

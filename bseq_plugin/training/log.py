@@ -1,0 +1,89 @@
+"""What a run tells while it goes on: progress bar, TensorBoard scalars, and one JSON line an epoch."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch.utils.tensorboard import SummaryWriter
+
+Report = Callable[[float, int], None]  # (loss, events of the step)
+
+
+class RunLog:
+    """Logs of one run, for rank 0; on other ranks (``enabled=False``) it does nothing.
+
+    ``metrics.jsonl`` has one object an epoch; a resumed run appends to it.
+    """
+
+    def __init__(self, run: Path, *, enabled: bool, progress: bool, epochs: int, resumed_after: int = 0) -> None:
+        self.enabled = enabled
+        self.path = run / "metrics.jsonl"
+        self.console = Console(stderr=True, quiet=not (progress and enabled))
+        self.epochs = epochs
+        self._tensorboard: Any = None
+        if enabled:
+            self._drop_lines_after(resumed_after)
+            self._tensorboard = SummaryWriter(str(run / "tensorboard"), purge_step=resumed_after + 1)
+
+    def __enter__(self) -> RunLog:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._tensorboard is not None:
+            self._tensorboard.close()
+
+    @contextmanager
+    def epoch(self, number: int, steps: int) -> Iterator[Report]:
+        """A progress bar over the steps of an epoch; call the yielded function after each step."""
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[state]}"), TimeRemainingColumn())  # fmt: skip
+        started, events, seen, total = time.perf_counter(), 0, 0, 0.0
+        with Progress(*columns, console=self.console, transient=True) as bar:
+            task = bar.add_task(f"epoch {number}/{self.epochs}", total=steps, state="")
+
+            def report(loss: float, n_events: int) -> None:
+                nonlocal events, seen, total
+                events, seen, total = events + n_events, seen + 1, total + loss
+                rate = events / (time.perf_counter() - started)
+                bar.update(task, advance=1, state=f"loss {total / seen:.4f}  {rate:,.0f} events/s")
+
+            yield report
+
+    def write(self, line: dict[str, Any], note: str = "") -> None:
+        """One epoch's figures, to the terminal, TensorBoard and ``metrics.jsonl``."""
+        if not self.enabled:
+            return
+        epoch = line["epoch"]
+        for key, value in line.items():
+            if isinstance(value, float):
+                self._tensorboard.add_scalar(key, value, epoch)
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+        figures = "  ".join(f"{key} {value:.4f}" for key, value in line.items() if "@" in key)
+        self.console.print(
+            f"epoch {epoch:>3}  loss {line['loss']:.4f}  {figures}  {line['events_per_second']:,.0f} events/s {note}"
+        )
+
+    def _drop_lines_after(self, epoch: int) -> None:
+        """A killed run may have logged an epoch whose checkpoint was never finished: it will be logged again."""
+        if not self.path.is_file():
+            return
+        lines = self.path.read_text(encoding="utf-8").splitlines()
+        kept = [line for line in lines if _epoch_of(line) <= epoch]
+        self.path.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+
+
+def _epoch_of(line: str) -> float:
+    try:
+        return float(json.loads(line)["epoch"])
+    except (json.JSONDecodeError, KeyError, TypeError):  # cut off by a kill
+        return float("inf")

@@ -1,0 +1,71 @@
+"""A run directory.
+
+    RUN/run.json             {"status": "training" or "complete", "best_epoch", "metrics", ...}; replaced atomically
+    RUN/recipe.json          the resolved recipe
+    RUN/vocabulary.parquet   RUN/sequences.parquet
+    RUN/metrics.jsonl        one object an epoch
+    RUN/tensorboard/         RUN/checkpoints/
+    RUN/model/               the best model (see InterestModel), there once the run is complete
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bseq_plugin.data.prepare import PreparedLog
+from bseq_plugin.data.sequences import Sequences
+from bseq_plugin.data.vocabulary import Vocabulary
+from bseq_plugin.errors import RunError
+from bseq_plugin.schema.recipe import Recipe
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished or unfinished run on disk."""
+
+    path: Path
+
+    @property
+    def info(self) -> dict[str, Any]:
+        """``run.json``. Raises RunError if there is none."""
+        file = self.path / "run.json"
+        if not file.is_file():
+            raise RunError(f"{self.path} is not a run directory: it has no run.json")
+        found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        return found
+
+    @property
+    def recipe(self) -> Recipe:
+        """The resolved recipe."""
+        return Recipe.parse(json.loads((self.path / "recipe.json").read_text(encoding="utf-8")), str(self.path))
+
+    def vocabulary(self) -> Vocabulary:
+        """The item and event-type ids."""
+        return Vocabulary.load(self.path / "vocabulary.parquet")
+
+    def sequences(self) -> Sequences:
+        """The whole log, held-out part included."""
+        return Sequences.load(self.path / "sequences.parquet", self.vocabulary())
+
+    def begin(self, log: PreparedLog) -> None:
+        """Write what training starts from."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        replace_text(self.path / "recipe.json", log.recipe.model_dump_json(indent=1))
+        log.vocabulary.save(self.path / "vocabulary.parquet")
+        log.sequences.save(self.path / "sequences.parquet", log.vocabulary)
+        self.update({"status": "training"})
+
+    def update(self, info: dict[str, Any]) -> None:
+        """Replace ``run.json``."""
+        replace_text(self.path / "run.json", json.dumps(info, indent=1))
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Write beside and rename, so that a reader sees the old text or the new."""
+    aside = path.with_name(f".{path.name}.tmp")
+    aside.write_text(text, encoding="utf-8")
+    os.replace(aside, path)

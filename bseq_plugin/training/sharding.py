@@ -1,0 +1,92 @@
+"""From a plain task to a sharded, optimised one."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from fbgemm_gpu.split_embedding_configs import EmbOptimType
+from torch import distributed as dist
+from torch import nn
+from torchrec.distributed.embedding import EmbeddingCollectionSharder
+from torchrec.distributed.model_parallel import DistributedModelParallel
+from torchrec.distributed.planner import EmbeddingShardingPlanner, Topology
+from torchrec.distributed.planner.types import ParameterConstraints
+from torchrec.distributed.types import ModuleSharder, ShardingType
+from torchrec.optim.keyed import CombinedOptimizer, KeyedOptimizerWrapper
+from torchrec.optim.optimizers import in_backward_optimizer_filter
+
+from bseq_plugin.errors import RecipeError
+from bseq_plugin.model.task import SequenceInterestTask
+from bseq_plugin.schema.recipe import Recipe
+from bseq_plugin.training.distributed import World
+
+TABLE_OPTIMIZERS = {
+    "rowwise_adagrad": EmbOptimType.EXACT_ROWWISE_ADAGRAD,
+    "adagrad": EmbOptimType.EXACT_ADAGRAD,
+    "sgd": EmbOptimType.EXACT_SGD,
+    "adam": EmbOptimType.ADAM,
+}
+# Data-parallel tables are never offered: fbgemm's CPU look-up for them pools instead of giving one row an event, and
+# on a GPU the planner's other choices serve small tables as well.
+SHARDING_TYPES = {
+    "auto": [ShardingType.ROW_WISE.value, ShardingType.TABLE_WISE.value, ShardingType.COLUMN_WISE.value],
+    "row_wise": [ShardingType.ROW_WISE.value],
+    "table_wise": [ShardingType.TABLE_WISE.value],
+    "column_wise": [ShardingType.COLUMN_WISE.value],
+}
+
+
+@dataclass(frozen=True)
+class ShardedTask:
+    """The model under DistributedModelParallel with the optimizer of all its parameters."""
+
+    model: DistributedModelParallel
+    optimizer: CombinedOptimizer
+    dense_optimizer: KeyedOptimizerWrapper
+
+    @property
+    def task(self) -> SequenceInterestTask:
+        """The task inside the wrappers of DistributedModelParallel."""
+        module: nn.Module = self.model.module
+        return cast(SequenceInterestTask, getattr(module, "module", module))
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint holds of the model and its optimizers."""
+        return {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict()}
+
+
+def check_device(recipe: Recipe, device: torch.device) -> None:
+    """Refuse what the device can't do, before anything is planned: a planner error on one rank hangs the others.
+
+    Raises RecipeError with the alternative.
+    """
+    if device.type == "cpu" and recipe.table_optimizer == "adam":
+        raise RecipeError(
+            "table_optimizer = 'adam' is not fused on CPU (fbgemm has SGD, Adagrad and row-wise Adagrad there); "
+            "use table_optimizer = 'rowwise_adagrad'"
+        )
+
+
+def shard(task: SequenceInterestTask, recipe: Recipe, here: World) -> ShardedTask:
+    """Plan, shard, and give table rows the fused optimizer and dense parameters AdamW."""
+    check_device(recipe, here.device)
+    fused = {"optimizer": TABLE_OPTIMIZERS[recipe.table_optimizer], "learning_rate": recipe.table_learning_rate}
+    sharders = [cast(ModuleSharder[nn.Module], EmbeddingCollectionSharder(fused_params=fused))]
+    tables = [config.name for config in task.interest_encoder.embedding_collection.embedding_configs()]
+    constraints = {name: ParameterConstraints(sharding_types=SHARDING_TYPES[recipe.sharding]) for name in tables}
+    planner = EmbeddingShardingPlanner(
+        topology=Topology(world_size=here.size, compute_device=here.device.type), constraints=constraints
+    )
+    plan = planner.collective_plan(task, sharders, dist.group.WORLD)
+    model = DistributedModelParallel(task, device=here.device, plan=plan, sharders=sharders)
+    dense = KeyedOptimizerWrapper(
+        dict(in_backward_optimizer_filter(model.named_parameters())),
+        lambda parameters: _dense_optimizer(parameters, recipe),
+    )
+    return ShardedTask(model, CombinedOptimizer([model.fused_optimizer, dense]), dense)
+
+
+def _dense_optimizer(parameters: Any, recipe: Recipe) -> torch.optim.Optimizer:
+    return torch.optim.AdamW(parameters, lr=recipe.learning_rate, weight_decay=recipe.weight_decay)

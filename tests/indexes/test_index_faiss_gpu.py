@@ -1,0 +1,190 @@
+"""The GPU backend against a fake that enforces the real limits of classic GPU FAISS; the same suite on a real GPU."""
+
+from __future__ import annotations
+
+import sys
+import threading
+import types
+import warnings
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+import torch
+
+from bseq_plugin.errors import MissingDependencyError, UsageError
+from bseq_plugin.indexes import faiss_gpu
+from bseq_plugin.indexes.exact import ExactIndex
+from bseq_plugin.indexes.faiss_gpu import MAX_K, FaissGpuIndex
+from bseq_plugin.testing.indexes import IndexTests, vectors
+
+
+class FakeGpu:
+    """A module that looks like GPU FAISS and refuses what the real one can't do (faults.md 0.1, 0.7; facts.md 1.2)."""
+
+    def __init__(self, n_gpus: int = 1, memory: int = 2**30) -> None:
+        import faiss
+
+        self.memory = memory
+        self.n_resources = 0
+        self.out_of_memory = False  # set during a test: the next search fails
+        self.module = types.ModuleType("faiss")
+        self.module.__dict__.update({n: getattr(faiss, n) for n in ("IndexFlatIP", "IndexFlat", "METRIC_INNER_PRODUCT")})
+        self.module.get_num_gpus = lambda: n_gpus
+        self.module.StandardGpuResources = lambda: FakeResources(self)
+        self.module.GpuClonerOptions = types.SimpleNamespace
+        self.module.index_cpu_to_gpu = self.index_cpu_to_gpu
+
+    def index_cpu_to_gpu(self, resources, device, index, options=None):
+        resources.check_thread()
+        if not isinstance(index, self.module.IndexFlat):
+            raise RuntimeError("This index type is not implemented on GPU.")
+        if index.ntotal * index.d * 4 > self.memory:
+            raise RuntimeError("Error: cudaMalloc error out of memory")
+        return FakeGpuFlat(self, resources, index)
+
+
+class FakeResources:
+    def __init__(self, gpu):
+        self.thread = threading.get_ident()
+        self.temp_memory = None
+        gpu.n_resources += 1
+
+    def check_thread(self):
+        if threading.get_ident() != self.thread:
+            raise SystemError("GPU resources used by another thread than the one that made them")
+
+    def setTempMemory(self, size):  # noqa: N802 (FAISS's name)
+        self.check_thread()
+        self.temp_memory = size
+
+
+class FakeGpuFlat:
+    """No ``remove_ids``, no ``add_with_ids``; ``params`` with a selector is accepted and ignored, as on a GPU."""
+
+    def __init__(self, gpu, resources, index):
+        self._gpu, self._resources, self._index = gpu, resources, index
+        self.d, self.ntotal, self.metric_type = index.d, index.ntotal, index.metric_type
+
+    def search(self, x, k, params=None):
+        self._resources.check_thread()
+        if self._gpu.out_of_memory:
+            raise RuntimeError("Error: cudaMalloc error out of memory")
+        if k > 2048:
+            raise RuntimeError("GPU index only supports min/max-K selection up to 2048")
+        if x.dtype != np.float32 or not x.flags.c_contiguous or x.ndim != 2 or x.shape[1] != self.d:
+            raise SystemError("GPU search needs contiguous float32 of the right width")
+        return self._index.search(x, k)
+
+
+@pytest.fixture
+def use_fake(monkeypatch):
+    """A function that puts a fake GPU FAISS in place."""
+
+    def use(**settings):
+        gpu = FakeGpu(**settings)
+        monkeypatch.setitem(sys.modules, "faiss", gpu.module)
+        monkeypatch.setattr(faiss_gpu, "_workers", {})
+        faiss_gpu._resources.cache_clear()
+        return gpu
+
+    yield use
+    faiss_gpu._resources.cache_clear()
+
+
+class TestFaissGpuOnTheFake(IndexTests):
+    index = FaissGpuIndex
+
+    @pytest.fixture(autouse=True)
+    def _fake(self, use_fake):
+        use_fake()
+
+
+@pytest.mark.gpu
+class TestFaissGpu(IndexTests):
+    index = FaissGpuIndex
+
+
+@pytest.mark.gpu
+def test_a_real_gpu_finds_what_the_cpu_finds():
+    vectors_VD, queries_BD = vectors(20_000, 64), vectors(100, 64, seed=1)
+    scores_Bk, rows_Bk = FaissGpuIndex.build(vectors_VD).search(queries_BD, 100)
+    exact_scores_Bk, exact_rows_Bk = ExactIndex.build(vectors_VD).search(queries_BD, 100)
+    torch.testing.assert_close(scores_Bk, exact_scores_Bk, rtol=1e-4, atol=1e-4)
+    assert (rows_Bk == exact_rows_Bk).float().mean() > 0.99
+
+
+def test_k_beyond_the_limit_is_refused_by_us(use_fake):
+    use_fake()
+    index = FaissGpuIndex.build(vectors(3_000, 4))
+    scores_Bk, _ = index.search(vectors(2, 4, seed=1), MAX_K)
+    assert scores_Bk.shape == (2, MAX_K)
+    with pytest.raises(UsageError, match="at most 2048"):
+        index.search(vectors(2, 4, seed=1), MAX_K + 1)
+
+
+def test_all_threads_share_one_worker_and_one_set_of_resources(use_fake):
+    gpu = use_fake()
+    vectors_VD, queries_BD = vectors(500, 8), vectors(20, 8, seed=1)
+    indexes = [FaissGpuIndex.build(vectors_VD) for _ in range(3)]
+    wanted = ExactIndex.build(vectors_VD).search(queries_BD, 10)[1]
+    with ThreadPoolExecutor(8) as threads:
+        futures = [threads.submit(indexes[i % 3].search, queries_BD, 10) for i in range(100)]
+        assert all(torch.equal(f.result()[1], wanted) for f in futures)
+    assert gpu.n_resources == 1
+
+
+def test_the_scratch_memory_is_capped(use_fake):
+    use_fake()
+    index = FaissGpuIndex.build(vectors(10, 4), {"temp_memory_mb": 7})
+    assert index._index._resources.temp_memory == 7 * 2**20
+
+
+def test_a_failing_gpu_is_reported_once_and_replaced_by_the_cpu(use_fake):
+    gpu = use_fake()
+    vectors_VD, queries_BD = vectors(300, 8), vectors(5, 8, seed=1)
+    index = FaissGpuIndex.build(vectors_VD)
+    wanted = index.search(queries_BD, 10)
+    gpu.out_of_memory = True
+    with pytest.warns(UserWarning, match="GPU search failed"):
+        got = index.search(queries_BD, 10)
+    assert torch.equal(got[1], wanted[1])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        index.search(queries_BD, 10)
+
+
+def test_an_index_larger_than_the_gpu_is_a_clear_error(use_fake):
+    use_fake(memory=1_000)
+    with pytest.raises(UsageError, match=r"can't be put on GPU 0.*out of memory.*float16"):
+        FaissGpuIndex.build(vectors(300, 8))
+
+
+def test_a_gpu_that_is_not_there_is_named(use_fake):
+    use_fake(n_gpus=2)
+    with pytest.raises(UsageError, match="device = 2; this machine has 2 GPUs"):
+        FaissGpuIndex.build(vectors(5, 4), {"device": 2})
+
+
+def test_the_cpu_wheel_is_told_apart_from_a_gpu_build():
+    with pytest.raises(MissingDependencyError, match=r"CPU build.*bseq-plugin\[gpu\]"):
+        FaissGpuIndex.build(vectors(5, 4))
+
+
+def test_a_gpu_build_without_a_gpu_is_told(use_fake):
+    use_fake(n_gpus=0)
+    with pytest.raises(MissingDependencyError, match="sees no GPU"):
+        FaissGpuIndex.build(vectors(5, 4))
+
+
+def test_without_faiss_the_message_names_the_remedy(monkeypatch):
+    monkeypatch.setitem(sys.modules, "faiss", None)
+    with pytest.raises(MissingDependencyError, match="pip install"):
+        FaissGpuIndex.build(vectors(5, 4))
+    assert "FAISS" in FaissGpuIndex.why_not()
+
+
+def test_saves_no_file(use_fake, tmp_path):
+    use_fake()
+    FaissGpuIndex.build(vectors(5, 4)).save(tmp_path / "items.index")
+    assert not list(tmp_path.iterdir())
