@@ -193,4 +193,5 @@ def _is_target(top_UK: np.ndarray, counts: np.ndarray, target_items: np.ndarray)
     wanted = np.sort(np.repeat(np.arange(len(counts)), counts) * width + target_items)
     asked = np.arange(len(counts))[:, None] * width + rows
     place = np.minimum(np.searchsorted(wanted, asked), len(wanted) - 1)
-    return (wanted[place] == asked) & (rows > 0)
+    hit: np.ndarray = (wanted[place] == asked) & (rows > 0)
+    return hit

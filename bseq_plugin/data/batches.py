@@ -45,6 +45,7 @@ class Batch(Pipelineable):
         log_expected_count_N: float32, or None for the whole catalogue; see ``Candidates``.
         loss_scale: float32 scalar, world size x (this rank's share of the target weight in the global batch): the
             mean over ranks of the scaled losses is then the loss of the global batch.
+        target_priors_SP, candidate_priors_NP: float32, columns put behind the item vectors, or None.
     """
 
     features: KeyedJaggedTensor
@@ -55,6 +56,8 @@ class Batch(Pipelineable):
     candidate_ids_N: Tensor
     log_expected_count_N: Tensor | None
     loss_scale: Tensor
+    target_priors_SP: Tensor | None = None
+    candidate_priors_NP: Tensor | None = None
 
     def to(self, device: torch.device, non_blocking: bool = False) -> Batch:
         """A copy on ``device``."""

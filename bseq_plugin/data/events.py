@@ -109,7 +109,7 @@ def instant_us(value: object, name: str = "at") -> int:
         raise SchemaError(f"{name} is missing; give a time such as 2017-12-01T00:00:00+00:00")
     if stamp.tzinfo is None:
         raise SchemaError(f"{name} = {value!r} has no time zone; write for example {stamp.isoformat()}+00:00")
-    return int(stamp.as_unit("us").value)
+    return int(stamp.value // 1_000)  # value is in nanoseconds whatever the unit of the stamp
 
 
 def _require(frame: pd.DataFrame, source: str, name: str) -> None:

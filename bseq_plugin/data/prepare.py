@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
 
+import numpy as np
 import pandas as pd
 
 from bseq_plugin.data.events import DAY_US, EVENT_TYPE, Events, instant_us
+from bseq_plugin.data.items import ItemAttributes, PopularityPrior
 from bseq_plugin.data.sequences import Sequences
 from bseq_plugin.data.splits import EvaluationSet, leave_one_out, time_window, training_part
 from bseq_plugin.data.vocabulary import Vocabulary
@@ -29,6 +32,15 @@ class PreparedLog:
     sequences: Sequences
     training: Sequences
     validation: EvaluationSet | None
+    attributes: ItemAttributes | None
+
+    @cached_property
+    def item_priors(self) -> np.ndarray | None:
+        """float32 [V + 1, P], popularity at the end of the training part, or None if the recipe has no spans."""
+        if not self.recipe.popularity_days:
+            return None
+        end_us = (self.trained_until_us or 0) + 1
+        return PopularityPrior(self.training, self.vocabulary.n_items, self.recipe.popularity_days).at(end_us)
 
     @property
     def trained_until_us(self) -> int | None:
@@ -37,12 +49,28 @@ class PreparedLog:
         return None if times is None or len(times) == 0 else int(times.max())
 
 
-def prepare(events: Events, recipe: Recipe) -> PreparedLog:
+def prepare(events: Events, recipe: Recipe, items: pd.DataFrame | None = None) -> PreparedLog:
     """Split ``events``; the vocabulary of a time split counts only what lies before the validation.
 
-    Raises SchemaError if the split leaves nothing to train on or to validate with.
+    Args:
+        items: a row an item with ``item_id`` and the columns named in ``recipe.item_attributes``.
+
+    Raises:
+        SchemaError: the split leaves nothing to train on or to validate with; the items table is missing or unfit.
     """
     recipe = _resolve(events, recipe)
+    vocabulary, sequences, training = _split(events, recipe)
+    validation = None if recipe.split == "none" else evaluation_set(sequences, recipe, "validation")
+    attributes = None
+    if recipe.item_attributes:
+        if items is None:
+            raise SchemaError(f"the recipe reads item attributes {recipe.item_attributes}; give the items table (--items)")
+        attributes = ItemAttributes.from_frame(items, recipe.item_attributes, vocabulary)
+    return PreparedLog(recipe, vocabulary, sequences, training, validation, attributes)
+
+
+def _split(events: Events, recipe: Recipe) -> tuple[Vocabulary, Sequences, Sequences]:
+    """(vocabulary, whole log, training part)."""
     if recipe.split == "time":
         cut_us = instant_us(recipe.validation_at, "validation_at")
         past = events.before(cut_us)
@@ -50,19 +78,14 @@ def prepare(events: Events, recipe: Recipe) -> PreparedLog:
             raise SchemaError(f"no event lies before validation_at = {recipe.validation_at}; choose a later instant")
         vocabulary = Vocabulary.from_events(past, recipe.min_item_count)
         sequences = Sequences.from_events(events, vocabulary)
-        return PreparedLog(
-            recipe, vocabulary, sequences, sequences.between(None, cut_us), evaluation_set(sequences, recipe, "validation")
-        )
-    if recipe.split == "leave-one-out":
-        # the whole file's items are ranked, as in the papers; what is learned comes from the training part alone
-        catalogue = Vocabulary.from_events(events, recipe.min_item_count)
-        sequences = Sequences.from_events(events, catalogue)
-        training = training_part(sequences)
-        vocabulary = catalogue.recounted(training.items)
-        return PreparedLog(recipe, vocabulary, sequences, training, evaluation_set(sequences, recipe, "validation"))
+        return vocabulary, sequences, sequences.between(None, cut_us)
     vocabulary = Vocabulary.from_events(events, recipe.min_item_count)
     sequences = Sequences.from_events(events, vocabulary)
-    return PreparedLog(recipe, vocabulary, sequences, sequences, None)
+    if recipe.split == "none":
+        return vocabulary, sequences, sequences
+    # the whole file's items are ranked, as in the papers; what is learned comes from the training part alone
+    training = training_part(sequences)
+    return vocabulary.recounted(training.items), sequences, training
 
 
 def evaluation_set(sequences: Sequences, recipe: Recipe, part: Literal["validation", "test"]) -> EvaluationSet:

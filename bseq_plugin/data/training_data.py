@@ -14,6 +14,7 @@ import torch
 
 from bseq_plugin.data.batches import NEGATIVE, TARGET, Batch, history_features
 from bseq_plugin.data.events import DAY_US
+from bseq_plugin.data.items import PopularityPrior
 from bseq_plugin.data.sequences import Sequences
 from bseq_plugin.data.vocabulary import Vocabulary
 from bseq_plugin.errors import SchemaError
@@ -29,14 +30,16 @@ class Examples:
         state_rows: int64 [Q], ascending packed rows whose states predict something.
         target_ids: int64 [S].
         target_state: int64 [S], ascending places in ``state_rows``.
-        weights: float32 [S].
+        n_targets: targets of all ranks together.
+        at_us: the instant that separates histories from targets, None if each target has its own.
     """
 
     histories: Sequences
     state_rows: np.ndarray
     target_ids: np.ndarray
     target_state: np.ndarray
-    weights: np.ndarray
+    n_targets: int
+    at_us: int | None = None
 
 
 class TrainingData:
@@ -58,6 +61,7 @@ class TrainingData:
         self.rank = rank
         self.world_size = world_size
         self.candidates = CandidateSampler(vocabulary, recipe)
+        self.popularity = PopularityPrior(sequences, vocabulary.n_items, recipe.popularity_days)
         self.source = NextEvent(sequences, recipe) if recipe.targets == "next" else TargetWindow(sequences, recipe)
         if len(self.source.users) == 0:
             raise SchemaError(
@@ -82,9 +86,11 @@ class TrainingData:
         return np.concatenate([rng.permutation(self.source.users) for _ in range(self.source.passes)])
 
     def _batch(self, users: np.ndarray, rng: np.random.Generator) -> Batch:
-        examples, total_weight = self.source.examples(users, self.rank, self.world_size, rng)
-        ids, log_expected_count = self.candidates.draw(rng, self.rank, self.world_size)
-        n_users = examples.histories.n_users
+        examples = self.source.examples(users, self.rank, self.world_size, rng)
+        catalogue = None if examples.at_us is None else self.source.catalogue(examples.at_us)
+        ids, log_expected_count = self.candidates.draw(catalogue, rng, self.rank, self.world_size)
+        priors_VP = self.popularity.at(examples.at_us) if self.recipe.popularity_days else None
+        n_users, n_targets = examples.histories.n_users, len(examples.target_ids)
         user_of_state = np.searchsorted(examples.histories.offsets, examples.state_rows, side="right") - 1
         targets_per_user = np.bincount(user_of_state[examples.target_state], minlength=n_users)
         negatives_per_user = np.zeros(n_users, np.int64)
@@ -94,16 +100,17 @@ class TrainingData:
             self.recipe.event_features,
             {TARGET: (examples.target_ids, targets_per_user), NEGATIVE: (ids, negatives_per_user)},
         )
-        own_weight = float(examples.weights.sum())
         return Batch(
             features,
             torch.from_numpy(examples.state_rows),
             torch.from_numpy(examples.target_state),
             torch.from_numpy(examples.target_ids),
-            torch.from_numpy(examples.weights),
+            torch.ones(n_targets),
             torch.from_numpy(ids),
             None if log_expected_count is None else torch.from_numpy(log_expected_count),
-            torch.tensor(self.world_size * own_weight / max(total_weight, 1e-12)),
+            torch.tensor(self.world_size * n_targets / max(examples.n_targets, 1)),
+            None if priors_VP is None else torch.from_numpy(priors_VP[examples.target_ids]),
+            None if priors_VP is None else torch.from_numpy(priors_VP[ids]),
         )
 
 
@@ -127,27 +134,28 @@ class NextEvent:
         self.n_targets = known[self.sequences.offsets[1:]] - known[first]
         self.users = np.flatnonzero(self.n_targets > 0)
 
-    def examples(
-        self, users: np.ndarray, rank: int, world_size: int, rng: np.random.Generator
-    ) -> tuple[Examples, float]:
-        """This rank's examples, and the weight of all ranks' targets together."""
+    def examples(self, users: np.ndarray, rank: int, world_size: int, rng: np.random.Generator) -> Examples:
+        """This rank's examples from a global batch of users."""
         every = np.concatenate([share(users, r, world_size) for r in range(world_size)])
         users = share(users, rank, world_size)
         starts, ends = self.sequences.offsets[:-1][users], self.sequences.offsets[1:][users]
         histories = self.sequences.slices(users, starts, ends - 1)
         following = self.sequences.slices(users, starts + 1, ends).items
         rows = np.flatnonzero(following > 0)
-        states = np.arange(len(rows))
-        examples = Examples(histories, rows, following[rows], states, np.ones(len(rows), np.float32))
-        return examples, float(self.n_targets[every].sum())
+        return Examples(histories, rows, following[rows], np.arange(len(rows)), int(self.n_targets[every].sum()))
+
+    def catalogue(self, at_us: int) -> np.ndarray | None:
+        """All items."""
+        return None
 
 
 class TargetWindow:
     """``targets = "window"``: one instant a batch; from each user's history before it, everything bought after it.
 
     The dense all-action objective of PinnerFormer (Pancha et al., KDD 2022, section 3.2), with all targets of the
-    window instead of a sample. Instants lie on a grid that ends one window before the newest event. Every user
-    weighs the same, however many targets.
+    window instead of a sample. Instants lie on a grid that ends one window before the newest event. At each of them
+    the world is as it was: an item that nobody had bought ``min_item_count`` times by then is neither target nor
+    candidate (its later rise would teach the model that new items are never wanted).
     """
 
     def __init__(self, sequences: Sequences, recipe: Recipe) -> None:
@@ -156,6 +164,7 @@ class TargetWindow:
         self.sequences = sequences
         self.recipe = recipe
         self.passes = recipe.passes_per_epoch
+        self._catalogues: dict[int, np.ndarray] = {}
         self.window_us = int(recipe.window_days * DAY_US)
         self.origin_us = int(sequences.timestamps.min())
         self.newest_us = int(sequences.timestamps.max()) + 1
@@ -191,45 +200,44 @@ class TargetWindow:
     def _n_rows(self) -> int:
         return int(self.sequences.items.max()) + 1
 
-    def examples(
-        self, users: np.ndarray, rank: int, world_size: int, rng: np.random.Generator
-    ) -> tuple[Examples, float]:
-        """This rank's examples, and the weight of all ranks' targets together."""
+    def catalogue(self, at_us: int) -> np.ndarray:
+        """int64, ascending rows of the items with ``min_item_count`` events before ``at_us``."""
+        if at_us not in self._catalogues:
+            past = self.sequences.items[np.asarray(self.sequences.timestamps) < at_us]
+            counts = np.bincount(past, minlength=self._n_rows)
+            counts[0] = 0
+            self._catalogues[at_us] = np.flatnonzero(counts >= self.recipe.min_item_count)
+        return self._catalogues[at_us]
+
+    def examples(self, users: np.ndarray, rank: int, world_size: int, rng: np.random.Generator) -> Examples:
+        """This rank's examples from a global batch of users."""
         cut = int(rng.choice(self.cuts))
         offsets = self.sequences.offsets
         places, ends = self._place(users, cut), self._place(users, cut + self.window_us)
         usable = (places > offsets[:-1][users]) & (ends > places)
-        users, places, ends = users[usable], places[usable], ends[usable]
-        if len(users) == 0:  # an instant before anybody's first event: nothing to learn, on any rank
-            return self._empty(), 0.0
-        parts = [share(np.arange(len(users)), r, world_size) for r in range(world_size)]
-        own = [self._targets(users[p], places[p], ends[p]) for p in parts] if world_size > 1 else None
-        part = parts[rank]
-        ids, owner = own[rank] if own else self._targets(users[part], places[part], ends[part])
-        total = sum(len(np.unique(o)) for _, o in own) if own else len(np.unique(owner))
+        # nobody usable: any one user without targets, so that every rank still has a batch
+        chosen = np.flatnonzero(usable) if usable.any() else np.zeros(1, np.int64)
+        users, places, ends = users[chosen], places[chosen], np.where(usable[chosen], ends[chosen], places[chosen])
+        ids, owner = self._targets(users, places, ends, cut)
+        part = share(np.arange(len(users)), rank, world_size)
+        mine = (owner >= part[0]) & (owner <= part[-1])
         starts = np.maximum(offsets[:-1][users[part]], places[part] - self.recipe.max_length)
         histories = self.sequences.slices(users[part], starts, places[part])
-        with_target, state = np.unique(owner, return_inverse=True)
-        weights = 1.0 / np.bincount(state, minlength=len(with_target))[state] if len(state) else np.empty(0)
-        rows = histories.offsets[1:][with_target] - 1
-        return Examples(histories, rows, ids, state, weights.astype(np.float32)), float(total)
+        with_target, state = np.unique(owner[mine] - part[0], return_inverse=True)
+        return Examples(histories, histories.offsets[1:][with_target] - 1, ids[mine], state, len(ids), cut)
 
-    def _targets(self, users: np.ndarray, places: np.ndarray, ends: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Distinct known items of places..ends-1 and the index of the user each belongs to, users ascending."""
+    def _targets(
+        self, users: np.ndarray, places: np.ndarray, ends: np.ndarray, at_us: int
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Distinct items of places..ends-1 and the index of the user each belongs to, users ascending."""
         window = self.sequences.slices(users, places, ends)
-        owner = window.user_index
-        pairs = np.unique(owner * self._n_rows + window.items)
+        pairs = np.unique(window.user_index * self._n_rows + window.items)
         owner, ids = pairs // self._n_rows, pairs % self._n_rows
-        keep = ids > 0
+        keep = np.isin(ids, self.catalogue(at_us))
         if self.recipe.window_scope == "new":
             keys, first = self._first_bought
             keep &= first[np.searchsorted(keys, users[owner] * self._n_rows + ids)] >= places[owner]
         return ids[keep], owner[keep]
-
-    def _empty(self) -> Examples:
-        nothing = np.empty(0, np.int64)
-        first = self.sequences.slices(np.zeros(1, np.int64), np.zeros(1, np.int64), np.zeros(1, np.int64))
-        return Examples(first, nothing, nothing, nothing, np.empty(0, np.float32))
 
 
 class CandidateSampler:
@@ -241,14 +249,21 @@ class CandidateSampler:
         counts = vocabulary.item_counts.astype(np.float64)
         weights = counts + 1.0 if recipe.sampling == "popularity" else np.ones_like(counts)
         self.probability = weights / weights.sum()
-        self._cumulative = np.cumsum(self.probability)
 
-    def draw(self, rng: np.random.Generator, rank: int, world_size: int) -> tuple[np.ndarray, np.ndarray | None]:
-        """(vocabulary rows int64 [N], log expected count float32 [N] or None for the whole catalogue)."""
+    def draw(
+        self, catalogue: np.ndarray | None, rng: np.random.Generator, rank: int, world_size: int
+    ) -> tuple[np.ndarray, np.ndarray | None]:
+        """(vocabulary rows int64 [N], log expected count float32 [N] or None for the whole catalogue).
+
+        ``catalogue``: rows that may be drawn, ascending; None = all.
+        """
         if self.n_candidates == "all":
-            return np.arange(1, self.n_items + 1), None
+            return np.arange(1, self.n_items + 1) if catalogue is None else catalogue, None
+        probability = self.probability if catalogue is None else self.probability[catalogue - 1]
+        cumulative = np.cumsum(probability)
         # every rank draws for all ranks and keeps its own, so that ranks differ and one seed rules them all
-        draws = rng.random((world_size, self.n_candidates))[rank]
-        rows = np.minimum(np.searchsorted(self._cumulative, draws, side="right"), self.n_items - 1)
-        log_count = np.log(self.n_candidates * self.probability[rows])
-        return rows + 1, log_count.astype(np.float32)
+        draws = rng.random((world_size, self.n_candidates))[rank] * cumulative[-1]
+        places = np.minimum(np.searchsorted(cumulative, draws, side="right"), len(cumulative) - 1)
+        rows = places + 1 if catalogue is None else catalogue[places]
+        log_count = np.log(self.n_candidates * probability[places] / cumulative[-1])
+        return rows, log_count.astype(np.float32)

@@ -70,7 +70,8 @@ class CausalBlock(nn.Module):
 
     def forward(self, x_TD: Tensor, groups: LengthGroups) -> Tensor:
         """``[T, D]`` to ``[T, D]``."""
-        qkv = self.query_key_value(self.attention_norm(x_TD)).view(x_TD.shape[0], 3, self.n_heads, -1)
+        qkv = self.query_key_value(self.attention_norm(x_TD))
+        qkv = qkv.view(x_TD.shape[0], 3, self.n_heads, x_TD.shape[1] // self.n_heads)
         q_THd, k_THd, v_THd = qkv.unbind(1)
         attended = causal_attention(q_THd, k_THd, v_THd, groups, self.dropout if self.training else 0.0)
         x_TD = x_TD + F.dropout(self.attention_out(attended.flatten(1)), self.dropout, self.training)

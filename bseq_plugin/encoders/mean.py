@@ -1,25 +1,83 @@
-"""Running mean of the events: the smallest encoder that knows what came before."""
+"""Weighted mean of the events: the smallest encoder that knows what came before, and hard to beat on short logs."""
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor
+from typing import Any
 
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from bseq_plugin.schema.options import PartOptions
 from bseq_plugin.schema.packed import PackedEvents
 from bseq_plugin.schema.parts import SequenceEncoder
 
+DAY_US = 86_400_000_000
+
+
+class MeanOptions(PartOptions):
+    """Options of the ``mean`` encoder."""
+
+    half_life_days: float | None = Field(
+        None, gt=0, description="an event this much older than the newest counts half; not given: all count the same"
+    )
+    feed_forward: int = Field(0, ge=0, description="inner width of a residual feed-forward part behind the mean; 0 = none")
+    event_dropout: float = Field(0.0, ge=0, lt=1, description="share of events left out of a mean while training")
+
 
 class MeanEncoder(SequenceEncoder):
-    """Each state is the mean of its user's events up to itself; no parameters."""
+    """Each state is the mean of its user's events up to itself, weighted by ``0.5 ** (age / half_life_days)``.
+
+    Without options it has no parameters. Times are read only if there is a half life; without times all events count
+    the same.
+    """
 
     name = "mean"
+    Options = MeanOptions
+
+    def __init__(self, dim: int, max_length: int, dropout: float, options: Any = None) -> None:
+        super().__init__(dim, max_length, dropout, options)
+        inner = self.options.feed_forward
+        self.tail = FeedForward(dim, inner, dropout) if inner else None
 
     def forward(self, events: PackedEvents) -> Tensor:
         """``states_TD``; see ``SequenceEncoder.forward``."""
         if events.x_TD.shape[0] == 0:
             return events.x_TD
-        # float64: the difference of two long running sums loses digits in float32
-        total_TD = torch.cumsum(events.x_TD.double(), 0)
-        before_BD = torch.cat([total_TD.new_zeros(1, total_TD.shape[1]), total_TD])[events.offsets_B1[:-1]]
-        mean_TD = (total_TD - before_BD[events.user_T]) / (events.position_T + 1)[:, None]
-        return mean_TD.to(events.x_TD.dtype)
+        weights_T1 = self._weights(events)[:, None]
+        # Sums run inside each user, oldest and lightest first, in float64: a difference of sums that run over the whole
+        # batch would lose the light weights of old events.
+        sums, _ = events.with_x(torch.cat([events.x_TD * weights_T1, weights_T1], 1).double()).padded()
+        sums_TD = events.packed(sums.cumsum(1))
+        mean_TD = (sums_TD[:, :-1] / sums_TD[:, -1:].clamp_min(1e-300)).to(events.x_TD.dtype)
+        return mean_TD if self.tail is None else self.tail(mean_TD)
+
+    def _weights(self, events: PackedEvents) -> Tensor:
+        """float64 [T]; only ratios within a user matter, so that ages may count from the user's newest event."""
+        weights_T = torch.ones(events.x_TD.shape[0], dtype=torch.float64, device=events.x_TD.device)
+        if self.options.half_life_days is not None and events.timestamps_T is not None:
+            newest_T = events.timestamps_T[(events.offsets_B1[1:] - 1).clamp_min(0)][events.user_T]
+            ages_T = (newest_T - events.timestamps_T) / (self.options.half_life_days * DAY_US)
+            weights_T = 0.5 ** ages_T.double().clamp(max=900)  # 2 ** -900 is still a number
+        if self.training and self.options.event_dropout:
+            kept_T = torch.rand(weights_T.shape, device=weights_T.device) >= self.options.event_dropout
+            weights_T = weights_T * (kept_T | (events.position_T == 0))  # never all of them
+        return weights_T
+
+
+class FeedForward(nn.Module):
+    """``norm(x + feed_forward(x))`` of the normalised mean."""
+
+    def __init__(self, dim: int, inner: int, dropout: float) -> None:
+        super().__init__()
+        self.dropout = dropout
+        self.norm_in, self.norm_out = nn.LayerNorm(dim), nn.LayerNorm(dim)
+        self.into, self.out = nn.Linear(dim, inner), nn.Linear(inner, dim)
+
+    def forward(self, x_TD: Tensor) -> Tensor:
+        """Same shape."""
+        x_TD = self.norm_in(x_TD)
+        inner = F.gelu(self.into(F.dropout(x_TD, self.dropout, self.training)))
+        normed: Tensor = self.norm_out(x_TD + self.out(F.dropout(inner, self.dropout, self.training)))
+        return normed

@@ -51,7 +51,8 @@ def bootstrap_intervals(
         counts = np.bincount(places.ravel(), minlength=n * n_users).reshape(n, n_users)
         means.append(counts.astype(np.float64) @ values_UM / n_users)
     tail = (1 - level) / 2
-    return np.quantile(np.concatenate(means), [tail, 1 - tail], axis=0).T
+    bounds: np.ndarray = np.quantile(np.concatenate(means), [tail, 1 - tail], axis=0)
+    return bounds.T
 
 
 def bootstrap_interval(

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from bseq_plugin.data.sequences import Sequences
-from bseq_plugin.evaluation.floors import RECENT_DAYS, Floor, PersonalFrequency, Popularity, Ranker, floor_ranker
+from bseq_plugin.evaluation.floors import RECENT_DAYS, Floor, PersonalFrequency, Popularity
 from bseq_plugin.evaluation.neighbours import BasketCooccurrence, SessionKnn, TransitionGraph, UserKnn
+from bseq_plugin.evaluation.rankers import Ranker, floor_ranker
 
 HALF_LIFE_DAYS = 120
 

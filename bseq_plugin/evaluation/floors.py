@@ -6,7 +6,6 @@ come from the Amazon sets. Shape letters: b users of one block, V items (row 0 =
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -18,14 +17,8 @@ from bseq_plugin.data.events import DAY_US
 from bseq_plugin.data.sequences import Sequences
 from bseq_plugin.errors import SchemaError
 from bseq_plugin.evaluation import sparse
-from bseq_plugin.metrics import MAX_BLOCK_SCORES, top_k_scores
 
 RECENT_DAYS = 28
-# a floor holds a sparse product beside the dense block, so that its blocks are smaller than a model's
-MAX_FLOOR_USERS = 256
-
-# (histories of U users, k, mask seen items?) -> int64 [U, k] vocabulary rows, best first, -1 = nothing left
-Ranker = Callable[[Sequences, int, bool], np.ndarray]
 
 
 class Floor(Protocol):
@@ -38,21 +31,6 @@ class Floor(Protocol):
 
     def scores(self, histories: Sequences) -> Tensor:
         """float32 [b, V + 1], larger is better; column 0 has no meaning."""
-
-
-def floor_ranker(floor: Floor, n_items: int) -> Ranker:
-    """A fitted floor as a ``Ranker``; scores exist for one block of users at a time."""
-    block = max(1, min(MAX_FLOOR_USERS, MAX_BLOCK_SCORES // (n_items + 1)))
-
-    def rank(histories: Sequences, k: int, mask_seen: bool) -> np.ndarray:
-        excluded = (histories.offsets, histories.items) if mask_seen else None
-
-        def score_block(users: slice) -> Tensor:
-            return floor.scores(histories.take(np.arange(users.start, users.stop)))
-
-        return top_k_scores(score_block, histories.n_users, k, excluded, block)
-
-    return rank
 
 
 def newest_us(training: Sequences, until_us: int | None) -> int | None:
@@ -69,10 +47,10 @@ def item_counts(
 
     Raises SchemaError if ``days`` is given and the log has no times.
     """
+    if days is not None and training.timestamps is None:
+        raise SchemaError(f"the log has no times, so there are no last {days:g} days; use days=None")
     until = newest_us(training, until_us)
-    if days is not None:
-        if until is None:
-            raise SchemaError(f"the log has no times, so there are no last {days:g} days; use days=None")
+    if days is not None and until is not None:
         training = training.between(until - round(days * DAY_US), until)
     counts = np.bincount(training.items, minlength=n_items + 1).astype(np.float64)
     counts[0] = 0
@@ -134,8 +112,7 @@ class PersonalFrequency:
     _tail: Tail = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        days = self.half_life_days
-        self.name = "personal_frequency" if days is None else f"personal_frequency_half_life_{days:g}d"
+        self.name = "personal_frequency" if self.half_life_days is None else "personal_frequency_decayed"
 
     def fit(self, training: Sequences, n_items: int) -> None:
         """See ``Floor.fit``."""

@@ -201,11 +201,11 @@ def _require_sessions(training: Sequences, name: str) -> None:
 
 
 def _nearest(query: Matrix, keys_VN: Matrix, k: int, own_b: np.ndarray | None = None) -> Matrix:
-    """[b, N] cosines of each query with its k nearest keys (of unit length); ``own_b`` int64 [b], a key to skip or -1."""
+    """[b, N] cosines of each query with its k nearest unit-length keys; ``own_b`` int64 [b], a key to skip or -1."""
     query = sparse.unit_rows(query)
     block = max(1, MAX_BLOCK_SCORES // max(1, keys_VN.shape[1]))
     parts = []
-    for start in range(0, query.shape[0], block):
+    for start in range(0, max(1, query.shape[0]), block):
         cosine_bN = (query[start : start + block] @ keys_VN).toarray()
         if own_b is not None:
             own = own_b[start : start + block]

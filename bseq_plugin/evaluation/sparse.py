@@ -37,7 +37,9 @@ def count_matrix(
 ) -> Matrix:
     """[rows, V + 1] sums of ``weights`` (default 1) over equal (row, item) pairs."""
     values = np.ones(len(items), np.float32) if weights is None else weights.astype(np.float32)
-    return sparse.csr_array((values, (rows, items)), shape=shape)
+    # half the memory traffic of int64; scipy widens the indices of a product that needs it
+    kind = np.int32 if max(*shape, len(items)) <= np.iinfo(np.int32).max else np.int64
+    return sparse.csr_array((values, (rows.astype(kind), items.astype(kind))), shape=shape)
 
 
 def step_matrix(sequences: Sequences, n_items: int) -> Matrix:
@@ -69,11 +71,13 @@ def history_matrix(
 
 def recent_matrix(sequences: Sequences, n_items: int, last: int, decay: float) -> Matrix:
     """[U, V + 1] weights of the items of each user's last steps: ``decay ** age``, age 0 for the newest step."""
-    step, user = steps(sequences), sequences.user_index
-    age = step[sequences.offsets[1:][user] - 1] - step
-    recent = age < last
-    shape = (sequences.n_users, n_items + 1)
-    return count_matrix(user[recent], sequences.items[recent], shape, decay ** age[recent])
+    users_S = step_users(sequences)
+    n_steps = len(users_S)
+    ends_U = np.searchsorted(users_S, np.arange(sequences.n_users), side="right")
+    age_S = ends_U[users_S] - 1 - np.arange(n_steps)
+    recent = np.flatnonzero(age_S < last)
+    weights = count_matrix(users_S[recent], recent, (sequences.n_users, n_steps), decay ** age_S[recent])
+    return weights @ step_matrix(sequences, n_items)
 
 
 def scale_rows(matrix: Matrix, factors: np.ndarray) -> None:
@@ -114,6 +118,8 @@ def stack(parts: list[Matrix]) -> Matrix:
 def keep_strongest(scores_bN: np.ndarray, k: int) -> Matrix:
     """[b, N] with only the k largest values of each row."""
     k = min(k, scores_bN.shape[1])
+    if k == 0:
+        return sparse.csr_array(scores_bN.shape, dtype=np.float32)
     columns = np.argpartition(scores_bN, -k, axis=1)[:, -k:]
     values = np.take_along_axis(scores_bN, columns, axis=1)
     rows = np.repeat(np.arange(len(scores_bN)), k)

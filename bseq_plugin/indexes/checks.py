@@ -49,9 +49,7 @@ def checked_queries(queries_BD: Tensor, k: int, dim: int, n_vectors: int, max_k:
     """
     queries_BD = _matrix(queries_BD, "queries", f"[B, {dim}]")
     if queries_BD.shape[1] != dim:
-        raise UsageError(
-            f"queries have width {queries_BD.shape[1]}, the index has {dim}; encode them with the encoder of this version"
-        )
+        raise UsageError(f"queries have width {queries_BD.shape[1]}, the index has {dim}; use this version's encoder")
     if isinstance(k, bool) or not isinstance(k, int):
         raise UsageError(f"k = {k!r}; give a whole number of 1 or more")
     if not 1 <= k <= n_vectors:
@@ -69,7 +67,9 @@ def _matrix(values: Tensor, what: str, shape: str) -> Tensor:
     if not isinstance(values, Tensor):
         raise UsageError(f"{what} are {type(values).__name__}; give a float tensor {shape}: torch.as_tensor(...)")
     if values.dim() != 2 or not values.is_floating_point():
-        raise UsageError(f"{what} have shape {tuple(values.shape)} and dtype {values.dtype}; give a float tensor {shape}")
+        raise UsageError(
+            f"{what} have shape {tuple(values.shape)} and dtype {values.dtype}; give a float tensor {shape}"
+        )
     return values.detach().to("cpu", torch.float32).contiguous()
 
 
@@ -103,7 +103,7 @@ def search_with_ties(search: Search, queries_BD: Tensor, k: int, limit: int) -> 
 def inner_products(queries_BD: Tensor, vectors_VD: Tensor, rows_Bk: Tensor) -> Tensor:
     """float32 [B, k], the score of each row for its query; -inf where the row is -1. A block of queries at a time."""
     blocks = []
-    for queries_QD, rows_Qk in zip(queries_BD.split(64), rows_Bk.split(64), strict=True):
+    for queries_QD, rows_Qk in zip(torch.split(queries_BD, 64), torch.split(rows_Bk, 64), strict=True):
         found_QkD = vectors_VD[rows_Qk.clamp_min(0)]
         blocks.append(torch.einsum("qd,qkd->qk", queries_QD, found_QkD).masked_fill(rows_Qk < 0, -torch.inf))
     return torch.cat(blocks)

@@ -47,14 +47,14 @@ class ExactIndex(VectorIndex):
         """``(scores_Bk float32, rows_Bk int64)``, best first, equal scores by ascending row. See ``VectorIndex``."""
         n_vectors, dim = self._vectors_VD.shape
         queries_BD = checked_queries(queries_BD, k, dim, n_vectors)
-        blocks = [self._search_block(block_QD, k) for block_QD in queries_BD.split(QUERY_BLOCK)]
+        blocks = [self._search_block(block_QD, k) for block_QD in torch.split(queries_BD, QUERY_BLOCK)]
         return torch.cat([scores for scores, _ in blocks]), torch.cat([rows for _, rows in blocks])
 
     def _search_block(self, queries_QD: Tensor, k: int) -> tuple[Tensor, Tensor]:
         best_scores_Qk = queries_QD.new_empty(queries_QD.shape[0], 0)
         best_rows_Qk = torch.empty(queries_QD.shape[0], 0, dtype=torch.int64)
         first = 0
-        for vectors_CD in self._vectors_VD.split(self._options.chunk):
+        for vectors_CD in torch.split(self._vectors_VD, self._options.chunk):
             scores_Qk, rows_Qk = _top(queries_QD @ vectors_CD.float().T, k)
             best_scores_Qk = torch.cat([best_scores_Qk, scores_Qk], dim=1)
             best_rows_Qk = torch.cat([best_rows_Qk, rows_Qk + first], dim=1)

@@ -66,7 +66,7 @@ class FaissCpuIndex(VectorIndex):
             index.add(x_VD)
         except (RuntimeError, AssertionError) as error:
             raise UsageError(
-                f"FAISS can't build factory = {parsed.factory!r} over {x_VD.shape[0]} vectors of width {x_VD.shape[1]}: "
+                f"FAISS can't build factory = {parsed.factory!r} over vectors of shape {x_VD.shape}: "
                 f"{_last_words(error)}"
             ) from error
         _check(index, vectors_VD, UsageError, f"factory = {parsed.factory!r}")
@@ -153,7 +153,9 @@ def _set_search_options(index: Any, options: FaissCpuOptions) -> None:
         try:
             faiss.ParameterSpace().set_index_parameter(index, name, value)
         except RuntimeError as error:
-            raise UsageError(f"{key} = {value} does not apply to factory = {options.factory!r}; leave it out") from error
+            raise UsageError(
+                f"{key} = {value} does not apply to factory = {options.factory!r}; leave it out"
+            ) from error
 
 
 def _last_words(error: BaseException) -> str:

@@ -34,7 +34,7 @@ _workers_lock = threading.Lock()
 
 
 class FaissGpuOptions(PartOptions):
-    """``device``: number of the GPU. ``temp_memory_mb``: cap of FAISS's scratch memory. ``float16``: half the memory."""
+    """``device``: number of the GPU. ``temp_memory_mb``: cap of the scratch memory. ``float16``: half the memory."""
 
     device: int = Field(0, ge=0)
     temp_memory_mb: int = Field(256, ge=1)

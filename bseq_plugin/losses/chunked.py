@@ -81,8 +81,8 @@ class _ChunkedLoss(torch.autograd.Function):
 
 def _prepare(logits_CN: Tensor, candidates: Candidates, state_S: Tensor, target_ids_S: Tensor) -> None:
     """Apply logQ, and strike each state's own targets, in place."""
-    if candidates.log_expected_count_N is None:  # the whole catalogue: row r stands at place r - 1
-        logits_CN[state_S, target_ids_S - 1] = -torch.inf
+    if candidates.log_expected_count_N is None:  # a whole catalogue: every target stands there once
+        logits_CN[state_S, torch.searchsorted(candidates.ids_N, target_ids_S)] = -torch.inf
         return
     logits_CN -= candidates.log_expected_count_N
     # sampled: the candidates that are a target of anybody in this chunk, then their (state, candidate) pairs

@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from torchrec import EmbeddingCollection, EmbeddingConfig, JaggedTensor, KeyedJaggedTensor, KeyedTensor
 
 from bseq_plugin.data.batches import EVENT, EVENT_TYPE, N_TIME_GAPS, NEGATIVE, TARGET, TIME_GAP, TIMESTAMP
+from bseq_plugin.data.items import ItemAttributes
+from bseq_plugin.model.items import InterestHead, ItemTower
 from bseq_plugin.plugins import plugin_manager
 from bseq_plugin.schema.options import parse_options
 from bseq_plugin.schema.packed import PackedEvents
@@ -30,6 +32,8 @@ class SequenceInterestEncoder(nn.Module):
         recipe: ``encoder``, ``encoder_options``, ``dim``, ``max_length``, ``dropout`` and ``event_features`` are used.
         n_items: V; the item table has V + 1 rows, row 0 for unknown items.
         n_event_types: rows of the event-type table without its row 0; needed if the recipe reads event types.
+        attributes: item attributes to sum into the item rows, one for each of ``recipe.item_attributes`` (training; an
+            exported encoder has them in its item table).
         candidate_keys: look up ``target`` and ``negative`` in the item table too (training).
         device: of the embedding tables; "meta" leaves them to the planner of ``DistributedModelParallel``.
 
@@ -43,22 +47,30 @@ class SequenceInterestEncoder(nn.Module):
         n_items: int,
         n_event_types: int = 0,
         *,
+        attributes: ItemAttributes | None = None,
         candidate_keys: bool = False,
         device: torch.device | str | None = None,
     ) -> None:
         super().__init__()
         tables = _tables(recipe, n_items, n_event_types, candidate_keys)
         self.embedding_collection = EmbeddingCollection(tables=tables, device=torch.device(device) if device else None)
+        self.item_tower = ItemTower(recipe.dim, attributes)
         self.event_embedder = EventEmbedder(recipe.event_features, recipe.max_length)
         self.sequence_encoder = build_encoder_part(recipe)
-        self.readout = LastState(recipe.dim)
+        self.readout = LastState()
+        self.interest_head = InterestHead(
+            recipe.dim, len(recipe.popularity_days), recipe.score == "cosine", recipe.temperature
+        )
+        self.output = InterestOutput(recipe.interest_dim)
 
     def forward(self, history: KeyedJaggedTensor) -> KeyedTensor:
-        """``{"user_interest": [B, K * D]}``, float32; zeros for a user without events."""
+        """``{"user_interest": [B, K * D]}``, float32, D = ``recipe.interest_dim``; K = 1."""
         looked_up = self.embedding_collection(history)
-        events = self.event_embedder(looked_up, history)
+        item_TD = self.item_tower(looked_up, history, EVENT)
+        events = self.event_embedder(item_TD, looked_up, history)
         states_TD = self.sequence_encoder(events)
-        interest: KeyedTensor = self.readout(events, states_TD)
+        interests_BD = self.interest_head(self.readout(events, states_TD))
+        interest: KeyedTensor = self.output(interests_BD)
         return interest
 
 
@@ -70,10 +82,12 @@ class EventEmbedder(nn.Module):
         self.event_features = event_features
         self.max_length = max_length
 
-    def forward(self, looked_up: dict[str, JaggedTensor], history: KeyedJaggedTensor) -> PackedEvents:
+    def forward(
+        self, item_TD: Tensor, looked_up: dict[str, JaggedTensor], history: KeyedJaggedTensor
+    ) -> PackedEvents:
         """Packed events. Raises ValueError if a history is longer than ``max_length``."""
         event = looked_up[EVENT]
-        x_TD = event.values()
+        x_TD = item_TD
         for name in self.event_features:
             x_TD = x_TD + looked_up[name].values()
         lengths_B = event.lengths().to(torch.int64)
@@ -90,15 +104,23 @@ class EventEmbedder(nn.Module):
 
 
 class LastState(nn.Module):
-    """Readout with K = 1: the state of the newest event."""
+    """Readout with K = 1: the state of the newest event, zeros for a user without events."""
+
+    def forward(self, events: PackedEvents, states_TD: Tensor) -> Tensor:
+        """``[B, D]``."""
+        return events.last(states_TD)
+
+
+class InterestOutput(nn.Module):
+    """Names the interests; a module of its own because the trace can't build a KeyedTensor."""
 
     def __init__(self, dim: int) -> None:
         super().__init__()
         self.dim = dim
 
-    def forward(self, events: PackedEvents, states_TD: Tensor) -> KeyedTensor:
+    def forward(self, interests_BD: Tensor) -> KeyedTensor:
         """``{"user_interest": [B, D]}``."""
-        return KeyedTensor(keys=[USER_INTEREST], length_per_key=[self.dim], values=events.last(states_TD))
+        return KeyedTensor(keys=[USER_INTEREST], length_per_key=[self.dim], values=interests_BD)
 
 
 def build_encoder_part(recipe: Recipe) -> SequenceEncoder:

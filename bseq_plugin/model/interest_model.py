@@ -3,7 +3,7 @@
 On disk (a run's ``model/`` folder, and part of every store version):
 
     encoder.safetensors   dense parameters and context tables
-    items.safetensors     "item_vectors" float32 [V + 1, D], row 0 for unknown items
+    items.safetensors     "item_table" float32 [V + 1, D], row 0 for unknown items; "item_priors" [V + 1, P] if P > 0
     recipe.json           {"recipe": {...}, "trained_until_us": int or null, "bseq_version": str}
     vocabulary.parquet
 """
@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +27,7 @@ from bseq_plugin.data.sequences import Sequences
 from bseq_plugin.data.vocabulary import Vocabulary
 from bseq_plugin.errors import RunError
 from bseq_plugin.model.encoder import ITEM_TABLE, USER_INTEREST, SequenceInterestEncoder
+from bseq_plugin.model.items import score_vectors
 from bseq_plugin.schema.recipe import Recipe
 
 ITEM_WEIGHT = f"embedding_collection.embeddings.{ITEM_TABLE}.weight"
@@ -37,30 +39,44 @@ class InterestModel:
     """A trained ``SequenceInterestEncoder`` with its item vectors and vocabulary.
 
     Attributes:
+        item_priors_VP: float32 [V + 1, P], popularity columns as of the end of training, None if the recipe has none.
         trained_until_us: time of the newest training event (microseconds, UTC), None for a log without times.
     """
 
     recipe: Recipe
     vocabulary: Vocabulary
     encoder: SequenceInterestEncoder
+    item_priors_VP: Tensor | None = None
     trained_until_us: int | None = None
 
     @classmethod
     def from_state(
-        cls, recipe: Recipe, vocabulary: Vocabulary, state: Mapping[str, Tensor], trained_until_us: int | None
+        cls,
+        recipe: Recipe,
+        vocabulary: Vocabulary,
+        state: Mapping[str, Tensor],
+        item_priors_VP: Tensor | None,
+        trained_until_us: int | None,
     ) -> InterestModel:
-        """From the state of a plain ``SequenceInterestEncoder``. Raises RunError if it does not fit the recipe."""
+        """From the state of a ``SequenceInterestEncoder`` without attributes. Raises RunError if it does not fit."""
         encoder = SequenceInterestEncoder(recipe, vocabulary.n_items, len(vocabulary.event_types))
         try:
             encoder.load_state_dict(dict(state))
         except RuntimeError as error:
             raise RunError(f"the saved encoder does not fit its recipe: {error}") from None
-        return cls(recipe, vocabulary, encoder.eval(), trained_until_us)
+        n_priors = 0 if item_priors_VP is None else item_priors_VP.shape[1]
+        if n_priors != len(recipe.popularity_days):
+            raise RunError(f"there are {n_priors} item priors, the recipe has {len(recipe.popularity_days)}")
+        return cls(recipe, vocabulary, encoder.eval(), item_priors_VP, trained_until_us)
 
-    @property
+    @cached_property
     def item_vectors_VD(self) -> Tensor:
-        """float32 [V + 1, D]; row 0 is the unknown item's and no catalogue item."""
-        return self.encoder.embedding_collection.embeddings[ITEM_TABLE].weight.detach()
+        """float32 [V + 1, D], D = ``recipe.interest_dim``: what an interest is multiplied with to score an item.
+
+        Row 0 is the unknown item's and no catalogue item.
+        """
+        table_VD = self.encoder.embedding_collection.embeddings[ITEM_TABLE].weight.detach()
+        return score_vectors(table_VD, self.item_priors_VP, self.recipe.score == "cosine")
 
     @torch.no_grad()
     def encode(self, histories: Sequences) -> Tensor:
@@ -68,19 +84,27 @@ class InterestModel:
         histories = histories.latest(self.recipe.max_length)
         # like lengths together: no padding, and calls of even size
         order = np.argsort(histories.lengths, kind="stable")
-        interests_BKD = torch.empty(histories.n_users, 1, self.recipe.dim)
+        width = self.recipe.interest_dim
+        interests_BKD = torch.empty(histories.n_users, 1, width)
         boundaries = np.flatnonzero(np.diff(np.cumsum(histories.lengths[order]) // EVENTS_PER_CALL)) + 1
         for users in np.split(order, boundaries):
             features = history_features(histories.take(users), self.recipe.event_features)
-            interests_BKD[torch.from_numpy(users)] = self.encoder(features)[USER_INTEREST].view(len(users), -1, self.recipe.dim)
+            interests_BKD[torch.from_numpy(users)] = self.encoder(features)[USER_INTEREST].view(len(users), -1, width)
         return interests_BKD
 
     def save(self, folder: Path) -> None:
         """Write the four files into ``folder``, which exists."""
-        state = {k: v.contiguous() for k, v in self.encoder.state_dict().items() if k != ITEM_WEIGHT}
+        state = {name: value.contiguous() for name, value in self.encoder.state_dict().items()}
+        items = {"item_table": state.pop(ITEM_WEIGHT)}
+        if self.item_priors_VP is not None:
+            items["item_priors"] = self.item_priors_VP.contiguous()
         save_file(state, folder / "encoder.safetensors")
-        save_file({"item_vectors": self.item_vectors_VD.contiguous()}, folder / "items.safetensors")
-        header = {"recipe": self.recipe.model_dump(), "trained_until_us": self.trained_until_us, "bseq_version": __version__}
+        save_file(items, folder / "items.safetensors")
+        header = {
+            "recipe": self.recipe.model_dump(),
+            "trained_until_us": self.trained_until_us,
+            "bseq_version": __version__,
+        }
         (folder / "recipe.json").write_text(json.dumps(header, indent=1), encoding="utf-8")
         self.vocabulary.save(folder / "vocabulary.parquet")
 
@@ -92,9 +116,11 @@ class InterestModel:
                 raise RunError(f"{folder} has no {name}; is this a finished run or a store version?")
         header = json.loads((folder / "recipe.json").read_text(encoding="utf-8"))
         state = load_file(folder / "encoder.safetensors")
-        state[ITEM_WEIGHT] = load_file(folder / "items.safetensors")["item_vectors"]
+        items = load_file(folder / "items.safetensors")
+        state[ITEM_WEIGHT] = items["item_table"]
         recipe = Recipe.parse(header["recipe"], f"{folder / 'recipe.json'}")
-        return cls.from_state(recipe, Vocabulary.load(folder / "vocabulary.parquet"), state, header["trained_until_us"])
+        vocabulary = Vocabulary.load(folder / "vocabulary.parquet")
+        return cls.from_state(recipe, vocabulary, state, items.get("item_priors"), header["trained_until_us"])
 
     @classmethod
     def from_run(cls, run: str | Path) -> InterestModel:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torchrec import JaggedTensor
 
-from bseq_plugin.data.batches import NEGATIVE, TARGET, Batch
+from bseq_plugin.data.batches import EVENT, NEGATIVE, TARGET, Batch
+from bseq_plugin.data.items import ItemAttributes
 from bseq_plugin.model.encoder import SequenceInterestEncoder
+from bseq_plugin.model.items import score_vectors
 from bseq_plugin.plugins import plugin_manager
 from bseq_plugin.schema.options import parse_options
 from bseq_plugin.schema.parts import Candidates, SequenceLoss, Targets
@@ -18,39 +19,50 @@ class SequenceInterestTask(nn.Module):
     """A ``SequenceInterestEncoder`` with the recipe's loss. Arguments as there."""
 
     def __init__(
-        self, recipe: Recipe, n_items: int, n_event_types: int = 0, *, device: torch.device | str | None = None
+        self,
+        recipe: Recipe,
+        n_items: int,
+        n_event_types: int = 0,
+        *,
+        attributes: ItemAttributes | None = None,
+        device: torch.device | str | None = None,
     ) -> None:
         super().__init__()
         self.interest_encoder = SequenceInterestEncoder(
-            recipe, n_items, n_event_types, candidate_keys=True, device=device
+            recipe, n_items, n_event_types, attributes=attributes, candidate_keys=True, device=device
         )
-        self.objective = Objective(build_loss_part(recipe))
+        self.objective = Objective(build_loss_part(recipe), recipe.score == "cosine")
 
     def forward(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """``(loss, {"loss", "n_targets"})``; the loss is scaled so that its mean over ranks is the global batch's."""
-        looked_up = self.interest_encoder.embedding_collection(batch.features)
-        events = self.interest_encoder.event_embedder(looked_up, batch.features)
-        states_TD = self.interest_encoder.sequence_encoder(events)
-        result: tuple[Tensor, dict[str, Tensor]] = self.objective(states_TD, looked_up, batch)
+        encoder = self.interest_encoder
+        looked_up = encoder.embedding_collection(batch.features)
+        item_TD = encoder.item_tower(looked_up, batch.features, EVENT)
+        target_SD = encoder.item_tower(looked_up, batch.features, TARGET)
+        negative_ND = encoder.item_tower(looked_up, batch.features, NEGATIVE)
+        states_TD = encoder.sequence_encoder(encoder.event_embedder(item_TD, looked_up, batch.features))
+        interests_QD = encoder.interest_head(states_TD[batch.state_rows_Q])
+        result: tuple[Tensor, dict[str, Tensor]] = self.objective(interests_QD, target_SD, negative_ND, batch)
         return result
 
 
 class Objective(nn.Module):
-    """Brings states, targets and candidates together; a leaf of the trace."""
+    """Brings interests, targets and candidates together; a leaf of the trace."""
 
-    def __init__(self, loss: SequenceLoss) -> None:
+    def __init__(self, loss: SequenceLoss, cosine: bool) -> None:
         super().__init__()
         self.loss = loss
+        self.cosine = cosine
 
     def forward(
-        self, states_TD: Tensor, looked_up: dict[str, JaggedTensor], batch: Batch
+        self, interests_QD: Tensor, target_SD: Tensor, negative_ND: Tensor, batch: Batch
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """See ``SequenceInterestTask.forward``."""
-        targets = Targets(
-            looked_up[TARGET].values(), batch.target_ids_S, batch.target_state_S, batch.target_weights_S
-        )
-        candidates = Candidates(looked_up[NEGATIVE].values(), batch.candidate_ids_N, batch.log_expected_count_N)
-        loss = self.loss(states_TD[batch.state_rows_Q], targets, candidates)
+        target_SD = score_vectors(target_SD, batch.target_priors_SP, self.cosine)
+        negative_ND = score_vectors(negative_ND, batch.candidate_priors_NP, self.cosine)
+        targets = Targets(target_SD, batch.target_ids_S, batch.target_state_S, batch.target_weights_S)
+        candidates = Candidates(negative_ND, batch.candidate_ids_N, batch.log_expected_count_N)
+        loss = self.loss(interests_QD, targets, candidates)
         n_targets = torch.tensor(batch.target_ids_S.shape[0])
         return loss * batch.loss_scale, {"loss": loss.detach(), "n_targets": n_targets}
 

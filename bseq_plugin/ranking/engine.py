@@ -220,8 +220,11 @@ def _compute(cls: type[RankingFeature], inputs: FeatureInputs) -> np.ndarray:
     n_rows = inputs.candidate_N.shape[0]
     if values.ndim not in (1, 2) or values.shape[0] != n_rows or (values.ndim == 2 and values.shape[1] == 0):
         raise PluginError(
-            f"ranking feature {cls.name!r} gave shape {tuple(values.shape)}; not [{n_rows}] or [{n_rows}, width]"
+            f"ranking feature {cls.name!r} gave shape {tuple(values.shape)}, not [{n_rows}] or [{n_rows}, width]"
         )
+    if torch.isfinite(values).all():
+        return values.numpy()
     if torch.isinf(values).any():
         raise PluginError(f"ranking feature {cls.name!r} gave an infinite value; undefined values are NaN")
-    return values.numpy()
+    # one NaN for all: its sign bit depends on how it came about, and the same rows are to have the same bytes
+    return torch.where(torch.isnan(values), torch.nan, values).numpy()

@@ -137,7 +137,8 @@ def read_log(events: Events | Sequences, vocabulary: Vocabulary, rows: Candidate
     if events.timestamps is not None and events.n_events:
         falls = (np.diff(events.timestamps) < 0) & (np.diff(events.user_index) == 0)
         if falls.any():
-            user = events.user_ids[events.user_index[np.flatnonzero(falls)[0]]]
+            place = events.user_index[np.flatnonzero(falls)[0]]
+            [user] = events.user_ids[place : place + 1].tolist()
             raise SchemaError(f"the events of user {user!r} are not in time order; sort them, oldest first")
     return events
 
@@ -147,7 +148,7 @@ def _same_kind(known: pd.Series, asked: pd.Series) -> None:
     if len(known) and pd.api.types.is_integer_dtype(known) != pd.api.types.is_integer_dtype(asked):
         kind = "integers" if pd.api.types.is_integer_dtype(known) else "strings"
         raise SchemaError(
-            f"candidates' user_id is {asked.dtype}, the events' are {kind}: for example {known.iloc[0]!r}"
+            f"candidates' user_id is {asked.dtype}, the events' are {kind}: for example {known.head(1).tolist()[0]!r}"
         )
 
 

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from bseq_plugin.errors import PluginError, UsageError
 from bseq_plugin.plugins import PluginManager, plugin_manager
-from bseq_plugin.ranking_features import FEATURES
+from bseq_plugin.feature_generators import FEATURES
 from bseq_plugin.schema.options import parse_options
 from bseq_plugin.schema.parts import RankingFeature
 

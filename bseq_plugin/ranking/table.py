@@ -66,7 +66,9 @@ class FeatureTable:
         for name, values in self.columns.items():
             column = pa.array(values.reshape(-1))
             if values.ndim == 2:
-                column = pa.FixedSizeListArray.from_arrays(column, values.shape[1])
+                # "element" is what Parquet calls it, so that a file gives back this very schema
+                kind = pa.list_(pa.field("element", pa.float32()), values.shape[1])
+                column = pa.FixedSizeListArray.from_arrays(column, type=kind)
             arrays += [column, pa.array(self.isnull(name))]
             fields.append(pa.field(name, column.type, metadata={"description": self.descriptions.get(name, "")}))
             fields.append(pa.field(name + ISNULL, pa.bool_()))

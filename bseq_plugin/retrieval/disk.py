@@ -6,6 +6,8 @@ import contextlib
 import hashlib
 import json
 import os
+import secrets
+import shutil
 import socket
 import stat
 from collections.abc import Iterator, Mapping
@@ -13,6 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from bseq_plugin.errors import StoreError, UsageError
+
+SCRATCH = ".tmp-"  # begins the name of whatever is not finished yet, or no longer wanted
 
 
 class Disk:
@@ -47,7 +51,9 @@ def publish_lock(path: Path) -> Iterator[None]:
     try:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
     except OSError as error:
-        raise StoreError(f"can't write to the store {str(path.parent)!r}: {error.strerror}; check its permissions") from error
+        raise StoreError(
+            f"can't write to the store {str(path.parent)!r}: {error.strerror}; check its permissions"
+        ) from error
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -97,16 +103,29 @@ def object_bytes(values: Mapping[str, Any]) -> bytes:
         raise UsageError(f"manifest fields must be plain JSON: {error}") from error
 
 
+def remove(path: Path) -> None:
+    """Remove a file or folder as far as possible; never raises OSError."""
+    if path.is_dir() and not path.is_symlink():
+        # under a name that is no version first, so that a half-removed one is never looked at
+        grave = path.with_name(f"{SCRATCH}dead-{secrets.token_hex(4)}")
+        with contextlib.suppress(OSError):
+            os.replace(path, grave)
+        shutil.rmtree(grave if grave.exists() else path, ignore_errors=True)
+    else:
+        with contextlib.suppress(OSError):
+            path.unlink()
+
+
 def file_entry(path: Path) -> dict[str, Any]:
     """``{"bytes", "sha256"}`` of a regular file. Raises StoreError for a folder, a link or a hidden file."""
     status = path.lstat()
     if not stat.S_ISREG(status.st_mode) or path.name.startswith("."):
-        raise StoreError(f"{path.name!r} can't be published: a version holds plain files only, no folders, links or hidden files")
+        raise StoreError(f"{path.name!r} can't be published: a version holds plain files only, no folders or links")
     return {"bytes": status.st_size, "sha256": _sha256(path)}
 
 
 def verify_file(folder: Path, name: object, entry: object) -> None:
-    """Raises StoreError unless ``name`` is a plain file directly in ``folder`` with the size and sha256 of ``entry``."""
+    """Raises StoreError unless ``name`` is a plain file in ``folder`` itself, with the size and sha256 of ``entry``."""
     # a manifest is only as good as who wrote it: no name may lead out of the folder
     if not isinstance(name, str) or name in ("", ".", "..") or "\0" in name or "/" in name or "\\" in name:
         raise StoreError(f"{folder.name}: the manifest names {name!r}, which is not a plain file name")

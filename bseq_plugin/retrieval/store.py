@@ -16,51 +16,38 @@ import hashlib
 import os
 import re
 import secrets
-import shutil
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from bseq_plugin.errors import StoreError, UsageError
 from bseq_plugin.retrieval.disk import (
+    SCRATCH,
     Disk,
     file_entry,
     object_bytes,
     parse_object,
     publish_lock,
     read_small,
-    verify_file,
+    remove,
+)
+from bseq_plugin.retrieval.version import (
+    MANIFEST,
+    MAX_MANIFEST_BYTES,
+    SCHEMA,
+    VERSION_NAME,
+    StoreVersion,
+    verify_version,
+    version_number,
 )
 
-SCHEMA = 1
-CURRENT, MANIFEST, VERSIONS, LOCK = "CURRENT", "MANIFEST.json", "versions", "publish.lock"
-SCRATCH = ".tmp-"
+CURRENT, VERSIONS, LOCK = "CURRENT", "versions", "publish.lock"
 RESERVED = {"schema", "number", "parent", "created_at", "files"}
-VERSION_NAME = re.compile(r"v(\d{8,18})-([0-9a-f]{8})", re.ASCII)
 SHA256 = re.compile(r"[0-9a-f]{64}")
-MAX_CURRENT_BYTES, MAX_MANIFEST_BYTES = 4096, 64 * 2**20
-
-
-@dataclass(frozen=True)
-class StoreVersion:
-    """One verified version: every file listed in ``manifest["files"]`` had its size and sha256 when it was opened."""
-
-    name: str
-    folder: Path
-    manifest: Mapping[str, Any]
-
-    def has(self, name: str) -> bool:
-        """Whether the version has a file ``name``."""
-        return name in self.manifest["files"]
-
-    def file(self, name: str) -> Path:
-        """The path of a verified file. Raises StoreError if the version has none of that name."""
-        if not self.has(name):
-            raise StoreError(f"version {self.name} has no file {name!r}; it has: {', '.join(sorted(self.manifest['files']))}")
-        return self.folder / name
+Loaded = TypeVar("Loaded")
+MAX_CURRENT_BYTES = 4096
 
 
 class Store:
@@ -79,7 +66,7 @@ class Store:
             return []
         except OSError as error:
             raise StoreError(f"can't read the store {str(self.path)!r}: {error.strerror}") from error
-        return sorted((name for name in names if VERSION_NAME.fullmatch(name)), key=_number)
+        return sorted((name for name in names if VERSION_NAME.fullmatch(name)), key=version_number)
 
     def current(self) -> StoreVersion:
         """The version CURRENT names, verified. Raises StoreError if there is none or anything about it is wrong."""
@@ -91,37 +78,28 @@ class Store:
 
         Raises StoreError if no version is intact.
         """
+        return self.load(lambda version: version)
+
+    def load(self, read: Callable[[StoreVersion], Loaded]) -> Loaded:
+        """What ``read`` makes of the current version; if that is damaged, or ``read`` raises StoreError, of the newest
+        version before it for which all is well, with a warning. Raises StoreError if there is none.
+        """
         try:
-            return self.current()
+            return read(self.current())
         except StoreError as error:
             cause = error
         for name in self._fallbacks():
             with contextlib.suppress(StoreError):
-                version = self.verify(name)
-                warnings.warn(f"{cause}. SERVING VERSION {name} INSTEAD; publish again", stacklevel=2)
-                return version
+                loaded = read(self.verify(name))
+                warnings.warn(f"{cause}. SERVING VERSION {name} INSTEAD; publish again", stacklevel=3)
+                return loaded
         raise StoreError(f"{cause}; no other version in {str(self.path)!r} is intact") from cause
 
     def verify(self, name: str, manifest_sha256: str | None = None) -> StoreVersion:
-        """Check the manifest, then the size and sha256 of every file. Raises StoreError naming what is wrong."""
-        match = VERSION_NAME.fullmatch(name)
-        folder = self._versions / name
-        if match is None or os.path.islink(folder) or not os.path.isdir(folder):
-            raise StoreError(f"store {str(self.path)!r} has no version {name!r}")
-        raw = read_small(folder / MANIFEST, MAX_MANIFEST_BYTES)
-        digest = hashlib.sha256(raw).hexdigest()
-        # the name carries the first digits, so that a version can be checked without CURRENT
-        if not digest.startswith(match[2]) or manifest_sha256 not in (None, digest):
-            raise StoreError(f"version {name}: {MANIFEST} is damaged, its sha256 is not the published one")
-        manifest = parse_object(raw, f"{name}/{MANIFEST}")
-        if manifest.get("schema") != SCHEMA:
-            raise StoreError(f"version {name} has schema {manifest.get('schema')!r}, this bseq reads {SCHEMA}; publish again")
-        files = manifest.get("files")
-        if manifest.get("number") != _number(name) or not isinstance(files, dict):
-            raise StoreError(f"version {name}: {MANIFEST} is of version number {manifest.get('number')!r}")
-        for file_name, entry in files.items():
-            verify_file(folder, file_name, entry)
-        return StoreVersion(name, folder, manifest)
+        """Version ``name``, every byte checked (see ``verify_version``). Raises StoreError naming what is wrong."""
+        if not VERSION_NAME.fullmatch(name):
+            raise StoreError(f"{name!r} is no name of a version; there are: {', '.join(self.versions()) or '(none)'}")
+        return verify_version(self._versions / name, manifest_sha256)
 
     def publish(self, write: Callable[[Path], None], manifest: Mapping[str, Any]) -> str:
         """Make a new current version and return its name.
@@ -160,7 +138,9 @@ class Store:
     def _read_current(self) -> tuple[str, str]:
         path = self.path / CURRENT
         if not os.path.lexists(path):
-            raise StoreError(f"store {str(self.path)!r} has no {CURRENT}: nothing is published there yet (bseq publish)")
+            raise StoreError(
+                f"store {str(self.path)!r} has no {CURRENT}: nothing is published there yet (bseq publish)"
+            )
         values = parse_object(read_small(path, MAX_CURRENT_BYTES), str(path))
         name, sha256 = values.get("version"), values.get("manifest_sha256")
         if not isinstance(name, str) or not isinstance(sha256, str):
@@ -177,10 +157,10 @@ class Store:
         """
         names = self.versions()[::-1]
         try:
-            current = _number(self._read_current()[0])
+            current = version_number(self._read_current()[0])
         except StoreError:
             return names
-        return [n for n in names if _number(n) < current] + [n for n in names if _number(n) > current]
+        return [n for n in names if version_number(n) < current] + [n for n in names if version_number(n) > current]
 
     def _make_folders(self) -> None:
         try:
@@ -188,7 +168,9 @@ class Store:
             self._versions.mkdir(exist_ok=True)
             self._disk.fsync(self.path.parent)
         except OSError as error:
-            raise StoreError(f"can't make the store {str(self.path)!r}: {error.strerror}; choose another folder") from error
+            raise StoreError(
+                f"can't make the store {str(self.path)!r}: {error.strerror}; choose another folder"
+            ) from error
 
     def _seal(self, scratch: Path, manifest: Mapping[str, Any]) -> bytes:
         """Checksum and flush the files, then write the manifest; its bytes."""
@@ -198,10 +180,10 @@ class Store:
         for path in sorted(scratch.iterdir()):
             files[path.name] = file_entry(path)
             self._disk.fsync(path)
-        numbers, parent = [_number(name) for name in self.versions()], None
+        numbers, parent = [version_number(name) for name in self.versions()], None
         with contextlib.suppress(StoreError):
             parent = self._read_current()[0]
-            numbers.append(_number(parent))
+            numbers.append(version_number(parent))
         head = {"schema": SCHEMA, "number": max(numbers, default=0) + 1, "parent": parent}
         raw = object_bytes({**head, "created_at": datetime.now(UTC).isoformat(), **manifest, "files": files})
         self._disk.write(scratch / MANIFEST, raw)
@@ -219,7 +201,7 @@ class Store:
     def _remove_leftovers(self) -> None:
         """What publishers that died left behind: whoever holds the lock is the only one alive."""
         for path in [*self._versions.glob(f"{SCRATCH}*"), *self.path.glob(f"{SCRATCH}*")]:
-            _remove(path)
+            remove(path)
 
     @contextlib.contextmanager
     def _undone_on_failure(self, *folders: Path) -> Iterator[None]:
@@ -230,10 +212,14 @@ class Store:
             visible = self._is_current(folders)
             if not visible:
                 for folder in folders:
-                    _remove(folder)
-            _remove(self.path / f"{SCRATCH}{CURRENT}")
+                    remove(folder)
+            remove(self.path / f"{SCRATCH}{CURRENT}")
             if isinstance(error, OSError):
-                now = "the new version is visible but may not survive a power failure" if visible else "nothing was published"
+                now = (
+                    "the new version is visible but may not survive a power failure"
+                    if visible
+                    else "nothing was published"
+                )
                 raise StoreError(f"publishing to {str(self.path)!r} failed: {error}; {now}") from error
             raise
 
@@ -241,19 +227,3 @@ class Store:
         with contextlib.suppress(StoreError):
             return self._read_current()[0] in [folder.name for folder in folders]
         return False
-
-
-def _number(name: str) -> int:
-    return int(name[1:].partition("-")[0])
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir() and not path.is_symlink():
-        # under a name that is no version first, so that a half-removed one is never looked at
-        grave = path.with_name(f"{SCRATCH}dead-{secrets.token_hex(4)}")
-        with contextlib.suppress(OSError):
-            os.replace(path, grave)
-        shutil.rmtree(grave if grave.exists() else path, ignore_errors=True)
-    else:
-        with contextlib.suppress(OSError):
-            path.unlink()

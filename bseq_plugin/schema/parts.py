@@ -66,8 +66,8 @@ class Candidates:
         vectors_ND: float, item vectors.
         ids_N: int64, vocabulary rows (duplicates allowed when sampled).
         log_expected_count_N: float, natural log of how often each candidate is expected in the set, the ``logQ`` of
-            sampled softmax; None when the candidates are the whole catalogue, in the order of the vocabulary, so
-            that the row ``r`` stands at place ``r - 1``.
+            sampled softmax; None when they are a whole catalogue: then ``ids_N`` is ascending, without duplicates,
+            and holds every target.
     """
 
     vectors_ND: Tensor

@@ -24,11 +24,12 @@ def on_grid(x: Tensor) -> Tensor:
 
 
 def unit_vectors(x: Tensor) -> Tensor:
-    """float64 on the grid, ``x`` [..., D] over its L2 norm; NaN where the norm is 0 or not finite."""
-    wide = x.double()
-    norm = wide.square().sum(-1, keepdim=True).sqrt()
-    usable = torch.isfinite(norm) & (norm > 0)
-    return on_grid(torch.where(usable, wide / norm, torch.nan))
+    """float64 on the grid, ``x`` [..., D] over its L2 norm; all of a vector is NaN if its norm is 0 or not finite."""
+    wide = x.to(torch.float64, copy=True)
+    norm = torch.linalg.vector_norm(wide, dim=-1, keepdim=True)
+    norm = torch.where(torch.isfinite(norm) & (norm > 0), norm, torch.nan)
+    # in place: these are the largest tensors of a block, and the time goes into memory
+    return wide.mul_(1 / (norm * GRID)).round_().mul_(GRID)
 
 
 def cosine(a: Tensor, b: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from bseq_plugin.errors import RecipeError
 from bseq_plugin.schema.options import parse_options
@@ -31,6 +31,14 @@ class Recipe(BaseModel):
     event_features: tuple[Literal["event_type", "time_gap"], ...] = Field(
         ("event_type", "time_gap"), description="event features that are used when the log has them"
     )
+    item_attributes: tuple[str, ...] = Field(
+        (), description="columns of the items table whose values are summed into the item rows"
+    )
+    popularity_days: tuple[float, ...] = Field(
+        (), description="spans of days whose popularity becomes a column of the item vectors; for targets='window'"
+    )
+    score: Literal["inner", "cosine"] = Field("inner", description="'cosine' = item rows of length 1, learned temperature")
+    temperature: float = Field(0.1, gt=0, description="initial temperature of cosine scores")
     # objective
     loss: str = Field("softmax", description="name of a loss (see `bseq plugins`)")
     loss_options: dict[str, Any] = Field(default_factory=dict)
@@ -58,6 +66,9 @@ class Recipe(BaseModel):
     mask_seen: bool = Field(True, description="validation ranks, and counts, only items new to the user")
     # optimisation
     epochs: int = Field(30, ge=1)
+    stop_after: int | None = Field(
+        None, ge=1, description="end after this many epochs of a schedule made for `epochs`, as chosen on another run"
+    )
     patience: int = Field(5, ge=1, description="epochs without a better validation score before stopping")
     batch_users: int = Field(128, ge=1, description="users a batch, on each rank")
     learning_rate: float = Field(1e-3, gt=0, description="Adam, dense parameters")
@@ -67,6 +78,17 @@ class Recipe(BaseModel):
     table_learning_rate: float = Field(0.05, gt=0)
     sharding: Literal["auto", "row_wise", "table_wise", "column_wise"] = "auto"
     seed: int = Field(0, ge=0)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Recipe:
+        if self.popularity_days and self.targets != "window":
+            raise ValueError("popularity_days goes with targets = 'window' (the popularity at the start of the window)")
+        return self
+
+    @property
+    def interest_dim(self) -> int:
+        """Width of interests and of the vectors in the index: ``dim`` and one column for each popularity span."""
+        return self.dim + len(self.popularity_days)
 
     @classmethod
     def parse(cls, values: Mapping[str, Any], where: str = "recipe") -> Recipe:
@@ -113,6 +135,11 @@ def shipped_recipes() -> list[str]:
     """Names of the recipes that come with the package."""
     folder = resources.files("bseq_plugin") / "recipes"
     return sorted(entry.name.removesuffix(".toml") for entry in folder.iterdir() if entry.name.endswith(".toml"))
+
+
+def recipe_description(name: str) -> str:
+    """The first words of a shipped recipe: what it is for."""
+    return str(tomllib.loads(_shipped(name).read_text(encoding="utf-8")).get("description", ""))
 
 
 def _shipped(name: str) -> Any:

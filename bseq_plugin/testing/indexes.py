@@ -8,6 +8,8 @@
 Shape letters: B queries, V vectors, D width, k hits of a query.
 """
 
+# ruff: noqa: D102  (the names of the tests say what they check)
+
 from __future__ import annotations
 
 from collections.abc import Mapping

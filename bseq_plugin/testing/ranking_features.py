@@ -31,6 +31,7 @@ from bseq_plugin.schema.ranking import FeatureInputs
 from bseq_plugin.schema.recipe import Recipe
 
 NOW = pd.Timestamp("2024-05-01T12:00:00+00:00")
+NOW_US = NOW.value // 1_000  # `value` is in nanoseconds whatever the unit of the Timestamp
 DIM = 6
 
 
@@ -61,7 +62,9 @@ class MeanModel:
 def catalogue(n_items: int = 8, seed: int = 0) -> tuple[Vocabulary, Tensor]:
     """Items 100, 101, ... and their vectors of various lengths, float32 [V + 1, D]."""
     generator = torch.Generator().manual_seed(seed)
-    vectors_VD = torch.randn(n_items + 1, DIM, generator=generator) * torch.rand(n_items + 1, 1, generator=generator) * 5
+    vectors_VD = (
+        torch.randn(n_items + 1, DIM, generator=generator) * torch.rand(n_items + 1, 1, generator=generator) * 5
+    )
     return Vocabulary(np.arange(100, 100 + n_items), np.ones(n_items, np.int64), ("buy", "click")), vectors_VD
 
 
@@ -73,10 +76,11 @@ def mean_model(n_interests: int = 1, n_items: int = 8) -> MeanModel:
 def log(rows: Sequence[tuple[int, int, float]]) -> Events:
     """Events of (user, item, seconds after ``NOW``)."""
     users, items, seconds = (np.array(column) for column in zip(*rows, strict=True))
-    micros = NOW.as_unit("us").value + (seconds * 1e6).astype(np.int64)
+    micros = NOW_US + (seconds * 1e6).astype(np.int64)
     types = np.where(items % 2 == 0, "click", "buy")
     return Events.from_frame(
-        pd.DataFrame({"user_id": users, "item_id": items, "timestamp": micros, "event_type": types}), timestamp_unit="us"
+        pd.DataFrame({"user_id": users, "item_id": items, "timestamp": micros, "event_type": types}),
+        timestamp_unit="us",
     )
 
 
@@ -99,7 +103,7 @@ def feature_inputs(n_interests: int = 2, lengths: Sequence[int] = (3, 0, 1, 9), 
     n_requests, n_events, n_rows = len(lengths), sum(lengths), 5 * len(lengths)
     _, vectors_VD = catalogue()
     offsets_R1 = torch.tensor([0, *np.cumsum(lengths)])
-    at_R = torch.full((n_requests,), NOW.as_unit("us").value)
+    at_R = torch.full((n_requests,), NOW_US)
     interests_RKD = torch.randn(n_requests, n_interests, DIM, generator=generator)
     interests_RKD[offsets_R1.diff() == 0] = torch.nan
     return FeatureInputs(
@@ -136,14 +140,16 @@ class RankingFeatureTests:
 
     def same(self, got: Tensor, wanted: Tensor) -> None:
         """Equal, NaN in the same places."""
-        tolerance = {"rtol": 0.0, "atol": 0.0} if self.exact else {"rtol": 1e-5, "atol": 1e-6}
-        torch.testing.assert_close(got, wanted, equal_nan=True, **tolerance)
+        relative, absolute = (0.0, 0.0) if self.exact else (1e-5, 1e-6)
+        torch.testing.assert_close(got, wanted, equal_nan=True, rtol=relative, atol=absolute)
 
     def table(self, rows: Sequence[tuple[int, int, float]]) -> FeatureTable:
-        """The feature through the engine, for users 1 (history), 2 (none before ``NOW``) and items known and unknown."""
+        """The feature through the engine, for users 1 (history), 2 and 9 (none) and items known and unknown."""
         candidates = pd.DataFrame({"user_id": [1, 2, 1, 9], "item_id": [101, 102, 999, 103]})
         spec = FeatureSpec(names=(self.feature.name,))
-        return ranking_features(candidates, log(rows), NOW, spec, model=mean_model(), manager=manager_with(self.feature))
+        return ranking_features(
+            candidates, log(rows), NOW, spec, model=mean_model(), manager=manager_with(self.feature)
+        )
 
     def test_has_a_name_and_a_description(self) -> None:
         """Both become part of tables that others read."""
@@ -168,9 +174,13 @@ class RankingFeatureTests:
     def test_bare_inputs_do(self) -> None:
         """Without event types, retrieval columns, known items: values or NaN, but no error."""
         inputs = feature_inputs()
-        bare = replace(inputs, event_types_T=None, retrieval_rank_N=None, retrieval_score_N=None, retrieval_interest_N=None)
+        bare = replace(
+            inputs, event_types_T=None, retrieval_rank_N=None, retrieval_score_N=None, retrieval_interest_N=None
+        )
         self.compute(bare)
-        unknown = replace(inputs, items_T=torch.zeros_like(inputs.items_T), candidate_N=torch.zeros_like(inputs.candidate_N))
+        unknown = replace(
+            inputs, items_T=torch.zeros_like(inputs.items_T), candidate_N=torch.zeros_like(inputs.candidate_N)
+        )
         assert not torch.isinf(self.compute(unknown)).any()
 
     def test_permuting_the_rows_permutes_the_values(self) -> None:

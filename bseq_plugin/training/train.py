@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import torch
 from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
 
@@ -18,7 +19,7 @@ from bseq_plugin.data.events import Events
 from bseq_plugin.data.prepare import PreparedLog, prepare
 from bseq_plugin.data.training_data import TrainingData
 from bseq_plugin.errors import BseqError, RunError
-from bseq_plugin.model.interest_model import InterestModel
+from bseq_plugin.model.interest_model import ITEM_WEIGHT, InterestModel
 from bseq_plugin.model.task import SequenceInterestTask
 from bseq_plugin.schema.recipe import Recipe
 from bseq_plugin.training.checkpoint import Checkpoints
@@ -32,11 +33,18 @@ WARM_UP_STEPS = 30
 
 
 def train(
-    events: Events, recipe: Recipe, out: str | Path, *, resume: bool = False, progress: bool = True
+    events: Events,
+    recipe: Recipe,
+    out: str | Path,
+    *,
+    items: pd.DataFrame | None = None,
+    resume: bool = False,
+    progress: bool = True,
 ) -> Run:
     """Train ``recipe`` on ``events`` and leave a run at ``out``; under torchrun every rank calls it alike.
 
     Args:
+        items: item attributes, if the recipe reads any; see ``prepare``.
         resume: go on after the last complete checkpoint of ``out`` (from the start if there is none yet).
         progress: progress bar and one line an epoch on stderr.
 
@@ -44,13 +52,11 @@ def train(
         RecipeError, SchemaError, UsageError: bad settings or data, before anything is written.
         RunError: ``out`` holds a run and ``resume`` is False, or a run of another recipe or log.
     """
-    log = prepare(events, recipe)
+    log = prepare(events, recipe, items)
     run = Run(Path(out))
     # built once here so that bad options and unknown names fail before anything is written
     torch.manual_seed(log.recipe.seed)
-    task = SequenceInterestTask(
-        log.recipe, log.vocabulary.n_items, len(log.vocabulary.event_types), device=torch.device("meta")
-    )
+    task = _task(log, device="meta")
     with world() as here:
         check_device(log.recipe, here.device)
         data = TrainingData(log.training, log.vocabulary, log.recipe, here.rank, here.size)
@@ -64,6 +70,13 @@ def train(
         here.gather(None)  # nobody goes on before the run directory stands
         Trainer(log, data, shard(task, log.recipe, here), run, here, progress).fit()
     return run
+
+
+def _task(log: PreparedLog, device: str) -> SequenceInterestTask:
+    n_event_types = len(log.vocabulary.event_types)
+    return SequenceInterestTask(
+        log.recipe, log.vocabulary.n_items, n_event_types, attributes=log.attributes, device=device
+    )
 
 
 def _is_complete(run: Run) -> bool:
@@ -101,7 +114,8 @@ class Progress:
     def stops(self, recipe: Recipe, has_validation: bool) -> bool:
         """True once all epochs are done, or ``patience`` of them brought nothing better."""
         waited = self.epoch - self.best_epoch
-        return self.epoch >= recipe.epochs or (has_validation and waited >= recipe.patience)
+        last = min(recipe.epochs, recipe.stop_after or recipe.epochs)
+        return self.epoch >= last or (has_validation and waited >= recipe.patience)
 
 
 class Trainer:
@@ -114,6 +128,8 @@ class Trainer:
         self.sharded, self.run, self.here, self.show = sharded, run, here, progress
         self.checkpoints = Checkpoints(run.path)
         self.pipeline = TrainPipelineSparseDist(sharded.model, sharded.optimizer, here.device)
+        priors = log.item_priors
+        self.item_priors_VP = None if priors is None else torch.from_numpy(priors)
         self.base_rates = [float(group["lr"]) for group in sharded.optimizer.param_groups]
 
     def fit(self) -> None:
@@ -164,7 +180,9 @@ class Trainer:
             return
         self.sharded.model.eval()
         encoder = self.sharded.task.interest_encoder
-        metrics = validate(encoder, self.log.validation, self.log.vocabulary.n_items, self.recipe, self.here)
+        metrics = validate(
+            encoder, self.log.validation, self.item_priors_VP, self.log.vocabulary.n_items, self.recipe, self.here
+        )
         line.update(metrics)
         if metrics[self.recipe.validation_metric] > state.best_score:
             state.best_epoch, state.best_score = state.epoch, metrics[self.recipe.validation_metric]
@@ -214,11 +232,13 @@ class Trainer:
 
     def _export(self, state: Progress) -> None:
         """The best epoch as a plain model, then mark the run complete."""
-        vocabulary = self.log.vocabulary
-        plain = SequenceInterestTask(self.recipe, vocabulary.n_items, len(vocabulary.event_types))
+        plain = _task(self.log, device="cpu")
         self.checkpoints.load_plain(plain, state.best_epoch)
+        encoder = plain.interest_encoder
+        weights = {k: v for k, v in encoder.state_dict().items() if not k.startswith("item_tower.")}
+        weights[ITEM_WEIGHT] = encoder.item_tower.fold(weights[ITEM_WEIGHT])
         model = InterestModel.from_state(
-            self.recipe, vocabulary, plain.interest_encoder.state_dict(), self.log.trained_until_us
+            self.recipe, self.log.vocabulary, weights, self.item_priors_VP, self.log.trained_until_us
         )
         aside = self.run.path / ".model"
         shutil.rmtree(aside, ignore_errors=True)

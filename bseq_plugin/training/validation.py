@@ -12,6 +12,7 @@ from bseq_plugin.data.splits import EvaluationSet
 from bseq_plugin.metrics import ranking_metrics, top_k_items
 from bseq_plugin.model.encoder import SequenceInterestEncoder
 from bseq_plugin.model.interest_model import EVENTS_PER_CALL
+from bseq_plugin.model.items import score_vectors
 from bseq_plugin.schema.recipe import Recipe
 from bseq_plugin.training.distributed import World
 
@@ -20,15 +21,21 @@ ITEMS_PER_CALL = 1 << 20
 
 @torch.no_grad()
 def validate(
-    encoder: SequenceInterestEncoder, evaluation: EvaluationSet, n_items: int, recipe: Recipe, here: World
+    encoder: SequenceInterestEncoder,
+    evaluation: EvaluationSet,
+    item_priors_VP: Tensor | None,
+    n_items: int,
+    recipe: Recipe,
+    here: World,
 ) -> dict[str, float]:
     """Means over all users of ``recall``, ``ndcg`` and ``mrr`` at the k of ``recipe.validation_metric``.
 
     The encoder is the sharded one of a ``SequenceInterestTask``, detached from any pipeline. Collective: every rank
-    calls it with the same evaluation set.
+    calls it with the same evaluation set. ``item_priors_VP``: popularity columns as of the start of the validation.
     """
     k = int(recipe.validation_metric.split("@")[1])
-    items_VD = item_vectors(encoder, n_items, recipe, evaluation.histories)
+    rows_VD = item_rows(encoder, n_items, recipe, evaluation.histories)
+    items_VD = score_vectors(rows_VD, item_priors_VP, recipe.score == "cosine")
     own = np.array_split(np.arange(evaluation.n_users), here.size)[here.rank]
     interests_BD = _interests(encoder, evaluation, own, recipe, here)
     own_histories = evaluation.histories.take(own)
@@ -42,9 +49,7 @@ def validate(
     return {name: total / evaluation.n_users for name, total in zip(names, sums, strict=True)}
 
 
-def item_vectors(
-    encoder: SequenceInterestEncoder, n_items: int, recipe: Recipe, histories: Sequences
-) -> Tensor:
+def item_rows(encoder: SequenceInterestEncoder, n_items: int, recipe: Recipe, histories: Sequences) -> Tensor:
     """``[V + 1, D]`` float32, looked up through the (sharded) collection. Collective."""
     # A sharded collection takes the key order of its first input for granted, so this one has all the same keys:
     # one user of ``histories`` without events, whose negatives are the rows asked for.
@@ -55,7 +60,8 @@ def item_vectors(
         rows = np.arange(start, min(start + ITEMS_PER_CALL, n_items + 1))
         asked = {TARGET: nothing, NEGATIVE: (rows, np.array([len(rows)]))}
         features = history_features(nobody, recipe.event_features, asked)
-        chunks.append(encoder.embedding_collection(features)[NEGATIVE].values())
+        looked_up = encoder.embedding_collection(features)
+        chunks.append(encoder.item_tower(looked_up, features, NEGATIVE))
     return torch.cat(chunks)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 
 from bseq_plugin.indexes.exact import QUERY_BLOCK, ExactIndex
@@ -14,7 +16,7 @@ class TestExactIndex(IndexTests):
 
 class TestExactIndexInSmallChunks(IndexTests):
     index = ExactIndex
-    options = {"chunk": 7}
+    options: ClassVar = {"chunk": 7}
 
 
 def test_chunk_size_and_query_blocks_do_not_change_the_answer():

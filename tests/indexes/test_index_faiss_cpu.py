@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from typing import ClassVar
 
 import pytest
 import torch
@@ -20,13 +21,13 @@ class TestFaissFlat(IndexTests):
 
 class TestFaissHnsw(IndexTests):
     index = FaissCpuIndex
-    options = {"factory": "HNSW16", "ef_search": 64}
+    options: ClassVar = {"factory": "HNSW16", "ef_search": 64}
     exact = False
 
 
 class TestFaissIvf(IndexTests):
     index = FaissCpuIndex
-    options = {"factory": "IVF4,Flat", "nprobe": 3}
+    options: ClassVar = {"factory": "IVF4,Flat", "nprobe": 3}
     exact = False
 
 
@@ -46,7 +47,9 @@ def test_scores_of_a_compressing_index_are_inner_products():
 
 def test_hits_an_ivf_index_does_not_reach_are_minus_one_with_score_minus_infinity():
     vectors_VD = vectors(500, 8)
-    scores_Bk, rows_Bk = FaissCpuIndex.build(vectors_VD, {"factory": "IVF16,Flat", "nprobe": 1}).search(vectors(3, 8), 500)
+    scores_Bk, rows_Bk = FaissCpuIndex.build(vectors_VD, {"factory": "IVF16,Flat", "nprobe": 1}).search(
+        vectors(3, 8), 500
+    )
     assert bool((rows_Bk == -1).any())
     assert torch.equal(rows_Bk == -1, scores_Bk == -torch.inf)
 
@@ -57,7 +60,9 @@ def test_a_factory_faiss_refuses_is_a_usage_error(factory):
         FaissCpuIndex.build(vectors(100, 16), {"factory": factory})
 
 
-@pytest.mark.parametrize("options", [{"nprobe": 2}, {"factory": "HNSW16", "nprobe": 2}, {"factory": "IVF4,Flat", "ef_search": 9}])
+@pytest.mark.parametrize(
+    "options", [{"nprobe": 2}, {"factory": "HNSW16", "nprobe": 2}, {"factory": "IVF4,Flat", "ef_search": 9}]
+)
 def test_a_search_option_that_does_not_apply_is_refused(options):
     with pytest.raises(UsageError, match="does not apply"):
         FaissCpuIndex.build(vectors(200, 8), options)

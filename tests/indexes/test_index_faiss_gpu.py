@@ -29,7 +29,9 @@ class FakeGpu:
         self.n_resources = 0
         self.out_of_memory = False  # set during a test: the next search fails
         self.module = types.ModuleType("faiss")
-        self.module.__dict__.update({n: getattr(faiss, n) for n in ("IndexFlatIP", "IndexFlat", "METRIC_INNER_PRODUCT")})
+        self.module.__dict__.update(
+            {n: getattr(faiss, n) for n in ("IndexFlatIP", "IndexFlat", "METRIC_INNER_PRODUCT")}
+        )
         self.module.get_num_gpus = lambda: n_gpus
         self.module.StandardGpuResources = lambda: FakeResources(self)
         self.module.GpuClonerOptions = types.SimpleNamespace
@@ -54,7 +56,7 @@ class FakeResources:
         if threading.get_ident() != self.thread:
             raise SystemError("GPU resources used by another thread than the one that made them")
 
-    def setTempMemory(self, size):  # noqa: N802 (FAISS's name)
+    def setTempMemory(self, size):
         self.check_thread()
         self.temp_memory = size
 

@@ -15,7 +15,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from bseq_plugin.ranking_features.interests import pooled_interest
+from bseq_plugin.feature_generators.interests import pooled_interest
 from bseq_plugin.schema.parts import RankingFeature
 from bseq_plugin.schema.ranking import FeatureInputs, cosine, on_grid, unit_vectors
 
@@ -235,7 +235,7 @@ def _finite_or_nan(values: Tensor) -> Tensor:
 def _mean_cosine(inputs: FeatureInputs, latest: int | None) -> Tensor:
     """float32 [N], mean cosine over the ``latest`` events of known items: the inner product with their mean vector."""
     unit_TD = inputs.history_units_TD
-    known_T = torch.isfinite(unit_TD).all(-1)
+    known_T = torch.isfinite(unit_TD[:, 0])  # all of a unit vector is finite, or nothing
     if latest is not None:
         seen_T1 = torch.nn.functional.pad(known_T.long().cumsum(0), (1, 0))
         later_T = seen_T1[inputs.offsets_R1[1:]][inputs.request_T] - seen_T1[1:]  # known events after this one

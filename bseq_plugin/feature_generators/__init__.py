@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from bseq_plugin.ranking_features.interests import InterestMask, ItemVec, UserInterests, UserPooled
-from bseq_plugin.ranking_features.similarity import (
+from bseq_plugin.feature_generators.interests import InterestMask, ItemVec, UserInterests, UserPooled
+from bseq_plugin.feature_generators.similarity import (
     HistSimMax,
     HistSimMean,
     SimArgmaxInterest,

@@ -62,7 +62,7 @@ class ItemVec(RankingFeature):
 
 def interest_present(inputs: FeatureInputs) -> Tensor:
     """bool [R, K]."""
-    return torch.isfinite(inputs.interest_units_RKD).all(-1)
+    return torch.isfinite(inputs.interest_units_RKD[..., 0])  # all of a unit vector is finite, or nothing
 
 
 def pooled_interest(inputs: FeatureInputs) -> Tensor:

@@ -1,0 +1,108 @@
+"""``bseq benchmark``: train and evaluate on a sequence file, over several seeds."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.table import Table
+
+from bseq_plugin.cli.common import RecipeName, Settings, load_recipe, note, out, write_json
+from bseq_plugin.errors import UsageError
+
+METRICS = ("recall@5", "ndcg@5", "recall@10", "ndcg@10")
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command of this module."""
+    app.command()(benchmark)
+
+
+def benchmark(
+    sequences: Annotated[str, typer.Argument(help="`user item item ...` text, or any other log.")],
+    protocol: Annotated[str, typer.Option("--protocol", help="leave-one-out: last event is the test target.")] = "leave-one-out",
+    recipe: RecipeName = "reference",
+    settings: Settings = None,
+    seeds: Annotated[str, typer.Option("--seeds", help="Seeds, separated by commas.")] = "0",
+    json_file: Annotated[Path | None, typer.Option("--json", help="Also write the figures to this file.")] = None,
+) -> None:  # fmt: skip
+    """Train a recipe once per seed and evaluate over the whole catalogue with seen items masked, beside the floors.
+
+    Example: `bseq benchmark sequences.txt --recipe reference --seeds 0,1,2 --json result.json`
+    """
+    if protocol != "leave-one-out":
+        raise UsageError(f"--protocol {protocol!r}: leave-one-out is the one there is")
+    try:
+        numbers = [int(seed) for seed in seeds.split(",")]
+    except ValueError:
+        raise UsageError(f"--seeds {seeds!r}: write numbers separated by commas, for example 0,1,2") from None
+    base = load_recipe(recipe, settings).replace(split="leave-one-out", mask_seen=True)
+    from bseq_plugin.readers.read_events import read_events
+
+    events = read_events(sequences)
+    rows: list[dict[str, Any]] = []
+    floors: dict[str, Any] = {}
+    for seed in numbers:
+        row, measured = _one_seed(events, base.replace(seed=seed), floors=not floors)
+        rows.append(row)
+        floors = floors or measured
+    document = {
+        "dataset": {
+            "source": Path(sequences).name,
+            "users": int(events.frame["user_id"].nunique()),
+            "items": int(events.frame["item_id"].nunique()),
+            "events": len(events),
+        },
+        "recipe": recipe,
+        "settings": settings or [],
+        "seeds": rows,
+        "mean": {metric: sum(row[metric] for row in rows) / len(rows) for metric in METRICS},
+        "floors": floors,
+    }
+    _show(document)
+    if json_file is not None:
+        write_json(json_file, document)
+        note.print(f"wrote {json_file}")
+
+
+def _one_seed(events: Any, recipe: Any, floors: bool) -> tuple[dict[str, Any], dict[str, Any]]:
+    import resource
+
+    from bseq_plugin.cli.measure import evaluate_run
+    from bseq_plugin.training.train import train
+
+    with tempfile.TemporaryDirectory() as folder:
+        started = time.perf_counter()
+        run = train(events, recipe, Path(folder) / "run")
+        seconds = time.perf_counter() - started
+        info = run.info
+        lines = (run.path / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+        comparison, _ = evaluate_run(run.path, "test", [5, 10], floors=floors)
+    import json
+    import statistics
+
+    epochs = [json.loads(line) for line in lines]
+    row = {metric: comparison.mean("model", metric) for metric in METRICS}
+    row |= {
+        "seed": recipe.seed,
+        "epochs": info["epochs"],
+        "best_epoch": info["best_epoch"],
+        "train_seconds": seconds,
+        "seconds_per_epoch": statistics.median(epoch["seconds"] for epoch in epochs),
+        "events_per_second": statistics.median(epoch["events_per_second"] for epoch in epochs),
+        "peak_rss_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+    }
+    return row, {name: comparison.figures(name) for name in comparison.floors}
+
+
+def _show(document: dict[str, Any]) -> None:
+    table = Table("", *METRICS, title=f"{document['dataset']['source']}, recipe {document['recipe']}, seen items masked")
+    for name, figures in document["floors"].items():
+        table.add_row(name, *(f"{figures[metric]:.4f}" for metric in METRICS))
+    for row in document["seeds"]:
+        table.add_row(f"seed {row['seed']}", *(f"{row[metric]:.4f}" for metric in METRICS))
+    table.add_row("[bold]mean[/bold]", *(f"[bold]{document['mean'][metric]:.4f}[/bold]" for metric in METRICS))
+    out.print(table)

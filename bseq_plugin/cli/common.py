@@ -1,0 +1,77 @@
+"""What several commands share."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+
+from bseq_plugin.errors import UsageError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from bseq_plugin.schema.recipe import Recipe
+
+out = Console()  # results
+note = Console(stderr=True)  # everything else, so that results can be piped
+
+Source = Annotated[str, typer.Argument(help="Log: .parquet, .csv, .tsv, RecBole .inter (also globs), or a .txt of `user item item ...`.")]  # fmt: skip
+RecipeName = Annotated[str | None, typer.Option("--recipe", help="Shipped recipe by name, or a .toml file.")]
+Settings = Annotated[list[str] | None, typer.Option("--set", help="key=value over the recipe; repeat it.")]
+Columns = Annotated[list[str] | None, typer.Option("--column", help="ours=theirs, e.g. user_id=household_id; repeat it.")]
+Unit = Annotated[str | None, typer.Option("--timestamp-unit", help="s, ms or us, for integer times.")]
+Items = Annotated[Path | None, typer.Option("--items", help="Table with item_id and attribute columns (.parquet, .csv).")]
+
+
+def load_recipe(name: str | None, settings: list[str] | None) -> Recipe:
+    """The recipe of the options ``--recipe`` and ``--set``."""
+    from bseq_plugin.schema.recipe import Recipe
+
+    recipe = Recipe() if name is None else Recipe.load(name)
+    return recipe.with_settings(settings or [])
+
+
+def column_mapping(columns: list[str] | None) -> dict[str, str]:
+    """``["user_id=household_id"]`` as a dict. Raises UsageError."""
+    mapping = {}
+    for text in columns or []:
+        ours, separator, theirs = text.partition("=")
+        if not separator:
+            raise UsageError(f"--column {text!r}: write ours=theirs, for example user_id=household_id")
+        mapping[ours] = theirs
+    return mapping
+
+
+def read_table(path: Path) -> pd.DataFrame:
+    """A Parquet or CSV table. Raises UsageError."""
+    import pandas as pd
+
+    if not path.is_file():
+        raise UsageError(f"there is no file {str(path)!r}")
+    try:
+        return pd.read_parquet(path) if path.suffix == ".parquet" else pd.read_csv(path)
+    except (ValueError, OSError) as error:
+        raise UsageError(f"{path} can't be read: {error}") from None
+
+
+def write_json(path: Path, document: dict[str, Any]) -> None:
+    """Write beside and rename, so that a reader never sees half a file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f".{path.name}.tmp")
+    aside.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+    aside.replace(path)
+
+
+def parse_ks(text: str) -> list[int]:
+    """``"5,10,20"`` as numbers. Raises UsageError."""
+    try:
+        ks = sorted({int(part) for part in text.split(",")})
+    except ValueError:
+        raise UsageError(f"--k {text!r}: write numbers separated by commas, for example 5,10,20") from None
+    if ks[0] < 1:
+        raise UsageError(f"--k {text!r}: every k is 1 or more")
+    return ks

@@ -1,0 +1,91 @@
+"""``bseq demo``: the main job on real purchases, in a few minutes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.table import Table
+
+from bseq_plugin.cli.common import Settings, load_recipe, note, out
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from bseq_plugin.cli.demo_job import Demo
+    from bseq_plugin.retrieval.retriever import Retriever
+
+QUICK_EVERY = 6
+QUICK_SETTINGS = ["epochs=2", "passes_per_epoch=2", "n_windows=8"]
+N_EXAMPLES = 2
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command of this module."""
+    app.command()(demo)
+
+
+def demo(
+    data: Annotated[str, typer.Option("--data", help="Data set: completejourney.")] = "completejourney",
+    folder: Annotated[Path, typer.Option("--out", help="Where everything is written.")] = Path("demo"),
+    quick: Annotated[bool, typer.Option("--quick", help="A sixth of the households, under a minute; figures mean little.")] = False,
+    settings: Settings = None,
+) -> None:  # fmt: skip
+    """The whole job on real grocery purchases: train, compare with the floors, publish, retrieve, make features.
+
+    Everything is chosen on November 2017; December is the test and is looked at once.
+
+    Example: `bseq demo --out demo`
+    """
+    recipe = load_recipe("completejourney", [*(QUICK_SETTINGS if quick else []), *(settings or [])])
+    from bseq_plugin.cli.demo_data import load
+    from bseq_plugin.cli.demo_job import Demo
+
+    note.print("[bold]1/7 Reading purchases[/bold]")
+    job = Demo(load(data, QUICK_EVERY if quick else 1), recipe, folder)
+    frame = job.data.events.frame
+    note.print(f"{len(frame):,} purchases, {frame.user_id.nunique():,} households, {frame.item_id.nunique():,} products")
+    with job.step("selection", "2/7 Training to the end of October, stopping on November"):
+        epochs, selection = job.choose()
+    with job.step("training", f"3/7 Training through November, {epochs} epochs"):
+        final = job.final(epochs)
+    with job.step("blend", "4/7 Weighing interest against personal history on November"):
+        weights = job.blend(selection)
+    note.print(f"score = interest + {weights['history']:g} x history, half life {weights['half_life_days']:g} days")
+    with job.step("publish", "5/7 Publishing vectors, index and encoder"):
+        retriever = job.publish(final)
+    with job.step("evaluate", "6/7 Evaluating on December, beside the no-training floors"):
+        comparisons = job.evaluate(retriever)
+    with job.step("features", "7/7 Candidates and ranking features of every household"):
+        candidates = job.write_candidates(retriever)
+        job.write_features(retriever, candidates)
+    job.write_metrics(comparisons, {"epochs": epochs, "blend": weights})
+    out.print(comparisons["new"].table("December 2017, products new to the household"))
+    out.print(comparisons["all"].table("December 2017, all products"))
+    _show_examples(job, retriever)
+    for name in ("metrics.json", "store", "candidates.parquet", "ranking_features.parquet"):
+        out.print(f"{folder / name}", highlight=False)
+    total = sum(job.seconds.values())
+    steps = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in job.seconds.items())
+    note.print(f"{total:.0f} s: {steps}")
+
+
+def _show_examples(job: Demo, retriever: Retriever) -> None:
+    """What two households bought last and what they are offered."""
+    names = job.data.items.set_index("item_id")["name"]
+    histories = retriever.histories
+    for place in (histories.n_users // 3, 2 * histories.n_users // 3)[:N_EXAMPLES]:
+        user = histories.user_ids[place]
+        last = histories.items[histories.offsets[place] : histories.offsets[place + 1]]
+        bought = retriever.model.vocabulary.item_ids[last[last > 0][-5:] - 1]
+        new = retriever.retrieve([user], 5)
+        blended = retriever.retrieve([user], 5, exclude="none")
+        table = Table("last bought", "new to them", "next basket", title=f"household {user}", title_justify="left")
+        for row in zip(_named(bought, names), _named(new.item_id, names), _named(blended.item_id, names), strict=False):
+            table.add_row(*row)
+        out.print(table)
+
+
+def _named(item_ids: object, names: pd.Series) -> list[str]:
+    return [str(names.get(item, item)) for item in list(item_ids)]  # type: ignore[call-overload]

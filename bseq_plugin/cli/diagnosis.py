@@ -1,0 +1,137 @@
+"""The checks of ``bseq doctor``."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib import metadata
+from typing import Literal
+
+from packaging.version import Version
+
+from bseq_plugin.errors import BseqError
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of the report; ``bad`` means that something will not work."""
+
+    state: Literal["ok", "note", "bad"]
+    what: str
+    found: str
+    remedy: str = ""
+
+
+def diagnose() -> list[Finding]:
+    """All checks; none of them changes anything."""
+    checks = (_python, _torch_pair, _torchrec, _fbgemm_wheels, _faiss, _devices, _threads, _plugins)
+    return [finding for check in checks for finding in check()]
+
+
+def version_of(distribution: str) -> str | None:
+    """The installed version, or None."""
+    try:
+        return metadata.version(distribution)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _python() -> Iterator[Finding]:
+    yield Finding("ok", "python", f"{platform.python_version()} on {platform.machine()}")
+
+
+def _torch_pair() -> Iterator[Finding]:
+    """fbgemm 1.X is built against torch 2.(X + 5); any other pair fails in ways that do not name the cause."""
+    torch = version_of("torch")
+    fbgemm = version_of("fbgemm-gpu-cpu") or version_of("fbgemm-gpu")
+    if torch is None:
+        yield Finding("bad", "torch", "not installed", "pip install torch==2.13.0")
+        return
+    yield Finding("ok", "torch", torch)
+    if fbgemm is None:
+        remedy = "CPU: pip install --no-deps -r requirements/cpu.txt; GPU: pip install 'bseq-plugin[gpu]'"
+        yield Finding("bad", "fbgemm", "not installed", remedy)
+        return
+    expected = f"2.{Version(fbgemm).minor + 5}"
+    if f"{Version(torch).major}.{Version(torch).minor}" == expected:
+        yield Finding("ok", "fbgemm", f"{fbgemm}, built for torch {expected}")
+    else:
+        remedy = f"install torch {expected}.*, or fbgemm 1.{Version(torch).minor - 5}"
+        yield Finding("bad", "fbgemm", f"{fbgemm} is built for torch {expected}, here is {torch}", remedy)
+
+
+def _torchrec() -> Iterator[Finding]:
+    found = version_of("torchrec")
+    if found is None:
+        yield Finding("bad", "torchrec", "not installed", "pip install --no-deps torchrec==1.8.0")
+        return
+    done = subprocess.run([sys.executable, "-c", "import torchrec"], capture_output=True, text=True, check=False)
+    if done.returncode:
+        last = (done.stderr.strip().splitlines() or ["no message"])[-1]
+        yield Finding("bad", "torchrec", f"{found} does not import: {last}", "see the lines on torch and fbgemm")
+    else:
+        yield Finding("ok", "torchrec", found)
+
+
+def _fbgemm_wheels() -> Iterator[Finding]:
+    both = [name for name in ("fbgemm-gpu", "fbgemm-gpu-cpu") if version_of(name)]
+    if len(both) > 1:
+        remedy = "pip uninstall both, then install the one for this machine: they overwrite each other's files"
+        yield Finding("bad", "fbgemm wheels", " and ".join(both), remedy)
+
+
+def _faiss() -> Iterator[Finding]:
+    wheels = [name for name in ("faiss-cpu", "faiss-gpu", "faiss-gpu-cuvs", "faiss-gpu-cu12") if version_of(name)]
+    if not wheels:
+        yield Finding("note", "faiss", "not installed; the exact index works without it", "pip install faiss-cpu")
+    elif len(wheels) > 1:
+        remedy = "pip uninstall all of them, then install one: they share the module name faiss"
+        yield Finding("bad", "faiss wheels", " and ".join(wheels), remedy)
+    else:
+        yield Finding("ok", "faiss", f"{wheels[0]} {version_of(wheels[0])}")
+
+
+def _devices() -> Iterator[Finding]:
+    try:
+        import torch
+    except ImportError:
+        return
+    if torch.cuda.is_available():
+        yield Finding("ok", "device", f"{torch.cuda.device_count()} x {torch.cuda.get_device_name(0)}, nccl")
+    else:
+        can = "sharding row_wise, table_wise, column_wise; table optimizers rowwise_adagrad, adagrad, sgd"
+        yield Finding("ok", "device", f"CPU, gloo; {can}")
+
+
+def _threads() -> Iterator[Finding]:
+    try:
+        import torch
+    except ImportError:
+        return
+    available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    threads = torch.get_num_threads()
+    if threads > available:
+        remedy = f"set OMP_NUM_THREADS={available}"
+        yield Finding("note", "threads", f"torch uses {threads} threads on {available} cores", remedy)
+    else:
+        yield Finding("ok", "threads", f"{threads} of {available} cores")
+
+
+def _plugins() -> Iterator[Finding]:
+    from bseq_plugin.plugins import plugin_manager
+
+    try:
+        infos = plugin_manager().infos()
+    except BseqError as error:
+        yield Finding("bad", "plugins", str(error), "")
+        return
+    for info in infos:
+        if info.error:
+            remedy = f"repair or uninstall {info.distribution}, or set BSEQ_DISABLE_PLUGINS={info.name}"
+            yield Finding("bad", f"plugin {info.name}", info.error, remedy)
+        else:
+            yield Finding("ok", f"plugin {info.name}", f"{info.distribution} {info.version}")

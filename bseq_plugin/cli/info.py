@@ -1,0 +1,79 @@
+"""``bseq plugins``, ``bseq recipes`` and ``bseq doctor``."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from typing import Annotated
+
+import typer
+from rich.table import Table
+
+from bseq_plugin.cli.common import out
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands of this module."""
+    app.command()(plugins)
+    app.command()(recipes)
+    app.command()(doctor)
+
+
+def plugins(as_json: AsJson = False) -> None:
+    """What is loaded, from which distribution, which parts it gives, and what failed to load and why.
+
+    Example: `bseq plugins`. Environment: BSEQ_PLUGINS=a,b loads only these; BSEQ_DISABLE_PLUGINS=c leaves c out.
+    """
+    from bseq_plugin.plugins import plugin_manager
+
+    infos = plugin_manager().infos()
+    if as_json:
+        typer.echo(json.dumps([asdict(info) for info in infos], indent=1))
+        return
+    table = Table("plugin", "distribution", "gives")
+    for info in infos:
+        gives = "\n".join(f"{kind}: {', '.join(names)}" for kind, names in info.parts.items() if names)
+        others = [hook for hook in info.hooks if hook in ("bseq_read_events", "bseq_attach")]
+        gives += "".join(f"\n{hook}" for hook in others)
+        state = f"[red]failed: {info.error}[/red]" if info.error else gives.strip()
+        table.add_row(info.name, f"{info.distribution} {info.version}".strip(), state)
+    out.print(table)
+
+
+def recipes(name: Annotated[str | None, typer.Argument(help="Show this one whole.")] = None) -> None:
+    """The recipes that come with the package.
+
+    Example: `bseq recipes reference`
+    """
+    from bseq_plugin.schema.recipe import Recipe, recipe_description, shipped_recipes
+
+    if name is not None:
+        recipe = Recipe.load(name)
+        out.print_json(recipe.model_dump_json())
+        return
+    table = Table("recipe", "what it is for")
+    for shipped in shipped_recipes():
+        table.add_row(shipped, recipe_description(shipped))
+    out.print(table)
+
+
+def doctor(as_json: AsJson = False) -> None:
+    """Check versions, backends, threads and clashes of wheels, with the remedy for each finding.
+
+    Example: `bseq doctor`. Ends with 1 if something will not work.
+    """
+    from bseq_plugin.cli.diagnosis import diagnose
+
+    findings = diagnose()
+    if as_json:
+        typer.echo(json.dumps([asdict(finding) for finding in findings], indent=1))
+    else:
+        table = Table("", "what", "found", "what to do")
+        marks = {"ok": "[green]ok[/green]", "note": "[yellow]note[/yellow]", "bad": "[red]bad[/red]"}
+        for finding in findings:
+            table.add_row(marks[finding.state], finding.what, finding.found, finding.remedy)
+        out.print(table)
+    if any(finding.state == "bad" for finding in findings):
+        raise typer.Exit(1)

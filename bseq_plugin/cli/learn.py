@@ -1,0 +1,80 @@
+"""``bseq train`` and ``bseq evaluate``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from bseq_plugin.cli.common import (
+    Columns,
+    Items,
+    RecipeName,
+    Settings,
+    Source,
+    Unit,
+    column_mapping,
+    load_recipe,
+    note,
+    out,
+    parse_ks,
+    read_table,
+    write_json,
+)
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands of this module."""
+    app.command()(train)
+    app.command()(evaluate)
+
+
+def train(
+    source: Source,
+    run: Annotated[Path, typer.Option("--out", help="Run directory to write.")],
+    recipe: RecipeName = None,
+    settings: Settings = None,
+    items: Items = None,
+    columns: Columns = None,
+    timestamp_unit: Unit = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on after the last complete checkpoint.")] = False,
+) -> None:
+    """Train an encoder on a log and leave a run directory.
+
+    Example: `bseq train events.parquet --out runs/today --set split=time --set epochs=20`
+
+    On several processes: `torchrun --nproc-per-node 2 -m bseq_plugin.cli.main train events.parquet --out runs/today`
+    """
+    chosen = load_recipe(recipe, settings)
+    from bseq_plugin.readers.read_events import read_events
+    from bseq_plugin.training.train import train as run_training
+
+    events = read_events(source, columns=column_mapping(columns), timestamp_unit=timestamp_unit)
+    table = None if items is None else read_table(items)
+    done = run_training(events, chosen, run, items=table, resume=resume)
+    info = done.info
+    if info.get("validation"):
+        figures = "  ".join(f"{name} {value:.4f}" for name, value in info["validation"].items())
+        note.print(f"best epoch {info['best_epoch']} of {info['epochs']}: {figures}")
+    note.print(f"run: {done.path}")
+
+
+def evaluate(
+    run: Annotated[Path, typer.Argument(help="A finished run directory.")],
+    split: Annotated[str, typer.Option("--split", help="test or validation.")] = "test",
+    k: Annotated[str, typer.Option("--k", help="Cut-offs, separated by commas.")] = "5,10,20",
+    json_file: Annotated[Path | None, typer.Option("--json", help="Also write the figures to this file.")] = None,
+) -> None:
+    """Measure a run and the no-training floors on its held-out events, over the whole catalogue.
+
+    Example: `bseq evaluate runs/today --split test --k 10,20 --json metrics.json`
+    """
+    ks = parse_ks(k)
+    from bseq_plugin.cli.measure import evaluate_run
+
+    comparison, document = evaluate_run(run, split, ks)
+    out.print(comparison.table(f"{run} on {split}"))
+    if json_file is not None:
+        write_json(json_file, document)
+        note.print(f"wrote {json_file}")

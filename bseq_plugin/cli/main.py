@@ -1,0 +1,84 @@
+"""``bseq``: one module a group of commands; imports of torch and friends stand inside the commands."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import traceback
+import warnings
+
+import typer
+from rich.console import Console
+
+from bseq_plugin import __version__
+from bseq_plugin.cli import benchmark, demo, info, learn, serve
+from bseq_plugin.errors import BseqError
+
+app = typer.Typer(
+    name="bseq",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="markdown",
+    pretty_exceptions_enable=False,
+    help="Sequence-interest encoders for TorchRec: train, publish to an index, retrieve candidates, make ranking "
+    "features.\n\nStart with `bseq demo`. Errors: exit code 2 for wrong use, 1 for failures; `--debug` shows tracebacks.",
+)
+for module in (demo, learn, serve, benchmark, info):
+    module.register(app)
+
+
+@app.callback()
+def options(
+    debug: bool = typer.Option(False, "--debug", help="Show the whole traceback of an error."),
+    version: bool = typer.Option(False, "--version", help="Show the version and exit.", is_eager=True),
+) -> None:
+    """Options of all commands."""
+    if version:
+        typer.echo(f"bseq {__version__}")
+        raise typer.Exit
+    if debug:
+        os.environ["BSEQ_DEBUG"] = "1"
+    else:
+        _quiet()
+
+
+def _quiet() -> None:
+    """TorchRec and torch warn about their own internals at every start; the reader of our output can't act on it."""
+    for name in ("torchrec", "torch.fx", "torch.distributed"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    for category in (FutureWarning, DeprecationWarning):
+        warnings.filterwarnings("ignore", category=category)
+    for module in (r"torch\..*", r"torchrec\..*"):
+        warnings.filterwarnings("ignore", category=UserWarning, module=module)
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+
+
+def main() -> None:
+    """Entry point: errors become one or two lines on stderr and an exit code."""
+    try:
+        app()
+    except BseqError as error:
+        _report(f"[bold red]error:[/bold red] {_escape(str(error))}", error.exit_code)
+    except KeyboardInterrupt:
+        _report("interrupted", 130)
+    except Exception as error:  # the last resort: whatever is left is a failure of ours, told in one line
+        _report(
+            f"[bold red]failed:[/bold red] {type(error).__name__}: {_escape(str(error))} (bseq --debug COMMAND shows where)",
+            1,
+        )
+
+
+def _escape(text: str) -> str:
+    return text.replace("[", r"\[")
+
+
+def _report(message: str, code: int) -> None:
+    if os.environ.get("BSEQ_DEBUG"):
+        traceback.print_exc()
+    Console(stderr=True, soft_wrap=True, highlight=False).print(message)
+    sys.exit(code)
+
+
+if __name__ == "__main__":
+    main()

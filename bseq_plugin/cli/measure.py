@@ -1,0 +1,46 @@
+"""Evaluation of a run, shared by ``evaluate`` and ``benchmark``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal, cast
+
+from bseq_plugin.data.events import instant_us
+from bseq_plugin.data.prepare import evaluation_set
+from bseq_plugin.data.splits import training_part
+from bseq_plugin.errors import UsageError
+from bseq_plugin.evaluation.defaults import default_floors, fitted_rankers
+from bseq_plugin.evaluation.rankers import interest_ranker
+from bseq_plugin.evaluation.report import MODEL, Comparison, compare
+from bseq_plugin.model.interest_model import InterestModel
+from bseq_plugin.training.run import Run
+
+
+def evaluate_run(path: Path, split: str, ks: Sequence[int], floors: bool = True) -> tuple[Comparison, dict[str, Any]]:
+    """(comparison, JSON-ready figures) of a finished run on its held-out part.
+
+    Floors see what the model may see: with a time split everything before the cut, else the training part.
+    """
+    if split not in ("test", "validation"):
+        raise UsageError(f"--split {split!r}: use test or validation")
+    part = cast(Literal["test", "validation"], split)
+    run = Run(path)
+    model = InterestModel.from_run(path)
+    recipe, sequences = run.recipe, run.sequences()
+    held_out = evaluation_set(sequences, recipe, part)
+    n_items = model.vocabulary.n_items
+    rankers = {}
+    if floors:
+        if recipe.split == "time":
+            cut_us = instant_us(recipe.validation_at if split == "validation" else recipe.test_at)
+            known = sequences.between(None, cut_us)
+            rankers = fitted_rankers(default_floors(known, cut_us), known, n_items)
+        else:
+            known = training_part(sequences)
+            rankers = fitted_rankers(default_floors(known), known, n_items)
+    rankers[MODEL] = interest_ranker(model)
+    seen: Literal["mask", "keep"] = "mask" if recipe.mask_seen else "keep"
+    comparison = compare(held_out, rankers, n_items, ks, seen)
+    protocol = {"split": recipe.split, "part": split, "seen": seen, "catalogue": n_items, "recipe": recipe.model_dump()}
+    return comparison, {"protocol": protocol, **comparison.to_dict()}

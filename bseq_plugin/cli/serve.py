@@ -1,0 +1,134 @@
+"""``bseq publish``, ``bseq retrieve`` and ``bseq features``."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.table import Table
+
+from bseq_plugin.cli.common import Columns, Unit, column_mapping, note, out, read_table
+from bseq_plugin.errors import UsageError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from bseq_plugin.retrieval.retriever import Retriever
+
+StorePath = Annotated[Path, typer.Argument(help="Store directory.")]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands of this module."""
+    app.command()(publish)
+    app.command()(retrieve)
+    app.command()(features)
+
+
+def publish(
+    run: Annotated[Path, typer.Argument(help="A finished run directory.")],
+    store: Annotated[Path, typer.Option("--store", help="Store directory; made if it is not there.")],
+    index: Annotated[str, typer.Option("--index", help="Index by name (`bseq plugins`), or auto.")] = "auto",
+) -> None:
+    """Publish a run as the current version of a store: vectors, ids, index, encoder, verified before it is served.
+
+    Example: `bseq publish runs/today --store store`
+    """
+    from bseq_plugin.retrieval.publish import publish as run_publish
+
+    version = run_publish(run, store, index=index)
+    note.print(f"published {version} in {store}")
+
+
+def retrieve(
+    store: StorePath,
+    user: Annotated[str | None, typer.Option("--user", help="A user id of the store.")] = None,
+    items: Annotated[str | None, typer.Option("--items", help="An anonymous history: item ids, oldest first, with commas.")] = None,
+    k: Annotated[int, typer.Option("--k", help="How many candidates.")] = 20,
+    exclude: Annotated[str, typer.Option("--exclude", help="seen: only items new to the user; none: blended with history.")] = "seen",
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+) -> None:  # fmt: skip
+    """Candidates for a user of the store, or for a history given here.
+
+    Example: `bseq retrieve store --user 42 --k 10`, or `bseq retrieve store --items 1001,1002 --json`
+    """
+    if (user is None) == (items is None):
+        raise UsageError("give either --user ID or --items a,b,c")
+    if exclude not in ("seen", "none"):
+        raise UsageError(f"--exclude {exclude!r}: use seen or none")
+    if k < 1:
+        raise UsageError(f"--k {k}: give a whole number of 1 or more")
+    from bseq_plugin.retrieval.retriever import Retriever
+
+    retriever = Retriever.open(store)
+    found = _answer(retriever, user, items, k, exclude)
+    if as_json:
+        typer.echo(json.dumps({"version": retriever.version, "candidates": json.loads(found.to_json(orient="records"))}))
+        return
+    table = Table(title=f"{store} {retriever.version}", title_justify="left")
+    for name in found.columns:
+        table.add_column(name, justify="left" if name == "source" else "right")
+    for row in found.itertuples(index=False):
+        table.add_row(*(f"{value:.4f}" if isinstance(value, float) else str(value) for value in row))
+    out.print(table)
+    if retriever.n_unknown_items:
+        note.print(f"{retriever.n_unknown_items} event(s) of items that the catalogue does not have")
+
+
+def _answer(retriever: Retriever, user: str | None, items: str | None, k: int, exclude: str) -> pd.DataFrame:
+    from typing import Literal, cast
+
+    how = cast(Literal["seen", "none"], exclude)
+    if user is not None:
+        return retriever.retrieve([_id(user, retriever.histories.user_ids, "--user")], k, how)
+    given = [part.strip() for part in (items or "").split(",") if part.strip()]
+    if not given:
+        raise UsageError("--items is empty; give item ids separated by commas")
+    known = retriever.model.vocabulary.item_ids
+    return retriever.retrieve_items([_id(item, known, "--items") for item in given], k, how)
+
+
+def _id(text: str, known: object, option: str) -> int | str:
+    """The text as this store writes ids: a number where ids are numbers."""
+    import numpy as np
+
+    if not np.issubdtype(np.asarray(known).dtype, np.integer):
+        return text
+    try:
+        return int(text)
+    except ValueError:
+        raise UsageError(f"{option} {text!r}: ids of this store are whole numbers") from None
+
+
+def features(
+    store: StorePath,
+    candidates: Annotated[Path, typer.Option("--candidates", help="Table with user_id, item_id (.parquet, .csv).")],
+    at: Annotated[str, typer.Option("--at", help="Instant of the request, e.g. 2017-12-01T00:00:00+00:00.")],
+    output: Annotated[Path, typer.Option("--out", help="Parquet file to write.")],
+    events: Annotated[str | None, typer.Option("--events", help="Log to read histories from; default: the store's.")] = None,
+    spec: Annotated[Path | None, typer.Option("--spec", help="TOML with the features to make; default: all built-in.")] = None,
+    columns: Columns = None,
+    timestamp_unit: Unit = None,
+) -> None:  # fmt: skip
+    """Ranking features of (user, candidate) pairs, from events strictly before an instant.
+
+    Example: `bseq features store --candidates candidates.parquet --at 2017-12-01T00:00:00+00:00 --out features.parquet`
+    """
+    table = read_table(candidates)
+    from bseq_plugin.ranking.engine import ranking_features
+    from bseq_plugin.ranking.spec import FeatureSpec
+    from bseq_plugin.readers.read_events import read_events
+    from bseq_plugin.retrieval.retriever import Retriever
+
+    retriever = Retriever.open(store)
+    chosen = FeatureSpec.default() if spec is None else FeatureSpec.load(spec)
+    log = (
+        retriever.histories
+        if events is None
+        else read_events(events, columns=column_mapping(columns), timestamp_unit=timestamp_unit)
+    )
+    made = ranking_features(table, log, at, chosen, model=retriever.model)
+    made.to_parquet(output)
+    note.print(f"wrote {len(table):,} rows, {len(made.names)} features to {output}")

@@ -1,0 +1,1 @@
+"""Rankers against floors: whole-catalogue metrics with bootstrap intervals."""

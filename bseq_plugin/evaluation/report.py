@@ -1,0 +1,232 @@
+"""Measure models and floors on the same users, and say what is a difference and what is noise.
+
+Shape letters: U users, K places ranked, N targets, V items.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from bseq_plugin.data.splits import EvaluationSet
+from bseq_plugin.errors import UsageError
+from bseq_plugin.evaluation.bootstrap import bootstrap_intervals
+from bseq_plugin.evaluation.rankers import Ranker
+from bseq_plugin.metrics import item_coverage, ranking_metrics
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+MODEL = "model"
+Seen = Literal["keep", "mask"]
+SHOWN = ("recall", "ndcg", "mrr")
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A model minus the best floor on one metric, with the paired 95 % bootstrap interval of the mean difference."""
+
+    floor: str
+    mean: float
+    low: float
+    high: float
+
+    @property
+    def within_noise(self) -> bool:
+        """The interval contains 0: these users can't tell the two apart."""
+        return self.low <= 0.0 <= self.high
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """All rankers on one evaluation set.
+
+    Attributes:
+        seen: "keep" if items of the history may be recommended, "mask" if not.
+        n_users: U.
+        n_targets: N.
+        ks: cut-offs.
+        models: names of the rankers that are not floors.
+        values: ranker -> metric -> float64 [U], see ``ranking_metrics``.
+        intervals: ranker -> metric -> (low, high) of the mean, 95 %.
+        coverage: ranker -> "coverage@k" -> share of the catalogue.
+        differences: model -> metric -> against the floor that is best on that metric; empty without floors.
+        seconds: ranker -> time it took to rank all users.
+    """
+
+    seen: Seen
+    n_users: int
+    n_targets: int
+    ks: tuple[int, ...]
+    models: tuple[str, ...]
+    values: Mapping[str, Mapping[str, np.ndarray]]
+    intervals: Mapping[str, Mapping[str, tuple[float, float]]]
+    coverage: Mapping[str, Mapping[str, float]]
+    differences: Mapping[str, Mapping[str, Difference]]
+    seconds: Mapping[str, float]
+
+    @property
+    def floors(self) -> tuple[str, ...]:
+        """Names of the rankers that are not models, in the order given."""
+        return tuple(name for name in self.values if name not in self.models)
+
+    def mean(self, ranker: str, metric: str) -> float:
+        """Mean over users of, for example, ``mean("model", "ndcg@20")``."""
+        return float(self.values[ranker][metric].mean())
+
+    def figures(self, ranker: str) -> dict[str, Any]:
+        """JSON-ready: metrics and coverage by name, "intervals", and for a model "versus_best_floor"."""
+        metrics = self.values[ranker]
+        figures: dict[str, Any] = {metric: self.mean(ranker, metric) for metric in metrics}
+        figures |= self.coverage[ranker]
+        figures["intervals"] = {metric: list(self.intervals[ranker][metric]) for metric in metrics}
+        if ranker in self.differences:
+            figures["versus_best_floor"] = {
+                metric: {
+                    "floor": d.floor,
+                    "difference": d.mean,
+                    "low": d.low,
+                    "high": d.high,
+                    "within_noise": d.within_noise,
+                }
+                for metric, d in self.differences[ranker].items()
+            }
+        return figures
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready: {"seen", "users", "targets", MODEL: figures, "floors": {NAME: figures}, "seconds"}."""
+        head: dict[str, Any] = {"seen": self.seen, "users": self.n_users, "targets": self.n_targets}
+        models = {name: self.figures(name) for name in self.models}
+        return head | models | {"floors": {n: self.figures(n) for n in self.floors}, "seconds": dict(self.seconds)}
+
+    def table(self, title: str, k: int | None = None) -> Table:
+        """A rich table at one cut-off (the largest by default), floors first; the best of each column in bold.
+
+        After ± stands half of the 95 % interval, and under a model's figure "within noise" where the paired interval
+        of model minus best floor contains 0. Raises UsageError for a ``k`` that was not measured.
+        """
+        from rich.table import Table
+
+        k = max(self.ks) if k is None else k
+        if k not in self.ks:
+            raise UsageError(f"k = {k} was not measured; use one of {list(self.ks)}")
+        metrics = [f"{name}@{k}" for name in SHOWN]
+        best = {m: max(self.mean(r, m) for r in self.values) for m in metrics}
+        seen = "seen items masked" if self.seen == "mask" else "seen items kept"
+        caption = [f"{self.n_users:,} users, {self.n_targets:,} targets, {seen}; 95 % bootstrap intervals over users"]
+        caption += [self._verdict(name, f"ndcg@{k}") for name in self.differences]
+        table = Table(title=title, caption="\n".join(caption))
+        table.add_column("ranker")
+        for metric in [*metrics, f"coverage@{k}"]:
+            table.add_column(metric, justify="right")
+        last_floor = self.floors[-1] if self.floors else None
+        for name in (*self.floors, *self.models):
+            cells = [self._cell(name, metric, best[metric]) for metric in metrics]
+            table.add_row(name, *cells, f"{self.coverage[name][f'coverage@{k}']:.3f}", end_section=name == last_floor)
+        return table
+
+    def _cell(self, ranker: str, metric: str, best: float) -> str:
+        mean, (low, high) = self.mean(ranker, metric), self.intervals[ranker][metric]
+        text = f"[bold]{mean:.4f}[/bold]" if mean == best else f"{mean:.4f}"
+        text += f" [dim]±{(high - low) / 2:.4f}[/dim]"
+        difference = self.differences.get(ranker, {}).get(metric)
+        return text + "\n[yellow]within noise[/yellow]" if difference and difference.within_noise else text
+
+    def _verdict(self, model: str, metric: str) -> str:
+        d = self.differences[model][metric]
+        noise = ": within noise" if d.within_noise else ""
+        return f"{metric}: {model} minus {d.floor} {d.mean:+.4f} ({d.low:+.4f} to {d.high:+.4f}){noise}"
+
+
+def compare(
+    evaluation_set: EvaluationSet,
+    rankers: Mapping[str, Ranker],
+    n_items: int,
+    ks: Sequence[int] = (5, 10, 20),
+    seen: Seen = "keep",
+    models: Collection[str] = (MODEL,),
+    seed: int = 0,
+) -> Comparison:
+    """Rank once with each ranker and measure all on the same users.
+
+    Args:
+        evaluation_set: histories and targets.
+        rankers: name -> ranker, floors and models alike.
+        n_items: V, for the coverage.
+        ks: cut-offs, 1 or more.
+        seen: "keep" or "mask" the items of each history.
+        models: which rankers are not floors; names without a ranker are passed over.
+        seed: of the bootstrap.
+
+    Raises:
+        UsageError: for a wrong ``seen`` or ``ks``, no ranker, or a ranker that returns another shape than [U, max(ks)].
+    """
+    if seen not in ("keep", "mask") or not ks or min(ks) < 1 or not rankers:
+        raise UsageError(f"seen = {seen!r}, ks = {list(ks)}, {len(rankers)} rankers; seen is 'keep' or 'mask', k >= 1")
+    values: dict[str, dict[str, np.ndarray]] = {}
+    coverage: dict[str, dict[str, float]] = {}
+    seconds: dict[str, float] = {}
+    for name, ranker in rankers.items():
+        begun = time.perf_counter()
+        top_UK = ranker(evaluation_set.histories, max(ks), seen == "mask")
+        seconds[name] = time.perf_counter() - begun
+        if top_UK.shape != (evaluation_set.n_users, max(ks)):
+            raise UsageError(
+                f"ranker {name!r} returned {top_UK.shape}, expected {(evaluation_set.n_users, max(ks))}: one row a user"
+            )
+        values[name] = ranking_metrics(top_UK, evaluation_set.target_offsets, evaluation_set.target_items, ks)
+        coverage[name] = {f"coverage@{k}": item_coverage(top_UK, n_items, k) for k in ks}
+    present = tuple(name for name in rankers if name in models)
+    intervals, differences = _intervals(values, present, seed)
+    return Comparison(
+        seen,
+        evaluation_set.n_users,
+        evaluation_set.n_targets,
+        tuple(ks),
+        present,
+        values,
+        intervals,
+        coverage,
+        differences,
+        seconds,
+    )
+
+
+def _intervals(
+    values: Mapping[str, Mapping[str, np.ndarray]], models: Sequence[str], seed: int
+) -> tuple[dict[str, dict[str, tuple[float, float]]], dict[str, dict[str, Difference]]]:
+    """Intervals of all means and of all model-minus-best-floor differences, from one set of resamples."""
+    floors = [name for name in values if name not in models]
+    best = {m: max(floors, key=lambda f: values[f][m].mean()) for m in next(iter(values.values()))} if floors else {}
+    columns = [values[name][metric] for name in values for metric in values[name]]
+    columns += [values[name][metric] - values[floor][metric] for name in models for metric, floor in best.items()]
+    bounds = iter(bootstrap_intervals(np.stack(columns, axis=1), seed=seed).tolist())
+    intervals = {name: {metric: tuple(next(bounds)) for metric in values[name]} for name in values}
+    differences: dict[str, dict[str, Difference]] = {}
+    for name in models if floors else ():
+        means = {metric: float((values[name][metric] - values[floor][metric]).mean()) for metric, floor in best.items()}
+        differences[name] = {metric: Difference(floor, means[metric], *next(bounds)) for metric, floor in best.items()}
+    return intervals, differences
+
+
+def metrics_document(
+    protocol: Mapping[str, Any], comparisons: Mapping[str, Comparison], seconds: Mapping[str, float]
+) -> dict[str, Any]:
+    """The content of ``metrics.json``; ``comparisons`` are "all" and "new", with the same rankers in each.
+
+    {"protocol": {...}, "model": {"all": {"recall@20": ...}, "new": {...}}, "floors": {NAME: {"all": ..., "new": ...}},
+    "seconds": {...}}; models beside "model" stand under their own names. The protocol also gets users, targets and
+    the treatment of seen items of each comparison.
+    """
+    first = next(iter(comparisons.values()))
+
+    def figures(names: Sequence[str]) -> dict[str, Any]:
+        return {name: {part: c.figures(name) for part, c in comparisons.items()} for name in names}
+
+    measured = {p: {"users": c.n_users, "targets": c.n_targets, "seen": c.seen} for p, c in comparisons.items()}
+    document = {"protocol": {**protocol, "evaluated": measured}}
+    return document | figures(first.models) | {"floors": figures(first.floors), "seconds": dict(seconds)}

@@ -1,0 +1,94 @@
+"""Item rows and the vectors they are scored with."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torchrec import JaggedTensor, KeyedJaggedTensor
+
+from bseq_plugin.data.items import ItemAttributes
+
+
+class ItemTower(nn.Module):
+    """Adds the vectors of an item's attributes to its looked-up row.
+
+    Attributes have few values, so their table is a dense parameter, copied to every rank; the item table alone is
+    sharded. When a trained model is exported the sums are written into the item table (``fold``) and the tower is empty.
+    """
+
+    def __init__(self, dim: int, attributes: ItemAttributes | None = None) -> None:
+        super().__init__()
+        self.attribute_table: nn.Embedding | None = None
+        if attributes is not None:
+            self.attribute_table = nn.Embedding(attributes.n_codes, dim)
+            nn.init.normal_(self.attribute_table.weight, std=0.02)
+            self.register_buffer("codes_VA", torch.from_numpy(attributes.codes_VA), persistent=False)
+
+    def forward(self, looked_up: dict[str, JaggedTensor], features: KeyedJaggedTensor, key: str) -> Tensor:
+        """``[N, D]``: the item rows of one key of the batch."""
+        rows_ND = looked_up[key].values()
+        return rows_ND if self.attribute_table is None else rows_ND + self.attribute_sum(features[key].values())
+
+    def attribute_sum(self, ids_N: Tensor) -> Tensor:
+        """``[N, D]``, sum of the attribute vectors of items ``ids_N`` (int64 vocabulary rows)."""
+        if self.attribute_table is None:
+            raise ValueError("this tower has no attributes")
+        return F.embedding_bag(self.codes_VA[ids_N], self.attribute_table.weight, mode="sum")
+
+    @torch.no_grad()
+    def fold(self, table_VD: Tensor) -> Tensor:
+        """The item table with attributes summed in, ``[V + 1, D]``."""
+        if self.attribute_table is None:
+            return table_VD
+        return table_VD + self.attribute_sum(torch.arange(table_VD.shape[0], device=table_VD.device))
+
+
+def score_vectors(rows_ND: Tensor, priors_NP: Tensor | None, cosine: bool) -> Tensor:
+    """``[N, D + P]``: what an interest is multiplied with; rows of length 1 for cosine scores, then the priors."""
+    vectors_ND = F.normalize(rows_ND, dim=-1) if cosine else rows_ND
+    return vectors_ND if priors_NP is None else torch.cat([vectors_ND, priors_NP], dim=1)
+
+
+class InterestHead(nn.Module):
+    """From an encoder state to an interest vector: the left-hand side of every score.
+
+    For cosine scores the state is brought to length 1 / temperature (learned). With P priors, P weights are
+    read off the state and appended: how much this user follows the crowd.
+    """
+
+    def __init__(self, dim: int, n_priors: int, cosine: bool, temperature: float) -> None:
+        super().__init__()
+        self.cosine = cosine
+        self.initial_scale = 1.0 / temperature
+        self.scale = ScaleParameter(self.initial_scale) if cosine else None
+        self.prior_weights = nn.Linear(dim, n_priors) if n_priors else None
+        if self.prior_weights is not None and not self.prior_weights.weight.is_meta:
+            nn.init.zeros_(self.prior_weights.weight)
+            nn.init.constant_(self.prior_weights.bias, 0.3)
+
+    def forward(self, states_ND: Tensor) -> Tensor:
+        """``[N, D]`` to ``[N, D + P]``."""
+        interests = states_ND if self.scale is None else self.scale(F.normalize(states_ND, dim=-1))
+        if self.prior_weights is None:
+            return interests
+        return torch.cat([interests, self.prior_weights(states_ND)], dim=1)
+
+
+class ScaleParameter(nn.Module):
+    """Multiplies by a learned positive number."""
+
+    def __init__(self, initial: float) -> None:
+        super().__init__()
+        self.initial = initial
+        self.log_scale = nn.Parameter(torch.empty(()))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Back to the initial scale; also called when a model made on the meta device gets its memory."""
+        with torch.no_grad():
+            self.log_scale.fill_(torch.tensor(self.initial).log().item())
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Same shape."""
+        return x * self.log_scale.exp()

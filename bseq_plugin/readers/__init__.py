@@ -1,0 +1,1 @@
+"""Event readers: ``read_events`` asks the plugins, the built-in ones last."""

@@ -1,0 +1,116 @@
+"""The built-in readers."""
+
+from __future__ import annotations
+
+import glob
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from bseq_plugin.data.events import ITEM, TIME, USER, Events
+from bseq_plugin.errors import SchemaError, UsageError
+
+
+def read(source: object, columns: Mapping[str, str] | None, timestamp_unit: str | None) -> Events | None:
+    """Events, or None if the source is none of ours. Raises UsageError if a file is not there."""
+    if isinstance(source, Events):
+        return source
+    if isinstance(source, pd.DataFrame):
+        return Events.from_frame(source, columns, timestamp_unit)
+    if not isinstance(source, str | Path):
+        return None
+    reader = {
+        ".parquet": _read_table,
+        ".csv": _read_table,
+        ".tsv": _read_table,
+        ".inter": _read_recbole,
+        ".txt": _read_sequence_text,
+    }.get(Path(source).suffix)
+    return None if reader is None else reader(_files(str(source)), columns, timestamp_unit)
+
+
+def _files(pattern: str) -> list[Path]:
+    files = [Path(pattern)] if Path(pattern).is_file() else [Path(p) for p in sorted(glob.glob(pattern, recursive=True))]
+    if not files:
+        raise UsageError(f"there is no file {pattern!r}")
+    return files
+
+
+def _read_table(files: list[Path], columns: Mapping[str, str] | None, timestamp_unit: str | None) -> Events:
+    frame = pd.concat([_read_one(file) for file in files], ignore_index=True)
+    time = (columns or {}).get(TIME, TIME)
+    if time in frame and pd.api.types.is_string_dtype(frame[time]):  # text of a CSV: ISO times with an offset
+        frame[time] = _parse_times(frame[time], time)
+    return Events.from_frame(frame, columns, timestamp_unit)
+
+
+def _read_one(file: Path) -> pd.DataFrame:
+    try:
+        if file.suffix == ".parquet":
+            return pd.read_parquet(file)
+        return pd.read_csv(file, sep="\t" if file.suffix == ".tsv" else ",")
+    except (ValueError, OSError) as error:  # pandas' and pyarrow's parse errors are ValueErrors
+        raise SchemaError(f"{file} can't be read as {file.suffix}: {error}") from None
+
+
+def _parse_times(column: pd.Series, name: str) -> pd.Series:
+    parsed = pd.to_datetime(column, utc=True, errors="coerce", format="ISO8601")
+    bad = parsed.isna() & column.notna()
+    if bad.any():
+        row = int(np.flatnonzero(bad)[0])
+        raise SchemaError(f"column {name!r}: row {row} ({column.iloc[row]!r}) is not an ISO 8601 time")
+    naive = column.notna() & ~column.str.contains(r"(?:Z|[+-]\d{2}:?\d{2})\s*$", na=False)
+    if naive.any():
+        row = int(np.flatnonzero(naive)[0])
+        raise SchemaError(
+            f"column {name!r}: row {row} ({column.iloc[row]!r}) has no time zone; write an offset, for example +00:00"
+        )
+    return parsed
+
+
+def _read_recbole(files: list[Path], columns: Mapping[str, str] | None, timestamp_unit: str | None) -> Events:
+    """RecBole's atomic ``.inter``: tab-separated, ``name:type`` headers, times in float seconds."""
+    frame = pd.concat([pd.read_csv(file, sep="\t") for file in files], ignore_index=True)
+    types = {str(c).partition(":")[0]: str(c).partition(":")[2] for c in frame.columns}
+    frame.columns = pd.Index(list(types))
+    for name, kind in types.items():
+        if kind == "token" and not pd.api.types.is_integer_dtype(frame[name]):
+            frame[name] = frame[name].astype("str")
+    time = (columns or {}).get(TIME, TIME)
+    if time in frame and pd.api.types.is_float_dtype(frame[time]):
+        micros = frame[time].astype("float64") * 1e6
+        if not np.isfinite(micros).all():
+            raise SchemaError(f"column {time!r} has times that are no numbers; drop these rows")
+        frame[time] = micros.round().astype("int64")
+        return Events.from_frame(frame, columns, "us")
+    return Events.from_frame(frame, columns, timestamp_unit or "s")
+
+
+def _read_sequence_text(files: list[Path], columns: Mapping[str, str] | None, timestamp_unit: str | None) -> Events:
+    """``user item item ...`` a line, oldest first; ids are integers if all of them are."""
+    users: list[str] = []
+    items: list[str] = []
+    for file in files:
+        for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), 1):
+            user, *history = line.split()[:1] + line.split()[1:] or [""]
+            if not history:
+                if user:
+                    raise SchemaError(f"{file}, line {number}: user {user!r} has no items; write `user item item ...`")
+                continue
+            users.extend([user] * len(history))
+            items.extend(history)
+    if not items:
+        raise SchemaError(f"{files[0]} is empty: there is nothing to learn from or to look up")
+    return Events.in_order(_numbers(users, USER), _numbers(items, ITEM))
+
+
+def _numbers(texts: list[str], name: str) -> np.ndarray:
+    column = np.array(texts, dtype=object)
+    if all(text.isdecimal() and text.isascii() for text in dict.fromkeys(texts)):
+        try:
+            return column.astype(np.int64)
+        except OverflowError:
+            raise SchemaError(f"{name} has an id above 2^63 - 1; use shorter or non-numeric ids") from None
+    return column

@@ -1,0 +1,36 @@
+"""The door through which logs come in."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from bseq_plugin.data.events import Events
+from bseq_plugin.errors import PluginError, UsageError
+from bseq_plugin.plugins import plugin_manager
+
+
+def read_events(
+    source: object, *, columns: Mapping[str, str] | None = None, timestamp_unit: str | None = None
+) -> Events:
+    """Events from a DataFrame, a Parquet or CSV file or glob, a RecBole ``.inter`` file, or ``user item item ...`` text.
+
+    Plugins that implement ``bseq_read_events`` are asked first.
+
+    Args:
+        source: what to read.
+        columns: our column name -> the source's, for columns that are called something else.
+        timestamp_unit: "s", "ms" or "us" for integer times.
+
+    Raises:
+        SchemaError: the data break the documented format.
+        UsageError: nobody recognises the source, or the file is not there.
+    """
+    found = plugin_manager().hook.bseq_read_events(source=source, columns=columns, timestamp_unit=timestamp_unit)
+    if found is None:
+        raise UsageError(
+            f"no reader recognises {source!r}; give a DataFrame, a .parquet, .csv, .tsv or .inter file (or a glob), or a "
+            ".txt file with `user item item ...` lines; `bseq plugins` lists the plugins that were asked"
+        )
+    if not isinstance(found, Events):
+        raise PluginError(f"a reader plugin gave {type(found).__name__} for {source!r}; it has to give Events")
+    return found

@@ -1,0 +1,96 @@
+"""Interest scores blended with what the user has done before: pure functions, used by serving and by evaluation.
+
+    score = interest * (interest score) + history * log1p(sum of 0.5 ** (age / half life) over the user's events of it)
+
+Shape letters: B users, P distinct (user, item) pairs of their histories.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+from torch import Tensor
+
+from bseq_plugin.data.events import DAY_US
+from bseq_plugin.data.sequences import Sequences
+from bseq_plugin.errors import UsageError
+
+Scores = TypeVar("Scores", np.ndarray, Tensor)
+
+
+@dataclass(frozen=True)
+class BlendWeights:
+    """How much each part counts (both 0 or more) and in how many days an event loses half of its weight."""
+
+    interest: float = 1.0
+    history: float = 1.0
+    half_life_days: float = 60.0
+
+    def __post_init__(self) -> None:
+        for name, value in asdict(self).items():
+            if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or value < 0:
+                raise UsageError(f"blend weight {name} = {value!r}; give a number of 0 or more")
+        if self.half_life_days == 0:
+            raise UsageError("blend weight half_life_days = 0; give a positive number of days")
+
+    def save(self, path: Path) -> None:
+        """Write JSON."""
+        path.write_text(json.dumps(asdict(self), indent=1), encoding="utf-8")
+
+    @classmethod
+    def load(cls, path: Path) -> BlendWeights:
+        """Read what ``save`` wrote. Raises UsageError for other keys or values."""
+        try:
+            values = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise UsageError(f"{str(path)!r} is not valid JSON: {error}") from error
+        known = {field.name for field in fields(cls)}
+        if not isinstance(values, dict) or set(values) - known:
+            raise UsageError(f"{str(path)!r} has other keys than {sorted(known)}; write it with BlendWeights.save")
+        return cls(**values)
+
+
+@dataclass(frozen=True)
+class HistoryScores:
+    """The history part for each distinct (user, item) of some histories, ascending by user, then item.
+
+    Attributes:
+        users_P: int64, places 0..B-1.
+        items_P: int64, vocabulary rows (1..V: unknown items have no score).
+        scores_P: float32, more than 0.
+    """
+
+    users_P: np.ndarray
+    items_P: np.ndarray
+    scores_P: np.ndarray
+
+
+def history_scores(histories: Sequences, at_us: int | np.ndarray | None, half_life_days: float) -> HistoryScores:
+    """``log1p`` of each item's decayed number of events.
+
+    Args:
+        histories: B users; events at or after ``at_us`` must have been cut off (``Sequences.between``).
+        at_us: the instant from which ages count (microseconds, UTC), one for all or int64 [B]. Nothing decays if it is
+            None or the log has no times.
+    """
+    known = histories.known()
+    n_rows = int(known.items.max(initial=0)) + 1
+    pairs, place_T = np.unique(known.user_index * n_rows + known.items, return_inverse=True)
+    if known.timestamps is None or at_us is None:
+        weights_T = np.ones(known.n_events)
+    else:
+        at_T = np.broadcast_to(at_us, known.n_users)[known.user_index]
+        # an event after ``at`` would weigh more than one; the caller cuts, this only keeps the sum bounded
+        weights_T = 0.5 ** (np.maximum(at_T - known.timestamps, 0) / (half_life_days * DAY_US))
+    sums_P = np.bincount(place_T, weights=weights_T, minlength=len(pairs))
+    return HistoryScores(pairs // n_rows, pairs % n_rows, np.log1p(sums_P).astype(np.float32))
+
+
+def blend_scores(interest_scores: Scores, history_scores: Scores, weights: BlendWeights) -> Scores:
+    """The blended score, element by element; ``history_scores`` is 0 where the item is not in the history."""
+    return interest_scores * weights.interest + history_scores * weights.history

@@ -1,0 +1,230 @@
+"""From a finished run to a store version: item vectors, ids, index, encoder, histories and interests, all or nothing.
+
+Files of a version, beside MANIFEST.json:
+
+    encoder.safetensors items.safetensors recipe.json vocabulary.parquet   the model, as ``InterestModel`` writes it
+    item_ids.parquet        item_id, in the order of the index rows
+    item_vectors.safetensors  "item_vectors" float32 [V, D] in that order: what an interest is multiplied with
+    items.faiss             the index, if the backend has a file of its own
+    sequences.parquet       the users' histories, as ``Sequences`` writes them
+    interests.parquet       user_id, event_timestamp (newest event), n_events, interest_idx, vector
+    popular.parquet         item_id, n_events in the training part of the log, most first
+    blend.json              BlendWeights
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import platform
+import time
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from bseq_plugin.data.events import ITEM, USER
+from bseq_plugin.data.sequences import Sequences
+from bseq_plugin.errors import RunError, StoreError
+from bseq_plugin.indexes.exact import ExactIndex
+from bseq_plugin.model.interest_model import InterestModel
+from bseq_plugin.plugins import plugin_manager
+from bseq_plugin.retrieval.blend import BlendWeights
+from bseq_plugin.retrieval.store import Store
+from bseq_plugin.schema.parts import VectorIndex
+
+INDEX_FILE = "items.faiss"
+MAX_EXACT_ITEMS = 1_000_000
+N_GOLDEN, GOLDEN_K = 16, 10
+PACKAGES = (
+    "bseq-plugin",
+    "torch",
+    "torchrec",
+    "fbgemm-gpu-cpu",
+    "fbgemm-gpu",
+    "faiss-cpu",
+    "faiss-gpu",
+    "numpy",
+    "pyarrow",
+)
+
+
+class RunLike(Protocol):
+    """What ``train`` returns, as far as publishing needs it."""
+
+    @property
+    def path(self) -> Path:
+        """The run directory."""
+
+
+def publish(
+    run: RunLike | str | Path,
+    store: Store | str | Path,
+    *,
+    index: str = "auto",
+    index_options: dict[str, Any] | None = None,
+    histories: Sequences | None = None,
+) -> str:
+    """Publish the best model of a finished run as the store's current version; returns the version's name.
+
+    Args:
+        index: name of an index (see ``bseq plugins``), or "auto": exact up to a million items, else HNSW.
+        histories: the users' histories to serve, in rows of the run's vocabulary; default: the whole log of the run.
+
+    Raises:
+        RunError: the run is missing or not finished.
+        StoreError: vectors with NaN or Inf (listed by id), another publisher, a failing disk; nothing is published.
+        UsageError: an unknown index or index option.
+    """
+    folder = Path(run) if isinstance(run, str | Path) else run.path
+    model = InterestModel.from_run(folder)
+    if histories is None:
+        if not (folder / "sequences.parquet").is_file():
+            raise RunError(f"{folder} has no sequences.parquet; is it a run directory?")
+        histories = Sequences.load(folder / "sequences.parquet", model.vocabulary)
+    weights = BlendWeights.load(folder / "blend.json") if (folder / "blend.json").is_file() else BlendWeights()
+    return publish_model(model, histories, store, index=index, index_options=index_options, blend=weights)
+
+
+def publish_model(
+    model: InterestModel,
+    histories: Sequences,
+    store: Store | str | Path,
+    *,
+    index: str = "auto",
+    index_options: dict[str, Any] | None = None,
+    blend: BlendWeights | None = None,
+) -> str:
+    """``publish`` for a model in memory."""
+    vectors_VD = model.item_vectors_VD[1:]
+    _require_finite(vectors_VD, model.vocabulary.item_ids, "item vectors", "items")
+    if index == "auto":
+        exact = model.vocabulary.n_items <= MAX_EXACT_ITEMS
+        index, index_options = (
+            ("exact", index_options)
+            if exact
+            else ("faiss_cpu", index_options or {"factory": "HNSW32", "ef_search": 128})
+        )
+    part = plugin_manager().part("index", index)
+    built = part.build(vectors_VD, dict(index_options or {}))
+    interests_UKD = model.encode(histories)
+    _require_finite(interests_UKD.flatten(1), histories.user_ids, "interests", "users")
+    blend = blend or BlendWeights()
+    manifest = _manifest(model, histories, interests_UKD)
+    manifest["index"] = {"name": index, "options": dict(index_options or {})}
+    manifest["golden"] = _golden(model, built, histories, interests_UKD)
+
+    def write(folder: Path) -> None:
+        model.save(folder)
+        pq.write_table(pa.table({ITEM: pa.array(model.vocabulary.item_ids)}), folder / "item_ids.parquet")
+        save_file({"item_vectors": vectors_VD.contiguous()}, folder / "item_vectors.safetensors")
+        histories.save(folder / "sequences.parquet", model.vocabulary)
+        _write_interests(folder / "interests.parquet", histories, interests_UKD)
+        _write_popular(folder / "popular.parquet", model)
+        blend.save(folder / "blend.json")
+        built.save(folder / INDEX_FILE)
+        manifest["encoder_id"] = _sha256(folder / "encoder.safetensors")
+        manifest["item_table_hash"] = _sha256(folder / "items.safetensors")
+
+    return (store if isinstance(store, Store) else Store(store)).publish(write, manifest)
+
+
+def _require_finite(vectors_ND: Tensor, ids_N: np.ndarray, what: str, owners: str) -> None:
+    bad_N = ~torch.isfinite(vectors_ND).all(1).numpy()
+    if bad_N.any():
+        raise StoreError(
+            f"{what} of {int(bad_N.sum())} {owners} have NaN or Inf, for example {ids_N[bad_N][:10].tolist()}; "
+            "nothing is published: train again, with a lower learning rate"
+        )
+
+
+def _manifest(model: InterestModel, histories: Sequences, interests_UKD: Tensor) -> dict[str, Any]:
+    vectors_VD = model.item_vectors_VD[1:]
+    times = histories.timestamps
+    return {
+        "packages": _package_versions(),
+        "dim": vectors_VD.shape[1],
+        "dtype": "float32",
+        "metric": "inner_product",
+        "normalised": bool((vectors_VD.norm(dim=1) - 1).abs().max() < 1e-3),
+        "interests_per_user": interests_UKD.shape[1],
+        "n_items": model.vocabulary.n_items,
+        "n_users": histories.n_users,
+        "n_events": histories.n_events,
+        "watermark_us": int(times.max()) if times is not None and len(times) else None,
+        "trained_until_us": model.trained_until_us,
+    }
+
+
+def _package_versions() -> dict[str, str]:
+    versions = {"python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return versions
+
+
+def _golden(model: InterestModel, index: VectorIndex, histories: Sequences, interests_UKD: Tensor) -> dict[str, Any]:
+    """Real queries with their true answers, and what the index finds of them; readers repeat them first."""
+    with_events = np.flatnonzero(histories.lengths)
+    users = with_events[np.linspace(0, len(with_events) - 1, min(N_GOLDEN, len(with_events))).astype(np.int64)]
+    queries_GD = interests_UKD[torch.from_numpy(users), 0]
+    vectors_VD = model.item_vectors_VD[1:]
+    k = min(GOLDEN_K, len(vectors_VD))
+    scores_Gk, rows_Gk = ExactIndex.build(vectors_VD).search(queries_GD, k)
+    started = time.perf_counter()
+    _, found_Gk = index.search(queries_GD, k)
+    return {
+        "users": users.tolist(),
+        "queries": queries_GD.tolist(),
+        "k": k,
+        "item_ids": [model.vocabulary.item_ids[rows].tolist() for rows in rows_Gk.numpy()],
+        "scores": scores_Gk.tolist(),
+        "recall": recall(found_Gk, rows_Gk),
+        "search_seconds": time.perf_counter() - started,
+    }
+
+
+def recall(found_Gk: Tensor, wanted_Gk: Tensor) -> float:
+    """Share of the wanted rows that were found; 1 for no queries."""
+    if wanted_Gk.numel() == 0:
+        return 1.0
+    return float((wanted_Gk[:, :, None] == found_Gk[:, None, :]).any(2).float().mean())
+
+
+def _write_interests(path: Path, histories: Sequences, interests_UKD: Tensor) -> None:
+    users = np.flatnonzero(histories.lengths)
+    _, n_interests, dim = interests_UKD.shape
+    repeated = np.repeat(users, n_interests)
+    if histories.timestamps is None:
+        newest = pa.nulls(len(repeated), pa.timestamp("us", "UTC"))
+    else:
+        newest = pa.array(histories.timestamps[histories.offsets[1:][repeated] - 1]).cast(pa.timestamp("us", "UTC"))
+    vectors = pa.FixedSizeListArray.from_arrays(pa.array(interests_UKD[torch.from_numpy(users)].flatten().numpy()), dim)
+    columns = {
+        USER: pa.array(histories.user_ids[repeated]),
+        "event_timestamp": newest,
+        "n_events": pa.array(histories.lengths[repeated]),
+        "interest_idx": pa.array(np.tile(np.arange(n_interests), len(users))),
+        "vector": vectors,
+    }
+    pq.write_table(pa.table(columns), path)
+
+
+def _write_popular(path: Path, model: InterestModel) -> None:
+    order = np.argsort(-model.vocabulary.item_counts, kind="stable")
+    frame = pd.DataFrame({ITEM: model.vocabulary.item_ids[order], "n_events": model.vocabulary.item_counts[order]})
+    pq.write_table(pa.Table.from_pandas(frame, preserve_index=False), path)
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,185 @@
+"""Candidates for users, from a store: what a serving process holds.
+
+Shape letters: B users, K interests, D width, N hits, P (user, item) pairs.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+
+from bseq_plugin.data.events import ITEM, USER, instant_us
+from bseq_plugin.data.sequences import Sequences
+from bseq_plugin.errors import StoreError, UsageError
+from bseq_plugin.model.interest_model import InterestModel
+from bseq_plugin.retrieval.candidates import Candidates, interest_candidates, popular_candidates
+from bseq_plugin.retrieval.histories import History, anonymous, read_history, readable
+from bseq_plugin.retrieval.served import Served
+from bseq_plugin.retrieval.store import Store
+
+
+class Retriever:
+    """Answers from one verified store version at a time; safe to use from many threads.
+
+    Open it with ``Retriever.open``. A process that forks must open its own: searching after a fork can hang.
+    """
+
+    def __init__(self, store: Store, served: Served, index: str | None) -> None:
+        self._store = store
+        self._served = served
+        self._index = index
+        self._pid = os.getpid()
+        self._lock = threading.Lock()
+        self._n_unknown_items = 0
+
+    @classmethod
+    def open(cls, store: Store | str | Path, index: str | None = None) -> Retriever:
+        """Load the current version; if it is damaged, the newest intact one before it, with a warning.
+
+        Args:
+            index: name of an index; None: FAISS on a GPU where there is one, else the one it was published with.
+
+        Raises:
+            StoreError: no version is intact.
+            UsageError, MissingDependencyError: the index asked for is unknown or not usable here.
+        """
+        store = store if isinstance(store, Store) else Store(store)
+        return cls(store, store.load(lambda version: Served.load(version, index)), index)
+
+    @property
+    def version(self) -> str:
+        """Name of the version that is served."""
+        return self._served.version.name
+
+    @property
+    def manifest(self) -> Mapping[str, Any]:
+        """What the version says about itself."""
+        return self._served.version.manifest
+
+    @property
+    def model(self) -> InterestModel:
+        """The version's encoder, item vectors and vocabulary."""
+        return self._served.model
+
+    @property
+    def histories(self) -> Sequences:
+        """The histories of the users in the store."""
+        return self._served.histories
+
+    @property
+    def n_unknown_items(self) -> int:
+        """Events of unknown items in all histories given so far."""
+        return self._n_unknown_items
+
+    def refresh(self) -> bool:
+        """Serve the store's current version; True if that is another one than before.
+
+        Raises StoreError if the current version is damaged or fails its golden queries: the old one goes on serving.
+        """
+        self._check_process()
+        version = self._store.current()
+        if version.name == self.version:
+            return False
+        self._served = Served.load(version, self._index)
+        return True
+
+    def retrieve(
+        self,
+        history: History,
+        k: int = 20,
+        exclude: Literal["seen", "none"] = "seen",
+        blend: bool = True,
+        at: object | None = None,
+    ) -> pd.DataFrame:
+        """The k best items of each user.
+
+        Args:
+            history: user ids of the store; or events given now: a DataFrame (user_id, item_id, timestamp
+                [, event_type]), ``Events``, or ``Sequences`` in rows of ``retriever.model.vocabulary``. Unknown items
+                are counted in ``n_unknown_items`` and read as such; a history without a known item gets the most
+                popular items.
+            exclude: "seen" leaves out the items of the history.
+            blend: with ``exclude="none"``, score items by interest and by the user's own history (see ``blend.py``).
+            at: a time with a time zone; only events strictly before it count, and ages are measured from it. Default:
+                all events; ages from the newest event of the store or of the user, whichever is later.
+
+        Returns:
+            Columns user_id, item_id, rank (from 1), score (float32), interest (which of the user's interests; missing
+            for popular items), source ("interest", "history", "both" or "popular"). Users come in the order of the
+            history, best item first, no item twice. There are fewer than k rows where the catalogue has no more.
+
+        Raises:
+            UsageError: k below 1, an unknown user, an unknown ``exclude``, events that break the format.
+            StoreError: the process has forked since ``open``.
+        """
+        self._check_process()
+        _check_k(k)
+        if exclude not in ("seen", "none"):
+            raise UsageError(f"exclude = {exclude!r}; use 'seen' or 'none'")
+        served = self._served
+        histories = read_history(history, served.model.vocabulary, served.histories, served.users)
+        at_us = None if at is None else instant_us(at)
+        if at_us is not None:
+            histories = histories.between(None, at_us)
+        return self._answer(served, histories, k, exclude == "seen", blend, at_us)
+
+    def retrieve_items(
+        self,
+        item_ids: Sequence[object] | np.ndarray,
+        k: int = 20,
+        exclude: Literal["seen", "none"] = "seen",
+        blend: bool = True,
+    ) -> pd.DataFrame:
+        """``retrieve`` for one anonymous history of item ids, oldest first; its ``user_id`` is 0.
+
+        The events are taken to be of one moment, the newest in the store, and of an unknown type.
+        """
+        self._check_process()
+        served = self._served
+        return self.retrieve(anonymous(item_ids, served.model.vocabulary, served.watermark_us), k, exclude, blend)
+
+    def _answer(
+        self, served: Served, histories: Sequences, k: int, exclude_seen: bool, blend: bool, at_us: int | None
+    ) -> pd.DataFrame:
+        known_lengths_B = np.bincount(histories.user_index[histories.items > 0], minlength=histories.n_users)
+        with self._lock:
+            self._n_unknown_items += histories.n_events - int(known_lengths_B.sum())
+        active, cold = np.flatnonzero(known_lengths_B), np.flatnonzero(known_lengths_B == 0)
+        parts = [popular_candidates(served, cold, k)]
+        if len(active):
+            chosen = readable(histories.take(active), served.model.recipe.event_features)
+            found = interest_candidates(served, chosen, k, exclude_seen, blend, at_us)
+            parts.append(found.of_users(active))
+        return _frame(Candidates.join(parts), histories, served)
+
+    def _check_process(self) -> None:
+        if os.getpid() != self._pid:
+            raise StoreError(
+                f"this retriever was opened in process {self._pid} and is used in its fork {os.getpid()}, where a "
+                "search can hang: call Retriever.open in the child, or start it with 'spawn'"
+            )
+
+
+def _check_k(k: int) -> None:
+    if isinstance(k, bool) or not isinstance(k, int | np.integer) or k < 1:
+        raise UsageError(f"k = {k!r}; give a whole number of 1 or more")
+
+
+def _frame(found: Candidates, histories: Sequences, served: Served) -> pd.DataFrame:
+    hits = found.hits
+    return pd.DataFrame(
+        {
+            USER: histories.user_ids[hits.users_N],
+            ITEM: served.model.vocabulary.item_ids[hits.rows_N],
+            "rank": hits.ranks(),
+            "score": hits.scores_N,
+            "interest": pd.arrays.IntegerArray(hits.interests_N, hits.interests_N < 0),
+            "source": found.sources_N,
+        }
+    )

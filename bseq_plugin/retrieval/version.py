@@ -1,0 +1,74 @@
+"""One version of a store on disk, and how it is verified."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bseq_plugin.errors import StoreError
+from bseq_plugin.retrieval.disk import parse_object, read_small, verify_file
+
+SCHEMA = 1
+MANIFEST = "MANIFEST.json"
+VERSION_NAME = re.compile(r"v(\d{8,18})-([0-9a-f]{8})", re.ASCII)
+MAX_MANIFEST_BYTES = 64 * 2**20
+
+
+@dataclass(frozen=True)
+class StoreVersion:
+    """One verified version: every file listed in ``manifest["files"]`` had its size and sha256 when it was opened."""
+
+    name: str
+    folder: Path
+    manifest: Mapping[str, Any]
+
+    def has(self, name: str) -> bool:
+        """Whether the version has a file ``name``."""
+        return name in self.manifest["files"]
+
+    def file(self, name: str) -> Path:
+        """The path of a verified file. Raises StoreError if the version has none of that name."""
+        if not self.has(name):
+            raise StoreError(
+                f"version {self.name} has no file {name!r}; it has: {', '.join(sorted(self.manifest['files']))}"
+            )
+        return self.folder / name
+
+
+def version_number(name: str) -> int:
+    """42 of "v00000042-1f2e3d4c"."""
+    return int(name[1:].partition("-")[0])
+
+
+def verify_version(folder: Path, manifest_sha256: str | None = None) -> StoreVersion:
+    """Check the manifest, then the size and sha256 of every file, before anything is parsed.
+
+    Args:
+        manifest_sha256: what CURRENT says; None: only the first digits are compared, with the folder's name.
+
+    Raises:
+        StoreError: naming what is wrong.
+    """
+    name, match = folder.name, VERSION_NAME.fullmatch(folder.name)
+    if match is None or os.path.islink(folder) or not os.path.isdir(folder):
+        raise StoreError(f"there is no version {str(folder)!r}")
+    raw = read_small(folder / MANIFEST, MAX_MANIFEST_BYTES)
+    digest = hashlib.sha256(raw).hexdigest()
+    if not digest.startswith(match[2]) or manifest_sha256 not in (None, digest):
+        raise StoreError(f"version {name}: {MANIFEST} is damaged, its sha256 is not the published one")
+    manifest = parse_object(raw, f"{name}/{MANIFEST}")
+    if manifest.get("schema") != SCHEMA:
+        raise StoreError(
+            f"version {name} has schema {manifest.get('schema')!r}, this bseq reads {SCHEMA}: publish again"
+        )
+    files = manifest.get("files")
+    if manifest.get("number") != version_number(name) or not isinstance(files, dict):
+        raise StoreError(f"version {name}: {MANIFEST} is of version number {manifest.get('number')!r}")
+    for file_name, entry in files.items():
+        verify_file(folder, file_name, entry)
+    return StoreVersion(name, folder, manifest)
