@@ -64,7 +64,7 @@ _HOME = {
     "train": "training.train",
 }
 
-__all__ = ["__version__", "hookimpl", *_HOME]  # noqa: PLE0604
+__all__ = ["__version__", "hookimpl", *_HOME]
 
 
 def __getattr__(name: str) -> Any:

@@ -103,7 +103,9 @@ class PluginManager:
             return
         wanted = getattr(plugin, "bseq_api_version", API_VERSION)
         if wanted != API_VERSION:
-            message = f"was written for plugin API {wanted}, this is {API_VERSION}; upgrade {distribution} or bseq-plugin"
+            message = (
+                f"was written for plugin API {wanted}, this is {API_VERSION}; upgrade {distribution} or bseq-plugin"
+            )
             self._info[point.name] = PluginInfo(point.name, distribution, version, error=message)
             self._causes[point.name] = PluginError(f"plugin {point.name!r} {message}")
             return
@@ -157,7 +159,9 @@ class PluginManager:
             for cls in classes or []:
                 name = getattr(cls, "name", None)
                 if not isinstance(cls, type) or not isinstance(name, str) or not name:
-                    raise PluginError(f"plugin {impl.plugin_name!r}: {hook}() gave {cls!r}; it needs a class with a `name`")
+                    raise PluginError(
+                        f"plugin {impl.plugin_name!r}: {hook}() gave {cls!r}; it needs a class with a `name`"
+                    )
                 if name in found:
                     other = self._info[found[name][1]]
                     mine = self._info[impl.plugin_name]

@@ -99,7 +99,9 @@ def _one_seed(events: Any, recipe: Any, floors: bool) -> tuple[dict[str, Any], d
 
 
 def _show(document: dict[str, Any]) -> None:
-    table = Table("", *METRICS, title=f"{document['dataset']['source']}, recipe {document['recipe']}, seen items masked")
+    table = Table(
+        "", *METRICS, title=f"{document['dataset']['source']}, recipe {document['recipe']}, seen items masked"
+    )
     for name, figures in document["floors"].items():
         table.add_row(name, *(f"{figures[metric]:.4f}" for metric in METRICS))
     for row in document["seeds"]:

@@ -22,9 +22,13 @@ note = Console(stderr=True)  # everything else, so that results can be piped
 Source = Annotated[str, typer.Argument(help="Log: .parquet, .csv, .tsv, RecBole .inter (also globs), or a .txt of `user item item ...`.")]  # fmt: skip
 RecipeName = Annotated[str | None, typer.Option("--recipe", help="Shipped recipe by name, or a .toml file.")]
 Settings = Annotated[list[str] | None, typer.Option("--set", help="key=value over the recipe; repeat it.")]
-Columns = Annotated[list[str] | None, typer.Option("--column", help="ours=theirs, e.g. user_id=household_id; repeat it.")]
+Columns = Annotated[
+    list[str] | None, typer.Option("--column", help="ours=theirs, e.g. user_id=household_id; repeat it.")
+]
 Unit = Annotated[str | None, typer.Option("--timestamp-unit", help="s, ms or us, for integer times.")]
-Items = Annotated[Path | None, typer.Option("--items", help="Table with item_id and attribute columns (.parquet, .csv).")]
+Items = Annotated[
+    Path | None, typer.Option("--items", help="Table with item_id and attribute columns (.parquet, .csv).")
+]
 
 
 def load_recipe(name: str | None, settings: list[str] | None) -> Recipe:

@@ -45,7 +45,9 @@ def demo(
     note.print("[bold]1/7 Reading purchases[/bold]")
     job = Demo(load(data, QUICK_EVERY if quick else 1), recipe, folder)
     frame = job.data.events.frame
-    note.print(f"{len(frame):,} purchases, {frame.user_id.nunique():,} households, {frame.item_id.nunique():,} products")
+    note.print(
+        f"{len(frame):,} purchases, {frame.user_id.nunique():,} households, {frame.item_id.nunique():,} products"
+    )
     with job.step("selection", "2/7 Training to the end of October, stopping on November"):
         epochs, selection = job.choose()
     with job.step("training", f"3/7 Training through November, {epochs} epochs"):

@@ -135,7 +135,9 @@ def served_ranker(retriever: Retriever) -> Ranker:
         )  # fmt: skip
         hits = retriever.retrieve(numbered, k, exclude="seen" if mask_seen else "none", at=TEST_AT)
         top_UK = np.full((histories.n_users, k), -1, np.int64)
-        top_UK[hits["user_id"].to_numpy(), hits["rank"].to_numpy() - 1] = retriever.model.vocabulary.item_rows(hits["item_id"])
+        top_UK[hits["user_id"].to_numpy(), hits["rank"].to_numpy() - 1] = retriever.model.vocabulary.item_rows(
+            hits["item_id"]
+        )
         return top_UK
 
     return rank

@@ -65,7 +65,9 @@ def retrieve(
     retriever = Retriever.open(store)
     found = _answer(retriever, user, items, k, exclude)
     if as_json:
-        typer.echo(json.dumps({"version": retriever.version, "candidates": json.loads(found.to_json(orient="records"))}))
+        typer.echo(
+            json.dumps({"version": retriever.version, "candidates": json.loads(found.to_json(orient="records"))})
+        )
         return
     table = Table(title=f"{store} {retriever.version}", title_justify="left")
     for name in found.columns:

@@ -32,7 +32,7 @@ N_TIME_GAPS = 32  # buckets of log2 seconds; the last one begins at 2^30 s, 34 y
 
 
 @dataclass
-class Batch(Pipelineable):
+class Batch(Pipelineable):  # type: ignore[misc]  # torchrec is not typed
     """B users' histories, Q states that predict, S targets, N candidates.
 
     Attributes:
@@ -76,7 +76,7 @@ class Batch(Pipelineable):
         return [getattr(self, f.name) for f in fields(self) if getattr(self, f.name) is not None]
 
     def _map(self, function: Any) -> Batch:
-        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        values: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self)}
         return replace(self, **{k: None if v is None else function(v) for k, v in values.items()})
 
 
@@ -120,4 +120,5 @@ def time_gap_buckets(sequences: Sequences) -> np.ndarray:
     gaps[first] = 0
     buckets = 1 + np.log2(1.0 + np.maximum(gaps, 0)).astype(np.int64)
     buckets[first] = 0
-    return np.minimum(buckets, N_TIME_GAPS - 1)
+    bounded: np.ndarray = np.minimum(buckets, N_TIME_GAPS - 1)
+    return bounded

@@ -105,7 +105,7 @@ def instant_us(value: object, name: str = "at") -> int:
         stamp = pd.Timestamp(value)  # type: ignore[arg-type]
     except (ValueError, TypeError) as error:
         raise SchemaError(f"{name} = {value!r} is not a time: {error}") from None
-    if stamp is pd.NaT:
+    if pd.isna(stamp):
         raise SchemaError(f"{name} is missing; give a time such as 2017-12-01T00:00:00+00:00")
     if stamp.tzinfo is None:
         raise SchemaError(f"{name} = {value!r} has no time zone; write for example {stamp.isoformat()}+00:00")

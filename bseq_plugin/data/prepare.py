@@ -64,7 +64,9 @@ def prepare(events: Events, recipe: Recipe, items: pd.DataFrame | None = None) -
     attributes = None
     if recipe.item_attributes:
         if items is None:
-            raise SchemaError(f"the recipe reads item attributes {recipe.item_attributes}; give the items table (--items)")
+            raise SchemaError(
+                f"the recipe reads item attributes {recipe.item_attributes}; give the items table (--items)"
+            )
         attributes = ItemAttributes.from_frame(items, recipe.item_attributes, vocabulary)
     return PreparedLog(recipe, vocabulary, sequences, training, validation, attributes)
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -87,11 +88,15 @@ class Sequences:
 
     def latest(self, max_length: int) -> Sequences:
         """Only each user's latest ``max_length`` events."""
-        return self.slices(np.arange(self.n_users), np.maximum(self.offsets[:-1], self.offsets[1:] - max_length), self.offsets[1:])
+        return self.slices(
+            np.arange(self.n_users), np.maximum(self.offsets[:-1], self.offsets[1:] - max_length), self.offsets[1:]
+        )
 
     def without_last(self, n: int) -> Sequences:
         """Every history without its last ``n`` events."""
-        return self.slices(np.arange(self.n_users), self.offsets[:-1], np.maximum(self.offsets[:-1], self.offsets[1:] - n))
+        return self.slices(
+            np.arange(self.n_users), self.offsets[:-1], np.maximum(self.offsets[:-1], self.offsets[1:] - n)
+        )
 
     def slices(self, users: np.ndarray, starts: np.ndarray, ends: np.ndarray) -> Sequences:
         """One history for each (user, start, end): the events at places start..end-1 of the flat arrays."""
@@ -121,7 +126,7 @@ class Sequences:
         return self.where(self.items > 0)
 
     def _select(self, rows: np.ndarray) -> Sequences:
-        columns = {name: getattr(self, name) for name in EVENT_COLUMNS}
+        columns: dict[str, Any] = {name: getattr(self, name) for name in EVENT_COLUMNS}
         return replace(self, **{name: None if c is None else c[rows] for name, c in columns.items()})
 
     def save(self, path: Path, vocabulary: Vocabulary) -> None:

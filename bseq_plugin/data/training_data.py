@@ -177,7 +177,9 @@ class TargetWindow:
                 f"({(self.newest_us - self.origin_us) / DAY_US:.1f} days); lower it"
             )
         spans_cut = self._place(np.arange(sequences.n_users), int(self.cuts[-1])) < sequences.offsets[1:]
-        self.users = np.flatnonzero(spans_cut & (self._place(np.arange(sequences.n_users), int(self.cuts[0])) > sequences.offsets[:-1]))
+        self.users = np.flatnonzero(
+            spans_cut & (self._place(np.arange(sequences.n_users), int(self.cuts[0])) > sequences.offsets[:-1])
+        )
 
     @cached_property
     def _times(self) -> np.ndarray:
@@ -188,7 +190,8 @@ class TargetWindow:
     def _place(self, users: np.ndarray, at_us: int) -> np.ndarray:
         """Flat place of each user's first event at or after ``at_us``."""
         at = min(max(at_us, self.origin_us), self.newest_us) - self.origin_us
-        return np.searchsorted(self._times, users * (self.newest_us - self.origin_us + 1) + at)
+        places: np.ndarray = np.searchsorted(self._times, users * (self.newest_us - self.origin_us + 1) + at)
+        return places
 
     @cached_property
     def _first_bought(self) -> tuple[np.ndarray, np.ndarray]:

@@ -62,14 +62,17 @@ class Vocabulary:
 
     @cached_property
     def _event_type_index(self) -> pd.Index:
-        return pd.Index(list(self.event_types), dtype="str")
+        index: pd.Index = pd.Index(list(self.event_types), dtype="str")
+        return index
 
     def item_rows(self, item_ids: np.ndarray | pd.Series | Sequence[object]) -> np.ndarray:
         """int64 rows, 0 for an unknown id. Raises SchemaError if integers meet a vocabulary of strings or vice versa."""
         ids = pd.Index(item_ids)
         if len(ids) and pd.api.types.is_integer_dtype(ids) != pd.api.types.is_integer_dtype(self._item_index):
             kind = "integers" if pd.api.types.is_integer_dtype(self._item_index) else "strings"
-            raise SchemaError(f"item ids are {ids.dtype}, but this vocabulary has {kind}: for example {self.item_ids[0]!r}")
+            raise SchemaError(
+                f"item ids are {ids.dtype}, but this vocabulary has {kind}: for example {self.item_ids[0]!r}"
+            )
         return np.asarray(self._item_index.get_indexer(ids) + 1, dtype=np.int64)
 
     def event_type_rows(self, event_types: np.ndarray | pd.Series | Sequence[str]) -> np.ndarray:

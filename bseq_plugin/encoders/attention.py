@@ -36,7 +36,7 @@ def group_by_length(events: PackedEvents) -> LengthGroups:
     lengths_B = events.lengths_B
     steps_B = (lengths_B.clamp_min(1).double().log() / math.log(STEP)).ceil().long().masked_fill(lengths_B == 0, -1)
     rows, masks = [], []
-    for step in steps_B.unique().tolist():
+    for step in sorted(set(steps_B.tolist())):
         if step < 0:
             continue
         users = (steps_B == step).nonzero().squeeze(1)

@@ -20,7 +20,9 @@ class CausalOptions(PartOptions):
 
     n_blocks: int = Field(2, ge=1)
     n_heads: int = Field(2, ge=1)
-    feed_forward: int | None = Field(None, ge=1, description="inner width of the feed-forward part; 4 x dim if not given")
+    feed_forward: int | None = Field(
+        None, ge=1, description="inner width of the feed-forward part; 4 x dim if not given"
+    )
 
 
 class CausalEncoder(SequenceEncoder):
@@ -41,18 +43,28 @@ class CausalEncoder(SequenceEncoder):
             raise RecipeError(f"dim = {dim} is not a multiple of encoder_options.n_heads = {self.options.n_heads}")
         self.position = nn.Embedding(max_length, dim)
         inner = self.options.feed_forward or 4 * dim
-        self.blocks = nn.ModuleList(CausalBlock(dim, self.options.n_heads, inner, dropout) for _ in range(self.options.n_blocks))
+        self.blocks = nn.ModuleList(
+            CausalBlock(dim, self.options.n_heads, inner, dropout) for _ in range(self.options.n_blocks)
+        )
         self.norm = nn.LayerNorm(dim)
         if not self.position.weight.is_meta:
             nn.init.normal_(self.position.weight, std=0.02)
 
     def forward(self, events: PackedEvents) -> Tensor:
         """``states_TD``; see ``SequenceEncoder.forward``."""
+        return self._run(events, None)
+
+    def states_at(self, events: PackedEvents, rows_Q: Tensor) -> Tensor:
+        """``states_QD``; the last block does its linear layers on the Q rows only."""
+        return self._run(events, rows_Q)
+
+    def _run(self, events: PackedEvents, rows_Q: Tensor | None) -> Tensor:
         x_TD = events.x_TD + self.position(events.age_T)
         x_TD = F.dropout(x_TD, self.dropout, self.training)
         groups = group_by_length(events)
-        for block in self.blocks:
-            x_TD = block(x_TD, groups)
+        last = len(self.blocks) - 1
+        for number, block in enumerate(self.blocks):
+            x_TD = block(x_TD, groups, rows_Q if number == last else None)
         out: Tensor = self.norm(x_TD)
         return out
 
@@ -68,12 +80,15 @@ class CausalBlock(nn.Module):
         self.query_key_value, self.attention_out = nn.Linear(dim, 3 * dim), nn.Linear(dim, dim)
         self.feed_forward_in, self.feed_forward_out = nn.Linear(dim, inner), nn.Linear(inner, dim)
 
-    def forward(self, x_TD: Tensor, groups: LengthGroups) -> Tensor:
-        """``[T, D]`` to ``[T, D]``."""
+    def forward(self, x_TD: Tensor, groups: LengthGroups, rows_Q: Tensor | None = None) -> Tensor:
+        """``[T, D]`` to ``[T, D]``, or to ``[Q, D]`` if only ``rows_Q`` are wanted."""
         qkv = self.query_key_value(self.attention_norm(x_TD))
         qkv = qkv.view(x_TD.shape[0], 3, self.n_heads, x_TD.shape[1] // self.n_heads)
         q_THd, k_THd, v_THd = qkv.unbind(1)
         attended = causal_attention(q_THd, k_THd, v_THd, groups, self.dropout if self.training else 0.0)
-        x_TD = x_TD + F.dropout(self.attention_out(attended.flatten(1)), self.dropout, self.training)
+        attended = attended.flatten(1)
+        if rows_Q is not None:
+            x_TD, attended = x_TD[rows_Q], attended[rows_Q]
+        x_TD = x_TD + F.dropout(self.attention_out(attended), self.dropout, self.training)
         inner = F.gelu(self.feed_forward_in(self.feed_forward_norm(x_TD)))
         return x_TD + F.dropout(self.feed_forward_out(inner), self.dropout, self.training)

@@ -14,6 +14,7 @@ from bseq_plugin.schema.packed import PackedEvents
 from bseq_plugin.schema.parts import SequenceEncoder
 
 DAY_US = 86_400_000_000
+MAX_HALVINGS = 90  # 2 ** -90 still has all its digits in float32; a history that spans more is flat before that
 
 
 class MeanOptions(PartOptions):
@@ -22,7 +23,9 @@ class MeanOptions(PartOptions):
     half_life_days: float | None = Field(
         None, gt=0, description="an event this much older than the newest counts half; not given: all count the same"
     )
-    feed_forward: int = Field(0, ge=0, description="inner width of a residual feed-forward part behind the mean; 0 = none")
+    feed_forward: int = Field(
+        0, ge=0, description="inner width of a residual feed-forward part behind the mean; 0 = none"
+    )
     event_dropout: float = Field(0.0, ge=0, lt=1, description="share of events left out of a mean while training")
 
 
@@ -45,21 +48,37 @@ class MeanEncoder(SequenceEncoder):
         """``states_TD``; see ``SequenceEncoder.forward``."""
         if events.x_TD.shape[0] == 0:
             return events.x_TD
-        weights_T1 = self._weights(events)[:, None]
         # Sums run inside each user, oldest and lightest first, in float64: a difference of sums that run over the whole
         # batch would lose the light weights of old events.
-        sums, _ = events.with_x(torch.cat([events.x_TD * weights_T1, weights_T1], 1).double()).padded()
-        sums_TD = events.packed(sums.cumsum(1))
-        mean_TD = (sums_TD[:, :-1] / sums_TD[:, -1:].clamp_min(1e-300)).to(events.x_TD.dtype)
-        return mean_TD if self.tail is None else self.tail(mean_TD)
+        sums, _ = events.with_x(self._weighted(events).double()).padded()
+        return self._finish(events.packed(sums.cumsum(1)), events.x_TD.dtype)
+
+    def states_at(self, events: PackedEvents, rows_Q: Tensor) -> Tensor:
+        """``states_QD``; where only newest events are asked for, one sum a user is enough."""
+        users_Q = events.user_T[rows_Q]
+        if not torch.equal(rows_Q, events.offsets_B1[1:][users_Q] - 1):
+            return self(events)[rows_Q]
+        sums_BD = events.x_TD.new_zeros(events.n_users, events.x_TD.shape[1] + 1)
+        sums_BD = sums_BD.index_add(0, events.user_T, self._weighted(events))
+        return self._finish(sums_BD[users_Q], events.x_TD.dtype)
+
+    def _finish(self, sums_ND: Tensor, dtype: torch.dtype) -> Tensor:
+        """Means from sums of (weighted x, weight), then the feed-forward part."""
+        mean_ND = (sums_ND[:, :-1] / sums_ND[:, -1:].clamp_min(1e-30)).to(dtype)
+        return mean_ND if self.tail is None else self.tail(mean_ND)
+
+    def _weighted(self, events: PackedEvents) -> Tensor:
+        """``[T, D + 1]``: weight times x, and the weight."""
+        weights_T1 = self._weights(events)[:, None]
+        return torch.cat([events.x_TD * weights_T1, weights_T1], 1)
 
     def _weights(self, events: PackedEvents) -> Tensor:
-        """float64 [T]; only ratios within a user matter, so that ages may count from the user's newest event."""
-        weights_T = torch.ones(events.x_TD.shape[0], dtype=torch.float64, device=events.x_TD.device)
+        """float [T]; only ratios within a user matter, so that ages may count from the user's newest event."""
+        weights_T = events.x_TD.new_ones(events.x_TD.shape[0])
         if self.options.half_life_days is not None and events.timestamps_T is not None:
             newest_T = events.timestamps_T[(events.offsets_B1[1:] - 1).clamp_min(0)][events.user_T]
             ages_T = (newest_T - events.timestamps_T) / (self.options.half_life_days * DAY_US)
-            weights_T = 0.5 ** ages_T.double().clamp(max=900)  # 2 ** -900 is still a number
+            weights_T = 0.5 ** ages_T.clamp(max=MAX_HALVINGS).to(weights_T.dtype)
         if self.training and self.options.event_dropout:
             kept_T = torch.rand(weights_T.shape, device=weights_T.device) >= self.options.event_dropout
             weights_T = weights_T * (kept_T | (events.position_T == 0))  # never all of them

@@ -30,7 +30,7 @@ def chunked_loss(logit_loss: LogitLoss, states_QD: Tensor, targets: Targets, can
     if targets.ids_S.shape[0] == 0:
         return (states_QD.sum() + targets.vectors_SD.sum() + candidates.vectors_ND.sum()) * 0.0
     scale_S = targets.weights_S / targets.weights_S.sum()
-    loss: Tensor = _ChunkedLoss.apply(
+    loss: Tensor = _ChunkedLoss.apply(  # type: ignore[no-untyped-call]
         states_QD, targets.vectors_SD, candidates.vectors_ND, targets, candidates, scale_S, logit_loss
     )
     return loss

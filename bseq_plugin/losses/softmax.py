@@ -23,11 +23,11 @@ class SoftmaxLoss(SequenceLoss):
         return chunked_loss(_cross_entropy, states_QD, targets, candidates)
 
 
-def _cross_entropy(
-    positive_S: Tensor, weight_S: Tensor, state_S: Tensor, negative_CN: Tensor
-) -> tuple[Tensor, Tensor]:
+def _cross_entropy(positive_S: Tensor, weight_S: Tensor, state_S: Tensor, negative_CN: Tensor) -> tuple[Tensor, Tensor]:
     # A state's negatives are summed once, whatever its number of targets: loss = log(1 + exp(log_negatives - positive))
-    largest_C = negative_CN.amax(1).clamp_min(torch.finfo(negative_CN.dtype).min)  # all struck: -inf - -inf is no number
+    largest_C = negative_CN.amax(1).clamp_min(
+        torch.finfo(negative_CN.dtype).min
+    )  # all struck: -inf - -inf is no number
     total_C = negative_CN.sub_(largest_C[:, None]).exp_().sum(1)
     log_negatives_S = (total_C.log() + largest_C)[state_S]
     loss_S = torch.nn.functional.softplus(log_negatives_S - positive_S)

@@ -56,22 +56,40 @@ class SequenceInterestEncoder(nn.Module):
         self.embedding_collection = EmbeddingCollection(tables=tables, device=torch.device(device) if device else None)
         self.item_tower = ItemTower(recipe.dim, attributes)
         self.event_embedder = EventEmbedder(recipe.event_features, recipe.max_length)
-        self.sequence_encoder = build_encoder_part(recipe)
-        self.readout = LastState()
+        self.sequence_encoder = StateReader(build_encoder_part(recipe))
         self.interest_head = InterestHead(
             recipe.dim, len(recipe.popularity_days), recipe.score == "cosine", recipe.temperature
         )
-        self.output = InterestOutput(recipe.interest_dim)
+        self.readout = LastState(recipe.interest_dim)
 
     def forward(self, history: KeyedJaggedTensor) -> KeyedTensor:
-        """``{"user_interest": [B, K * D]}``, float32, D = ``recipe.interest_dim``; K = 1."""
+        """``{"user_interest": [B, K * D]}``, float32, D = ``recipe.interest_dim``; K = 1.
+
+        A user without events has the interest of a state of zeros: for inner-product scores without priors, zeros.
+        """
         looked_up = self.embedding_collection(history)
-        item_TD = self.item_tower(looked_up, history, EVENT)
+        (item_TD,) = self.item_tower(looked_up, history, [EVENT])
         events = self.event_embedder(item_TD, looked_up, history)
-        states_TD = self.sequence_encoder(events)
-        interests_BD = self.interest_head(self.readout(events, states_TD))
-        interest: KeyedTensor = self.output(interests_BD)
+        states_BD = self.sequence_encoder(events)
+        interest: KeyedTensor = self.readout(self.interest_head(states_BD))
         return interest
+
+
+class StateReader(nn.Module):
+    """The sequence encoder part, asked for some states only; a leaf of the trace."""
+
+    def __init__(self, part: SequenceEncoder) -> None:
+        super().__init__()
+        self.part = part
+
+    def forward(self, events: PackedEvents, rows_Q: Tensor | None = None) -> Tensor:
+        """``[Q, D]``, the states of ``rows_Q``; or ``[B, D]``, each user's newest, zeros for one without events."""
+        if rows_Q is not None:
+            return self.part.states_at(events, rows_Q)
+        active = events.lengths_B > 0
+        states_BD = events.x_TD.new_zeros(events.n_users, events.x_TD.shape[1])
+        states_BD[active] = self.part.states_at(events, events.offsets_B1[1:][active] - 1)
+        return states_BD
 
 
 class EventEmbedder(nn.Module):
@@ -82,9 +100,7 @@ class EventEmbedder(nn.Module):
         self.event_features = event_features
         self.max_length = max_length
 
-    def forward(
-        self, item_TD: Tensor, looked_up: dict[str, JaggedTensor], history: KeyedJaggedTensor
-    ) -> PackedEvents:
+    def forward(self, item_TD: Tensor, looked_up: dict[str, JaggedTensor], history: KeyedJaggedTensor) -> PackedEvents:
         """Packed events. Raises ValueError if a history is longer than ``max_length``."""
         event = looked_up[EVENT]
         x_TD = item_TD
@@ -104,15 +120,7 @@ class EventEmbedder(nn.Module):
 
 
 class LastState(nn.Module):
-    """Readout with K = 1: the state of the newest event, zeros for a user without events."""
-
-    def forward(self, events: PackedEvents, states_TD: Tensor) -> Tensor:
-        """``[B, D]``."""
-        return events.last(states_TD)
-
-
-class InterestOutput(nn.Module):
-    """Names the interests; a module of its own because the trace can't build a KeyedTensor."""
+    """Readout with K = 1; a module of its own because the trace can't build a KeyedTensor."""
 
     def __init__(self, dim: int) -> None:
         super().__init__()

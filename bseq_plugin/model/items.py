@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -17,31 +19,57 @@ class ItemTower(nn.Module):
     sharded. When a trained model is exported the sums are written into the item table (``fold``) and the tower is empty.
     """
 
+    membership: Tensor
+    membership_transposed: Tensor
+
     def __init__(self, dim: int, attributes: ItemAttributes | None = None) -> None:
         super().__init__()
         self.attribute_table: nn.Embedding | None = None
         if attributes is not None:
             self.attribute_table = nn.Embedding(attributes.n_codes, dim)
             nn.init.normal_(self.attribute_table.weight, std=0.02)
-            self.register_buffer("codes_VA", torch.from_numpy(attributes.codes_VA), persistent=False)
+            matrix = _membership(attributes)
+            self.register_buffer("membership", matrix, persistent=False)
+            self.register_buffer("membership_transposed", matrix.t().to_sparse_csr(), persistent=False)
 
-    def forward(self, looked_up: dict[str, JaggedTensor], features: KeyedJaggedTensor, key: str) -> Tensor:
-        """``[N, D]``: the item rows of one key of the batch."""
-        rows_ND = looked_up[key].values()
-        return rows_ND if self.attribute_table is None else rows_ND + self.attribute_sum(features[key].values())
-
-    def attribute_sum(self, ids_N: Tensor) -> Tensor:
-        """``[N, D]``, sum of the attribute vectors of items ``ids_N`` (int64 vocabulary rows)."""
+    def forward(self, looked_up: dict[str, JaggedTensor], features: KeyedJaggedTensor, keys: list[str]) -> list[Tensor]:
+        """``[N, D]`` for each of ``keys``: the item rows of that key of the batch."""
+        rows = [looked_up[key].values() for key in keys]
         if self.attribute_table is None:
-            raise ValueError("this tower has no attributes")
-        return F.embedding_bag(self.codes_VA[ids_N], self.attribute_table.weight, mode="sum")
+            return rows
+        # Summed once for the whole catalogue, then looked up like rows: histories repeat items many times over.
+        sums_VD = _SparseProduct.apply(self.membership, self.membership_transposed, self.attribute_table.weight)
+        ids = [features[key].values() for key in keys]
+        added = F.embedding(torch.cat(ids), sums_VD).split([len(i) for i in ids])
+        return [row + more for row, more in zip(rows, added, strict=True)]
 
     @torch.no_grad()
     def fold(self, table_VD: Tensor) -> Tensor:
         """The item table with attributes summed in, ``[V + 1, D]``."""
         if self.attribute_table is None:
             return table_VD
-        return table_VD + self.attribute_sum(torch.arange(table_VD.shape[0], device=table_VD.device))
+        return table_VD + self.membership @ self.attribute_table.weight
+
+
+def _membership(attributes: ItemAttributes) -> Tensor:
+    """Sparse CSR float32 [V + 1, codes], 1 where an item has a value."""
+    n_rows, n_attributes = attributes.codes_VA.shape
+    starts = torch.arange(0, n_rows * n_attributes + 1, n_attributes)
+    codes = torch.from_numpy(attributes.codes_VA).flatten()
+    return torch.sparse_csr_tensor(starts, codes, torch.ones(len(codes)), (n_rows, attributes.n_codes))
+
+
+class _SparseProduct(torch.autograd.Function):
+    """Constant sparse matrix times dense parameter; the transpose is kept, where autograd would make it every step."""
+
+    @staticmethod
+    def forward(ctx: Any, matrix: Tensor, transposed: Tensor, dense: Tensor) -> Tensor:
+        ctx.transposed = transposed
+        return matrix @ dense
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[None, None, Tensor]:
+        return None, None, ctx.transposed @ grad_outputs[0]
 
 
 def score_vectors(rows_ND: Tensor, priors_NP: Tensor | None, cosine: bool) -> Tensor:

@@ -37,12 +37,10 @@ class SequenceInterestTask(nn.Module):
         """``(loss, {"loss", "n_targets"})``; the loss is scaled so that its mean over ranks is the global batch's."""
         encoder = self.interest_encoder
         looked_up = encoder.embedding_collection(batch.features)
-        item_TD = encoder.item_tower(looked_up, batch.features, EVENT)
-        target_SD = encoder.item_tower(looked_up, batch.features, TARGET)
-        negative_ND = encoder.item_tower(looked_up, batch.features, NEGATIVE)
-        states_TD = encoder.sequence_encoder(encoder.event_embedder(item_TD, looked_up, batch.features))
-        interests_QD = encoder.interest_head(states_TD[batch.state_rows_Q])
-        result: tuple[Tensor, dict[str, Tensor]] = self.objective(interests_QD, target_SD, negative_ND, batch)
+        rows = encoder.item_tower(looked_up, batch.features, [EVENT, TARGET, NEGATIVE])
+        events = encoder.event_embedder(rows[0], looked_up, batch.features)
+        interests_QD = encoder.interest_head(encoder.sequence_encoder(events, batch.state_rows_Q))
+        result: tuple[Tensor, dict[str, Tensor]] = self.objective(interests_QD, rows[1], rows[2], batch)
         return result
 
 

@@ -32,7 +32,9 @@ def read(source: object, columns: Mapping[str, str] | None, timestamp_unit: str 
 
 
 def _files(pattern: str) -> list[Path]:
-    files = [Path(pattern)] if Path(pattern).is_file() else [Path(p) for p in sorted(glob.glob(pattern, recursive=True))]
+    files = (
+        [Path(pattern)] if Path(pattern).is_file() else [Path(p) for p in sorted(glob.glob(pattern, recursive=True))]
+    )
     if not files:
         raise UsageError(f"there is no file {pattern!r}")
     return files

@@ -1,6 +1,9 @@
 """Interest scores blended with what the user has done before: pure functions, used by serving and by evaluation.
 
-    score = interest * (interest score) + history * log1p(sum of 0.5 ** (age / half life) over the user's events of it)
+    count(h) = sum of 0.5 ** (age / h) over the user's events of the item
+    score = interest * (interest score) + history * log1p(count(half_life)) + recent * log1p(count(recent_half_life))
+
+What is bought again and again and what was bought just now are two habits: one half life can't tell them apart.
 
 Shape letters: B users, P distinct (user, item) pairs of their histories.
 """
@@ -25,18 +28,20 @@ Scores = TypeVar("Scores", np.ndarray, Tensor)
 
 @dataclass(frozen=True)
 class BlendWeights:
-    """How much each part counts (both 0 or more) and in how many days an event loses half of its weight."""
+    """How much each part counts (0 or more) and in how many days an event loses half of its weight."""
 
     interest: float = 1.0
     history: float = 1.0
     half_life_days: float = 60.0
+    recent: float = 0.0
+    recent_half_life_days: float = 15.0
 
     def __post_init__(self) -> None:
         for name, value in asdict(self).items():
             if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or value < 0:
                 raise UsageError(f"blend weight {name} = {value!r}; give a number of 0 or more")
-        if self.half_life_days == 0:
-            raise UsageError("blend weight half_life_days = 0; give a positive number of days")
+        if not (self.half_life_days and self.recent_half_life_days):
+            raise UsageError("a blend weight half_life_days = 0; give a positive number of days")
 
     def save(self, path: Path) -> None:
         """Write JSON."""
@@ -57,7 +62,7 @@ class BlendWeights:
 
 @dataclass(frozen=True)
 class HistoryScores:
-    """The history part for each distinct (user, item) of some histories, ascending by user, then item.
+    """``log1p(count)`` of each distinct (user, item) of some histories, ascending by user, then item.
 
     Attributes:
         users_P: int64, places 0..B-1.
@@ -91,6 +96,14 @@ def history_scores(histories: Sequences, at_us: int | np.ndarray | None, half_li
     return HistoryScores(pairs // n_rows, pairs % n_rows, np.log1p(sums_P).astype(np.float32))
 
 
-def blend_scores(interest_scores: Scores, history_scores: Scores, weights: BlendWeights) -> Scores:
-    """The blended score, element by element; ``history_scores`` is 0 where the item is not in the history."""
-    return interest_scores * weights.interest + history_scores * weights.history
+def blend_scores(
+    interest_scores: Scores, history_scores: Scores, weights: BlendWeights, recent_scores: Scores | float = 0.0
+) -> Scores:
+    """The blended score, element by element.
+
+    Args:
+        history_scores: of ``history_scores`` at ``weights.half_life_days``; 0 where the item is not in the history.
+        recent_scores: the same at ``weights.recent_half_life_days``.
+    """
+    blended = interest_scores * weights.interest + history_scores * weights.history
+    return blended + recent_scores * weights.recent

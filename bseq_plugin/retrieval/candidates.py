@@ -75,16 +75,21 @@ def _blended(
     An item outside the history keeps its interest score, so whatever beats it by interest beats it in the blend.
     """
     n_items = served.model.vocabulary.n_items
-    past = history_scores(histories, _ages_from(served, histories, at_us), served.blend.half_life_days)
+    ages_from = _ages_from(served, histories, at_us)
+    past = history_scores(histories, ages_from, served.blend.half_life_days)
+    recent = history_scores(histories, ages_from, served.blend.recent_half_life_days)  # of the same pairs
     keys_N, keys_P = hits.users_N * n_items + hits.rows_N, past.users_P * n_items + past.items_P - 1
     places_N = np.searchsorted(keys_P, keys_N).clip(max=len(keys_P) - 1)
     in_history_N = keys_P[places_N] == keys_N
-    history_N = np.where(in_history_N, past.scores_P[places_N], 0).astype(np.float32)
     rest_P = ~np.isin(keys_P, keys_N)
     scores_R, interests_R = _interest_scores(served, interests_BKD, past.users_P[rest_P], past.items_P[rest_P] - 1)
     rest = Hits(past.users_P[rest_P], past.items_P[rest_P] - 1, scores_R, interests_R)
     union = Hits.join([hits, rest])
-    blended = blend_scores(union.scores_N, np.concatenate([history_N, past.scores_P[rest_P]]), served.blend)
+    past_U, recent_U = (
+        np.concatenate([np.where(in_history_N, part.scores_P[places_N], 0), part.scores_P[rest_P]])
+        for part in (past, recent)
+    )
+    blended = blend_scores(union.scores_N, past_U, served.blend, recent_U)
     best = replace(union, scores_N=blended.astype(np.float32)).top(k)
     keys_best = best.users_N * n_items + best.rows_N
     by_history = np.where(np.isin(keys_best, keys_N), BOTH, HISTORY)

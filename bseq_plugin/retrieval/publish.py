@@ -31,7 +31,7 @@ from torch import Tensor
 
 from bseq_plugin.data.events import ITEM, USER
 from bseq_plugin.data.sequences import Sequences
-from bseq_plugin.errors import RunError, StoreError
+from bseq_plugin.errors import RunError, StoreError, UsageError
 from bseq_plugin.indexes.exact import ExactIndex
 from bseq_plugin.model.interest_model import InterestModel
 from bseq_plugin.plugins import plugin_manager
@@ -103,6 +103,8 @@ def publish_model(
 ) -> str:
     """``publish`` for a model in memory."""
     vectors_VD = model.item_vectors_VD[1:]
+    if not pd.Index(histories.user_ids).is_unique:
+        raise UsageError("histories have a user twice; give each user one history")
     _require_finite(vectors_VD, model.vocabulary.item_ids, "item vectors", "items")
     if index == "auto":
         exact = model.vocabulary.n_items <= MAX_EXACT_ITEMS

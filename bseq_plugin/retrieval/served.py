@@ -117,11 +117,13 @@ def _load_index(version: StoreVersion, vectors_VD: Tensor, name: str | None) -> 
 
 def _build_or_load(version: StoreVersion, vectors_VD: Tensor, name: str) -> VectorIndex:
     part = plugin_manager().part("index", name)
+    options = version.manifest["index"]["options"] if name == version.manifest["index"]["name"] else None
     found: VectorIndex
-    if name == version.manifest["index"]["name"]:
-        found = part.load(version.folder / INDEX_FILE, vectors_VD, version.manifest["index"]["options"])
+    # only a file of the manifest has been verified; what merely lies in the folder is not read
+    if options is not None and version.has(INDEX_FILE):
+        found = part.load(version.file(INDEX_FILE), vectors_VD, options)
     else:
-        found = part.build(vectors_VD)
+        found = part.build(vectors_VD, options)
     return found
 
 

@@ -75,10 +75,3 @@ class PackedEvents:
     def packed(self, x_BLD: Tensor) -> Tensor:
         """``x_TD``: the inverse of ``padded`` for a tensor of the same B and L."""
         return x_BLD[self.user_T, self.position_T]
-
-    def last(self, states_TD: Tensor) -> Tensor:
-        """``states_BD``: each user's newest row; zeros for a user without events."""
-        if states_TD.shape[0] == 0:
-            return states_TD.new_zeros(self.n_users, states_TD.shape[1])
-        newest_BD = states_TD[(self.offsets_B1[1:] - 1).clamp_min(0)]
-        return newest_BD * (self.lengths_B > 0)[:, None].to(newest_BD.dtype)

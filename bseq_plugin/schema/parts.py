@@ -1,6 +1,7 @@
 """Base classes of the parts a plugin can add, each with what it takes, gives and raises.
 
-Shape letters: B users, T events of a packed batch, Q states with a target, S targets, N candidates, V catalogue items, D width.
+Shape letters: B users, T events of a packed batch, Q states that are asked for, S targets, N
+candidates, V catalogue items, D width.
 """
 
 from __future__ import annotations
@@ -34,11 +35,19 @@ class SequenceEncoder(nn.Module, ABC):
         self.dim = dim
         self.max_length = max_length
         self.dropout = dropout
-        self.options = self.Options() if options is None else options
+        self.options: Any = self.Options() if options is None else options
 
     @abstractmethod
     def forward(self, events: PackedEvents) -> Tensor:
         """``states_TD`` float, for ``events.x_TD`` [T, D]; T may be 0, histories are at most ``max_length`` long."""
+
+    def states_at(self, events: PackedEvents, rows_Q: Tensor) -> Tensor:
+        """``states_QD`` of the packed rows ``rows_Q`` (int64) alone, equal to ``self(events)[rows_Q]``.
+
+        Serving needs one state a user, training some: override it where that saves work.
+        """
+        states_QD: Tensor = self(events)[rows_Q]
+        return states_QD
 
 
 @dataclass(frozen=True)
@@ -83,7 +92,7 @@ class SequenceLoss(nn.Module, ABC):
 
     def __init__(self, options: Any = None) -> None:
         super().__init__()
-        self.options = self.Options() if options is None else options
+        self.options: Any = self.Options() if options is None else options
 
     @abstractmethod
     def forward(self, states_QD: Tensor, targets: Targets, candidates: Candidates) -> Tensor:

@@ -37,15 +37,20 @@ class Recipe(BaseModel):
     popularity_days: tuple[float, ...] = Field(
         (), description="spans of days whose popularity becomes a column of the item vectors; for targets='window'"
     )
-    score: Literal["inner", "cosine"] = Field("inner", description="'cosine' = item rows of length 1, learned temperature")
+    score: Literal["inner", "cosine"] = Field(
+        "inner", description="'cosine' = item rows of length 1, learned temperature"
+    )
     temperature: float = Field(0.1, gt=0, description="initial temperature of cosine scores")
     # objective
     loss: str = Field("softmax", description="name of a loss (see `bseq plugins`)")
     loss_options: dict[str, Any] = Field(default_factory=dict)
-    candidates: Literal["all"] | int = Field("all", description="'all' = whole catalogue, n = n sampled negatives a batch")
+    candidates: Literal["all"] | int = Field(
+        "all", description="'all' = whole catalogue, n = n sampled negatives a batch"
+    )
     sampling: Literal["uniform", "popularity"] = Field("uniform", description="distribution of sampled negatives")
     targets: Literal["next", "window"] = Field(
-        "next", description="'next' = the next event at every position; 'window' = events within window_days (all-action)"
+        "next",
+        description="'next' = the next event at every position; 'window' = events within window_days (all-action)",
     )
     window_days: float = Field(28.0, gt=0, description="length of the target window, for targets='window'")
     window_scope: Literal["all", "new"] = Field("all", description="'new' = only items the user did not have before")

@@ -1,7 +1,7 @@
 """Conformance suites for plugin authors: subclass one, set one attribute, run pytest.
 
-    from bseq_plugin.testing.encoders import EncoderTests
+from bseq_plugin.testing.encoders import EncoderTests
 
-    class TestMine(EncoderTests):
-        encoder = MyEncoder
+class TestMine(EncoderTests):
+    encoder = MyEncoder
 """

@@ -79,6 +79,13 @@ class EncoderTests:
             )
             torch.testing.assert_close(encoder(alone), together[rows], rtol=1e-4, atol=1e-5)
 
+    def test_some_states_are_those_of_all(self) -> None:
+        """``states_at`` is a cheaper way to a part of ``forward``, not another encoder."""
+        events = self.events(self.lengths)
+        encoder = self.build()
+        for rows_Q in (torch.tensor([2, 3, 15, 20]), torch.tensor([0, 5, 20]), torch.tensor([], dtype=torch.int64)):
+            torch.testing.assert_close(encoder.states_at(events, rows_Q), encoder(events)[rows_Q], rtol=1e-4, atol=1e-5)
+
     def test_gradients_reach_events_and_parameters(self) -> None:
         """Every parameter and every event gets a finite gradient."""
         events = self.events(self.lengths)

@@ -46,7 +46,10 @@ class LossTests:
         loss = self.build()
 
         def value(states: Tensor, positives: Tensor, vectors: Tensor) -> Tensor:
-            return loss(states, replace(targets, vectors_SD=positives), replace(candidates, vectors_ND=vectors))
+            moved: Tensor = loss(
+                states, replace(targets, vectors_SD=positives), replace(candidates, vectors_ND=vectors)
+            )
+            return moved
 
         leaves = [x.clone().requires_grad_() for x in (states_QD, targets.vectors_SD, candidates.vectors_ND)]
         assert torch.autograd.gradcheck(value, leaves)

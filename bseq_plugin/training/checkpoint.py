@@ -47,7 +47,7 @@ class Checkpoints:
                 shutil.rmtree(leftover)
             aside.mkdir(parents=True)
         dist.barrier()
-        dcp.save(sharded.state(), checkpoint_id=str(aside))
+        dcp.save(sharded.state(), checkpoint_id=str(aside))  # type: ignore[attr-defined]
         if here.is_first:
             _write_synced(aside / "state.json", json.dumps(state))
             if self.path(epoch).exists():  # a resumed run wrote this epoch before: the new one is the same
@@ -62,7 +62,7 @@ class Checkpoints:
         """Bring model and optimizers to the state after ``epoch``; gives what ``save`` got as ``state``."""
         sharded.dense_optimizer.init_state()  # without it the Adam slots to load into do not exist yet
         values = sharded.state()
-        dcp.load(values, checkpoint_id=str(self.path(epoch)))
+        dcp.load(values, checkpoint_id=str(self.path(epoch)))  # type: ignore[attr-defined]
         sharded.model.load_state_dict(values["model"])
         sharded.optimizer.load_state_dict(values["optimizer"])
         return self.state(epoch)
@@ -75,7 +75,7 @@ class Checkpoints:
     def load_plain(self, model: Any, epoch: int) -> None:
         """Bring an unsharded model on this process alone to the state after ``epoch``; needs no process group."""
         values = {"model": model.state_dict()}
-        dcp.load(values, checkpoint_id=str(self.path(epoch)), no_dist=True)
+        dcp.load(values, checkpoint_id=str(self.path(epoch)), no_dist=True)  # type: ignore[attr-defined]
         model.load_state_dict(values["model"])
 
 

@@ -51,7 +51,8 @@ def world() -> Iterator[World]:
         if "WORLD_SIZE" in os.environ:
             dist.init_process_group(backend)
         else:  # a store in memory: a single process opens no port
-            dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+            memory = dist.HashStore()  # type: ignore[attr-defined]
+            dist.init_process_group(backend, store=memory, rank=0, world_size=1)
     try:
         here = World(dist.get_rank(), dist.get_world_size(), device)
         _same_plugins(here)

@@ -1,11 +1,11 @@
 """A run directory.
 
-    RUN/run.json             {"status": "training" or "complete", "best_epoch", "metrics", ...}; replaced atomically
-    RUN/recipe.json          the resolved recipe
-    RUN/vocabulary.parquet   RUN/sequences.parquet
-    RUN/metrics.jsonl        one object an epoch
-    RUN/tensorboard/         RUN/checkpoints/
-    RUN/model/               the best model (see InterestModel), there once the run is complete
+RUN/run.json             {"status": "training" or "complete", "best_epoch", "metrics", ...}; replaced atomically
+RUN/recipe.json          the resolved recipe
+RUN/vocabulary.parquet   RUN/sequences.parquet
+RUN/metrics.jsonl        one object an epoch
+RUN/tensorboard/         RUN/checkpoints/
+RUN/model/               the best model (see InterestModel), there once the run is complete
 """
 
 from __future__ import annotations

@@ -63,9 +63,7 @@ def train(
         _check_out(run, log, resume, here)
         if _is_complete(run):
             return run
-        if here.is_first and not resume:
-            run.begin(log)
-        elif here.is_first and not (run.path / "run.json").is_file():
+        if (here.is_first and not resume) or (here.is_first and not (run.path / "run.json").is_file()):
             run.begin(log)
         here.gather(None)  # nobody goes on before the run directory stands
         Trainer(log, data, shard(task, log.recipe, here), run, here, progress).fit()
@@ -91,7 +89,9 @@ def _check_out(run: Run, log: PreparedLog, resume: bool, here: World) -> None:
             problem = f"{run.path} already holds a run; give another --out, or go on with it (--resume)"
         elif run.recipe != log.recipe:
             changed = [k for k, v in log.recipe.model_dump().items() if v != run.recipe.model_dump()[k]]
-            problem = f"{run.path} was begun with another recipe (different: {', '.join(changed)}); use the same to resume"
+            problem = (
+                f"{run.path} was begun with another recipe (different: {', '.join(changed)}); use the same to resume"
+            )
         elif list(run.vocabulary().item_ids) != list(log.vocabulary.item_ids):
             problem = f"{run.path} was begun on another log (its items differ); resume with the same source"
     elif here.is_first and run.path.is_dir() and any(run.path.iterdir()):

@@ -61,7 +61,7 @@ def item_rows(encoder: SequenceInterestEncoder, n_items: int, recipe: Recipe, hi
         asked = {TARGET: nothing, NEGATIVE: (rows, np.array([len(rows)]))}
         features = history_features(nobody, recipe.event_features, asked)
         looked_up = encoder.embedding_collection(features)
-        chunks.append(encoder.item_tower(looked_up, features, NEGATIVE))
+        chunks.append(encoder.item_tower(looked_up, features, [NEGATIVE])[0])
     return torch.cat(chunks)
 
 

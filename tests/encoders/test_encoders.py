@@ -39,7 +39,9 @@ def test_grouped_attention_is_attention_of_each_user():
         for head in range(2):
             scores = (q[rows, head] @ k[rows, head].T).double() / 2.0
             scores = scores.masked_fill(torch.ones(length, length).triu(1).bool(), -torch.inf)
-            torch.testing.assert_close(found[rows, head].double(), F.softmax(scores, 1) @ v[rows, head].double(), rtol=1e-4, atol=1e-5)
+            torch.testing.assert_close(
+                found[rows, head].double(), F.softmax(scores, 1) @ v[rows, head].double(), rtol=1e-4, atol=1e-5
+            )
         start += length
 
 

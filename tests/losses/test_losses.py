@@ -65,7 +65,9 @@ def problems(draw):
     weights = torch.rand(len(pairs), generator=generator, dtype=torch.float64) + 0.1
     if draw(st.booleans()):
         ids_N = torch.tensor(draw(st.lists(st.integers(1, n_items), min_size=1, max_size=12)))
-        candidates = Candidates(vectors[ids_N], ids_N, torch.randn(len(ids_N), generator=generator, dtype=torch.float64))
+        candidates = Candidates(
+            vectors[ids_N], ids_N, torch.randn(len(ids_N), generator=generator, dtype=torch.float64)
+        )
     else:
         candidates = Candidates(vectors[1:], torch.arange(1, n_items + 1))
     queries = torch.randn(n_states, dim, generator=generator, dtype=torch.float64)

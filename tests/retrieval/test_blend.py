@@ -52,16 +52,31 @@ def test_one_instant_for_all_is_the_same_as_one_each():
 def test_blend_works_on_arrays_and_tensors():
     weights = BlendWeights(interest=2.0, history=3.0)
     assert blend_scores(np.array([1.0, 2.0]), np.array([0.0, 1.0]), weights).tolist() == [2.0, 7.0]
+    recent = BlendWeights(interest=2.0, history=3.0, recent=10.0)
+    assert blend_scores(np.array([1.0, 2.0]), np.array([0.0, 1.0]), recent, np.array([0.0, 0.5])).tolist() == [
+        2.0,
+        12.0,
+    ]
     assert blend_scores(torch.tensor([1.0, 2.0]), torch.tensor([0.0, 1.0]), weights).tolist() == [2.0, 7.0]
 
 
 def test_weights_survive_a_file(tmp_path):
-    weights = BlendWeights(0.25, 1.5, 14.0)
+    weights = BlendWeights(0.25, 1.5, 14.0, 0.5, 3.0)
     weights.save(tmp_path / "blend.json")
     assert BlendWeights.load(tmp_path / "blend.json") == weights
 
 
-@pytest.mark.parametrize("values", [{"interest": -1}, {"history": math.nan}, {"half_life_days": 0}, {"interest": "1"}])
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"interest": -1},
+        {"history": math.nan},
+        {"half_life_days": 0},
+        {"recent": -1},
+        {"recent_half_life_days": 0},
+        {"interest": "1"},
+    ],
+)
 def test_weights_out_of_range_are_refused(values):
     with pytest.raises(UsageError, match="blend weight"):
         BlendWeights(**values)

@@ -168,7 +168,7 @@ def test_auto_is_exact_until_the_catalogue_is_large(run, tmp_path, monkeypatch):
 
 def test_an_unfinished_run_is_refused(run, tmp_path):
     (run.path / "sequences.parquet").unlink()
-    with pytest.raises(RunError, match="sequences.parquet"):
+    with pytest.raises(RunError, match=r"sequences\.parquet"):
         publish(run.path, tmp_path / "store")
     with pytest.raises(RunError):
         publish(tmp_path / "nothing", tmp_path / "store")
@@ -204,3 +204,9 @@ def test_the_manifest_is_plain_json(run, tmp_path):
     folder = Store(tmp_path / "store").current().folder
     assert isinstance(json.loads((folder / "MANIFEST.json").read_text()), dict)
     assert isinstance(pd.read_parquet(folder / "interests.parquet"), pd.DataFrame)
+
+
+def test_a_user_with_two_histories_is_refused(run, tmp_path):
+    twice = run.histories.take(np.array([0, 1, 0]))
+    with pytest.raises(UsageError, match="user twice"):
+        publish(run.path, tmp_path / "store", histories=twice)

@@ -17,6 +17,7 @@ from bseq_plugin.retrieval.retriever import Retriever
 
 COLUMNS = ["user_id", "item_id", "rank", "score", "interest", "source"]
 DAY_US = 86_400_000_000
+WEIGHTS = BlendWeights(1.0, 2.5, 20.0, 1.5, 4.0)
 
 
 @pytest.fixture
@@ -24,7 +25,7 @@ def shop(tmp_path, make_model, make_histories):
     """(retriever, model, histories) over 40 items and 6 users, the fourth with one event."""
     model = make_model()
     histories = make_histories(model, [5, 12, 30, 1, 8, 25])
-    publish_model(model, histories, tmp_path / "store", blend=BlendWeights(1.0, 2.5, 20.0))
+    publish_model(model, histories, tmp_path / "store", blend=WEIGHTS)
     return Retriever.open(tmp_path / "store"), model, histories
 
 
@@ -46,8 +47,12 @@ def brute_force(model, histories, k, *, exclude_seen=True, weights=None, at_us=N
     if weights:
         scores_BV = scores_BV * weights.interest
         newest = histories.timestamps.max() if at_us is None else at_us
-        past = history_scores(histories, newest, weights.half_life_days)
-        scores_BV[past.users_P, past.items_P - 1] += weights.history * past.scores_P
+        for weight, half_life in (
+            (weights.history, weights.half_life_days),
+            (weights.recent, weights.recent_half_life_days),
+        ):
+            past = history_scores(histories, newest, half_life)
+            scores_BV[past.users_P, past.items_P - 1] += weight * past.scores_P
     if exclude_seen:
         known = histories.known()
         scores_BV[known.user_index, known.items - 1] = -np.inf
@@ -87,8 +92,7 @@ def test_all_items_equal_brute_force(shop, k):
 def test_the_blend_equals_brute_force_over_all_items(shop, k):
     retriever, model, histories = shop
     hits = retriever.retrieve(histories, k=k, exclude="none")
-    weights = BlendWeights(1.0, 2.5, 20.0)
-    assert by_user(hits) == brute_force(model, histories, k, exclude_seen=False, weights=weights)
+    assert by_user(hits) == brute_force(model, histories, k, exclude_seen=False, weights=WEIGHTS)
     seen = {(u, i) for u, i in events_of(model, histories)[["user_id", "item_id"]].itertuples(index=False)}
     for hit in hits.itertuples():
         assert (hit.source == "interest") == ((hit.user_id, hit.item_id) not in seen)
@@ -102,7 +106,7 @@ def test_at_cuts_the_history_and_counts_ages_from_there(shop):
     some = past.take(np.flatnonzero(past.lengths))
     at = pd.Timestamp(at_us, unit="us", tz="UTC")
     for settings in ({}, {"exclude": "none"}):
-        weights = BlendWeights(1.0, 2.5, 20.0) if settings else None
+        weights = WEIGHTS if settings else None
         hits = retriever.retrieve(histories, k=6, at=at, **settings)
         wanted = brute_force(model, some, 6, exclude_seen=not settings, weights=weights, at_us=at_us)
         assert by_user(hits[hits["source"] != "popular"]) == wanted, settings

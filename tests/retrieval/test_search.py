@@ -73,9 +73,10 @@ def test_equals_brute_force(monkeypatch, kind, data):
         assert as_tuples(hits) == wanted
         return
     # what a blind index overlooks is not brought back, but nothing wrong is served and nothing is missing
-    assert np.bincount(hits.users_N, minlength=n_users).tolist() == np.bincount(
-        [w[0] for w in wanted], minlength=n_users
-    ).tolist()
+    assert (
+        np.bincount(hits.users_N, minlength=n_users).tolist()
+        == np.bincount([w[0] for w in wanted], minlength=n_users).tolist()
+    )
     assert not set(zip(hits.users_N, hits.rows_N, strict=True)) & set(pairs)
     assert (hits.rows_N >= 0).all()
     assert len(set(zip(hits.users_N, hits.rows_N, strict=True))) == len(hits.rows_N)
@@ -100,7 +101,13 @@ def test_no_exclusions_ask_for_k_only():
 
     vectors_VD = whole((50, 3), 0)
     nothing = np.empty(0, np.int64)
-    search_items(Spy.build(vectors_VD), ExactIndex.build(vectors_VD), whole((4, 2, 3), 1), 7, Excluded.of(nothing, nothing, 4, 50))
+    search_items(
+        Spy.build(vectors_VD),
+        ExactIndex.build(vectors_VD),
+        whole((4, 2, 3), 1),
+        7,
+        Excluded.of(nothing, nothing, 4, 50),
+    )
     assert depths == [7]
 
 
@@ -121,7 +128,9 @@ def test_no_search_is_larger_than_promised(monkeypatch):
     assert max(sizes) <= 200
 
 
-@given(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 9))), st.lists(st.tuples(st.integers(0, 5), st.integers(0, 9))))
+@given(
+    st.lists(st.tuples(st.integers(0, 5), st.integers(0, 9))), st.lists(st.tuples(st.integers(0, 5), st.integers(0, 9)))
+)
 def test_excluded_is_a_set_of_pairs(pairs, asked):
     excluded = Excluded.of(*(np.array([p[i] for p in pairs], np.int64) for i in (0, 1)), n_users=6, n_items=10)
     users, rows = (np.array([p[i] for p in asked], np.int64) for i in (0, 1))
@@ -141,5 +150,9 @@ def test_top_keeps_each_item_once_with_its_best_score(rows):
     for user, row, score, interest in rows:
         best[user, row] = max(best.get((user, row), (-1, 0)), (score, -interest))
     order = sorted(best, key=lambda key: (key[0], -best[key][0], key[1]))
-    wanted = [(u, r, best[u, r][0], -best[u, r][1]) for u, r in order if sum(o[0] == u for o in order[: order.index((u, r))]) < 2]
+    wanted = [
+        (u, r, best[u, r][0], -best[u, r][1])
+        for u, r in order
+        if sum(o[0] == u for o in order[: order.index((u, r))]) < 2
+    ]
     assert as_tuples(hits.top(2)) == wanted

@@ -78,7 +78,7 @@ def test_rollback_points_back_and_the_next_number_goes_on(two_versions, publish_
     assert content(store.current()) == "old"
     assert publish_text(store, "third").startswith("v00000003-")
     for name in ("v00000009-00000000", f"../versions/{old}", "", ".."):
-        with pytest.raises(StoreError, match="no version|no name of a version"):
+        with pytest.raises(StoreError, match=r"no version|no name of a version"):
             store.point_to(name)
 
 
