@@ -190,7 +190,7 @@ def plugin_manager() -> PluginManager:
         raise PluginError("the built-in parts failed to load") from manager._causes[BUILTIN]
     if BUILTIN not in manager._info:
         raise PluginError(
-            "the built-in parts are not registered: install the package (pip install -e .), don't only put it on the path"
+            "the built-in parts are not registered: install the package (pip install -e .) instead of only importing it"
         )
     return manager
 

@@ -23,12 +23,14 @@ def register(app: typer.Typer) -> None:
 
 def benchmark(
     sequences: Annotated[str, typer.Argument(help="`user item item ...` text, or any other log.")],
-    protocol: Annotated[str, typer.Option("--protocol", help="leave-one-out: last event is the test target.")] = "leave-one-out",
+    protocol: Annotated[
+        str, typer.Option("--protocol", help="leave-one-out: last event is the test target.")
+    ] = "leave-one-out",
     recipe: RecipeName = "reference",
     settings: Settings = None,
     seeds: Annotated[str, typer.Option("--seeds", help="Seeds, separated by commas.")] = "0",
     json_file: Annotated[Path | None, typer.Option("--json", help="Also write the figures to this file.")] = None,
-) -> None:  # fmt: skip
+) -> None:
     """Train a recipe once per seed and evaluate over the whole catalogue with seen items masked, beside the floors.
 
     Example: `bseq benchmark sequences.txt --recipe reference --seeds 0,1,2 --json result.json`

@@ -19,7 +19,10 @@ if TYPE_CHECKING:
 out = Console()  # results
 note = Console(stderr=True)  # everything else, so that results can be piped
 
-Source = Annotated[str, typer.Argument(help="Log: .parquet, .csv, .tsv, RecBole .inter (also globs), or a .txt of `user item item ...`.")]  # fmt: skip
+Source = Annotated[
+    str,
+    typer.Argument(help="Log: .parquet, .csv, .tsv, RecBole .inter (also globs), or a .txt of `user item item ...`."),
+]
 RecipeName = Annotated[str | None, typer.Option("--recipe", help="Shipped recipe by name, or a .toml file.")]
 Settings = Annotated[list[str] | None, typer.Option("--set", help="key=value over the recipe; repeat it.")]
 Columns = Annotated[

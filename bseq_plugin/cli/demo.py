@@ -29,9 +29,11 @@ def register(app: typer.Typer) -> None:
 def demo(
     data: Annotated[str, typer.Option("--data", help="Data set: completejourney.")] = "completejourney",
     folder: Annotated[Path, typer.Option("--out", help="Where everything is written.")] = Path("demo"),
-    quick: Annotated[bool, typer.Option("--quick", help="A sixth of the households, under a minute; figures mean little.")] = False,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="A sixth of the households, under a minute; figures mean little.")
+    ] = False,
     settings: Settings = None,
-) -> None:  # fmt: skip
+) -> None:
     """The whole job on real grocery purchases: train, compare with the floors, publish, retrieve, make features.
 
     Everything is chosen on November 2017; December is the test and is looked at once.

@@ -22,7 +22,7 @@ app = typer.Typer(
     rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
     help="Sequence-interest encoders for TorchRec: train, publish to an index, retrieve candidates, make ranking "
-    "features.\n\nStart with `bseq demo`. Errors: exit code 2 for wrong use, 1 for failures; `--debug` shows tracebacks.",
+    "features.\n\nStart with `bseq demo`. Exit codes: 2 for wrong use, 1 for failures; `--debug` shows tracebacks.",
 )
 for module in (demo, learn, serve, benchmark, info):
     module.register(app)
@@ -63,10 +63,8 @@ def main() -> None:
     except KeyboardInterrupt:
         _report("interrupted", 130)
     except Exception as error:  # the last resort: whatever is left is a failure of ours, told in one line
-        _report(
-            f"[bold red]failed:[/bold red] {type(error).__name__}: {_escape(str(error))} (bseq --debug COMMAND shows where)",
-            1,
-        )
+        told = f"{type(error).__name__}: {_escape(str(error))} (bseq --debug COMMAND shows where)"
+        _report(f"[bold red]failed:[/bold red] {told}", 1)
 
 
 def _escape(text: str) -> str:

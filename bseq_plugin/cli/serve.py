@@ -45,11 +45,15 @@ def publish(
 def retrieve(
     store: StorePath,
     user: Annotated[str | None, typer.Option("--user", help="A user id of the store.")] = None,
-    items: Annotated[str | None, typer.Option("--items", help="An anonymous history: item ids, oldest first, with commas.")] = None,
+    items: Annotated[
+        str | None, typer.Option("--items", help="An anonymous history: item ids, oldest first, with commas.")
+    ] = None,
     k: Annotated[int, typer.Option("--k", help="How many candidates.")] = 20,
-    exclude: Annotated[str, typer.Option("--exclude", help="seen: only items new to the user; none: blended with history.")] = "seen",
+    exclude: Annotated[
+        str, typer.Option("--exclude", help="seen: only items new to the user; none: blended with history.")
+    ] = "seen",
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
-) -> None:  # fmt: skip
+) -> None:
     """Candidates for a user of the store, or for a history given here.
 
     Example: `bseq retrieve store --user 42 --k 10`, or `bseq retrieve store --items 1001,1002 --json`
@@ -109,11 +113,15 @@ def features(
     candidates: Annotated[Path, typer.Option("--candidates", help="Table with user_id, item_id (.parquet, .csv).")],
     at: Annotated[str, typer.Option("--at", help="Instant of the request, e.g. 2017-12-01T00:00:00+00:00.")],
     output: Annotated[Path, typer.Option("--out", help="Parquet file to write.")],
-    events: Annotated[str | None, typer.Option("--events", help="Log to read histories from; default: the store's.")] = None,
-    spec: Annotated[Path | None, typer.Option("--spec", help="TOML with the features to make; default: all built-in.")] = None,
+    events: Annotated[
+        str | None, typer.Option("--events", help="Log to read histories from; default: the store's.")
+    ] = None,
+    spec: Annotated[
+        Path | None, typer.Option("--spec", help="TOML with the features to make; default: all built-in.")
+    ] = None,
     columns: Columns = None,
     timestamp_unit: Unit = None,
-) -> None:  # fmt: skip
+) -> None:
     """Ranking features of (user, candidate) pairs, from events strictly before an instant.
 
     Example: `bseq features store --candidates candidates.parquet --at 2017-12-01T00:00:00+00:00 --out features.parquet`

@@ -72,9 +72,8 @@ class Events:
         }
         for name in OPTIONAL:
             source = columns.get(name, name)
-            if name in columns:
+            if name in columns or source in frame:
                 _require(frame, source, name)
-            if source in frame:
                 canonical[name] = _optional(frame, source, name)
         return cls(pd.DataFrame(canonical))
 
@@ -143,7 +142,8 @@ def _ids(frame: pd.DataFrame, source: str) -> pd.Series:
         column = column.astype(column.cat.categories.dtype)
     if pd.api.types.is_bool_dtype(column) or pd.api.types.is_float_dtype(column):
         raise SchemaError(f"column {source!r} has dtype {column.dtype}; ids are integers or strings: convert it first")
-    if pd.api.types.is_integer_dtype(column):
+    kinds = pd.api.types.infer_dtype(column, skipna=False)
+    if kinds == "integer":  # also Python's own, which may be of any size
         values = column.to_numpy()
         bad = (values < 0) | (values > np.iinfo(np.int64).max)
         if bad.any():
@@ -152,12 +152,12 @@ def _ids(frame: pd.DataFrame, source: str) -> pd.Series:
                 f"column {source!r} has id {values[row]} in row {row}; ids are 0..2^63-1: re-number it or use strings"
             )
         return column.astype("int64")
-    kinds = pd.api.types.infer_dtype(column, skipna=False)
-    if kinds == "integer":
-        return _ids(pd.DataFrame({source: column.astype("int64")}), source)
     if kinds != "string":
         raise SchemaError(f"column {source!r} holds {kinds} values; ids are all integers or all strings: convert it")
-    return column.astype("str")
+    try:
+        return column.astype("str")
+    except UnicodeEncodeError as error:
+        raise SchemaError(f"column {source!r} has an id that is not valid Unicode: {error}; repair it first") from None
 
 
 def _times(frame: pd.DataFrame, source: str, unit: str | None) -> pd.Series:

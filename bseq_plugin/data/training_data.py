@@ -227,7 +227,9 @@ class TargetWindow:
         starts = np.maximum(offsets[:-1][users[part]], places[part] - self.recipe.max_length)
         histories = self.sequences.slices(users[part], starts, places[part])
         with_target, state = np.unique(owner[mine] - part[0], return_inverse=True)
-        return Examples(histories, histories.offsets[1:][with_target] - 1, ids[mine], state, len(ids), cut)
+        counts = np.bincount(owner, minlength=len(users))
+        n_targets = sum(int(counts[share(np.arange(len(users)), r, world_size)].sum()) for r in range(world_size))
+        return Examples(histories, histories.offsets[1:][with_target] - 1, ids[mine], state, n_targets, cut)
 
     def _targets(
         self, users: np.ndarray, places: np.ndarray, ends: np.ndarray, at_us: int

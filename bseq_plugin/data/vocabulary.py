@@ -66,7 +66,9 @@ class Vocabulary:
         return index
 
     def item_rows(self, item_ids: np.ndarray | pd.Series | Sequence[object]) -> np.ndarray:
-        """int64 rows, 0 for an unknown id. Raises SchemaError if integers meet a vocabulary of strings or vice versa."""
+        """int64 rows, 0 for an unknown id. Raises SchemaError if integers meet a vocabulary of strings or strings
+        one of integers.
+        """
         ids = pd.Index(item_ids)
         if len(ids) and pd.api.types.is_integer_dtype(ids) != pd.api.types.is_integer_dtype(self._item_index):
             kind = "integers" if pd.api.types.is_integer_dtype(self._item_index) else "strings"

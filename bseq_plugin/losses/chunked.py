@@ -16,7 +16,7 @@ from bseq_plugin.schema.parts import Candidates, Targets
 
 CHUNK_ELEMENTS = 1 << 22  # logits of one chunk: 16 MiB in float32, inside the last-level cache of a server CPU
 
-# (positive_S, weight_S, state_S, negative_CN) -> (loss, d loss / d positive_S) for the targets of one chunk of C states;
+# (positive_S, weight_S, state_S, negative_CN) -> (loss, d loss / d positive_S) for the targets of a chunk of C states;
 # state_S is the row of negative_CN a target belongs to. The weighted sum of losses is returned, and negative_CN is
 # turned into d loss / d negative in place. An entry of -inf is not a candidate; its derivative must come out as 0.
 LogitLoss = Callable[[Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import torch
@@ -16,7 +17,8 @@ class ItemTower(nn.Module):
     """Adds the vectors of an item's attributes to its looked-up row.
 
     Attributes have few values, so their table is a dense parameter, copied to every rank; the item table alone is
-    sharded. When a trained model is exported the sums are written into the item table (``fold``) and the tower is empty.
+    sharded. When a trained model is exported the sums are written into the item table (``fold``) and the tower is
+    empty.
     """
 
     membership: Tensor
@@ -56,7 +58,10 @@ def _membership(attributes: ItemAttributes) -> Tensor:
     n_rows, n_attributes = attributes.codes_VA.shape
     starts = torch.arange(0, n_rows * n_attributes + 1, n_attributes)
     codes = torch.from_numpy(attributes.codes_VA).flatten()
-    return torch.sparse_csr_tensor(starts, codes, torch.ones(len(codes)), (n_rows, attributes.n_codes))
+    shape = (n_rows, attributes.n_codes)
+    with warnings.catch_warnings():  # torch announces once that its CSR support is new
+        warnings.simplefilter("ignore", UserWarning)
+        return torch.sparse_csr_tensor(starts, codes, torch.ones(len(codes)), shape, check_invariants=True)
 
 
 class _SparseProduct(torch.autograd.Function):

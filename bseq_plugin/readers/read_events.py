@@ -12,7 +12,7 @@ from bseq_plugin.plugins import plugin_manager
 def read_events(
     source: object, *, columns: Mapping[str, str] | None = None, timestamp_unit: str | None = None
 ) -> Events:
-    """Events from a DataFrame, a Parquet or CSV file or glob, a RecBole ``.inter`` file, or ``user item item ...`` text.
+    """Events from a DataFrame, a Parquet or CSV file or glob, a RecBole ``.inter`` file, or sequence text.
 
     Plugins that implement ``bseq_read_events`` are asked first.
 
@@ -28,7 +28,7 @@ def read_events(
     found = plugin_manager().hook.bseq_read_events(source=source, columns=columns, timestamp_unit=timestamp_unit)
     if found is None:
         raise UsageError(
-            f"no reader recognises {source!r}; give a DataFrame, a .parquet, .csv, .tsv or .inter file (or a glob), or a "
+            f"no reader recognises {source!r}; give a DataFrame, a .parquet, .csv, .tsv or .inter file (or glob), or a "
             ".txt file with `user item item ...` lines; `bseq plugins` lists the plugins that were asked"
         )
     if not isinstance(found, Events):

@@ -26,6 +26,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -134,7 +135,11 @@ def publish_model(
         manifest["encoder_id"] = _sha256(folder / "encoder.safetensors")
         manifest["item_table_hash"] = _sha256(folder / "items.safetensors")
 
-    return (store if isinstance(store, Store) else Store(store)).publish(write, manifest)
+    store = store if isinstance(store, Store) else Store(store)
+    try:
+        return store.publish(write, manifest)
+    except SafetensorError as error:  # how a full disk shows itself there
+        raise StoreError(f"publishing to {str(store.path)!r} failed: {error}; nothing was published") from error
 
 
 def _require_finite(vectors_ND: Tensor, ids_N: np.ndarray, what: str, owners: str) -> None:

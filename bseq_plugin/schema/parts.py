@@ -52,7 +52,7 @@ class SequenceEncoder(nn.Module, ABC):
 
 @dataclass(frozen=True)
 class Targets:
-    """S targets; a state may have one (next item) or many (everything in the days that follow).
+    """S targets; a state may have one (next item) or many distinct ones (everything in the days that follow).
 
     Attributes:
         vectors_SD: float, item vectors.
@@ -98,7 +98,8 @@ class SequenceLoss(nn.Module, ABC):
     def forward(self, states_QD: Tensor, targets: Targets, candidates: Candidates) -> Tensor:
         """Weighted mean over S targets (``sum(w * loss) / sum(w)``); 0 with a gradient of zeros when S = 0.
 
-        A candidate that is a target of the same state (an accidental hit) must not count as its negative.
+        A candidate that is a target of the same state (an accidental hit) must not count as its negative: what a
+        state's targets do to each other is for the loss to say, from ``targets`` alone.
         """
 
 

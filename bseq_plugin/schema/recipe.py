@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Iterable, Mapping
+from datetime import datetime
 from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
@@ -112,7 +113,7 @@ class Recipe(BaseModel):
             text = _shipped(str(name_or_path)).read_text(encoding="utf-8")
         else:
             raise RecipeError(
-                f"unknown recipe {str(name_or_path)!r}; shipped are: {', '.join(shipped_recipes())}; or give a .toml file"
+                f"unknown recipe {str(name_or_path)!r}; there are: {', '.join(shipped_recipes())}; or give a .toml file"
             )
         try:
             values = tomllib.loads(text)
@@ -153,9 +154,10 @@ def _shipped(name: str) -> Any:
 
 def _parse_value(text: str) -> Any:
     try:
-        return tomllib.loads(f"value = {text}")["value"]
+        value = tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
         return text  # a bare word: --set encoder=mean
+    return value.isoformat() if isinstance(value, datetime) else value
 
 
 def _assign(values: dict[str, Any], path: list[str], value: Any, setting: str) -> None:

@@ -45,9 +45,16 @@ class RunLog:
     @contextmanager
     def epoch(self, number: int, steps: int) -> Iterator[Report]:
         """A progress bar over the steps of an epoch; call the yielded function after each step."""
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[state]}"), TimeRemainingColumn())  # fmt: skip
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[state]}"),
+            TimeRemainingColumn(),
+        )
         started, events, seen, total = time.perf_counter(), 0, 0, 0.0
-        with Progress(*columns, console=self.console, transient=True) as bar:
+        hidden = not self.console.is_terminal  # a log file gets one line an epoch and no bars
+        with Progress(*columns, console=self.console, transient=True, disable=hidden) as bar:
             task = bar.add_task(f"epoch {number}/{self.epochs}", total=steps, state="")
 
             def report(loss: float, n_events: int) -> None:
@@ -70,7 +77,8 @@ class RunLog:
             file.write(json.dumps(line) + "\n")
         figures = "  ".join(f"{key} {value:.4f}" for key, value in line.items() if "@" in key)
         self.console.print(
-            f"epoch {epoch:>3}  loss {line['loss']:.4f}  {figures}  {line['events_per_second']:,.0f} events/s {note}"
+            f"epoch {epoch:>3}  loss {line['loss']:.4f}  {figures}  {line['events_per_second']:,.0f} events/s {note}",
+            soft_wrap=True,
         )
 
     def _drop_lines_after(self, epoch: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -12,6 +13,7 @@ from torch import nn
 from torchrec.distributed.embedding import EmbeddingCollectionSharder
 from torchrec.distributed.model_parallel import DistributedModelParallel
 from torchrec.distributed.planner import EmbeddingShardingPlanner, Topology
+from torchrec.distributed.planner.storage_reservations import FixedPercentageStorageReservation
 from torchrec.distributed.planner.types import ParameterConstraints
 from torchrec.distributed.types import ModuleSharder, ShardingType
 from torchrec.optim.keyed import CombinedOptimizer, KeyedOptimizerWrapper
@@ -30,6 +32,7 @@ TABLE_OPTIMIZERS = {
 }
 # Data-parallel tables are never offered: fbgemm's CPU look-up for them pools instead of giving one row an event, and
 # on a GPU the planner's other choices serve small tables as well.
+RESERVED_STORAGE = 0.15  # share of the device that the planner leaves for activations and dense parameters
 SHARDING_TYPES = {
     "auto": [ShardingType.ROW_WISE.value, ShardingType.TABLE_WISE.value, ShardingType.COLUMN_WISE.value],
     "row_wise": [ShardingType.ROW_WISE.value],
@@ -40,11 +43,14 @@ SHARDING_TYPES = {
 
 @dataclass(frozen=True)
 class ShardedTask:
-    """The model under DistributedModelParallel with the optimizer of all its parameters."""
+    """The model under DistributedModelParallel with the optimizer of all its parameters.
+
+    ``dense_optimizer`` is the part of it for dense parameters, None if the model has none.
+    """
 
     model: DistributedModelParallel
     optimizer: CombinedOptimizer
-    dense_optimizer: KeyedOptimizerWrapper
+    dense_optimizer: KeyedOptimizerWrapper | None
 
     @property
     def task(self) -> SequenceInterestTask:
@@ -77,14 +83,20 @@ def shard(task: SequenceInterestTask, recipe: Recipe, here: World) -> ShardedTas
     tables = [config.name for config in task.interest_encoder.embedding_collection.embedding_configs()]
     constraints = {name: ParameterConstraints(sharding_types=SHARDING_TYPES[recipe.sharding]) for name in tables}
     planner = EmbeddingShardingPlanner(
-        topology=Topology(world_size=here.size, compute_device=here.device.type), constraints=constraints
+        topology=Topology(world_size=here.size, compute_device=here.device.type),
+        # the planner's default reservation is deprecated in torchrec 1.8
+        storage_reservation=FixedPercentageStorageReservation(percentage=RESERVED_STORAGE),
+        constraints=constraints,
     )
     plan = planner.collective_plan(task, sharders, dist.group.WORLD)
-    model = DistributedModelParallel(task, device=here.device, plan=plan, sharders=sharders)
-    dense = KeyedOptimizerWrapper(
-        dict(in_backward_optimizer_filter(model.named_parameters())),
-        lambda parameters: _dense_optimizer(parameters, recipe),
-    )
+    with warnings.catch_warnings():
+        # torchrec calls DistributedDataParallel in a way that torch has deprecated; nobody here can act on it
+        warnings.filterwarnings("ignore", category=FutureWarning, module="torchrec")
+        model = DistributedModelParallel(task, device=here.device, plan=plan, sharders=sharders)
+    parameters = dict(in_backward_optimizer_filter(model.named_parameters()))
+    if not parameters:  # `mean` without options learns its tables alone, and torch refuses an empty optimizer
+        return ShardedTask(model, CombinedOptimizer([model.fused_optimizer]), None)
+    dense = KeyedOptimizerWrapper(parameters, lambda values: _dense_optimizer(values, recipe))
     return ShardedTask(model, CombinedOptimizer([model.fused_optimizer, dense]), dense)
 
 

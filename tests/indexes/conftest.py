@@ -7,7 +7,7 @@ import pytest
 import torch
 
 
-@pytest.fixture(autouse=True, scope="session")
+@pytest.fixture(autouse=True, scope="module")
 def one_thread():
     before = torch.get_num_threads(), faiss.omp_get_max_threads()
     torch.set_num_threads(1)

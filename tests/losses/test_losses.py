@@ -38,6 +38,9 @@ def softmax_loop(states, targets, candidates):
         state = int(targets.state_S[place])
         positive = float(targets.vectors_SD[place] @ states[state])
         others = sum(math.exp(logit - logq) for logit, logq in negatives((state, states[state]), targets, candidates))
+        for other in range(len(targets.ids_S)):
+            if other != place and int(targets.state_S[other]) == state:
+                others += math.exp(float(targets.vectors_SD[other] @ states[state]))
         total += float(targets.weights_S[place]) * (math.log(math.exp(positive) + others) - positive)
     return total / float(targets.weights_S.sum())
 
@@ -59,7 +62,7 @@ def problems(draw):
     seed = draw(st.integers(0, 2**31))
     generator = torch.Generator().manual_seed(seed)
     vectors = torch.randn(n_items + 1, dim, generator=generator, dtype=torch.float64)
-    pairs = draw(st.lists(st.tuples(st.integers(0, n_states - 1), st.integers(1, n_items)), min_size=1, max_size=12))
+    pairs = draw(st.lists(st.tuples(st.integers(0, n_states - 1), st.integers(1, n_items)), min_size=1, max_size=12, unique=True))
     pairs.sort()
     states, ids = torch.tensor([p[0] for p in pairs]), torch.tensor([p[1] for p in pairs])
     weights = torch.rand(len(pairs), generator=generator, dtype=torch.float64) + 0.1

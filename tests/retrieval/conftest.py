@@ -17,7 +17,7 @@ from bseq_plugin.retrieval.store import Store
 from bseq_plugin.schema.recipe import Recipe
 
 
-@pytest.fixture(autouse=True, scope="session")
+@pytest.fixture(autouse=True, scope="module")
 def one_thread():
     """The matrices here are tiny: more than one thread only costs."""
     before = torch.get_num_threads(), faiss.omp_get_max_threads()

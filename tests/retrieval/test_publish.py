@@ -11,6 +11,7 @@ import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from bseq_plugin.data.sequences import Sequences
@@ -210,3 +211,17 @@ def test_a_user_with_two_histories_is_refused(run, tmp_path):
     twice = run.histories.take(np.array([0, 1, 0]))
     with pytest.raises(UsageError, match="user twice"):
         publish(run.path, tmp_path / "store", histories=twice)
+
+
+@pytest.mark.parametrize("error", [SafetensorError("No space left on device"), OSError(28, "No space left on device")])
+def test_a_full_disk_publishes_nothing(run, tmp_path, monkeypatch, error):
+    def full(*_):
+        raise error
+
+    publish(run.path, tmp_path / "store")
+    before = Store(tmp_path / "store").current().name
+    monkeypatch.setattr(publish_module, "save_file", full)
+    with pytest.raises(StoreError, match=r"No space left on device.*nothing was published"):
+        publish(run.path, tmp_path / "store")
+    assert Store(tmp_path / "store").current().name == before
+    assert os.listdir(tmp_path / "store" / "versions") == [before]

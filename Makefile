@@ -1,0 +1,48 @@
+PYTHON ?= python3.11
+TORCH := torch==2.13.0
+VENV := .venv
+BIN := $(VENV)/bin
+# touched when the environment is complete; older than what it is made from = stale
+READY := $(VENV)/.ready
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint bench lock clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-6s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+demo: $(READY) ## the whole job on real purchases, in a few minutes; writes demo/
+	$(BIN)/bseq demo --out demo $(ARGS)
+
+test: $(READY) ## the tests
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: $(READY) ## ruff and mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: ## list the benchmarks; make bench-NAME runs one
+	@for file in benchmarks/*.py; do \
+		[ -e "$$file" ] || { echo "there are no benchmarks yet"; break; }; \
+		printf 'make bench-%-12s %s\n' "$$(basename "$$file" .py)" "$$(sed -n '1s/"""//gp' "$$file")"; \
+	done
+
+bench-%: benchmarks/%.py $(READY)
+	$(BIN)/python $< $(ARGS)
+
+lock: ## write requirements/cpu.txt anew, with the newest packages that fit
+	$(PYTHON) requirements/lock.py $(TORCH)
+
+clean: ## remove the environment, caches, build products and the demo's output
+	rm -rf $(VENV) demo build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# An environment that is there is brought up to date rather than made anew. torchrec's metadata asks for the CUDA build
+# of fbgemm, so the lock is installed without looking at dependencies; CONTRIBUTING.md, "Regenerate the lock".
+$(READY): pyproject.toml requirements/cpu.txt Makefile
+	@$(BIN)/python -c "" 2>/dev/null || { rm -rf $(VENV); $(PYTHON) -m venv $(VENV); }
+	$(BIN)/python -m pip install $(TORCH)
+	$(BIN)/python -m pip install --no-deps -r requirements/cpu.txt
+	$(BIN)/python -m pip install --no-deps --no-build-isolation -e .
+	@touch $@

@@ -1,0 +1,119 @@
+"""What several test folders share: a tiny log, a recipe for it, and one finished run."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+START_US = 1_600_000_000_000_000
+DAY_US = 86_400_000_000
+
+
+@pytest.fixture(scope="session")
+def make_frame():
+    """A function that makes a log of mostly cyclic histories (item i is followed by i + 1), one row an event."""
+
+    def make(n_users=60, n_items=30, seed=0, days=90):
+        random = np.random.default_rng(seed)
+        rows = []
+        for user in range(n_users):
+            n_events, first = int(random.integers(5, 15)), int(random.integers(n_items))
+            times = np.sort(random.integers(0, days * 86_400, n_events)) * 1_000_000 + START_US
+            for place, time in enumerate(times):
+                item = (first + place) % n_items if random.random() < 0.9 else int(random.integers(n_items))
+                rows.append((user * 3 + 1, item * 10 + 5, int(time), ("buy", "view")[int(random.integers(2))]))
+        frame = pd.DataFrame(rows, columns=["user_id", "item_id", "timestamp", "event_type"])
+        frame["timestamp"] = pd.to_datetime(frame["timestamp"], unit="us", utc=True)
+        return frame.sort_values("timestamp", kind="stable", ignore_index=True)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def tiny_frame(make_frame):
+    """60 users, 30 items, 90 days; nobody may change it."""
+    return make_frame()
+
+
+@pytest.fixture(scope="session")
+def tiny_source(tiny_frame, tmp_path_factory):
+    """The tiny log as a Parquet file."""
+    path = tmp_path_factory.mktemp("source") / "events.parquet"
+    tiny_frame.to_parquet(path)
+    return path
+
+
+TINY = {
+    "dim": 8,
+    "epochs": 2,
+    "max_length": 10,
+    "batch_users": 16,
+    "encoder_options": {"n_blocks": 1, "n_heads": 2, "feed_forward": 16},
+}
+
+
+@pytest.fixture(scope="session")
+def tiny_recipe():
+    """A causal encoder that trains on the tiny log in a fraction of a second."""
+    from bseq_plugin.schema.recipe import Recipe
+
+    return Recipe(**TINY)
+
+
+@pytest.fixture(scope="session")
+def tiny_settings():
+    """``tiny_recipe`` as arguments of the command line."""
+    flat = {k: v for k, v in TINY.items() if k != "encoder_options"}
+    flat |= {f"encoder_options.{k}": v for k, v in TINY["encoder_options"].items()}
+    return [word for key, value in flat.items() for word in ("--set", f"{key}={value}")]
+
+
+@pytest.fixture(scope="session")
+def tiny_run(tiny_frame, tiny_recipe, tmp_path_factory):
+    """A finished run of the tiny recipe on the tiny log, leave-one-out; nobody may change it."""
+    import torch
+
+    from bseq_plugin.data.events import Events
+    from bseq_plugin.training.train import train
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    run = train(
+        Events.from_frame(tiny_frame), tiny_recipe, tmp_path_factory.mktemp("tiny") / "run", progress=False
+    )
+    torch.set_num_threads(threads)
+    return run.path
+
+
+@pytest.fixture(scope="session")
+def tiny_store(tiny_run, tmp_path_factory):
+    """A store with the tiny run published once; nobody may change it."""
+    from bseq_plugin.retrieval.publish import publish
+
+    store = tmp_path_factory.mktemp("tiny") / "store"
+    publish(tiny_run, store)
+    return store
+
+
+@pytest.fixture(scope="session")
+def python():
+    """A function that runs ``python ARGS`` on one thread and gives the finished process, output as text."""
+
+    def run(*args: object, timeout: float = 120, env: dict[str, str] | None = None, cwd: Path | None = None):
+        return subprocess.run(
+            [sys.executable, *map(str, args)],
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+            check=False,
+            cwd=cwd,
+            env={**os.environ, "OMP_NUM_THREADS": "1", **(env or {})},
+        )
+
+    return run
