@@ -56,7 +56,7 @@ def demo(
         final = job.final(epochs)
     with job.step("blend", "4/7 Weighing interest against personal history on November"):
         weights = job.blend(selection)
-    note.print(f"score = interest + {weights['history']:g} x history, half life {weights['half_life_days']:g} days")
+    note.print(f"score = interest + {describe(weights)}")
     with job.step("publish", "5/7 Publishing vectors, index and encoder"):
         retriever = job.publish(final)
     with job.step("evaluate", "6/7 Evaluating on December, beside the no-training floors"):
@@ -73,6 +73,14 @@ def demo(
     total = sum(job.seconds.values())
     steps = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in job.seconds.items())
     note.print(f"{total:.0f} s: {steps}")
+
+
+def describe(weights: dict[str, float]) -> str:
+    """The history part of a blend in words."""
+    parts = f"{weights['history']:.3g} x history (half life {weights['half_life_days']:g} days)"
+    if weights["recent"]:
+        parts += f" + {weights['recent']:.3g} x recent history ({weights['recent_half_life_days']:g} days)"
+    return parts
 
 
 def _show_examples(job: Demo, retriever: Retriever) -> None:

@@ -48,7 +48,7 @@ class ItemAttributes:
             if name not in items:
                 raise SchemaError(f"the items table lacks column {name!r}; found {[str(c) for c in items.columns]}")
         if items[ITEM].duplicated().any():
-            twice = items.loc[items[ITEM].duplicated(), ITEM].iloc[0]
+            twice = items.loc[items[ITEM].duplicated(), ITEM].tolist()[0]
             raise SchemaError(f"the items table has item {twice!r} twice; keep one row an item")
         rows = vocabulary.item_rows(items[ITEM])
         known = rows > 0

@@ -73,7 +73,7 @@ class Vocabulary:
         if len(ids) and pd.api.types.is_integer_dtype(ids) != pd.api.types.is_integer_dtype(self._item_index):
             kind = "integers" if pd.api.types.is_integer_dtype(self._item_index) else "strings"
             raise SchemaError(
-                f"item ids are {ids.dtype}, but this vocabulary has {kind}: for example {self.item_ids[0]!r}"
+                f"item ids are {ids.dtype}, but this vocabulary has {kind}: for example {self.item_ids[:1].tolist()[0]!r}"
             )
         return np.asarray(self._item_index.get_indexer(ids) + 1, dtype=np.int64)
 

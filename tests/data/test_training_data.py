@@ -163,8 +163,8 @@ def test_window_batches_are_those_of_a_loop(users, scope, at_least, epoch):
         else:
             assert [targets for _, targets in found] == [[]]
         priors = PopularityPrior(log, N_ITEMS, (3.0,)).at(cut_us)
-        assert batch.target_priors_SP.tolist() == priors[batch.target_ids_S].tolist()
-        assert batch.candidate_priors_NP.tolist() == priors[batch.candidate_ids_N].tolist()
+        assert batch.target_priors_SP.tolist() == priors[batch.target_ids_S.numpy()].tolist()
+        assert batch.candidate_priors_NP.tolist() == priors[batch.candidate_ids_N.numpy()].tolist()
 
 
 def data_cut(data, batch):
