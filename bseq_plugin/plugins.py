@@ -66,13 +66,14 @@ class PluginManager:
             raise PluginError(
                 f"plugin name {name!r} is given by {distribution} and by {other.distribution}; uninstall one of them"
             )
-        self._pm.register(plugin, name=name)
         try:
+            self._pm.register(plugin, name=name)
             self._pm.check_pending()
-        except pluggy.PluginValidationError as error:
+        except pluggy.PluginValidationError as error:  # an argument or a hook that the specification does not have
             self._pm.unregister(name=name)
             raise PluginError(
-                f"plugin {name!r} ({distribution}): {error}. The hooks are: {', '.join(sorted(hook_names()))}"
+                f"plugin {name!r} ({distribution}): {error}. The hooks are: {', '.join(sorted(hook_names()))}. "
+                f"Until it is repaired, {DENY_ENV}={name} leaves it out"
             ) from error
         callers = self._pm.get_hookcallers(plugin) or []
         self._info[name] = PluginInfo(name, distribution, version, hooks=sorted(c.name for c in callers))

@@ -28,7 +28,7 @@ class GruEncoder(bseq.SequenceEncoder):
 
     def forward(self, events: bseq.PackedEvents) -> Tensor:
         x_BLD, _ = events.padded()
-        return events.packed(self.gru(x_BLD)[0]) if x_BLD.numel() else events.x_TD
+        return events.packed(self.gru(x_BLD)[0]) if len(events.x_TD) else events.x_TD
 
 
 @bseq.hookimpl

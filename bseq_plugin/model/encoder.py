@@ -54,7 +54,7 @@ class SequenceInterestEncoder(nn.Module):
         super().__init__()
         tables = _tables(recipe, n_items, n_event_types, candidate_keys)
         self.embedding_collection = EmbeddingCollection(tables=tables, device=torch.device(device) if device else None)
-        self.item_tower = ItemTower(recipe.dim, attributes)
+        self.item_tower = ItemTower(recipe.dim, attributes, recipe.table_init)
         self.event_embedder = EventEmbedder(recipe.event_features, recipe.max_length)
         self.sequence_encoder = StateReader(build_encoder_part(recipe))
         self.interest_head = InterestHead(
@@ -141,7 +141,7 @@ def build_encoder_part(recipe: Recipe) -> SequenceEncoder:
 
 def _tables(recipe: Recipe, n_items: int, n_event_types: int, candidate_keys: bool) -> list[EmbeddingConfig]:
     item_keys = [EVENT, TARGET, NEGATIVE] if candidate_keys else [EVENT]
-    rows = {ITEM_TABLE: (n_items + 1, item_keys, 0.02)}
+    rows = {ITEM_TABLE: (n_items + 1, item_keys, recipe.table_init)}
     # context tables start at zero: an event is its item until the data says more
     if EVENT_TYPE in recipe.event_features:
         rows[EVENT_TYPE] = (n_event_types + 1, [EVENT_TYPE], 0.0)

@@ -88,6 +88,8 @@ class InterestModel:
         interests_BKD = torch.empty(histories.n_users, 1, width)
         boundaries = np.flatnonzero(np.diff(np.cumsum(histories.lengths[order]) // EVENTS_PER_CALL)) + 1
         for users in np.split(order, boundaries):
+            if len(users) == 0:  # of no histories at all; TorchRec can't look up a batch of no users
+                break
             features = history_features(histories.take(users), self.recipe.event_features)
             interests_BKD[torch.from_numpy(users)] = self.encoder(features)[USER_INTEREST].view(len(users), -1, width)
         return interests_BKD

@@ -24,12 +24,12 @@ class ItemTower(nn.Module):
     membership: Tensor
     membership_transposed: Tensor
 
-    def __init__(self, dim: int, attributes: ItemAttributes | None = None) -> None:
+    def __init__(self, dim: int, attributes: ItemAttributes | None = None, init_std: float = 0.02) -> None:
         super().__init__()
         self.attribute_table: nn.Embedding | None = None
         if attributes is not None:
             self.attribute_table = nn.Embedding(attributes.n_codes, dim)
-            nn.init.normal_(self.attribute_table.weight, std=0.02)
+            nn.init.normal_(self.attribute_table.weight, std=init_std)
             matrix = _membership(attributes)
             self.register_buffer("membership", matrix, persistent=False)
             self.register_buffer("membership_transposed", matrix.t().to_sparse_csr(), persistent=False)

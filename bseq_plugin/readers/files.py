@@ -32,9 +32,8 @@ def read(source: object, columns: Mapping[str, str] | None, timestamp_unit: str 
 
 
 def _files(pattern: str) -> list[Path]:
-    files = (
-        [Path(pattern)] if Path(pattern).is_file() else [Path(p) for p in sorted(glob.glob(pattern, recursive=True))]
-    )
+    found = [pattern] if Path(pattern).is_file() else sorted(glob.glob(pattern, recursive=True))
+    files = [Path(path) for path in found if Path(path).suffix == ".parquet" or Path(path).is_file()]
     if not files:
         raise UsageError(f"there is no file {pattern!r}")
     return files
@@ -52,7 +51,8 @@ def _read_one(file: Path) -> pd.DataFrame:
     try:
         if file.suffix == ".parquet":
             return pd.read_parquet(file)
-        return pd.read_csv(file, sep="\t" if file.suffix == ".tsv" else ",")
+        # in one piece: read in chunks, a column of ids such as 1, 2, A3 would come out as a mixture of kinds
+        return pd.read_csv(file, sep="," if file.suffix == ".csv" else "\t", low_memory=False)
     except (ValueError, OSError) as error:  # pandas' and pyarrow's parse errors are ValueErrors
         raise SchemaError(f"{file} can't be read as {file.suffix}: {error}") from None
 
@@ -74,7 +74,7 @@ def _parse_times(column: pd.Series, name: str) -> pd.Series:
 
 def _read_recbole(files: list[Path], columns: Mapping[str, str] | None, timestamp_unit: str | None) -> Events:
     """RecBole's atomic ``.inter``: tab-separated, ``name:type`` headers, times in float seconds."""
-    frame = pd.concat([pd.read_csv(file, sep="\t") for file in files], ignore_index=True)
+    frame = pd.concat([_read_one(file) for file in files], ignore_index=True)
     types = {str(c).partition(":")[0]: str(c).partition(":")[2] for c in frame.columns}
     frame.columns = pd.Index(list(types))
     for name, kind in types.items():
@@ -95,7 +95,7 @@ def _read_sequence_text(files: list[Path], columns: Mapping[str, str] | None, ti
     users: list[str] = []
     items: list[str] = []
     for file in files:
-        for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), 1):
+        for number, line in enumerate(_read_text(file).splitlines(), 1):
             user, *history = line.split()[:1] + line.split()[1:] or [""]
             if not history:
                 if user:
@@ -108,11 +108,18 @@ def _read_sequence_text(files: list[Path], columns: Mapping[str, str] | None, ti
     return Events.in_order(_numbers(users, USER), _numbers(items, ITEM))
 
 
+def _read_text(file: Path) -> str:
+    try:
+        return file.read_text(encoding="utf-8")
+    except (ValueError, OSError) as error:
+        raise SchemaError(f"{file} can't be read as text: {error}") from None
+
+
 def _numbers(texts: list[str], name: str) -> np.ndarray:
     column = np.array(texts, dtype=object)
     if all(text.isdecimal() and text.isascii() for text in dict.fromkeys(texts)):
         try:
             return column.astype(np.int64)
-        except OverflowError:
+        except (OverflowError, ValueError):  # beyond int64, or beyond the digits that Python reads
             raise SchemaError(f"{name} has an id above 2^63 - 1; use shorter or non-numeric ids") from None
     return column

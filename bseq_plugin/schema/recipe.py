@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from datetime import datetime
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -21,7 +21,7 @@ class Recipe(BaseModel):
     Times are seconds or days as named. ``encoder_options`` and ``loss_options`` belong to the chosen parts.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     # model
     encoder: str = Field("causal", description="name of a sequence encoder (see `bseq plugins`)")
@@ -35,7 +35,7 @@ class Recipe(BaseModel):
     item_attributes: tuple[str, ...] = Field(
         (), description="columns of the items table whose values are summed into the item rows"
     )
-    popularity_days: tuple[float, ...] = Field(
+    popularity_days: tuple[Annotated[float, Field(gt=0)], ...] = Field(
         (), description="spans of days whose popularity becomes a column of the item vectors; for targets='window'"
     )
     score: Literal["inner", "cosine"] = Field(
@@ -45,7 +45,7 @@ class Recipe(BaseModel):
     # objective
     loss: str = Field("softmax", description="name of a loss (see `bseq plugins`)")
     loss_options: dict[str, Any] = Field(default_factory=dict)
-    candidates: Literal["all"] | int = Field(
+    candidates: Literal["all"] | Annotated[int, Field(ge=1)] = Field(
         "all", description="'all' = whole catalogue, n = n sampled negatives a batch"
     )
     sampling: Literal["uniform", "popularity"] = Field("uniform", description="distribution of sampled negatives")
@@ -81,6 +81,7 @@ class Recipe(BaseModel):
     weight_decay: float = Field(0.0, ge=0)
     schedule: Literal["constant", "cosine"] = Field("constant", description="of both learning rates, over all epochs")
     table_optimizer: Literal["rowwise_adagrad", "adagrad", "sgd", "adam"] = "rowwise_adagrad"
+    table_init: float = Field(0.02, gt=0, description="standard deviation of new item and attribute rows")
     table_learning_rate: float = Field(0.05, gt=0)
     sharding: Literal["auto", "row_wise", "table_wise", "column_wise"] = "auto"
     seed: int = Field(0, ge=0)

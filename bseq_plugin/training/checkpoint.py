@@ -60,8 +60,8 @@ class Checkpoints:
 
     def load(self, sharded: ShardedTask, epoch: int) -> dict[str, Any]:
         """Bring model and optimizers to the state after ``epoch``; gives what ``save`` got as ``state``."""
-        if sharded.dense_optimizer is not None:
-            sharded.dense_optimizer.init_state()  # without it the Adam slots to load into do not exist yet
+        for optimizer in sharded.dense_optimizers:
+            optimizer.init_state()  # without it the slots to load into do not exist yet
         values = sharded.state()
         dcp.load(values, checkpoint_id=str(self.path(epoch)))  # type: ignore[attr-defined]
         sharded.model.load_state_dict(values["model"])

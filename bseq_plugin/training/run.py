@@ -39,6 +39,12 @@ class Run:
         return found
 
     @property
+    def is_half_begun(self) -> bool:
+        """True if all there is may come from a ``begin`` that was killed: ``run.json`` is what it writes last."""
+        written = {"recipe.json", "vocabulary.parquet", "sequences.parquet", ".recipe.json.tmp", ".run.json.tmp"}
+        return self.path.is_dir() and {path.name for path in self.path.iterdir()} <= written
+
+    @property
     def recipe(self) -> Recipe:
         """The resolved recipe."""
         return Recipe.parse(json.loads((self.path / "recipe.json").read_text(encoding="utf-8")), str(self.path))

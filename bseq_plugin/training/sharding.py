@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -18,6 +19,7 @@ from torchrec.distributed.planner.types import ParameterConstraints
 from torchrec.distributed.types import ModuleSharder, ShardingType
 from torchrec.optim.keyed import CombinedOptimizer, KeyedOptimizerWrapper
 from torchrec.optim.optimizers import in_backward_optimizer_filter
+from torchrec.optim.rowwise_adagrad import RowWiseAdagrad
 
 from bseq_plugin.errors import RecipeError
 from bseq_plugin.model.task import SequenceInterestTask
@@ -50,7 +52,7 @@ class ShardedTask:
 
     model: DistributedModelParallel
     optimizer: CombinedOptimizer
-    dense_optimizer: KeyedOptimizerWrapper | None
+    dense_optimizers: list[KeyedOptimizerWrapper]
 
     @property
     def task(self) -> SequenceInterestTask:
@@ -93,12 +95,21 @@ def shard(task: SequenceInterestTask, recipe: Recipe, here: World) -> ShardedTas
         # torchrec calls DistributedDataParallel in a way that torch has deprecated; nobody here can act on it
         warnings.filterwarnings("ignore", category=FutureWarning, module="torchrec")
         model = DistributedModelParallel(task, device=here.device, plan=plan, sharders=sharders)
-    parameters = dict(in_backward_optimizer_filter(model.named_parameters()))
-    if not parameters:  # `mean` without options learns its tables alone, and torch refuses an empty optimizer
-        return ShardedTask(model, CombinedOptimizer([model.fused_optimizer]), None)
-    dense = KeyedOptimizerWrapper(parameters, lambda values: _dense_optimizer(values, recipe))
-    return ShardedTask(model, CombinedOptimizer([model.fused_optimizer, dense]), dense)
+    parts = _dense_optimizers(dict(in_backward_optimizer_filter(model.named_parameters())), recipe)
+    return ShardedTask(model, CombinedOptimizer([model.fused_optimizer, *parts]), parts)
 
 
-def _dense_optimizer(parameters: Any, recipe: Recipe) -> torch.optim.Optimizer:
-    return torch.optim.AdamW(parameters, lr=recipe.learning_rate, weight_decay=recipe.weight_decay)
+def _dense_optimizers(parameters: dict[str, Any], recipe: Recipe) -> list[KeyedOptimizerWrapper]:
+    """AdamW; and row-wise Adagrad for the attribute table, whose rows are learned like those of the item table.
+
+    Either may have nothing to do (``mean`` without options learns its tables alone), and is then left out.
+    """
+    tables = {name: value for name, value in parameters.items() if "item_tower.attribute_table" in name}
+    rest = {name: value for name, value in parameters.items() if name not in tables}
+    optimizers = []
+    if rest:
+        adam = partial(torch.optim.AdamW, lr=recipe.learning_rate, weight_decay=recipe.weight_decay)
+        optimizers.append(KeyedOptimizerWrapper(rest, adam))
+    if tables:
+        optimizers.append(KeyedOptimizerWrapper(tables, partial(RowWiseAdagrad, lr=recipe.table_learning_rate)))
+    return optimizers

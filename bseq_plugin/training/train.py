@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import torch
 from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
@@ -92,13 +93,22 @@ def _check_out(run: Run, log: PreparedLog, resume: bool, here: World) -> None:
             problem = (
                 f"{run.path} was begun with another recipe (different: {', '.join(changed)}); use the same to resume"
             )
-        elif list(run.vocabulary().item_ids) != list(log.vocabulary.item_ids):
-            problem = f"{run.path} was begun on another log (its items differ); resume with the same source"
-    elif here.is_first and run.path.is_dir() and any(run.path.iterdir()):
-        problem = f"{run.path} is not empty and not a run; give another --out"
+        elif not _same_log(run, log):
+            problem = f"{run.path} was begun on another log (its events differ); resume with the same source"
+    elif here.is_first and run.path.exists() and not (resume and run.is_half_begun):
+        if not run.path.is_dir() or any(run.path.iterdir()):
+            problem = f"{run.path} is not empty and not a run; give another --out"
     problem = next((p for p in here.gather(problem) if p), None)
     if problem:
         raise RunError(problem)
+
+
+def _same_log(run: Run, log: PreparedLog) -> bool:
+    if list(run.vocabulary().item_ids) != list(log.vocabulary.item_ids):
+        return False
+    begun = run.sequences()
+    names = ("user_ids", "offsets", "items", "timestamps", "event_types")
+    return all(np.array_equal(getattr(begun, name), getattr(log.sequences, name)) for name in names)
 
 
 @dataclass
@@ -170,8 +180,9 @@ class Trainer:
             "events_per_second": events / seconds,
         }
         self._judge(state, line)
-        self.checkpoints.save(self.sharded, asdict(state), state.epoch, {state.best_epoch}, self.here)
+        # The line first: a resumed run strikes lines beyond its checkpoint, but could not make up for a missing one.
         log.write(line, "(best)" if state.best_epoch == state.epoch and self.log.validation is not None else "")
+        self.checkpoints.save(self.sharded, asdict(state), state.epoch, {state.best_epoch}, self.here)
 
     def _judge(self, state: Progress, line: dict[str, Any]) -> None:
         """Validate; without a validation set the newest epoch is the best."""

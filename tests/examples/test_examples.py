@@ -1,23 +1,21 @@
 """Every example runs as a user would run it."""
 
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
+
+import pytest
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
 
-def run(name, folder):
-    # one thread: two of them on a busy machine wait for each other longer than they compute
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, str(EXAMPLES / name)]
-    done = subprocess.run(
-        command, cwd=folder, env=environment, capture_output=True, text=True, timeout=240, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+@pytest.fixture
+def run(python, tmp_path):
+    def run(name):
+        done = python(EXAMPLES / name, cwd=tmp_path, timeout=240)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    return run
 
 
 def test_every_script_has_a_test():
@@ -26,15 +24,15 @@ def test_every_script_has_a_test():
         assert f'"{script.name}"' in source
 
 
-def test_embed_in_torchrec(tmp_path):
-    told = run("embed_in_torchrec.py", tmp_path)
+def test_embed_in_torchrec(run):
+    told = run("embed_in_torchrec.py")
     losses = [float(loss) for loss in re.findall(r"loss ([\d.]+)", told)]
     assert losses[-1] < 0.2 * losses[0]
     assert "pipelined modules: 2" in told
 
 
-def test_retrieve_from_pandas(tmp_path):
-    told = run("retrieve_from_pandas.py", tmp_path)
+def test_retrieve_from_pandas(run):
+    told = run("retrieve_from_pandas.py")
     assert re.search(r"published v00000001-[0-9a-f]{8}", told)
     new, anonymous, features = told.split("\n\n")[1:]
     # user 0 walked along shelf 0 (items 0..11), and so on
@@ -46,6 +44,6 @@ def test_retrieve_from_pandas(tmp_path):
     assert "hist_sim_mean" in features
 
 
-def test_write_an_encoder(tmp_path):
-    told = run("write_an_encoder.py", tmp_path)
+def test_write_an_encoder(run):
+    told = run("write_an_encoder.py")
     assert float(re.search(r"'ndcg@10': ([\d.]+)", told)[1]) > 0.9

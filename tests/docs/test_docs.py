@@ -1,0 +1,168 @@
+"""What the documents say is so: code runs, hooks, parts and recipe fields are all there."""
+
+import json
+import re
+import types
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+
+import bseq_plugin as bseq
+from bseq_plugin import builtin
+from bseq_plugin.hookspecs import BseqSpecs
+from bseq_plugin.plugins import PART_HOOKS, PluginManager, hook_names, plugin_manager
+from bseq_plugin.testing.encoders import EncoderTests
+from bseq_plugin.testing.indexes import IndexTests
+from bseq_plugin.testing.losses import LossTests
+from bseq_plugin.testing.ranking_features import RankingFeatureTests
+
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+DOCS = {path.name: path.read_text(encoding="utf-8") for path in (ROOT / "docs").glob("*.md")}
+FENCE = re.compile(r"^```(?P<info>[^\n]*)\n(?P<code>.*?)^```$", re.M | re.S)
+
+
+def python_blocks(text):
+    """The Python blocks that are meant to run: not those marked ``no-run``."""
+    return [match["code"] for match in FENCE.finditer(text) if match["info"].strip() == "python"]
+
+
+def sections(text, heading):
+    """Title -> body of the headings that begin with ``heading`` and a space."""
+    _, *parts = re.split(rf"^{heading} (.+)$", text, flags=re.M)
+    bodies = [re.split(r"^#{1,3} ", body, flags=re.M)[0] for body in parts[1::2]]
+    return dict(zip(parts[::2], bodies, strict=True))
+
+
+def signature(hook):
+    manager = PluginManager()
+    return f"{hook}({', '.join(getattr(manager.hook, hook).spec.argnames)})"
+
+
+HOOKS = {title: body for title, body in sections(DOCS["plugins.md"], "###").items() if title.startswith("bseq_")}
+
+
+def run(blocks, where):
+    """A module made of the one block there is."""
+    [code] = blocks
+    module = types.ModuleType("block")
+    exec(compile(code, where, "exec"), module.__dict__)
+    return module
+
+
+def plugin(title):
+    """The plugin of a hook's section."""
+    return run(python_blocks(HOOKS[title]), f"docs/plugins.md, {title}")
+
+
+class TestEncoderOfTheGuide(EncoderTests):
+    encoder = plugin("bseq_encoders()").LastEvent
+
+
+class TestEncoderOfTheReadme(EncoderTests):
+    encoder = run([code for code in python_blocks(README) if "class Gru" in code], "README.md").Gru
+
+
+class TestLossOfTheGuide(LossTests):
+    loss = plugin("bseq_losses()").BPR
+
+
+class TestIndexOfTheGuide(IndexTests):
+    index = plugin("bseq_indexes()").SortIndex
+
+
+class TestFeatureOfTheGuide(RankingFeatureTests):
+    feature = plugin("bseq_ranking_features()").DaysSinceLast
+
+
+def test_every_hook_has_a_section_with_its_signature_and_no_other_has():
+    assert set(HOOKS) == {signature(hook) for hook in hook_names()}
+    assert all(getattr(BseqSpecs, hook).__doc__ for hook in hook_names())
+
+
+@pytest.mark.parametrize("title", HOOKS)
+def test_the_example_of_a_hook_registers_beside_the_built_in_parts(title):
+    manager = PluginManager()
+    manager.register(builtin, "builtin")
+    manager.register(plugin(title), "guide")
+    mine = next(info for info in manager.infos() if info.name == "guide")
+    hook = title.partition("(")[0]
+    assert mine.hooks == [hook]
+    if hook in PART_HOOKS.values():
+        assert sum(len(names) for names in mine.parts.values()) == 1
+
+
+def test_the_reader_of_the_guide_reads(tmp_path):
+    path = tmp_path / "log.jsonl"
+    path.write_text('{"user_id": 1, "item_id": 7, "timestamp": 1700000000}\n' * 3, encoding="utf-8")
+    read = plugin("bseq_read_events(source, columns, timestamp_unit)").bseq_read_events
+    assert len(read(str(path), None, "s")) == 3
+    assert read(pd.DataFrame(), None, None) is None
+
+
+def test_the_adapter_of_the_guide_scores():
+    from torchrec import KeyedJaggedTensor
+
+    guide = plugin("bseq_attach(host, interest)")
+    interest = bseq.SequenceInterestEncoder(bseq.Recipe(encoder="mean", dim=8, event_features=()), n_items=9)
+    model = guide.bseq_attach(guide.TwoTower(8), interest)
+    history = KeyedJaggedTensor(["event"], torch.tensor([1, 9, 3]), lengths=torch.tensor([2, 1]))
+    scores = model(history, torch.tensor([5, 6]))
+    expected = (interest(history)["user_interest"] * model.host.items.weight[5:7]).sum(1)
+    torch.testing.assert_close(scores, expected)
+    assert guide.bseq_attach(torch.nn.Linear(1, 1), interest) is None
+
+
+@pytest.mark.parametrize("kind", PART_HOOKS)
+def test_every_built_in_part_is_described(kind):
+    whole = "\n".join(DOCS.values())
+    of_builtin = next(info for info in plugin_manager().infos() if info.name == "builtin")
+    assert [name for name in of_builtin.parts[kind] if f"`{name}`" not in whole] == []
+
+
+def rows(text):
+    """Cells of every table row."""
+    lines = [line for line in text.splitlines() if line.startswith("| `")]
+    return [[cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]] for line in lines]
+
+
+def test_every_field_of_a_recipe_is_described_with_its_default():
+    table, options = DOCS["recipes.md"].split("## Options of the built-in encoders")
+    described = {cells[0].strip("`"): (cells[1].strip("`"), cells[2]) for cells in rows(table)}
+    defaults = {name: json.dumps(value) for name, value in bseq.Recipe().model_dump(mode="json").items()}
+    written = {name: default for name, (default, _) in described.items()}
+    wrong = sorted(name for name in written.keys() | defaults.keys() if written.get(name) != defaults.get(name))
+    assert wrong == [], f"docs/recipes.md: add, correct or remove the rows of {wrong}"
+    assert all(text for _, text in described.values())
+    of_parts = {tuple(cell.strip("`") for cell in cells[:3]) for cells in rows(options)}
+    encoders = {name: plugin_manager().part("encoder", name) for name in ("causal", "mean")}
+    assert of_parts == {
+        (name, option, json.dumps(value))
+        for name, encoder in encoders.items()
+        for option, value in encoder.Options().model_dump(mode="json").items()
+    }
+
+
+def test_every_command_is_in_the_readme(python):
+    listed = python("-m", "bseq_plugin.cli.main", "--help").stdout
+    commands = re.findall(r"^│ ([a-z]+) ", listed, re.M)
+    assert "demo" in commands
+    assert [command for command in commands if f"bseq {command}" not in README] == []
+
+
+def test_the_code_of_the_readme_runs(python, tmp_path):
+    """All blocks in one process, from top to bottom."""
+    script = tmp_path / "readme.py"
+    script.write_text("\n".join(python_blocks(README)), encoding="utf-8")
+    done = python(script, cwd=tmp_path, timeout=240)
+    assert done.returncode == 0, done.stderr
+    assert "torch.Size([3, 1])" in done.stdout
+
+
+def test_links_lead_somewhere():
+    for file, text in {"README.md": README, **{f"docs/{name}": text for name, text in DOCS.items()}}.items():
+        for target in re.findall(r"\]\(([^)#]+)[^)]*\)", text):
+            if "://" not in target:
+                assert ((ROOT / file).parent / target).exists(), f"{file}: {target}"

@@ -1,0 +1,304 @@
+import json
+import math
+
+import pytest
+import torch
+
+from bseq_plugin.data.events import Events
+from bseq_plugin.data.prepare import evaluation_set, prepare
+from bseq_plugin.data.training_data import TrainingData
+from bseq_plugin.errors import BseqError, RecipeError, RunError, SchemaError, UsageError
+from bseq_plugin.losses.softmax import SoftmaxLoss
+from bseq_plugin.metrics import ranking_metrics, top_k_items
+from bseq_plugin.model.interest_model import InterestModel
+from bseq_plugin.schema.recipe import Recipe
+from bseq_plugin.training.distributed import world
+from bseq_plugin.training.run import Run
+from bseq_plugin.training.sharding import shard
+from bseq_plugin.training.train import Trainer, _task, train
+
+CYCLE = {
+    "dim": 16, "epochs": 25, "patience": 25, "dropout": 0.0, "batch_users": 20, "max_length": 8, "mask_seen": False,
+    "validation_metric": "recall@1", "learning_rate": 3e-3,
+}  # fmt: skip
+
+
+@pytest.fixture
+def events(tiny_frame):
+    return Events.from_frame(tiny_frame)
+
+
+def quietly(*args, **kwargs):
+    return train(*args, progress=False, **kwargs)
+
+
+def files(folder):
+    return sorted(str(p.relative_to(folder)) for p in folder.rglob("*")) if folder.exists() else None
+
+
+def test_a_cycle_is_learned(cyclic, tmp_path, read_lines):
+    """The next item is a function of the last one, so the right answer is known: Recall@1 = 1 on the held-out items."""
+    run = quietly(cyclic, Recipe(**CYCLE), tmp_path / "run")
+    lines = read_lines(run.path)
+    losses = [line["loss"] for line in lines]
+    assert losses[0] == pytest.approx(math.log(6), abs=0.2)  # six items, nothing learned yet
+    assert losses[-1] < 0.1 * losses[0]
+    assert run.info["status"] == "complete"
+    assert run.info["validation"]["recall@1"] == 1.0
+    model = InterestModel.from_run(run.path)
+    test = evaluation_set(run.sequences(), run.recipe, "test")
+    top = top_k_items(model.encode(test.histories), model.item_vectors_VD, 1)
+    assert ranking_metrics(top, test.target_offsets, test.target_items, [1])["recall@1"].mean() == 1.0
+
+
+@pytest.mark.parametrize("values", [{}, {"candidates": 20, "sampling": "popularity"}, {"loss": "bce"}, {"score": "cosine"}])  # fmt: skip
+def test_the_loss_goes_down(events, tiny_recipe, tmp_path, read_lines, values):
+    chosen = tiny_recipe.replace(epochs=6, patience=6, learning_rate=5e-3, **values)
+    losses = [line["loss"] for line in read_lines(quietly(events, chosen, tmp_path / "run").path)]
+    assert losses[-1] < losses[0]
+    assert all(math.isfinite(loss) for loss in losses)
+
+
+@pytest.mark.parametrize("values", [{}, {"item_attributes": ()}, {"candidates": 10}, {"targets": "window", "window_days": 14, "popularity_days": (7.0,), "encoder": "mean", "encoder_options": {"feed_forward": 8}}])  # fmt: skip
+def test_the_pipeline_pipelines_the_tables(events, tiny_recipe, tmp_path, values):
+    """Its look-ups start one batch ahead; a batch rebuilt in ``forward`` would lose that without a word."""
+    log = prepare(events, tiny_recipe.replace(**values))
+    counts, losses = [], []
+    with world() as here:
+        data = TrainingData(log.training, log.vocabulary, log.recipe, here.rank, here.size)
+        run = Run(tmp_path / "run")
+        run.begin(log)
+        trainer = Trainer(log, data, shard(_task(log, "meta"), log.recipe, here), run, here, progress=False)
+
+        def report(loss, n_events):
+            counts.append(len(trainer.pipeline._pipelined_modules))
+            losses.append(loss)
+
+        trainer._steps(0, report)
+    assert counts == [1] * data.steps_per_epoch
+    assert all(math.isfinite(loss) for loss in losses)
+
+
+def test_an_encoder_without_parameters_trains_its_tables(events, tiny_recipe, tmp_path, weights, monkeypatch):
+    """``mean`` as it comes has nothing dense to learn; it trains, is checkpointed and resumes like any other."""
+    chosen = tiny_recipe.replace(encoder="mean", encoder_options={}, epochs=3)
+    whole = quietly(events, chosen, tmp_path / "whole")
+    assert whole.info["status"] == "complete"
+    stopped_after(events, chosen, tmp_path / "parts", monkeypatch, 1)
+    parts = quietly(events, chosen, tmp_path / "parts", resume=True)
+    assert weights(parts.path) == weights(whole.path)
+
+
+class Stopped(Exception):
+    pass
+
+
+def stopped_after(events, recipe, out, monkeypatch, epoch):
+    """Train, and break off in the epoch after ``epoch``."""
+    steps = Trainer._steps
+
+    def breaks(self, number, report):
+        if number == epoch:
+            steps(self, number, report)  # everything of the epoch happened but its checkpoint
+            raise Stopped
+        return steps(self, number, report)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "_steps", breaks)
+        with pytest.raises(Stopped):
+            quietly(events, recipe, out)
+
+
+RESUMED = [
+    {"dropout": 0.3},
+    {"candidates": 7, "schedule": "cosine", "dropout": 0.2, "weight_decay": 0.1},
+    {"table_optimizer": "adagrad", "sharding": "table_wise"},
+    {"table_optimizer": "sgd", "score": "cosine", "seed": 3},
+    {"targets": "window", "window_days": 14, "popularity_days": (7.0,), "split": "time", "horizon_days": 14, "dropout": 0.3},
+    {"split": "none"},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("values", RESUMED)
+def test_resumed_is_uninterrupted(events, tiny_recipe, tmp_path, monkeypatch, read_lines, weights, values):
+    """Bit by bit: metrics of every epoch and the exported weights."""
+    chosen = tiny_recipe.replace(epochs=4, patience=4, **values)
+    whole = quietly(events, chosen, tmp_path / "whole")
+    stopped_after(events, chosen, tmp_path / "parts", monkeypatch, 2)
+    assert Run(tmp_path / "parts").info["status"] == "training"
+    torch.manual_seed(12345)  # the state of the caller's generator must not matter
+    parts = quietly(events, chosen, tmp_path / "parts", resume=True)
+    assert read_lines(parts.path) == read_lines(whole.path)
+    assert weights(parts.path) == weights(whole.path)
+    same = ("status", "best_epoch", "epochs", "validation", "world_size")
+    assert [parts.info[k] for k in same] == [whole.info[k] for k in same]
+
+
+def test_a_finished_run_is_not_trained_again(events, tiny_recipe, tmp_path, weights):
+    run = quietly(events, tiny_recipe, tmp_path / "run")
+    before = {p: p.stat().st_mtime_ns for p in run.path.rglob("*") if p.is_file()}
+    again = quietly(events, tiny_recipe, tmp_path / "run", resume=True)
+    assert again.info == run.info
+    assert {p: p.stat().st_mtime_ns for p in run.path.rglob("*") if p.is_file()} == before
+
+
+def test_resume_of_nothing_starts_at_the_beginning(events, tiny_recipe, tmp_path, read_lines):
+    run = quietly(events, tiny_recipe, tmp_path / "run", resume=True)
+    assert len(read_lines(run.path)) == tiny_recipe.epochs
+
+
+def test_a_run_that_was_killed_while_it_was_begun_can_be_resumed(events, tiny_recipe, tmp_path, tiny_run, weights):
+    """``run.json`` comes last: before it there may be any of the other files."""
+    out = tmp_path / "run"
+    for present in ([], ["recipe.json"], ["recipe.json", "vocabulary.parquet"], [".run.json.tmp", "recipe.json", "sequences.parquet"]):  # fmt: skip
+        out.mkdir()
+        for name in present:
+            (out / name).write_text("torn")
+        run = quietly(events, tiny_recipe, out, resume=True)
+        assert weights(run.path) == weights(tiny_run)
+        out.rename(tmp_path / f"done-{len(present)}")
+
+
+def test_an_existing_folder_is_not_touched(events, tiny_recipe, tiny_run, tmp_path):
+    before = files(tiny_run)
+    with pytest.raises(RunError, match="already holds a run; give another --out, or go on with it"):
+        quietly(events, tiny_recipe, tiny_run)
+    assert files(tiny_run) == before
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "mine.txt").write_text("precious")
+    for resume in (False, True):
+        with pytest.raises(RunError, match="is not empty and not a run"):
+            quietly(events, tiny_recipe, tmp_path / "notes", resume=resume)
+    assert files(tmp_path / "notes") == ["mine.txt"]
+    (tmp_path / "file").write_text("precious")
+    with pytest.raises(BseqError, match="file"):
+        quietly(events, tiny_recipe, tmp_path / "file")
+    assert (tmp_path / "file").read_text() == "precious"
+
+
+def test_resume_refuses_another_recipe_or_log(events, tiny_recipe, tmp_path, monkeypatch, make_frame):
+    stopped_after(events, tiny_recipe, tmp_path / "run", monkeypatch, 1)
+    with pytest.raises(RunError, match=r"another recipe \(different: dropout, seed\)") as caught:
+        quietly(events, tiny_recipe.replace(dropout=0.1, seed=9), tmp_path / "run", resume=True)
+    assert "dim" not in str(caught.value)
+    with pytest.raises(RunError, match="another log"):
+        quietly(Events.from_frame(make_frame(n_items=25)), tiny_recipe, tmp_path / "run", resume=True)
+    assert quietly(events, tiny_recipe, tmp_path / "run", resume=True).info["status"] == "complete"
+
+
+def test_resume_refuses_a_log_with_other_events_of_the_same_items(events, tiny_recipe, tmp_path, monkeypatch, make_frame):  # fmt: skip
+    stopped_after(events, tiny_recipe, tmp_path / "run", monkeypatch, 1)
+    other = Events.from_frame(make_frame(seed=1))
+    assert set(other.frame.item_id) == set(events.frame.item_id)
+    with pytest.raises(RunError, match="another log"):
+        quietly(other, tiny_recipe, tmp_path / "run", resume=True)
+
+
+def test_a_loss_that_is_no_number_ends_the_run_and_keeps_the_last_checkpoint(events, tiny_recipe, tmp_path, monkeypatch, weights):  # fmt: skip
+    chosen = tiny_recipe.replace(epochs=3)
+    whole = quietly(events, chosen, tmp_path / "whole")
+    forward, calls = SoftmaxLoss.forward, []
+
+    def poisoned(self, *args):
+        calls.append(1)
+        return forward(self, *args) * (float("nan") if len(calls) == 7 else 1.0)  # 4 steps an epoch: epoch 2, step 3
+
+    with monkeypatch.context() as patch:
+        patch.setattr(SoftmaxLoss, "forward", poisoned)
+        with pytest.raises(BseqError, match=r"the loss is nan in epoch 2, step 3; lower learning_rate.*checkpoints"):
+            quietly(events, chosen, tmp_path / "run")
+    assert [p.name for p in (tmp_path / "run" / "checkpoints").iterdir()] == ["epoch-0001"]
+    assert not (tmp_path / "run" / "model").exists()
+    with pytest.raises(RunError, match="not a finished run"):
+        InterestModel.from_run(tmp_path / "run")
+    assert weights(quietly(events, chosen, tmp_path / "run", resume=True).path) == weights(whole.path)
+
+
+def test_training_stops_early_and_exports_the_best_epoch(events, tiny_recipe, tmp_path, monkeypatch, read_lines):
+    """Validation scores are scripted: the second epoch is the best, and two more bring nothing."""
+    scores = iter([0.2, 0.5, 0.5, 0.4, 0.9])
+    monkeypatch.setattr("bseq_plugin.training.train.validate", lambda *a: {"ndcg@10": next(scores)})
+    run = quietly(events, tiny_recipe.replace(epochs=9, patience=2), tmp_path / "run")
+    assert (run.info["epochs"], run.info["best_epoch"], run.info["validation"]) == (4, 2, {"ndcg@10": 0.5})
+    assert len(read_lines(run.path)) == 4
+    assert sorted(p.name for p in (run.path / "checkpoints").iterdir()) == ["epoch-0002", "epoch-0004"]
+    two = quietly(events, tiny_recipe.replace(epochs=9, split="none", stop_after=2), tmp_path / "two")
+    assert (two.info["epochs"], two.info["best_epoch"], two.info["validation"]) == (2, 2, None)
+
+
+def test_the_exported_model_is_that_of_the_best_epoch(events, tiny_recipe, tmp_path, monkeypatch, weights):
+    scores = iter([0.5, 0.4, 0.3])
+    monkeypatch.setattr("bseq_plugin.training.train.validate", lambda *a: {"ndcg@10": next(scores, 0.0)})
+    three = quietly(events, tiny_recipe.replace(epochs=3), tmp_path / "three")
+    scores = iter([0.5])
+    one = quietly(events, tiny_recipe.replace(epochs=3, stop_after=1), tmp_path / "one")
+    assert weights(three.path) == weights(one.path)
+
+
+def test_validation_is_evaluation_of_the_exported_model(tiny_run):
+    """The sharded model's metrics are those of the plain model, over the whole catalogue, seen items masked."""
+    run = Run(tiny_run)
+    model = InterestModel.from_run(tiny_run)
+    held_out = evaluation_set(run.sequences(), run.recipe, "validation")
+    seen = (held_out.histories.offsets, held_out.histories.items)
+    top = top_k_items(model.encode(held_out.histories), model.item_vectors_VD, 10, seen)
+    metrics = ranking_metrics(top, held_out.target_offsets, held_out.target_items, [10])
+    for name, value in run.info["validation"].items():
+        assert value == pytest.approx(metrics[name].mean(), abs=1e-9)
+
+
+BAD = [
+    ({"encoder": "gru4rec"}, UsageError, "unknown encoder 'gru4rec'; there are:"),
+    ({"loss": "triplet"}, UsageError, "unknown loss 'triplet'; there are:"),
+    ({"encoder_options": {"n_head": 2}}, RecipeError, "unknown key 'n_head'; the keys are:"),
+    ({"encoder_options": {"n_blocks": "two"}}, RecipeError, "n_blocks = 'two'"),
+    ({"loss_options": {"margin": 1}}, RecipeError, "unknown key 'margin'; the keys are:"),
+    ({"table_optimizer": "adam"}, RecipeError, "use table_optimizer = 'rowwise_adagrad'"),
+    ({"dim": 9}, RecipeError, "dim = 9 is not a multiple of encoder_options.n_heads = 2"),
+    ({"item_attributes": ("shelf",)}, SchemaError, "give the items table"),
+    ({"min_item_count": 10_000}, SchemaError, "lower it"),
+    ({"targets": "window", "window_days": 999.0}, SchemaError, "longer than the training log"),
+    ({"split": "time", "horizon_days": 999.0}, SchemaError, "no event lies before validation_at"),
+]
+
+
+@pytest.mark.parametrize(("values", "kind", "message"), BAD, ids=[str(list(v)[-1]) + str(n) for n, (v, _, _) in enumerate(BAD)])  # fmt: skip
+def test_what_can_not_work_is_refused_before_anything_is_written(events, tiny_recipe, tmp_path, values, kind, message):
+    recipe = Recipe(**{**tiny_recipe.model_dump(), **values})
+    for resume in (False, True):
+        with pytest.raises(kind, match=message):
+            quietly(events, recipe, tmp_path / "run", resume=resume)
+    assert files(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"encodr": "mean"}, "unknown key 'encodr'; the keys are: .*encoder"),
+        ({"dim": 0}, "dim = 0"),
+        ({"dropout": 1.0}, "dropout = 1.0"),
+        ({"popularity_days": [7.0], "targets": "next"}, "popularity_days goes with targets = 'window'"),
+        ({"validation_metric": "auc"}, "validation_metric = 'auc'"),
+        ({"sharding": "data_parallel"}, "sharding = 'data_parallel'"),
+        ({"candidates": 0}, "candidates"),
+        ({"candidates": -5}, "candidates"),
+        ({"popularity_days": [0.0], "targets": "window"}, "popularity_days"),
+        ({"popularity_days": [-7.0], "targets": "window"}, "popularity_days"),
+        ({"window_days": float("inf")}, "window_days"),
+        ({"learning_rate": float("nan")}, "learning_rate"),
+    ],
+)
+def test_recipes_are_checked(values, message):
+    with pytest.raises(RecipeError, match=message):
+        Recipe.parse(values)
+
+
+def test_tensorboard_and_the_log_agree(tiny_run, read_lines):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    accumulator = EventAccumulator(str(tiny_run / "tensorboard"))
+    accumulator.Reload()
+    lines = [json.loads(line) for line in (tiny_run / "metrics.jsonl").read_text().splitlines()]
+    for name in ("loss", "ndcg@10"):
+        written = {event.step: event.value for event in accumulator.Scalars(name)}
+        assert written == pytest.approx({line["epoch"]: line[name] for line in lines}, rel=1e-6)
