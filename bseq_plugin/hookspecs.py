@@ -7,13 +7,11 @@ in the entry-point group ``bseq``. The built-in parts come in by the same door (
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pluggy
 
 if TYPE_CHECKING:
-    from torch import nn
-
     from bseq_plugin.data.events import Events
     from bseq_plugin.schema.parts import RankingFeature, SequenceEncoder, SequenceLoss, VectorIndex
 
@@ -48,7 +46,3 @@ class BseqSpecs:
         self, source: object, columns: Mapping[str, str] | None, timestamp_unit: str | None
     ) -> Events | None:
         """Read ``source`` if you recognise it, else return None so that the next reader is asked."""
-
-    @hookspec(firstresult=True)
-    def bseq_attach(self, host: nn.Module, interest: nn.Module) -> Any | None:
-        """Wire a ``SequenceInterestEncoder`` into ``host`` and return the combined module, or None."""

@@ -84,7 +84,7 @@ class PluginManager:
         points = importlib.metadata.entry_points(group=PROJECT) if entry_points is None else entry_points
         allow, deny = _names_from_env(ALLOW_ENV), _names_from_env(DENY_ENV)
         # an editable install can list the same distribution twice: one entry point is loaded once
-        for point in sorted(set(points), key=lambda p: (p.name != BUILTIN, p.name)):
+        for point in sorted(set(points), key=lambda p: (p.name != BUILTIN, p.name, p.dist.name if p.dist else "")):
             if point.name != BUILTIN and (point.name in deny or (allow and point.name not in allow)):
                 continue
             self._load(point)

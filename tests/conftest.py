@@ -84,9 +84,7 @@ def tiny_run(tiny_frame, tiny_recipe, tmp_path_factory):
 
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    run = train(
-        Events.from_frame(tiny_frame), tiny_recipe, tmp_path_factory.mktemp("tiny") / "run", progress=False
-    )
+    run = train(Events.from_frame(tiny_frame), tiny_recipe, tmp_path_factory.mktemp("tiny") / "run", progress=False)
     torch.set_num_threads(threads)
     return run.path
 

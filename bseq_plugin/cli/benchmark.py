@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
-from bseq_plugin.cli.common import RecipeName, Settings, load_recipe, note, out, write_json
+from bseq_plugin.cli.common import RecipeName, Settings, check_output, load_recipe, note, out, write_json
 from bseq_plugin.errors import UsageError
 
 METRICS = ("recall@5", "ndcg@5", "recall@10", "ndcg@10")
@@ -41,6 +41,7 @@ def benchmark(
         numbers = [int(seed) for seed in seeds.split(",")]
     except ValueError:
         raise UsageError(f"--seeds {seeds!r}: write numbers separated by commas, for example 0,1,2") from None
+    check_output(json_file)
     base = load_recipe(recipe, settings).replace(split="leave-one-out", mask_seen=True)
     from bseq_plugin.readers.read_events import read_events
 

@@ -73,6 +73,17 @@ def write_json(path: Path, document: dict[str, Any]) -> None:
     aside.replace(path)
 
 
+def check_output(path: Path | None) -> None:
+    """Refuse a file that can't be written before the work begins, not after. Raises UsageError."""
+    if path is None:
+        return
+    if path.is_dir():
+        raise UsageError(f"{str(path)!r} is a folder; name a file in it")
+    parent = next(folder for folder in path.absolute().parents if folder.exists())
+    if not parent.is_dir():
+        raise UsageError(f"{str(path)!r} can't be written: {str(parent)!r} is no folder")
+
+
 def parse_ks(text: str) -> list[int]:
     """``"5,10,20"`` as numbers. Raises UsageError."""
     try:

@@ -35,8 +35,8 @@ def plugins(as_json: AsJson = False) -> None:
     table = Table("plugin", "distribution", "gives")
     for info in infos:
         gives = "\n".join(f"{kind}: {', '.join(names)}" for kind, names in info.parts.items() if names)
-        others = [hook for hook in info.hooks if hook in ("bseq_read_events", "bseq_attach")]
-        gives += "".join(f"\n{hook}" for hook in others)
+        if "bseq_read_events" in info.hooks:
+            gives += "\nreads event sources"
         state = f"[red]failed: {info.error}[/red]" if info.error else gives.strip()
         table.add_row(info.name, f"{info.distribution} {info.version}".strip(), state)
     out.print(table)

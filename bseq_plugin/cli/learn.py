@@ -14,6 +14,7 @@ from bseq_plugin.cli.common import (
     Settings,
     Source,
     Unit,
+    check_output,
     column_mapping,
     load_recipe,
     note,
@@ -71,6 +72,7 @@ def evaluate(
     Example: `bseq evaluate runs/today --split test --k 10,20 --json metrics.json`
     """
     ks = parse_ks(k)
+    check_output(json_file)
     from bseq_plugin.cli.measure import evaluate_run
 
     comparison, document = evaluate_run(run, split, ks)

@@ -28,15 +28,20 @@ for module in (demo, learn, serve, benchmark, info):
     module.register(app)
 
 
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"bseq {__version__}")
+        raise typer.Exit
+
+
 @app.callback()
 def options(
     debug: bool = typer.Option(False, "--debug", help="Show the whole traceback of an error."),
-    version: bool = typer.Option(False, "--version", help="Show the version and exit.", is_eager=True),
+    version: bool = typer.Option(
+        False, "--version", help="Show the version and exit.", is_eager=True, callback=_show_version
+    ),
 ) -> None:
     """Options of all commands."""
-    if version:
-        typer.echo(f"bseq {__version__}")
-        raise typer.Exit
     if debug:
         os.environ["BSEQ_DEBUG"] = "1"
     else:

@@ -68,6 +68,8 @@ def retrieve(
 
     retriever = Retriever.open(store)
     found = _answer(retriever, user, items, k, exclude)
+    if retriever.n_unknown_items:
+        note.print(f"{retriever.n_unknown_items} event(s) of items that the catalogue does not have")
     if as_json:
         typer.echo(
             json.dumps({"version": retriever.version, "candidates": json.loads(found.to_json(orient="records"))})
@@ -79,8 +81,6 @@ def retrieve(
     for row in found.itertuples(index=False):
         table.add_row(*(f"{value:.4f}" if isinstance(value, float) else str(value) for value in row))
     out.print(table)
-    if retriever.n_unknown_items:
-        note.print(f"{retriever.n_unknown_items} event(s) of items that the catalogue does not have")
 
 
 def _answer(retriever: Retriever, user: str | None, items: str | None, k: int, exclude: str) -> pd.DataFrame:

@@ -76,8 +76,11 @@ class Batch(Pipelineable):  # type: ignore[misc]  # torchrec is not typed
         return [getattr(self, f.name) for f in fields(self) if getattr(self, f.name) is not None]
 
     def _map(self, function: Any) -> Batch:
-        values: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self)}
-        return replace(self, **{k: None if v is None else function(v) for k, v in values.items()})
+        mapped: dict[str, Any] = {}
+        for f in fields(self):
+            value = getattr(self, f.name)
+            mapped[f.name] = None if value is None else function(value)
+        return replace(self, **mapped)
 
 
 def history_features(

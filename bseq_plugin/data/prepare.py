@@ -102,7 +102,15 @@ def evaluation_set(sequences: Sequences, recipe: Recipe, part: Literal["validati
         found = time_window(sequences, instant_us(at, f"{part}_at"), recipe.horizon_days)
     else:
         found = leave_one_out(sequences, part)
-    return found.new_items_only() if recipe.mask_seen else found
+    if not recipe.mask_seen:
+        return found
+    new = found.new_items_only()
+    if new.n_users == 0:
+        raise SchemaError(
+            f"none of the {found.n_users} users of the {part} has a target that is new to them; "
+            "count items seen before as well: mask_seen = false"
+        )
+    return new
 
 
 def _resolve(events: Events, recipe: Recipe) -> Recipe:
@@ -115,4 +123,9 @@ def _resolve(events: Events, recipe: Recipe) -> Recipe:
         horizon = int(recipe.horizon_days * DAY_US)
         for key, default in (("test_at", newest - horizon), ("validation_at", newest - 2 * horizon)):
             values[key] = getattr(recipe, key) or pd.Timestamp(default, unit="us", tz="UTC").isoformat()
+        if instant_us(values["test_at"], "test_at") < instant_us(values["validation_at"], "validation_at"):
+            raise SchemaError(
+                f"test_at = {values['test_at']} lies before validation_at = {values['validation_at']}: "
+                "the test would be trained on; the validation comes first"
+            )
     return recipe.replace(**values)

@@ -126,8 +126,11 @@ class Sequences:
         return self.where(self.items > 0)
 
     def _select(self, rows: np.ndarray) -> Sequences:
-        columns: dict[str, Any] = {name: getattr(self, name) for name in EVENT_COLUMNS}
-        return replace(self, **{name: None if c is None else c[rows] for name, c in columns.items()})
+        chosen: dict[str, Any] = {}
+        for name in EVENT_COLUMNS:
+            column = getattr(self, name)
+            chosen[name] = None if column is None else column[rows]
+        return replace(self, **chosen)
 
     def save(self, path: Path, vocabulary: Vocabulary) -> None:
         """Write the Parquet form; an event of an unknown item has lost its id and gets null."""

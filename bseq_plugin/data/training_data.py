@@ -185,7 +185,9 @@ class TargetWindow:
     def _times(self) -> np.ndarray:
         """(user, time) as one ascending number, so that one searchsorted finds an instant in many histories."""
         span = self.newest_us - self.origin_us + 1
-        return self.sequences.user_index * span + (np.asarray(self.sequences.timestamps) - self.origin_us)
+        times = np.asarray(self.sequences.timestamps, dtype=np.int64)
+        keys: np.ndarray = self.sequences.user_index * span + times - self.origin_us
+        return keys
 
     def _place(self, users: np.ndarray, at_us: int) -> np.ndarray:
         """Flat place of each user's first event at or after ``at_us``."""

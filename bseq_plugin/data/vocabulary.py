@@ -58,7 +58,8 @@ class Vocabulary:
 
     @cached_property
     def _item_index(self) -> pd.Index:
-        return pd.Index(self.item_ids)
+        index: pd.Index = pd.Index(self.item_ids)
+        return index
 
     @cached_property
     def _event_type_index(self) -> pd.Index:
@@ -72,9 +73,8 @@ class Vocabulary:
         ids = pd.Index(item_ids)
         if len(ids) and pd.api.types.is_integer_dtype(ids) != pd.api.types.is_integer_dtype(self._item_index):
             kind = "integers" if pd.api.types.is_integer_dtype(self._item_index) else "strings"
-            raise SchemaError(
-                f"item ids are {ids.dtype}, but this vocabulary has {kind}: for example {self.item_ids[:1].tolist()[0]!r}"
-            )
+            example = self.item_ids[:1].tolist()[0]
+            raise SchemaError(f"item ids are {ids.dtype}, but this vocabulary has {kind}: for example {example!r}")
         return np.asarray(self._item_index.get_indexer(ids) + 1, dtype=np.int64)
 
     def event_type_rows(self, event_types: np.ndarray | pd.Series | Sequence[str]) -> np.ndarray:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 MODEL = "model"
 Seen = Literal["keep", "mask"]
-SHOWN = ("recall", "ndcg", "mrr")
+SHOWN = ("recall", "ndcg")  # in a table 80 columns wide; the figures have the rest
 
 
 @dataclass(frozen=True)
@@ -120,9 +120,9 @@ class Comparison:
         caption = [f"{self.n_users:,} users, {self.n_targets:,} targets, {seen}; 95 % bootstrap intervals over users"]
         caption += [self._verdict(name, f"ndcg@{k}") for name in self.differences]
         table = Table(title=title, caption="\n".join(caption))
-        table.add_column("ranker")
+        table.add_column("ranker", no_wrap=True)
         for metric in [*metrics, f"coverage@{k}"]:
-            table.add_column(metric, justify="right")
+            table.add_column(metric, justify="right", no_wrap=True)
         last_floor = self.floors[-1] if self.floors else None
         for name in (*self.floors, *self.models):
             cells = [self._cell(name, metric, best[metric]) for metric in metrics]
@@ -132,7 +132,7 @@ class Comparison:
     def _cell(self, ranker: str, metric: str, best: float) -> str:
         mean, (low, high) = self.mean(ranker, metric), self.intervals[ranker][metric]
         text = f"[bold]{mean:.4f}[/bold]" if mean == best else f"{mean:.4f}"
-        text += f" [dim]±{(high - low) / 2:.4f}[/dim]"
+        text += f" [dim]±{(high - low) / 2:.3f}[/dim]"
         difference = self.differences.get(ranker, {}).get(metric)
         return text + "\n[yellow]within noise[/yellow]" if difference and difference.within_noise else text
 

@@ -40,7 +40,7 @@ class ExactIndex(VectorIndex):
     @classmethod
     def build(cls, vectors_VD: Tensor, options: Any = None) -> ExactIndex:
         """Index ``vectors_VD`` [V, D] without a copy (float32). Raises UsageError for NaN, Inf or no vectors."""
-        return cls(checked_vectors(vectors_VD), checked_options(ExactOptions, options, cls.name))
+        return cls(checked_vectors(vectors_VD), checked_options(cls.Options, options, cls.name))
 
     @torch.no_grad()
     def search(self, queries_BD: Tensor, k: int) -> tuple[Tensor, Tensor]:

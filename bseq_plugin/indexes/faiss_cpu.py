@@ -57,7 +57,7 @@ class FaissCpuIndex(VectorIndex):
         without FAISS.
         """
         faiss = import_faiss()
-        vectors_VD, parsed = checked_vectors(vectors_VD), checked_options(FaissCpuOptions, options, cls.name)
+        vectors_VD, parsed = checked_vectors(vectors_VD), checked_options(cls.Options, options, cls.name)
         x_VD = vectors_VD.numpy()
         try:
             index = faiss.index_factory(x_VD.shape[1], parsed.factory, faiss.METRIC_INNER_PRODUCT)
@@ -103,7 +103,7 @@ class FaissCpuIndex(VectorIndex):
 
         Raises StoreError if it is unreadable or is not an inner-product index over as many vectors of that width.
         """
-        vectors_VD, parsed = checked_vectors(vectors_VD), checked_options(FaissCpuOptions, options, cls.name)
+        vectors_VD, parsed = checked_vectors(vectors_VD), checked_options(cls.Options, options, cls.name)
         index = _read(path)
         _check(index, vectors_VD, StoreError, f"index {str(path)!r}")
         _set_search_options(index, parsed)

@@ -76,7 +76,7 @@ class FaissGpuIndex(VectorIndex):
         Raises UsageError for vectors that are not finite, a GPU that is not there or too small,
         MissingDependencyError without a GPU build of FAISS.
         """
-        vectors_VD, parsed = checked_vectors(vectors_VD), checked_options(FaissGpuOptions, options, cls.name)
+        vectors_VD, parsed = checked_vectors(vectors_VD), checked_options(cls.Options, options, cls.name)
         faiss = _import_gpu_faiss(parsed.device)
         flat = faiss.IndexFlatIP(vectors_VD.shape[1])
         flat.add(vectors_VD.numpy())

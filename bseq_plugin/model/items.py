@@ -40,9 +40,12 @@ class ItemTower(nn.Module):
         if self.attribute_table is None:
             return rows
         # Summed once for the whole catalogue, then looked up like rows: histories repeat items many times over.
-        sums_VD = _SparseProduct.apply(self.membership, self.membership_transposed, self.attribute_table.weight)
+        table_CD = self.attribute_table.weight
+        sums_VD = _SparseProduct.apply(  # type: ignore[no-untyped-call]
+            self.membership, self.membership_transposed, table_CD
+        )
         ids = [features[key].values() for key in keys]
-        added = F.embedding(torch.cat(ids), sums_VD).split([len(i) for i in ids])
+        added = torch.split(F.embedding(torch.cat(ids), sums_VD), [len(i) for i in ids])
         return [row + more for row, more in zip(rows, added, strict=True)]
 
     @torch.no_grad()
@@ -102,7 +105,9 @@ class InterestHead(nn.Module):
 
     def forward(self, states_ND: Tensor) -> Tensor:
         """``[N, D]`` to ``[N, D + P]``."""
-        interests = states_ND if self.scale is None else self.scale(F.normalize(states_ND, dim=-1))
+        if self.cosine:
+            states_ND = F.normalize(states_ND, dim=-1)
+        interests = states_ND if self.scale is None else self.scale(states_ND)
         if self.prior_weights is None:
             return interests
         return torch.cat([interests, self.prior_weights(states_ND)], dim=1)

@@ -135,7 +135,7 @@ def _inputs(
         )
     history = histories.latest(history_length)
     types_T = history.event_types
-    retrieval = {f"retrieval_{name}_N": torch.from_numpy(values) for name, values in rows.retrieval.items()}
+    retrieval = {f"retrieval_{name}_N": torch.tensor(values) for name, values in rows.retrieval.items()}
     return FeatureInputs(
         request_N=torch.from_numpy(requests.request_N),
         candidate_N=torch.from_numpy(model.vocabulary.item_rows(rows.item_ids)),

@@ -24,15 +24,22 @@ def parse_options(model: type[AnyOptions], values: Mapping[str, Any], where: str
     try:
         return model.model_validate(dict(values))
     except ValidationError as error:
-        raise RecipeError(f"{where}: {_describe(model, error)}") from None
+        raise RecipeError(f"{where}: {describe_errors(model, error)}") from None
 
 
-def _describe(model: type[BaseModel], error: ValidationError) -> str:
-    messages = []
+def describe_errors(model: type[BaseModel], error: ValidationError) -> str:
+    """What is wrong with which key, in one line."""
+    messages: dict[str, list[str]] = {}
     for item in error.errors():
-        key = ".".join(str(part) for part in item["loc"]) or "(recipe)"
+        # the tail of loc names pydantic's own branches of a union ("int", "literal['all']"): no word for a user
+        path = [str(part) for part in item["loc"] if str(part).isidentifier() or str(part).isdecimal()]
+        known = [part for place, part in enumerate(path) if place == 0 or part.isdecimal()]
+        key = ".".join(known) or "(recipe)"
         if item["type"] == "extra_forbidden":
-            messages.append(f"unknown key {key!r}; the keys are: {', '.join(sorted(model.model_fields)) or '(none)'}")
+            found = f"unknown key {key!r}; the keys are: {', '.join(sorted(model.model_fields)) or '(none)'}"
+        elif item["type"] == "value_error":
+            found = str(item["ctx"]["error"]) if "ctx" in item else item["msg"]
         else:
-            messages.append(f"{key} = {item['input']!r}: {item['msg'].lower()}")
-    return "; ".join(messages)
+            found = f"{key} = {item['input']!r}: {item['msg'].lower()}"
+        messages.setdefault(key, []).append(found)
+    return "; ".join(" or ".join([found[0], *(m.split(": ", 1)[-1] for m in found[1:])]) for found in messages.values())

@@ -9,10 +9,10 @@ from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from bseq_plugin.errors import RecipeError
-from bseq_plugin.schema.options import parse_options
+from bseq_plugin.schema.options import describe_errors, parse_options
 
 
 class Recipe(BaseModel):
@@ -76,7 +76,7 @@ class Recipe(BaseModel):
         None, ge=1, description="end after this many epochs of a schedule made for `epochs`, as chosen on another run"
     )
     patience: int = Field(5, ge=1, description="epochs without a better validation score before stopping")
-    batch_users: int = Field(128, ge=1, description="users a batch, on each rank")
+    batch_users: int = Field(128, ge=1, description="users a batch, shared out over the ranks")
     learning_rate: float = Field(1e-3, gt=0, description="Adam, dense parameters")
     weight_decay: float = Field(0.0, ge=0)
     schedule: Literal["constant", "cosine"] = Field("constant", description="of both learning rates, over all epochs")
@@ -85,6 +85,12 @@ class Recipe(BaseModel):
     table_learning_rate: float = Field(0.05, gt=0)
     sharding: Literal["auto", "row_wise", "table_wise", "column_wise"] = "auto"
     seed: int = Field(0, ge=0)
+
+    def __init__(self, **values: Any) -> None:
+        try:
+            super().__init__(**values)
+        except ValidationError as error:
+            raise RecipeError(f"recipe: {describe_errors(type(self), error)}") from None
 
     @model_validator(mode="after")
     def _consistent(self) -> Recipe:
@@ -109,7 +115,10 @@ class Recipe(BaseModel):
         if path.suffix == ".toml":
             if not path.is_file():
                 raise RecipeError(f"there is no recipe file {str(path)!r}")
-            text = path.read_text(encoding="utf-8")
+            try:
+                text = path.read_text(encoding="utf-8")
+            except (UnicodeDecodeError, OSError) as error:
+                raise RecipeError(f"recipe {str(name_or_path)!r} can't be read: {error}") from None
         elif str(name_or_path) in shipped_recipes():
             text = _shipped(str(name_or_path)).read_text(encoding="utf-8")
         else:

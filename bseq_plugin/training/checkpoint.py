@@ -12,12 +12,16 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from torch import distributed as dist
 from torch.distributed import checkpoint as dcp
+from torch.distributed.checkpoint.api import CheckpointException
 
+from bseq_plugin.errors import RunError
 from bseq_plugin.training.distributed import World
 from bseq_plugin.training.sharding import ShardedTask
 
@@ -47,7 +51,8 @@ class Checkpoints:
                 shutil.rmtree(leftover)
             aside.mkdir(parents=True)
         dist.barrier()
-        dcp.save(sharded.state(), checkpoint_id=str(aside))  # type: ignore[attr-defined]
+        with _told_in_one_line(f"the checkpoint of epoch {epoch} can't be written; what was there before is kept"):
+            dcp.save(sharded.state(), checkpoint_id=str(aside))  # type: ignore[attr-defined]
         if here.is_first:
             _write_synced(aside / "state.json", json.dumps(state))
             if self.path(epoch).exists():  # a resumed run wrote this epoch before: the new one is the same
@@ -63,7 +68,10 @@ class Checkpoints:
         for optimizer in sharded.dense_optimizers:
             optimizer.init_state()  # without it the slots to load into do not exist yet
         values = sharded.state()
-        dcp.load(values, checkpoint_id=str(self.path(epoch)))  # type: ignore[attr-defined]
+        with _told_in_one_line(
+            f"{self.path(epoch)} is damaged; remove it to go on from the one before, if there is one"
+        ):
+            dcp.load(values, checkpoint_id=str(self.path(epoch)))  # type: ignore[attr-defined]
         sharded.model.load_state_dict(values["model"])
         sharded.optimizer.load_state_dict(values["optimizer"])
         return self.state(epoch)
@@ -78,6 +86,17 @@ class Checkpoints:
         values = {"model": model.state_dict()}
         dcp.load(values, checkpoint_id=str(self.path(epoch)), no_dist=True)  # type: ignore[attr-defined]
         model.load_state_dict(values["model"])
+
+
+@contextmanager
+def _told_in_one_line(what: str) -> Iterator[None]:
+    """torch's CheckpointException is no Exception, and prints the tracebacks of all ranks."""
+    try:
+        yield
+    except CheckpointException as error:
+        cause = next(iter(error.failures.values()))[0]
+        first = next(iter(str(cause).splitlines()), "")
+        raise RunError(f"{what}: {type(cause).__name__}: {first}") from error
 
 
 def _write_synced(path: Path, text: str) -> None:

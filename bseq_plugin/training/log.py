@@ -14,6 +14,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch.utils.tensorboard import SummaryWriter
 
+from bseq_plugin.training.run import replace_text
+
 Report = Callable[[float, int], None]  # (loss, events of the step)
 
 
@@ -87,7 +89,7 @@ class RunLog:
             return
         lines = self.path.read_text(encoding="utf-8").splitlines()
         kept = [line for line in lines if _epoch_of(line) <= epoch]
-        self.path.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+        replace_text(self.path, "".join(f"{line}\n" for line in kept))
 
 
 def _epoch_of(line: str) -> float:

@@ -95,12 +95,15 @@ def _check_out(run: Run, log: PreparedLog, resume: bool, here: World) -> None:
             )
         elif not _same_log(run, log):
             problem = f"{run.path} was begun on another log (its events differ); resume with the same source"
-    elif here.is_first and run.path.exists() and not (resume and run.is_half_begun):
-        if not run.path.is_dir() or any(run.path.iterdir()):
-            problem = f"{run.path} is not empty and not a run; give another --out"
+    elif here.is_first and run.path.exists() and not (resume and run.is_half_begun) and not _is_empty(run.path):
+        problem = f"{run.path} is not empty and not a run; give another --out"
     problem = next((p for p in here.gather(problem) if p), None)
     if problem:
         raise RunError(problem)
+
+
+def _is_empty(folder: Path) -> bool:
+    return folder.is_dir() and not any(folder.iterdir())
 
 
 def _same_log(run: Run, log: PreparedLog) -> bool:
@@ -117,7 +120,7 @@ class Progress:
 
     epoch: int = 0
     best_epoch: int = 0
-    best_score: float = -math.inf
+    best_score: float = -1.0  # below any metric; JSON has no infinity
     best_metrics: dict[str, float] | None = None
     seconds: float = 0.0
 

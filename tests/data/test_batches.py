@@ -23,9 +23,7 @@ def sequences(items, times=None, types=None):
     return Sequences(np.arange(len(items)), offsets, flat(items), flat(times), flat(types))
 
 
-times_of_users = st.lists(
-    st.lists(st.integers(0, 2**60), max_size=6).map(sorted), min_size=1, max_size=6
-)
+times_of_users = st.lists(st.lists(st.integers(0, 2**60), max_size=6).map(sorted), min_size=1, max_size=6)
 
 
 @given(times_of_users)
@@ -43,7 +41,9 @@ def test_time_gaps_are_log_seconds_since_the_event_before(times):
     assert found.dtype == np.int64
 
 
-@pytest.mark.parametrize(("seconds", "bucket"), [(0, 1), (1, 2), (2, 2), (3, 3), (86_400, 17), (2**30, 31), (2**40, 31)])  # fmt: skip
+@pytest.mark.parametrize(
+    ("seconds", "bucket"), [(0, 1), (1, 2), (2, 2), (3, 3), (86_400, 17), (2**30, 31), (2**40, 31)]
+)
 def test_time_gap_of_one_step(seconds, bucket):
     assert time_gap_buckets(sequences([[1, 1]], [[0, seconds * 1_000_000]])).tolist() == [0, bucket]
 

@@ -69,9 +69,7 @@ def test_what_happens_after_the_cut_changes_no_training_batch(values, past, futu
     assert logs[0].vocabulary.item_counts.tolist() == logs[1].vocabulary.item_counts.tolist()
     assert logs[0].vocabulary.event_types == logs[1].vocabulary.event_types
     assert logs[0].trained_until_us == logs[1].trained_until_us < (SECONDS + CUT * 86_400) * 1_000_000
-    np.testing.assert_array_equal(
-        *(np.zeros(0) if log.item_priors is None else log.item_priors for log in logs)
-    )
+    np.testing.assert_array_equal(*(np.zeros(0) if log.item_priors is None else log.item_priors for log in logs))
     epochs = [
         [everything(b) for b in TrainingData(log.training, log.vocabulary, log.recipe).batches(3)] for log in logs
     ]
@@ -79,7 +77,7 @@ def test_what_happens_after_the_cut_changes_no_training_batch(values, past, futu
 
 
 def test_the_default_cuts_are_one_and_two_horizons_before_the_end():
-    log = prepare(events(FIXED_PAST + [(0, 1, 85, "a"), (0, 0, 100, "a")]), recipe(validation_at=None, test_at=None))
+    log = prepare(events([*FIXED_PAST, (0, 1, 85, "a"), (0, 0, 100, "a")]), recipe(validation_at=None, test_at=None))
     assert log.recipe.test_at == "2020-12-12T12:26:40.000001+00:00"  # ten days before the newest event is over
     assert log.recipe.validation_at == "2020-12-02T12:26:40.000001+00:00"
     assert evaluation_set(log.sequences, log.recipe, "test").n_users == 1
@@ -105,15 +103,27 @@ def test_leave_one_out_counts_only_what_it_trains_on():
     [
         ({"validation_at": "2001-01-01T00:00:00+00:00"}, "no event lies before validation_at = 2001"),
         ({"validation_at": "2020-12-01"}, "has no time zone"),
+        ({"test_at": "2020-10-01T00:00:00+00:00"}, "test_at = 2020-10-01.* lies before validation_at"),
         ({"validation_at": "soon"}, "validation_at = 'soon' is not a time"),
         ({"item_attributes": ("shelf",)}, "give the items table"),
         ({"min_item_count": 99}, "no item has min_item_count = 99 events"),
-        ({"validation_at": "2022-01-01T00:00:00+00:00"}, "choose a cut inside the log"),
+        (
+            {"validation_at": "2022-01-01T00:00:00+00:00", "test_at": "2022-02-01T00:00:00+00:00"},
+            "choose a cut inside the log",
+        ),
     ],
 )
 def test_splits_that_leave_nothing_are_refused(values, message):
     with pytest.raises(SchemaError, match=message):
         prepare(events(FIXED_PAST + FIXED_FUTURE), recipe(**values))
+
+
+def test_nobody_with_a_new_item_is_said_in_time():
+    """Seen items masked and nothing new bought: there is nobody to validate on."""
+    with pytest.raises(
+        SchemaError, match="none of the 1 users of the validation has a target that is new to them.*mask_seen = false"
+    ):
+        prepare(events(FIXED_PAST + FIXED_FUTURE), recipe(mask_seen=True))
 
 
 def test_a_time_split_needs_times_and_single_events_can_not_be_split():

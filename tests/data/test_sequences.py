@@ -33,9 +33,7 @@ def same(a, b):
 
 
 rows = st.lists(
-    st.tuples(
-        st.integers(0, 4), st.integers(0, 5), st.integers(0, 3), st.sampled_from(["a", "b"]), st.integers(0, 2)
-    ),
+    st.tuples(st.integers(0, 4), st.integers(0, 5), st.integers(0, 3), st.sampled_from(["a", "b"]), st.integers(0, 2)),
     min_size=1,
     max_size=40,
 )
@@ -71,7 +69,11 @@ def test_from_events_is_a_dict_of_sorted_lists(events, strings, at_least):
     assert lists(found, "timestamps") == [[r.timestamp * 1_000_000 for r in h] for h in expected]
     assert lists(found, "event_types") == [[types.index(r.event_type) + 1 for r in h] for h in expected]
     # session numbers are ours, but two events have equal ones exactly if the log says so
-    pairs = {(s, r.session_id) for h, ss in zip(expected, lists(found, "session_ids"), strict=True) for s, r in zip(ss, h, strict=True)}  # fmt: skip
+    pairs = {
+        (s, r.session_id)
+        for h, ss in zip(expected, lists(found, "session_ids"), strict=True)
+        for s, r in zip(ss, h, strict=True)
+    }
     assert len(pairs) == len({s for s, _ in pairs}) == len({s for _, s in pairs})
 
 
@@ -143,7 +145,9 @@ def test_selections_are_those_of_lists(sequences, data):
     users = np.array(data.draw(st.lists(st.integers(0, len(own) - 1), max_size=6)), np.int64)
     n = data.draw(st.integers(1, 7))
     cut = data.draw(st.integers(0, 10))
-    keep = np.array(data.draw(st.lists(st.booleans(), min_size=len(sequences.items), max_size=len(sequences.items))), bool)  # fmt: skip
+    keep = np.array(
+        data.draw(st.lists(st.booleans(), min_size=len(sequences.items), max_size=len(sequences.items))), bool
+    )
     taken = sequences.take(users)
     assert (lists(taken), taken.user_ids.tolist()) == ([own[u] for u in users], [100 + u for u in users])
     assert lists(taken, "timestamps") == [times[u] for u in users]

@@ -191,7 +191,7 @@ def test_window_targets_by_hand():
         [(0, 5), (10 - JUST, 5)],
     ]
     log = sequences(users)
-    log.timestamps[:] = [int(round(t * DAY_US)) for u in users for t, _ in u]
+    log.timestamps[:] = [round(t * DAY_US) for u in users for t, _ in u]
     for scope, own in (("all", [1, 2, 3]), ("new", [3])):
         chosen = window_recipe(window_days=5, n_windows=1, window_scope=scope, passes_per_epoch=1, batch_users=9)
         (batch,) = TrainingData(log, vocabulary(), chosen).batches(0)
@@ -213,11 +213,14 @@ def log_for(targets, seed=0, n_users=20):
     random = np.random.default_rng(seed)
     users = [
         sorted(
-            [(int(t), int(i)) for t, i in zip(random.integers(0, 30, n), random.integers(0, N_ITEMS + 1, n), strict=True)],
+            [
+                (int(t), int(i))
+                for t, i in zip(random.integers(0, 30, n), random.integers(0, N_ITEMS + 1, n), strict=True)
+            ],
             key=lambda e: e[0],
         )
         for n in random.integers(2, 9, n_users)
-    ]  # fmt: skip
+    ]
     return sequences(users), recipe() if targets == "next" else window_recipe()
 
 
@@ -263,6 +266,16 @@ def test_ranks_share_the_batch_of_a_single_process(targets, values, world_size):
         assert sum(weights) == pytest.approx(world_size if total else 0)
         if chosen.candidates == "all":
             assert all(part.candidate_ids_N.tolist() == whole.candidate_ids_N.tolist() for part in parts)
+
+
+def test_every_step_draws_anew():
+    """Negatives and instants of one step are not those of the next one."""
+    log, base = log_for("next")
+    drawn = [b.candidate_ids_N.tolist() for b in TrainingData(log, vocabulary(), base.replace(candidates=20)).batches(0)]
+    assert len({tuple(ids) for ids in drawn}) == len(drawn) > 3
+    log, base = log_for("window")
+    data = TrainingData(log, vocabulary(), base.replace(passes_per_epoch=4, popularity_days=(3.0,)))
+    assert len({data_cut(data, batch) for batch in data.batches(0)}) >= len(data.source.cuts) - 1
 
 
 def test_ranks_draw_different_negatives():

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-import torch
 
 import bseq_plugin as bseq
 from bseq_plugin import builtin
@@ -100,19 +99,6 @@ def test_the_reader_of_the_guide_reads(tmp_path):
     read = plugin("bseq_read_events(source, columns, timestamp_unit)").bseq_read_events
     assert len(read(str(path), None, "s")) == 3
     assert read(pd.DataFrame(), None, None) is None
-
-
-def test_the_adapter_of_the_guide_scores():
-    from torchrec import KeyedJaggedTensor
-
-    guide = plugin("bseq_attach(host, interest)")
-    interest = bseq.SequenceInterestEncoder(bseq.Recipe(encoder="mean", dim=8, event_features=()), n_items=9)
-    model = guide.bseq_attach(guide.TwoTower(8), interest)
-    history = KeyedJaggedTensor(["event"], torch.tensor([1, 9, 3]), lengths=torch.tensor([2, 1]))
-    scores = model(history, torch.tensor([5, 6]))
-    expected = (interest(history)["user_interest"] * model.host.items.weight[5:7]).sum(1)
-    torch.testing.assert_close(scores, expected)
-    assert guide.bseq_attach(torch.nn.Linear(1, 1), interest) is None
 
 
 @pytest.mark.parametrize("kind", PART_HOOKS)

@@ -62,8 +62,8 @@ def problems(draw):
     seed = draw(st.integers(0, 2**31))
     generator = torch.Generator().manual_seed(seed)
     vectors = torch.randn(n_items + 1, dim, generator=generator, dtype=torch.float64)
-    pairs = draw(st.lists(st.tuples(st.integers(0, n_states - 1), st.integers(1, n_items)), min_size=1, max_size=12, unique=True))
-    pairs.sort()
+    pair = st.tuples(st.integers(0, n_states - 1), st.integers(1, n_items))
+    pairs = sorted(draw(st.lists(pair, min_size=1, max_size=12, unique=True)))
     states, ids = torch.tensor([p[0] for p in pairs]), torch.tensor([p[1] for p in pairs])
     weights = torch.rand(len(pairs), generator=generator, dtype=torch.float64) + 0.1
     if draw(st.booleans()):

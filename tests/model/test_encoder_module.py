@@ -1,13 +1,13 @@
 import numpy as np
 import pytest
 import torch
+from fbgemm_gpu.split_embedding_configs import EmbOptimType
 from torch import nn
 from torchrec import KeyedJaggedTensor, KeyedTensor
 from torchrec.distributed.embedding import EmbeddingCollectionSharder
 from torchrec.distributed.embedding_types import ShardedEmbeddingModule
 from torchrec.distributed.model_parallel import DistributedModelParallel
 from torchrec.distributed.train_pipeline.tracing import Tracer
-from fbgemm_gpu.split_embedding_configs import EmbOptimType
 
 from bseq_plugin.data.batches import history_features
 from bseq_plugin.data.sequences import Sequences
@@ -44,7 +44,9 @@ def histories(lengths, seed=0):
     random = np.random.default_rng(seed)
     offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
     n = int(offsets[-1])
-    times = np.concatenate([np.sort(random.integers(0, 10**13, length)) for length in lengths] + [np.empty(0, np.int64)])
+    times = np.concatenate(
+        [np.sort(random.integers(0, 10**13, length)) for length in lengths] + [np.empty(0, np.int64)]
+    )
     items, types = random.integers(0, N_ITEMS + 1, n), random.integers(0, N_TYPES + 1, n)
     return Sequences(np.arange(len(lengths)), offsets, items, times.astype(np.int64), types)
 
@@ -102,7 +104,7 @@ def test_only_the_keys_it_knows_are_needed_and_order_does_not_matter(encoder, re
     """A host may hold more features in its batch; ``timestamp`` may be missing."""
     sequences = histories((3, 2))
     full = features(sequences, recipe)
-    names = [key for key in full.keys() if key != "timestamp"][::-1]
+    names = sorted(set(full.keys()) - {"timestamp"}, key=full.keys().index, reverse=True)
     lengths = torch.cat([full[name].lengths() for name in names])
     without = KeyedJaggedTensor(names, torch.cat([full[name].values() for name in names]), lengths=lengths)
     with torch.no_grad():
@@ -146,8 +148,10 @@ def test_created_on_meta_it_is_sharded_inside_a_host(recipe):
     with world() as here:
         fused = {"optimizer": EmbOptimType.EXACT_ROWWISE_ADAGRAD, "learning_rate": 0.1}
         model = DistributedModelParallel(
-            Host(encoder, recipe.interest_dim), device=here.device, sharders=[EmbeddingCollectionSharder(fused_params=fused)]
-        )  # fmt: skip
+            Host(encoder, recipe.interest_dim),
+            device=here.device,
+            sharders=[EmbeddingCollectionSharder(fused_params=fused)],
+        )
         assert sum(isinstance(m, ShardedEmbeddingModule) for m in model.modules()) == 1
         assert not any(p.is_meta for p in model.parameters())
         weight = model.state_dict()["interest.embedding_collection.embeddings.item.weight"]
@@ -168,7 +172,9 @@ def test_created_on_meta_it_is_sharded_inside_a_host(recipe):
 def test_wrong_settings_are_named():
     with pytest.raises(UsageError, match="unknown encoder 'gru'; there are: .*causal"):
         SequenceInterestEncoder(Recipe(encoder="gru"), N_ITEMS)
-    with pytest.raises(RecipeError, match="encoder_options of 'causal'.*unknown key 'n_bloks'; the keys are: .*n_blocks"):
+    with pytest.raises(
+        RecipeError, match="encoder_options of 'causal'.*unknown key 'n_bloks'; the keys are: .*n_blocks"
+    ):
         SequenceInterestEncoder(Recipe(encoder_options={"n_bloks": 2}), N_ITEMS)
     with pytest.raises(RecipeError, match="n_blocks = 0"):
         SequenceInterestEncoder(Recipe(encoder_options={"n_blocks": 0}), N_ITEMS)

@@ -43,7 +43,9 @@ VARIANTS = {
 @pytest.fixture(scope="module")
 def shelf():
     """Attributes of some items; others have none."""
-    return pd.DataFrame({"item_id": np.arange(0, 25) * 10 + 5, "shelf": ["a", "b", None, "c", "a"] * 5, "brand": [1, 2] * 12 + [7]})  # fmt: skip
+    return pd.DataFrame(
+        {"item_id": np.arange(0, 25) * 10 + 5, "shelf": ["a", "b", None, "c", "a"] * 5, "brand": [1, 2] * 12 + [7]}
+    )
 
 
 @pytest.fixture(scope="module", params=VARIANTS)
@@ -54,7 +56,9 @@ def trained(request, tiny_frame, shelf, tmp_path_factory):
     items = shelf if recipe.item_attributes else None
     run = train(events, recipe, tmp_path_factory.mktemp("exported") / "run", items=items, progress=False)
     log = prepare(events, recipe, items)
-    task = SequenceInterestTask(log.recipe, log.vocabulary.n_items, len(log.vocabulary.event_types), attributes=log.attributes)  # fmt: skip
+    task = SequenceInterestTask(
+        log.recipe, log.vocabulary.n_items, len(log.vocabulary.event_types), attributes=log.attributes
+    )
     Checkpoints(run.path).load_plain(task, run.info["best_epoch"])
     return log, task.eval(), InterestModel.from_run(run.path)
 
@@ -79,8 +83,14 @@ def as_sequences(batch, log):
     from bseq_plugin.data.sequences import Sequences
 
     event = batch.features["event"]
-    types = batch.features["event_type"].values().numpy() if "event_type" in batch.features.keys() else None
-    return Sequences(np.arange(event.lengths().numel()), event.offsets().numpy().astype(np.int64), event.values().numpy(), batch.features["timestamp"].values().numpy(), types)  # fmt: skip
+    types = batch.features["event_type"].values().numpy() if "event_type" in set(batch.features.keys()) else None
+    return Sequences(
+        np.arange(event.lengths().numel()),
+        event.offsets().numpy().astype(np.int64),
+        event.values().numpy(),
+        batch.features["timestamp"].values().numpy(),
+        types,
+    )
 
 
 def test_exported_scores_are_the_training_scores(trained):

@@ -140,11 +140,15 @@ def test_a_list_hook_has_to_give_classes_with_names(manager, given):
 
 def test_a_broken_import_is_reported_and_the_rest_go_on(manager):
     cause = ImportError("libfoo.so is not there")
-    manager.load_entry_points([EntryPoint("bad", cause), EntryPoint("builtin", plugin("a")), EntryPoint("good", plugin("b"))])  # fmt: skip
+    manager.load_entry_points(
+        [EntryPoint("bad", cause), EntryPoint("builtin", plugin("a")), EntryPoint("good", plugin("b"))]
+    )
     assert sorted(manager.parts("encoder")) == ["a", "b"]
     bad = next(info for info in manager.infos() if info.name == "bad")
     assert (bad.distribution, bad.error) == ("dist-bad", "ImportError: libfoo.so is not there")
-    with pytest.raises(UsageError, match=r"unknown encoder 'c'; there are: a, b\..*'bad' of dist-bad failed: ImportErr") as caught:  # fmt: skip
+    with pytest.raises(
+        UsageError, match=r"unknown encoder 'c'; there are: a, b\..*'bad' of dist-bad failed: ImportErr"
+    ) as caught:
         manager.part("encoder", "c")
     assert caught.value.__cause__ is cause
 
@@ -172,7 +176,12 @@ def test_the_same_entry_point_twice_is_loaded_once(manager):
 
 
 def test_a_plugin_for_another_api_is_skipped_with_the_reason(manager):
-    manager.load_entry_points([EntryPoint("old", plugin("x", bseq_api_version=API_VERSION + 1)), EntryPoint("now", plugin("y", bseq_api_version=API_VERSION))])  # fmt: skip
+    manager.load_entry_points(
+        [
+            EntryPoint("old", plugin("x", bseq_api_version=API_VERSION + 1)),
+            EntryPoint("now", plugin("y", bseq_api_version=API_VERSION)),
+        ]
+    )
     old = next(info for info in manager.infos() if info.name == "old")
     assert f"written for plugin API {API_VERSION + 1}, this is {API_VERSION}" in old.error
     assert sorted(manager.parts("encoder")) == ["y"]
@@ -201,7 +210,9 @@ def test_the_builtin_parts_come_first(manager):
 )
 def test_environment_switches(manager, monkeypatch, variable, value, loaded):
     monkeypatch.setenv(variable, value)
-    manager.load_entry_points([EntryPoint("two", plugin("c")), EntryPoint("one", plugin("b")), EntryPoint("builtin", plugin("a"))])  # fmt: skip
+    manager.load_entry_points(
+        [EntryPoint("two", plugin("c")), EntryPoint("one", plugin("b")), EntryPoint("builtin", plugin("a"))]
+    )
     assert names(manager) == loaded
 
 

@@ -115,7 +115,11 @@ def test_a_recbole_file(tmp_path):
 def test_a_recbole_file_with_missing_values_or_columns(tmp_path):
     path = tmp_path / "ml.inter"
     for missing in ("1\t\t", "1\t2\t"):
-        path.write_text(f"user_id:token\titem_id:token\ttimestamp:float\n1\tb\t{SECONDS}\n{missing}{SECONDS}\n"[: -len(str(SECONDS)) - 1 if missing == "1\t2\t" else None])  # fmt: skip
+        path.write_text(
+            f"user_id:token\titem_id:token\ttimestamp:float\n1\tb\t{SECONDS}\n{missing}{SECONDS}\n"[
+                : -len(str(SECONDS)) - 1 if missing == "1\t2\t" else None
+            ]
+        )
         with pytest.raises(SchemaError, match="'item_id' has 1 nulls, the first in row 1|times that are no numbers"):
             read_events(path)
     path.write_text("user_id:token\titem_id:token\n1\t2\n")
@@ -164,8 +168,9 @@ def test_sequence_text_that_is_no_sequence(tmp_path):
 
 @pytest.mark.parametrize("name", ["log.parquet", "log.csv", "log.tsv", "log.inter"])
 @pytest.mark.parametrize(
-    "content", [b"", b"\x00\xff\xfe garbage \x80", b"PAR1 not really PAR1", b'a,b\n"open\n1,2,3,4\n', b"a\tb\n1\t2\t3\t4\n1\n"]
-)  # fmt: skip
+    "content",
+    [b"", b"\x00\xff\xfe garbage \x80", b"PAR1 not really PAR1", b'a,b\n"open\n1,2,3,4\n', b"a\tb\n1\t2\t3\t4\n1\n"],
+)
 def test_a_file_that_is_something_else_is_a_schema_error(tmp_path, name, content):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(SchemaError):

@@ -1,8 +1,8 @@
 """SIGKILL at any moment, then ``--resume``: as if nothing had happened.
 
-The first test kills just before the n-th change that training makes to its folder (as Python sees them: files opened
-for writing, folders made, renames, removals); forks of one process make that quick. The second kills the real command
-at moments that nobody chose.
+The first test kills at the n-th change that training makes to its folder, as Python sees them: before a folder is made
+or something is renamed or removed, and when a file has been opened and emptied; forks of one process make that quick.
+The last one kills the real command at moments that nobody chose.
 """
 
 import json
@@ -39,6 +39,8 @@ def hook(out, limit, counted):
         if changes:
             counted[0] += 1
             if counted[0] == limit:
+                if event == "open" and flags & os.O_TRUNC:  # the worst moment is after the opening: nothing is in it
+                    os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC))
                 os.kill(os.getpid(), signal.SIGKILL)
     return see
 
@@ -105,9 +107,21 @@ def test_killed_before_each_of_its_steps_a_run_resumes(python, tiny_source, tiny
 
 
 @pytest.mark.timeout(400)
-def test_the_command_killed_at_random_moments_resumes(tiny_source, tiny_settings, tmp_path, read_lines, weights, python):  # fmt: skip
+def test_the_command_killed_at_random_moments_resumes(
+    tiny_source, tiny_settings, tmp_path, read_lines, weights, python
+):
     """The same run is killed six times; each attempt goes on after the one before it."""
-    command = ["-m", "bseq_plugin.cli.main", "train", tiny_source, *tiny_settings, "--set", "epochs=40", "--set", "patience=40"]  # fmt: skip
+    command = [
+        "-m",
+        "bseq_plugin.cli.main",
+        "train",
+        tiny_source,
+        *tiny_settings,
+        "--set",
+        "epochs=40",
+        "--set",
+        "patience=40",
+    ]
     whole, out = tmp_path / "whole", tmp_path / "run"
     assert python(*command, "--out", whole).returncode == 0
     moments = random.Random(5)

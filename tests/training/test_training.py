@@ -1,5 +1,6 @@
 import json
 import math
+import shutil
 
 import pytest
 import torch
@@ -13,14 +14,22 @@ from bseq_plugin.metrics import ranking_metrics, top_k_items
 from bseq_plugin.model.interest_model import InterestModel
 from bseq_plugin.schema.recipe import Recipe
 from bseq_plugin.training.distributed import world
+from bseq_plugin.training.log import RunLog
 from bseq_plugin.training.run import Run
 from bseq_plugin.training.sharding import shard
 from bseq_plugin.training.train import Trainer, _task, train
 
 CYCLE = {
-    "dim": 16, "epochs": 25, "patience": 25, "dropout": 0.0, "batch_users": 20, "max_length": 8, "mask_seen": False,
-    "validation_metric": "recall@1", "learning_rate": 3e-3,
-}  # fmt: skip
+    "dim": 16,
+    "epochs": 25,
+    "patience": 25,
+    "dropout": 0.0,
+    "batch_users": 20,
+    "max_length": 8,
+    "mask_seen": False,
+    "validation_metric": "recall@1",
+    "learning_rate": 3e-3,
+}
 
 
 @pytest.fixture
@@ -51,7 +60,9 @@ def test_a_cycle_is_learned(cyclic, tmp_path, read_lines):
     assert ranking_metrics(top, test.target_offsets, test.target_items, [1])["recall@1"].mean() == 1.0
 
 
-@pytest.mark.parametrize("values", [{}, {"candidates": 20, "sampling": "popularity"}, {"loss": "bce"}, {"score": "cosine"}])  # fmt: skip
+@pytest.mark.parametrize(
+    "values", [{}, {"candidates": 20, "sampling": "popularity"}, {"loss": "bce"}, {"score": "cosine"}]
+)
 def test_the_loss_goes_down(events, tiny_recipe, tmp_path, read_lines, values):
     chosen = tiny_recipe.replace(epochs=6, patience=6, learning_rate=5e-3, **values)
     losses = [line["loss"] for line in read_lines(quietly(events, chosen, tmp_path / "run").path)]
@@ -59,7 +70,21 @@ def test_the_loss_goes_down(events, tiny_recipe, tmp_path, read_lines, values):
     assert all(math.isfinite(loss) for loss in losses)
 
 
-@pytest.mark.parametrize("values", [{}, {"item_attributes": ()}, {"candidates": 10}, {"targets": "window", "window_days": 14, "popularity_days": (7.0,), "encoder": "mean", "encoder_options": {"feed_forward": 8}}])  # fmt: skip
+@pytest.mark.parametrize(
+    "values",
+    [
+        {},
+        {"item_attributes": ()},
+        {"candidates": 10},
+        {
+            "targets": "window",
+            "window_days": 14,
+            "popularity_days": (7.0,),
+            "encoder": "mean",
+            "encoder_options": {"feed_forward": 8},
+        },
+    ],
+)
 def test_the_pipeline_pipelines_the_tables(events, tiny_recipe, tmp_path, values):
     """Its look-ups start one batch ahead; a batch rebuilt in ``forward`` would lose that without a word."""
     log = prepare(events, tiny_recipe.replace(**values))
@@ -114,9 +139,16 @@ RESUMED = [
     {"candidates": 7, "schedule": "cosine", "dropout": 0.2, "weight_decay": 0.1},
     {"table_optimizer": "adagrad", "sharding": "table_wise"},
     {"table_optimizer": "sgd", "score": "cosine", "seed": 3},
-    {"targets": "window", "window_days": 14, "popularity_days": (7.0,), "split": "time", "horizon_days": 14, "dropout": 0.3},
+    {
+        "targets": "window",
+        "window_days": 14,
+        "popularity_days": (7.0,),
+        "split": "time",
+        "horizon_days": 14,
+        "dropout": 0.3,
+    },
     {"split": "none"},
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize("values", RESUMED)
@@ -150,7 +182,12 @@ def test_resume_of_nothing_starts_at_the_beginning(events, tiny_recipe, tmp_path
 def test_a_run_that_was_killed_while_it_was_begun_can_be_resumed(events, tiny_recipe, tmp_path, tiny_run, weights):
     """``run.json`` comes last: before it there may be any of the other files."""
     out = tmp_path / "run"
-    for present in ([], ["recipe.json"], ["recipe.json", "vocabulary.parquet"], [".run.json.tmp", "recipe.json", "sequences.parquet"]):  # fmt: skip
+    for present in (
+        [],
+        ["recipe.json"],
+        ["recipe.json", "vocabulary.parquet"],
+        [".run.json.tmp", "recipe.json", "sequences.parquet"],
+    ):
         out.mkdir()
         for name in present:
             (out / name).write_text("torn")
@@ -186,7 +223,9 @@ def test_resume_refuses_another_recipe_or_log(events, tiny_recipe, tmp_path, mon
     assert quietly(events, tiny_recipe, tmp_path / "run", resume=True).info["status"] == "complete"
 
 
-def test_resume_refuses_a_log_with_other_events_of_the_same_items(events, tiny_recipe, tmp_path, monkeypatch, make_frame):  # fmt: skip
+def test_resume_refuses_a_log_with_other_events_of_the_same_items(
+    events, tiny_recipe, tmp_path, monkeypatch, make_frame
+):
     stopped_after(events, tiny_recipe, tmp_path / "run", monkeypatch, 1)
     other = Events.from_frame(make_frame(seed=1))
     assert set(other.frame.item_id) == set(events.frame.item_id)
@@ -194,7 +233,9 @@ def test_resume_refuses_a_log_with_other_events_of_the_same_items(events, tiny_r
         quietly(other, tiny_recipe, tmp_path / "run", resume=True)
 
 
-def test_a_loss_that_is_no_number_ends_the_run_and_keeps_the_last_checkpoint(events, tiny_recipe, tmp_path, monkeypatch, weights):  # fmt: skip
+def test_a_loss_that_is_no_number_ends_the_run_and_keeps_the_last_checkpoint(
+    events, tiny_recipe, tmp_path, monkeypatch, weights
+):
     chosen = tiny_recipe.replace(epochs=3)
     whole = quietly(events, chosen, tmp_path / "whole")
     forward, calls = SoftmaxLoss.forward, []
@@ -212,6 +253,42 @@ def test_a_loss_that_is_no_number_ends_the_run_and_keeps_the_last_checkpoint(eve
     with pytest.raises(RunError, match="not a finished run"):
         InterestModel.from_run(tmp_path / "run")
     assert weights(quietly(events, chosen, tmp_path / "run", resume=True).path) == weights(whole.path)
+
+
+@pytest.mark.parametrize("damage", ["half", "gone", "metadata"])
+def test_a_damaged_checkpoint_is_told_in_one_line(events, tiny_recipe, tmp_path, monkeypatch, damage):
+    """And with it removed, training goes on from what is left."""
+    stopped_after(events, tiny_recipe, tmp_path / "run", monkeypatch, 1)
+    checkpoint = tmp_path / "run" / "checkpoints" / "epoch-0001"
+    file = checkpoint / ".metadata" if damage == "metadata" else next(checkpoint.glob("*.distcp"))
+    data = file.read_bytes()
+    file.unlink() if damage == "gone" else file.write_bytes(data[: len(data) // 2])
+    with pytest.raises(RunError, match="epoch-0001 is damaged; remove it") as caught:
+        quietly(events, tiny_recipe, tmp_path / "run", resume=True)
+    assert "\n" not in str(caught.value)
+    shutil.rmtree(checkpoint)
+    assert quietly(events, tiny_recipe, tmp_path / "run", resume=True).info["status"] == "complete"
+
+
+def test_a_disk_that_fails_in_a_checkpoint_leaves_the_one_before(events, tiny_recipe, tmp_path, monkeypatch, weights):
+    """The second checkpoint can't be written: one line, the first one is still there, and the run can be resumed."""
+    whole = quietly(events, tiny_recipe, tmp_path / "whole")
+    from torch.distributed.checkpoint.filesystem import FileSystemWriter
+
+    write = FileSystemWriter.write_data
+
+    def fails(self, *args, **kwargs):
+        if "epoch-0002" in str(self.path):
+            raise OSError(28, "No space left on device")
+        return write(self, *args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(FileSystemWriter, "write_data", fails)
+        with pytest.raises(RunError, match=r"epoch 2 can't be written.*No space left on device") as caught:
+            quietly(events, tiny_recipe, tmp_path / "run")
+    assert "\n" not in str(caught.value)
+    assert "epoch-0001" in [p.name for p in (tmp_path / "run" / "checkpoints").iterdir()]
+    assert weights(quietly(events, tiny_recipe, tmp_path / "run", resume=True).path) == weights(whole.path)
 
 
 def test_training_stops_early_and_exports_the_best_epoch(events, tiny_recipe, tmp_path, monkeypatch, read_lines):
@@ -262,7 +339,9 @@ BAD = [
 ]
 
 
-@pytest.mark.parametrize(("values", "kind", "message"), BAD, ids=[str(list(v)[-1]) + str(n) for n, (v, _, _) in enumerate(BAD)])  # fmt: skip
+@pytest.mark.parametrize(
+    ("values", "kind", "message"), BAD, ids=[str(list(v)[-1]) + str(n) for n, (v, _, _) in enumerate(BAD)]
+)
 def test_what_can_not_work_is_refused_before_anything_is_written(events, tiny_recipe, tmp_path, values, kind, message):
     recipe = Recipe(**{**tiny_recipe.model_dump(), **values})
     for resume in (False, True):
@@ -291,6 +370,24 @@ def test_what_can_not_work_is_refused_before_anything_is_written(events, tiny_re
 def test_recipes_are_checked(values, message):
     with pytest.raises(RecipeError, match=message):
         Recipe.parse(values)
+
+
+def test_lines_are_struck_from_the_log_all_at_once(tmp_path, monkeypatch):
+    """A resumed run strikes what lies beyond its checkpoint; killed meanwhile, it has not lost the lines before."""
+    lines = [f'{{"epoch": {n}}}\n' for n in (1, 2, 3)] + ['{"epo']  # the last one was cut off by a kill
+    file = tmp_path / "metrics.jsonl"
+    file.write_text("".join(lines))
+
+    def killed(*args):
+        raise Stopped
+
+    with monkeypatch.context() as patch:
+        patch.setattr("os.replace", killed)
+        with pytest.raises(Stopped):
+            RunLog(tmp_path, enabled=True, progress=False, epochs=3, resumed_after=2)
+    assert file.read_text() == "".join(lines)
+    with RunLog(tmp_path, enabled=True, progress=False, epochs=3, resumed_after=2):
+        assert file.read_text() == "".join(lines[:2])
 
 
 def test_tensorboard_and_the_log_agree(tiny_run, read_lines):

@@ -1,0 +1,232 @@
+"""Good use of every command."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from bseq_plugin import __version__
+from bseq_plugin.model.interest_model import InterestModel
+from bseq_plugin.training.run import Run
+
+COMMANDS = ["demo", "train", "evaluate", "publish", "retrieve", "features", "benchmark", "plugins", "recipes", "doctor"]
+
+
+def test_help_lists_the_commands(bseq):
+    code, out, _ = bseq("--help")
+    assert code == 0
+    assert [name for name in COMMANDS if name not in out] == []
+    assert bseq("--version")[1].strip() == f"bseq {__version__}"
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_of_every_command_has_an_example(bseq, name):
+    code, out, _ = bseq(name, "--help")
+    assert code == 0
+    assert "Example: " in out
+    assert f"bseq {name}" in out.split("Example: ")[1]
+
+
+def test_train_leaves_a_run(bseq, tiny_source, tiny_settings, tiny_run, tmp_path):
+    code, out, err = bseq("train", tiny_source, "--out", tmp_path / "run", *tiny_settings)
+    assert (code, out) == (0, "")
+    assert "best epoch" in err
+    assert str(tmp_path / "run") in err
+    run, same = Run(tmp_path / "run"), Run(tiny_run)
+    assert run.recipe == same.recipe
+    weights = [InterestModel.from_run(r.path).item_vectors_VD for r in (run, same)]
+    assert weights[0].equal(weights[1])  # the command and the function are one code path
+    assert bseq("train", tiny_source, "--out", tmp_path / "run", *tiny_settings, "--resume")[0] == 0
+
+
+def test_train_reads_a_recipe_file_other_columns_and_an_items_table(bseq, tiny_frame, tmp_path):
+    log = tiny_frame.rename(columns={"user_id": "household", "timestamp": "t"})
+    log["t"] = log.t.dt.as_unit("s").astype("int64")
+    log.to_csv(tmp_path / "log.csv", index=False)
+    items = pd.DataFrame({"item_id": np.arange(30) * 10 + 5, "shelf": ["a", "b", "c"] * 10})
+    items.to_csv(tmp_path / "items.csv", index=False)
+    (tmp_path / "mine.toml").write_text(
+        'description = "mine"\nencoder = "mean"\ndim = 8\nepochs = 1\nitem_attributes = ["shelf"]\n'
+    )
+    code, _, err = bseq(
+        "train",
+        tmp_path / "log.csv",
+        "--out",
+        tmp_path / "run",
+        "--recipe",
+        tmp_path / "mine.toml",
+        "--items",
+        tmp_path / "items.csv",
+        "--column",
+        "user_id=household",
+        "--column",
+        "timestamp=t",
+        "--timestamp-unit",
+        "s",
+        "--set",
+        "score=cosine",
+        "--set",
+        "batch_users=16",
+    )
+    assert code == 0, err
+    recipe = Run(tmp_path / "run").recipe
+    assert (recipe.encoder, recipe.score, recipe.item_attributes, recipe.dim) == ("mean", "cosine", ("shelf",), 8)
+
+
+def test_evaluate_writes_what_it_shows(bseq, tiny_run, tmp_path):
+    code, out, err = bseq("evaluate", tiny_run, "--k", "10,5", "--json", tmp_path / "deep" / "figures.json")
+    assert code == 0, err
+    document = json.loads((tmp_path / "deep" / "figures.json").read_text())
+    assert document["protocol"]["part"] == "test"
+    assert set(document["floors"]) >= {"popularity"}
+    for name in ("recall@5", "recall@10", "ndcg@10", "mrr@5", "coverage@10"):
+        assert 0 <= document["model"][name] <= 1
+    assert f"{document['model']['ndcg@10']:.4f}" in out
+    validation = bseq("evaluate", tiny_run, "--split", "validation", "--k", "10", "--json", tmp_path / "v.json")
+    assert validation[0] == 0
+    figures = json.loads((tmp_path / "v.json").read_text())["model"]
+    for name, value in Run(tiny_run).info["validation"].items():
+        assert figures[name] == pytest.approx(value, abs=1e-9)
+
+
+def test_publish_and_retrieve(bseq, tiny_run, tiny_frame, tmp_path):
+    code, _, err = bseq("publish", tiny_run, "--store", tmp_path / "store")
+    assert code == 0, err
+    user = int(tiny_frame.user_id.iloc[0])
+    code, out, err = bseq("retrieve", tmp_path / "store", "--user", user, "--k", 5, "--json")
+    assert code == 0, err
+    found = json.loads(out)
+    hits = pd.DataFrame(found["candidates"])
+    assert found["version"] in bseq("publish", tiny_run, "--store", tmp_path / "store")[2] or found["version"]
+    assert hits["rank"].tolist() == [1, 2, 3, 4, 5]
+    assert hits.score.is_monotonic_decreasing
+    assert set(hits.user_id) == {user}
+    assert not set(hits.item_id) & set(tiny_frame.item_id[tiny_frame.user_id == user])
+    table = bseq("retrieve", tmp_path / "store", "--user", user, "--k", 5)[1]
+    assert all(str(item) in table for item in hits.item_id)
+
+
+def test_more_than_the_catalogue_gives_fewer_rows(bseq, tiny_store, tiny_frame):
+    user = int(tiny_frame.user_id.iloc[0])
+    seen = tiny_frame.item_id[tiny_frame.user_id == user].nunique()
+    n_items = tiny_frame.item_id.nunique()
+    for exclude, expected in (("seen", n_items - seen), ("none", n_items)):
+        code, out, _ = bseq("retrieve", tiny_store, "--user", user, "--k", 100_000, "--exclude", exclude, "--json")
+        hits = json.loads(out)["candidates"]
+        assert (code, len(hits), len({hit["item_id"] for hit in hits})) == (0, expected, expected)
+
+
+def test_unknown_items_of_a_query_are_counted(bseq, tiny_store):
+    code, out, err = bseq("retrieve", tiny_store, "--items", "5, 999, 15,998", "--k", 3)
+    assert code == 0, err
+    assert "2 event(s) of items that the catalogue does not have" in err
+    code, out, err = bseq("retrieve", tiny_store, "--items", "5,15", "--k", 3, "--json")
+    assert (code, err, len(json.loads(out)["candidates"])) == (0, "", 3)
+    code, out, _ = bseq(
+        "retrieve", tiny_store, "--items", "999", "--k", 3, "--json"
+    )  # nothing is known: what is popular
+    assert (code, {hit["source"] for hit in json.loads(out)["candidates"]}) == (0, {"popular"})
+
+
+def test_unknown_items_are_counted_beside_json_too(bseq, tiny_store):
+    code, out, err = bseq("retrieve", tiny_store, "--items", "5,999", "--k", 3, "--json")
+    assert (code, len(json.loads(out)["candidates"])) == (0, 3)
+    assert "1 event(s) of items that the catalogue does not have" in err
+
+
+def test_features_of_candidates(bseq, tiny_store, tiny_frame, tmp_path):
+    pairs = tiny_frame[["user_id", "item_id"]].drop_duplicates().head(20)
+    pairs.to_csv(tmp_path / "candidates.csv", index=False)
+    at = (tiny_frame.timestamp.max() + pd.Timedelta(days=1)).isoformat()
+    code, _, err = bseq(
+        "features", tiny_store, "--candidates", tmp_path / "candidates.csv", "--at", at, "--out", tmp_path / "f.parquet"
+    )
+    assert code == 0, err
+    table = pd.read_parquet(tmp_path / "f.parquet")
+    assert len(table) == 20
+    assert table[["user_id", "item_id"]].to_numpy().tolist() == pairs.to_numpy().tolist()
+    assert table.select_dtypes("float32").shape[1] >= 5
+
+
+def test_benchmark_of_a_sequence_file(bseq, tiny_frame, tmp_path, tiny_settings):
+    users = tiny_frame.groupby("user_id").item_id.agg(list)
+    (tmp_path / "log.txt").write_text("".join(f"{u} {' '.join(map(str, i))}\n" for u, i in users.items()))
+    code, out, err = bseq(
+        "benchmark",
+        tmp_path / "log.txt",
+        "--recipe",
+        "reference",
+        *tiny_settings,
+        "--seeds",
+        "0,1",
+        "--json",
+        tmp_path / "b.json",
+    )
+    assert code == 0, err
+    document = json.loads((tmp_path / "b.json").read_text())
+    assert document["dataset"] == {"source": "log.txt", "users": 60, "items": 30, "events": len(tiny_frame)}
+    assert [row["seed"] for row in document["seeds"]] == [0, 1]
+    for metric, mean in document["mean"].items():
+        assert mean == pytest.approx(np.mean([row[metric] for row in document["seeds"]]))
+    assert {"popularity", "transition_graph"} <= set(document["floors"])
+    needed = {
+        "recall@5",
+        "ndcg@5",
+        "recall@10",
+        "ndcg@10",
+        "epochs",
+        "train_seconds",
+        "seconds_per_epoch",
+        "events_per_second",
+        "peak_rss_mb",
+    }
+    assert needed <= set(document["seeds"][0])
+
+
+def test_plugins_recipes_and_doctor(bseq):
+    code, out, _ = bseq("plugins")
+    assert (code, "builtin" in out, "causal" in out) == (0, True, True)
+    listed = json.loads(bseq("plugins", "--json")[1])
+    assert {"causal", "mean"} <= set(next(p for p in listed if p["name"] == "builtin")["parts"]["encoder"])
+    assert "reference" in bseq("recipes")[1]
+    recipe = json.loads(bseq("recipes", "reference")[1])
+    assert (recipe["dim"], recipe["max_length"], recipe["batch_users"], recipe["dropout"]) == (64, 50, 128, 0.2)
+    findings = json.loads(bseq("doctor", "--json")[1])
+    assert {"python", "torch", "torchrec", "faiss"} <= {finding["what"] for finding in findings}
+    code = bseq("doctor")[0]
+    assert code == int(any(finding["state"] == "bad" for finding in findings))
+
+
+OPTIMISED = """
+import sys
+from bseq_plugin.cli.main import main
+assert False, "asserts are on"
+for line in {lines!r}:
+    sys.argv = ["bseq", *line]
+    try:
+        main()
+    except SystemExit as end:
+        if end.code:
+            raise
+"""
+
+
+def test_it_all_works_without_asserts(python, tiny_source, tiny_settings, tmp_path):
+    """``python -O`` strips asserts: none of ours may matter, nor those of the libraries we call."""
+    run, store = str(tmp_path / "run"), str(tmp_path / "store")
+    lines = [
+        ["train", str(tiny_source), "--out", run, *tiny_settings],
+        ["publish", run, "--store", store, "--index", "faiss_cpu"],
+        ["retrieve", store, "--items", "5,15", "--k", "4", "--json"],
+    ]
+    done = python("-O", "-c", OPTIMISED.format(lines=lines))
+    assert done.returncode == 0, done.stderr
+    assert len(json.loads(done.stdout)["candidates"]) == 4
+    wrong = python("-O", "-m", "bseq_plugin.cli.main", "retrieve", store, "--items", "5", "--k", "0")
+    assert (wrong.returncode, wrong.stdout) == (2, "")
+    assert wrong.stderr.startswith("error: --k 0")
+
+
+def test_the_installed_command_and_the_module_are_the_same(python):
+    assert python("-m", "bseq_plugin.cli.main", "--version").stdout.strip() == f"bseq {__version__}"
