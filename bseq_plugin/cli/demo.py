@@ -64,11 +64,12 @@ def demo(
     with job.step("features", "7/7 Candidates and ranking features of every household"):
         candidates = job.write_candidates(retriever)
         job.write_features(retriever, candidates)
+    pictured = job.draw(comparisons)
     job.write_metrics(comparisons, {"epochs": epochs, "blend": weights})
     out.print(comparisons["new"].table("December 2017, products new to the household"))
     out.print(comparisons["all"].table("December 2017, all products"))
     _show_examples(job, retriever)
-    for name in ("metrics.json", "store", "candidates.parquet", "ranking_features.parquet"):
+    for name in (*pictured, "metrics.json", "store", "candidates.parquet", "ranking_features.parquet"):
         out.print(f"{folder / name}", highlight=False)
     total = sum(job.seconds.values())
     steps = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in job.seconds.items())

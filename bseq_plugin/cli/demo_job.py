@@ -18,11 +18,13 @@ from bseq_plugin.cli.demo_data import DemoData
 from bseq_plugin.data.events import instant_us
 from bseq_plugin.data.sequences import Sequences
 from bseq_plugin.data.splits import EvaluationSet, time_window
+from bseq_plugin.errors import MissingDependencyError
 from bseq_plugin.evaluation.defaults import default_floors, fitted_rankers
 from bseq_plugin.evaluation.rankers import Ranker, interest_ranker
 from bseq_plugin.evaluation.report import MODEL, Comparison, compare, metrics_document
 from bseq_plugin.model.interest_model import InterestModel
 from bseq_plugin.ranking.engine import ranking_features
+from bseq_plugin.report.comparison import draw_comparisons
 from bseq_plugin.retrieval.fit_blend import fit_blend
 from bseq_plugin.retrieval.publish import publish
 from bseq_plugin.retrieval.retriever import Retriever
@@ -117,6 +119,17 @@ class Demo:
         }  # fmt: skip
         ordered = {name: comparisons[name] for name in ("all", "new")}
         write_json(self.out / "metrics.json", metrics_document(protocol, ordered, self.seconds))
+
+    def draw(self, comparisons: dict[str, Comparison]) -> list[str]:
+        """``comparison.png``; a note instead where matplotlib is not installed."""
+        titles = {"new": "December 2017, products new to the household", "all": "December 2017, all products"}
+        try:
+            panels = {titles[name]: comparison for name, comparison in comparisons.items()}
+            draw_comparisons(panels, "ndcg@20", self.out / "comparison.png")
+        except MissingDependencyError as error:
+            note.print(str(error))
+            return []
+        return ["comparison.png"]
 
     def _fresh(self, name: str) -> Path:
         """A folder of an earlier demo is replaced; nothing else is ever removed."""

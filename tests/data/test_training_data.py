@@ -271,7 +271,9 @@ def test_ranks_share_the_batch_of_a_single_process(targets, values, world_size):
 def test_every_step_draws_anew():
     """Negatives and instants of one step are not those of the next one."""
     log, base = log_for("next")
-    drawn = [b.candidate_ids_N.tolist() for b in TrainingData(log, vocabulary(), base.replace(candidates=20)).batches(0)]
+    drawn = [
+        b.candidate_ids_N.tolist() for b in TrainingData(log, vocabulary(), base.replace(candidates=20)).batches(0)
+    ]
     assert len({tuple(ids) for ids in drawn}) == len(drawn) > 3
     log, base = log_for("window")
     data = TrainingData(log, vocabulary(), base.replace(passes_per_epoch=4, popularity_days=(3.0,)))

@@ -82,7 +82,11 @@ def test_the_table_marks_best_and_noise(evaluated):
     out = io.StringIO()
     Console(file=out, width=140, force_terminal=True, color_system="standard").print(got.table("Test"))
     lines = out.getvalue().splitlines()
-    assert [name for line in lines if "│" in line for name in rankers if f" {name} " in line[:20]] == ["floor", "model", "served"]
+    assert [name for line in lines if "│" in line for name in rankers if f" {name} " in line[:20]] == [
+        "floor",
+        "model",
+        "served",
+    ]
     served = next(line for line in lines if " served " in line[:20])
     assert "\x1b[1m1.0000" in served
     assert sum("within noise" in line for line in lines) == 2  # under the model's figures, and in the caption
