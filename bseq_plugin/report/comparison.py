@@ -33,9 +33,10 @@ def _panel(panel: Any, comparison: Comparison, metric: str) -> None:
     names = sorted(comparison.values, key=lambda name: comparison.mean(name, metric))
     means = [comparison.mean(name, metric) for name in names]
     bounds = [comparison.intervals[name][metric] for name in names]
-    errors = [[m - low for m, (low, _) in zip(means, bounds, strict=True)], [high - m for m, (_, high) in zip(means, bounds, strict=True)]]  # fmt: skip
+    below = [mean - low for mean, (low, _) in zip(means, bounds, strict=True)]
+    above = [high - mean for mean, (_, high) in zip(means, bounds, strict=True)]
     colours = [MODEL_COLOUR if name in comparison.models else FLOOR_COLOUR for name in names]
-    panel.barh(names, means, xerr=errors, color=colours, error_kw={"lw": 1, "capsize": 2, "ecolor": "#444444"})
+    panel.barh(names, means, xerr=[below, above], color=colours, error_kw={"lw": 1, "capsize": 2, "ecolor": "#444444"})
     for place, (mean, (_, high)) in enumerate(zip(means, bounds, strict=True)):
         panel.text(high, place, f"  {mean:.4f}", va="center", fontsize=8)
     panel.set_xlim(0, 1.2 * max(high for _, high in bounds))
