@@ -51,8 +51,13 @@ def _read_one(file: Path) -> pd.DataFrame:
     try:
         if file.suffix == ".parquet":
             return pd.read_parquet(file)
+        separator = "," if file.suffix == ".csv" else "\t"
+        kinds = {}
+        if file.suffix == ".inter":  # tokens are text, whatever they look like: 007 is not 7
+            heads = pd.read_csv(file, sep=separator, nrows=0).columns
+            kinds = {name: "str" for name in heads if str(name).endswith(":token")}
         # in one piece: read in chunks, a column of ids such as 1, 2, A3 would come out as a mixture of kinds
-        return pd.read_csv(file, sep="," if file.suffix == ".csv" else "\t", low_memory=False)
+        return pd.read_csv(file, sep=separator, dtype=kinds, low_memory=False)
     except (ValueError, OSError) as error:  # pandas' and pyarrow's parse errors are ValueErrors
         raise SchemaError(f"{file} can't be read as {file.suffix}: {error}") from None
 
@@ -78,8 +83,8 @@ def _read_recbole(files: list[Path], columns: Mapping[str, str] | None, timestam
     types = {str(c).partition(":")[0]: str(c).partition(":")[2] for c in frame.columns}
     frame.columns = pd.Index(list(types))
     for name, kind in types.items():
-        if kind == "token" and not pd.api.types.is_integer_dtype(frame[name]):
-            frame[name] = frame[name].astype("str")
+        if kind == "token" and not frame[name].isna().any():
+            frame[name] = _numbers(frame[name].tolist(), name)
     time = (columns or {}).get(TIME, TIME)
     if time in frame and pd.api.types.is_float_dtype(frame[time]):
         micros = frame[time].astype("float64") * 1e6
@@ -91,7 +96,7 @@ def _read_recbole(files: list[Path], columns: Mapping[str, str] | None, timestam
 
 
 def _read_sequence_text(files: list[Path], columns: Mapping[str, str] | None, timestamp_unit: str | None) -> Events:
-    """``user item item ...`` a line, oldest first; ids are integers if all of them are."""
+    """``user item item ...`` a line, oldest first; ids are integers if all of them are, written without zeros ahead."""
     users: list[str] = []
     items: list[str] = []
     for file in files:
@@ -117,7 +122,7 @@ def _read_text(file: Path) -> str:
 
 def _numbers(texts: list[str], name: str) -> np.ndarray:
     column = np.array(texts, dtype=object)
-    if all(text.isdecimal() and text.isascii() for text in dict.fromkeys(texts)):
+    if all(text.isdecimal() and text.isascii() and (text[0] != "0" or text == "0") for text in dict.fromkeys(texts)):
         try:
             return column.astype(np.int64)
         except (OverflowError, ValueError):  # beyond int64, or beyond the digits that Python reads

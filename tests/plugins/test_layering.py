@@ -18,6 +18,7 @@ LEVELS = [
     {"encoders", "losses", "indexes", "feature_generators", "readers"},
     {"model"},
     {"training", "retrieval", "ranking", "evaluation"},
+    {"report"},
     {"cli"},
 ]
 LEVEL = {name: level for level, names in enumerate(LEVELS) for name in names}

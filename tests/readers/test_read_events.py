@@ -149,7 +149,17 @@ def test_sequence_text_is_one_user_a_line(tmp_path_factory, lines):
 
 def numbers(texts):
     """Ids are integers if all of the column are."""
-    return [int(t) for t in texts] if all(t.isascii() and t.isdecimal() for t in texts) else texts
+    return [int(t) for t in texts] if all(t.isascii() and t.isdecimal() and t == str(int(t)) for t in texts) else texts
+
+
+def test_zeros_ahead_make_another_id(tmp_path):
+    (tmp_path / "log.txt").write_text("1 007 7\n")
+    assert read_events(tmp_path / "log.txt").frame.item_id.tolist() == ["007", "7"]
+    (tmp_path / "log.inter").write_text(
+        f"user_id:token\titem_id:token\ttimestamp:float\n1\t007\t{SECONDS}\n2\t7\t{SECONDS}\n2\t7.0\t{SECONDS}\n"
+    )
+    found = read_events(tmp_path / "log.inter").frame
+    assert (found.user_id.tolist(), found.item_id.tolist()) == ([1, 2, 2], ["007", "7", "7.0"])
 
 
 def test_sequence_text_that_is_no_sequence(tmp_path):
