@@ -123,9 +123,10 @@ def _resolve(events: Events, recipe: Recipe) -> Recipe:
         horizon = int(recipe.horizon_days * DAY_US)
         for key, default in (("test_at", newest - horizon), ("validation_at", newest - 2 * horizon)):
             values[key] = getattr(recipe, key) or pd.Timestamp(default, unit="us", tz="UTC").isoformat()
-        if instant_us(values["test_at"], "test_at") < instant_us(values["validation_at"], "validation_at"):
+        if instant_us(values["test_at"], "test_at") < instant_us(values["validation_at"], "validation_at") + horizon:
             raise SchemaError(
-                f"test_at = {values['test_at']} lies before validation_at = {values['validation_at']}: "
-                "the test would be trained on; the validation comes first"
+                f"test_at = {values['test_at']} lies before the end of the validation ({values['validation_at']} and "
+                f"{recipe.horizon_days:g} days): the test would help to choose the model; move them apart, or lower "
+                "horizon_days"
             )
     return recipe.replace(**values)

@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -84,7 +85,9 @@ class Checkpoints:
     def load_plain(self, model: Any, epoch: int) -> None:
         """Bring an unsharded model on this process alone to the state after ``epoch``; needs no process group."""
         values = {"model": model.state_dict()}
-        dcp.load(values, checkpoint_id=str(self.path(epoch)), no_dist=True)  # type: ignore[attr-defined]
+        with warnings.catch_warnings():  # torch wonders whether a single process was meant; it was
+            warnings.filterwarnings("ignore", "torch.distributed is disabled", UserWarning)
+            dcp.load(values, checkpoint_id=str(self.path(epoch)), no_dist=True)  # type: ignore[attr-defined]
         model.load_state_dict(values["model"])
 
 

@@ -103,7 +103,7 @@ def test_leave_one_out_counts_only_what_it_trains_on():
     [
         ({"validation_at": "2001-01-01T00:00:00+00:00"}, "no event lies before validation_at = 2001"),
         ({"validation_at": "2020-12-01"}, "has no time zone"),
-        ({"test_at": "2020-10-01T00:00:00+00:00"}, "test_at = 2020-10-01.* lies before validation_at"),
+        ({"test_at": "2020-10-01T00:00:00+00:00"}, "test_at = 2020-10-01.* lies before the end of the validation"),
         ({"validation_at": "soon"}, "validation_at = 'soon' is not a time"),
         ({"item_attributes": ("shelf",)}, "give the items table"),
         ({"min_item_count": 99}, "no item has min_item_count = 99 events"),

@@ -6,10 +6,11 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+from bseq_plugin.data.candidates import CandidateSampler
 from bseq_plugin.data.events import DAY_US
 from bseq_plugin.data.items import PopularityPrior
 from bseq_plugin.data.sequences import Sequences
-from bseq_plugin.data.training_data import CandidateSampler, TrainingData
+from bseq_plugin.data.training_data import TrainingData
 from bseq_plugin.data.vocabulary import Vocabulary
 from bseq_plugin.errors import SchemaError
 from bseq_plugin.schema.recipe import Recipe

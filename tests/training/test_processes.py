@@ -14,7 +14,8 @@ from bseq_plugin.data.events import Events
 from bseq_plugin.model.interest_model import InterestModel
 from bseq_plugin.schema.recipe import Recipe
 from bseq_plugin.training.run import Run
-from bseq_plugin.training.train import Trainer, train
+from bseq_plugin.training.train import train
+from bseq_plugin.training.trainer import Trainer
 
 TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
 COMMAND = ("-m", "bseq_plugin.cli.main", "train")

@@ -17,7 +17,8 @@ from bseq_plugin.training.distributed import world
 from bseq_plugin.training.log import RunLog
 from bseq_plugin.training.run import Run
 from bseq_plugin.training.sharding import shard
-from bseq_plugin.training.train import Trainer, _task, train
+from bseq_plugin.training.train import train
+from bseq_plugin.training.trainer import Trainer, build_task
 
 CYCLE = {
     "dim": 16,
@@ -93,7 +94,7 @@ def test_the_pipeline_pipelines_the_tables(events, tiny_recipe, tmp_path, values
         data = TrainingData(log.training, log.vocabulary, log.recipe, here.rank, here.size)
         run = Run(tmp_path / "run")
         run.begin(log)
-        trainer = Trainer(log, data, shard(_task(log, "meta"), log.recipe, here), run, here, progress=False)
+        trainer = Trainer(log, data, shard(build_task(log, "meta"), log.recipe, here), run, here, progress=False)
 
         def report(loss, n_events):
             counts.append(len(trainer.pipeline._pipelined_modules))
@@ -294,7 +295,7 @@ def test_a_disk_that_fails_in_a_checkpoint_leaves_the_one_before(events, tiny_re
 def test_training_stops_early_and_exports_the_best_epoch(events, tiny_recipe, tmp_path, monkeypatch, read_lines):
     """Validation scores are scripted: the second epoch is the best, and two more bring nothing."""
     scores = iter([0.2, 0.5, 0.5, 0.4, 0.9])
-    monkeypatch.setattr("bseq_plugin.training.train.validate", lambda *a: {"ndcg@10": next(scores)})
+    monkeypatch.setattr("bseq_plugin.training.trainer.validate", lambda *a: {"ndcg@10": next(scores)})
     run = quietly(events, tiny_recipe.replace(epochs=9, patience=2), tmp_path / "run")
     assert (run.info["epochs"], run.info["best_epoch"], run.info["validation"]) == (4, 2, {"ndcg@10": 0.5})
     assert len(read_lines(run.path)) == 4
@@ -305,7 +306,7 @@ def test_training_stops_early_and_exports_the_best_epoch(events, tiny_recipe, tm
 
 def test_the_exported_model_is_that_of_the_best_epoch(events, tiny_recipe, tmp_path, monkeypatch, weights):
     scores = iter([0.5, 0.4, 0.3])
-    monkeypatch.setattr("bseq_plugin.training.train.validate", lambda *a: {"ndcg@10": next(scores, 0.0)})
+    monkeypatch.setattr("bseq_plugin.training.trainer.validate", lambda *a: {"ndcg@10": next(scores, 0.0)})
     three = quietly(events, tiny_recipe.replace(epochs=3), tmp_path / "three")
     scores = iter([0.5])
     one = quietly(events, tiny_recipe.replace(epochs=3, stop_after=1), tmp_path / "one")

@@ -1,0 +1,170 @@
+"""What a history is asked to predict: the next event everywhere, or everything in the window that follows.
+
+Both give a rank's examples from a global batch of users, as a pure function of the users and a random generator.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from bseq_plugin.data.events import DAY_US
+from bseq_plugin.data.sequences import Sequences
+from bseq_plugin.errors import SchemaError
+from bseq_plugin.schema.recipe import Recipe
+
+
+@dataclass(frozen=True)
+class Examples:
+    """Histories with their targets, in the order of the users.
+
+    Attributes:
+        histories: B users.
+        state_rows: int64 [Q], ascending packed rows whose states predict something.
+        target_ids: int64 [S].
+        target_state: int64 [S], ascending places in ``state_rows``.
+        n_targets: targets of all ranks together.
+        at_us: the instant that separates histories from targets, None if each target has its own.
+    """
+
+    histories: Sequences
+    state_rows: np.ndarray
+    target_ids: np.ndarray
+    target_state: np.ndarray
+    n_targets: int
+    at_us: int | None = None
+
+
+def share(users: np.ndarray, rank: int, world_size: int) -> np.ndarray:
+    """The rank's part of a global batch; a batch smaller than the world repeats users, so that no rank is empty."""
+    if len(users) < world_size:
+        users = np.resize(users, world_size)
+    return np.array_split(users, world_size)[rank]
+
+
+class NextEvent:
+    """``targets = "next"``: at every position of the latest ``max_length`` events, the event that follows."""
+
+    passes = 1
+
+    def __init__(self, sequences: Sequences, recipe: Recipe) -> None:
+        # one more than the encoder reads: the last one is only a target
+        self.sequences = sequences.latest(recipe.max_length + 1)
+        known = np.concatenate([[0], np.cumsum(self.sequences.items > 0)])
+        first = np.minimum(self.sequences.offsets[:-1] + 1, self.sequences.offsets[1:])
+        self.n_targets = known[self.sequences.offsets[1:]] - known[first]
+        self.users = np.flatnonzero(self.n_targets > 0)
+
+    def examples(self, users: np.ndarray, rank: int, world_size: int, rng: np.random.Generator) -> Examples:
+        """This rank's examples from a global batch of users."""
+        every = np.concatenate([share(users, r, world_size) for r in range(world_size)])
+        users = share(users, rank, world_size)
+        starts, ends = self.sequences.offsets[:-1][users], self.sequences.offsets[1:][users]
+        histories = self.sequences.slices(users, starts, ends - 1)
+        following = self.sequences.slices(users, starts + 1, ends).items
+        rows = np.flatnonzero(following > 0)
+        return Examples(histories, rows, following[rows], np.arange(len(rows)), int(self.n_targets[every].sum()))
+
+    def catalogue(self, at_us: int) -> np.ndarray | None:
+        """All items."""
+        return None
+
+
+class TargetWindow:
+    """``targets = "window"``: one instant a batch; from each user's history before it, everything bought after it.
+
+    The dense all-action objective of PinnerFormer (Pancha et al., KDD 2022, section 3.2), with all targets of the
+    window instead of a sample. Instants lie on a grid that ends one window before the newest event. At each of them
+    the world is as it was: an item that nobody had bought ``min_item_count`` times by then is neither target nor
+    candidate (its later rise would teach the model that new items are never wanted).
+    """
+
+    def __init__(self, sequences: Sequences, recipe: Recipe) -> None:
+        if sequences.timestamps is None or sequences.n_events == 0:
+            raise SchemaError("targets = 'window' needs a log with times; use targets = 'next'")
+        self.sequences = sequences
+        self.recipe = recipe
+        self.passes = recipe.passes_per_epoch
+        self._catalogues: dict[int, np.ndarray] = {}
+        self.window_us = int(recipe.window_days * DAY_US)
+        self.origin_us = int(sequences.timestamps.min())
+        self.newest_us = int(sequences.timestamps.max()) + 1
+        last_cut = self.newest_us - self.window_us
+        step = int(recipe.window_step_days * DAY_US)
+        self.cuts = np.arange(last_cut, max(self.origin_us, last_cut - recipe.n_windows * step), -step)
+        if len(self.cuts) == 0 or last_cut <= self.origin_us:
+            raise SchemaError(
+                f"window_days = {recipe.window_days} is longer than the training log "
+                f"({(self.newest_us - self.origin_us) / DAY_US:.1f} days); lower it"
+            )
+        spans_cut = self._place(np.arange(sequences.n_users), int(self.cuts[-1])) < sequences.offsets[1:]
+        self.users = np.flatnonzero(
+            spans_cut & (self._place(np.arange(sequences.n_users), int(self.cuts[0])) > sequences.offsets[:-1])
+        )
+
+    @cached_property
+    def _times(self) -> np.ndarray:
+        """(user, time) as one ascending number, so that one searchsorted finds an instant in many histories."""
+        span = self.newest_us - self.origin_us + 1
+        times = np.asarray(self.sequences.timestamps, dtype=np.int64)
+        keys: np.ndarray = self.sequences.user_index * span + times - self.origin_us
+        return keys
+
+    def _place(self, users: np.ndarray, at_us: int) -> np.ndarray:
+        """Flat place of each user's first event at or after ``at_us``."""
+        at = min(max(at_us, self.origin_us), self.newest_us) - self.origin_us
+        places: np.ndarray = np.searchsorted(self._times, users * (self.newest_us - self.origin_us + 1) + at)
+        return places
+
+    @cached_property
+    def _first_bought(self) -> tuple[np.ndarray, np.ndarray]:
+        """Ascending (user, item) keys and the flat place of each one's first event."""
+        key = self.sequences.user_index * self._n_rows + self.sequences.items
+        return np.unique(key, return_index=True)
+
+    @cached_property
+    def _n_rows(self) -> int:
+        return int(self.sequences.items.max()) + 1
+
+    def catalogue(self, at_us: int) -> np.ndarray:
+        """int64, ascending rows of the items with ``min_item_count`` events before ``at_us``."""
+        if at_us not in self._catalogues:
+            past = self.sequences.items[np.asarray(self.sequences.timestamps) < at_us]
+            counts = np.bincount(past, minlength=self._n_rows)
+            counts[0] = 0
+            self._catalogues[at_us] = np.flatnonzero(counts >= self.recipe.min_item_count)
+        return self._catalogues[at_us]
+
+    def examples(self, users: np.ndarray, rank: int, world_size: int, rng: np.random.Generator) -> Examples:
+        """This rank's examples from a global batch of users."""
+        cut = int(rng.choice(self.cuts))
+        offsets = self.sequences.offsets
+        places, ends = self._place(users, cut), self._place(users, cut + self.window_us)
+        usable = (places > offsets[:-1][users]) & (ends > places)
+        # nobody usable: any one user without targets, so that every rank still has a batch
+        chosen = np.flatnonzero(usable) if usable.any() else np.zeros(1, np.int64)
+        users, places, ends = users[chosen], places[chosen], np.where(usable[chosen], ends[chosen], places[chosen])
+        ids, owner = self._targets(users, places, ends, cut)
+        part = share(np.arange(len(users)), rank, world_size)
+        mine = (owner >= part[0]) & (owner <= part[-1])
+        starts = np.maximum(offsets[:-1][users[part]], places[part] - self.recipe.max_length)
+        histories = self.sequences.slices(users[part], starts, places[part])
+        with_target, state = np.unique(owner[mine] - part[0], return_inverse=True)
+        counts = np.bincount(owner, minlength=len(users))
+        n_targets = sum(int(counts[share(np.arange(len(users)), r, world_size)].sum()) for r in range(world_size))
+        return Examples(histories, histories.offsets[1:][with_target] - 1, ids[mine], state, n_targets, cut)
+
+    def _targets(
+        self, users: np.ndarray, places: np.ndarray, ends: np.ndarray, at_us: int
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Distinct items of places..ends-1 and the index of the user each belongs to, users ascending."""
+        window = self.sequences.slices(users, places, ends)
+        pairs = np.unique(window.user_index * self._n_rows + window.items)
+        owner, ids = pairs // self._n_rows, pairs % self._n_rows
+        keep = np.isin(ids, self.catalogue(at_us))
+        if self.recipe.window_scope == "new":
+            keys, first = self._first_bought
+            keep &= first[np.searchsorted(keys, users[owner] * self._n_rows + ids)] >= places[owner]
+        return ids[keep], owner[keep]
