@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 import time
 from pathlib import Path
@@ -42,6 +43,8 @@ def benchmark(
     except ValueError:
         raise UsageError(f"--seeds {seeds!r}: write numbers separated by commas, for example 0,1,2") from None
     check_output(json_file)
+    if "WORLD_SIZE" in os.environ:
+        raise UsageError("benchmark runs in one process; under torchrun use train and evaluate")
     base = load_recipe(recipe, settings).replace(split="leave-one-out", mask_seen=True)
     from bseq_plugin.readers.read_events import read_events
 
@@ -93,7 +96,7 @@ def _one_seed(events: Any, recipe: Any, floors: bool) -> tuple[dict[str, Any], d
         "seed": recipe.seed,
         "epochs": info["epochs"],
         "best_epoch": info["best_epoch"],
-        "train_seconds": seconds,
+        "train_seconds": seconds,  # all of it: preparing, validating and writing too
         "seconds_per_epoch": statistics.median(epoch["seconds"] for epoch in epochs),
         "events_per_second": statistics.median(epoch["events_per_second"] for epoch in epochs),
         "peak_rss_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -54,15 +55,24 @@ def column_mapping(columns: list[str] | None) -> dict[str, str]:
 
 
 def read_table(path: Path) -> pd.DataFrame:
-    """A Parquet or CSV table. Raises UsageError."""
+    """A Parquet, CSV or TSV table; ids of a text file are read as in a log. Raises UsageError."""
     import pandas as pd
+
+    from bseq_plugin.readers.files import plain_ids
 
     if not path.is_file():
         raise UsageError(f"there is no file {str(path)!r}")
     try:
-        return pd.read_parquet(path) if path.suffix == ".parquet" else pd.read_csv(path)
+        if path.suffix == ".parquet":
+            return pd.read_parquet(path)
+        table = pd.read_csv(
+            path, sep="\t" if path.suffix == ".tsv" else ",", dtype={"user_id": "str", "item_id": "str"}
+        )
     except (ValueError, OSError) as error:
         raise UsageError(f"{path} can't be read: {error}") from None
+    for name in {"user_id", "item_id"} & set(table.columns):
+        table[name] = plain_ids(table[name])
+    return table
 
 
 def write_json(path: Path, document: dict[str, Any]) -> None:
@@ -80,8 +90,8 @@ def check_output(path: Path | None) -> None:
     if path.is_dir():
         raise UsageError(f"{str(path)!r} is a folder; name a file in it")
     parent = next(folder for folder in path.absolute().parents if folder.exists())
-    if not parent.is_dir():
-        raise UsageError(f"{str(path)!r} can't be written: {str(parent)!r} is no folder")
+    if not parent.is_dir() or not os.access(parent, os.W_OK):
+        raise UsageError(f"{str(path)!r} can't be written: {str(parent)!r} is no folder one may write to")
 
 
 def parse_ks(text: str) -> list[int]:

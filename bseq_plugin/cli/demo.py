@@ -41,9 +41,11 @@ def demo(
     Example: `bseq demo --out demo`
     """
     recipe = load_recipe("completejourney", [*(QUICK_SETTINGS if quick else []), *(settings or [])])
-    from bseq_plugin.cli.demo_data import load
-    from bseq_plugin.cli.demo_job import Demo
+    from bseq_plugin.cli.demo_data import check_name, load
+    from bseq_plugin.cli.demo_job import Demo, take_folder
 
+    check_name(data)
+    take_folder(folder)
     note.print("[bold]1/7 Reading purchases[/bold]")
     job = Demo(load(data, QUICK_EVERY if quick else 1), recipe, folder)
     frame = job.data.events.frame

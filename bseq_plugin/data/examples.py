@@ -99,6 +99,12 @@ class TargetWindow:
                 f"window_days = {recipe.window_days} is longer than the training log "
                 f"({(self.newest_us - self.origin_us) / DAY_US:.1f} days); lower it"
             )
+        self.cuts = np.array([cut for cut in self.cuts.tolist() if len(self.catalogue(cut))], np.int64)
+        if len(self.cuts) == 0:
+            raise SchemaError(
+                f"no item has min_item_count = {recipe.min_item_count} events a window before the end of the training "
+                "log; lower it, or window_days"
+            )
         spans_cut = self._place(np.arange(sequences.n_users), int(self.cuts[-1])) < sequences.offsets[1:]
         self.users = np.flatnonzero(
             spans_cut & (self._place(np.arange(sequences.n_users), int(self.cuts[0])) > sequences.offsets[:-1])

@@ -5,6 +5,8 @@ Shape letters: V catalogue items (tables have V + 1 rows, row 0 for unknown item
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -37,6 +39,12 @@ class ItemAttributes:
     def n_codes(self) -> int:
         """Rows of the attribute table."""
         return int(self.starts[-1])
+
+    @property
+    def digest(self) -> str:
+        """sha256 of everything: two tables with the same one teach the same."""
+        content = [json.dumps(self.names).encode(), self.codes_VA.tobytes(), self.starts.tobytes()]
+        return hashlib.sha256(b"".join(content)).hexdigest()
 
     @classmethod
     def from_frame(cls, items: pd.DataFrame, names: Sequence[str], vocabulary: Vocabulary) -> ItemAttributes:

@@ -19,6 +19,9 @@ from bseq_plugin.data.vocabulary import Vocabulary
 from bseq_plugin.errors import SchemaError
 from bseq_plugin.schema.recipe import Recipe
 
+# numpy pads a seed with zeros: without tags, [seed, epoch] and [seed, epoch, 0] would be one stream
+ORDER_STREAM, STEP_STREAM = 1, 2
+
 
 class TrainingData:
     """Deterministic batches over the training part of a log.
@@ -57,10 +60,10 @@ class TrainingData:
         users = self._order(epoch)
         for step in range(start, self.steps_per_epoch):
             chosen = users[step * self.recipe.batch_users : (step + 1) * self.recipe.batch_users]
-            yield self._batch(chosen, np.random.default_rng([self.recipe.seed, epoch, step]))
+            yield self._batch(chosen, np.random.default_rng([self.recipe.seed, STEP_STREAM, epoch, step]))
 
     def _order(self, epoch: int) -> np.ndarray:
-        rng = np.random.default_rng([self.recipe.seed, epoch])
+        rng = np.random.default_rng([self.recipe.seed, ORDER_STREAM, epoch])
         return np.concatenate([rng.permutation(self.source.users) for _ in range(self.source.passes)])
 
     def _batch(self, users: np.ndarray, rng: np.random.Generator) -> Batch:

@@ -9,11 +9,11 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from bseq_plugin.data.events import DAY_US
 from bseq_plugin.schema.options import PartOptions
 from bseq_plugin.schema.packed import PackedEvents
 from bseq_plugin.schema.parts import SequenceEncoder
 
-DAY_US = 86_400_000_000
 MAX_HALVINGS = 90  # 2 ** -90 still has all its digits in float32; a history that spans more is flat before that
 
 
@@ -75,7 +75,7 @@ class MeanEncoder(SequenceEncoder):
     def _weights(self, events: PackedEvents) -> Tensor:
         """float [T]; only ratios within a user matter, so that ages may count from the user's newest event."""
         weights_T = events.x_TD.new_ones(events.x_TD.shape[0])
-        if self.options.half_life_days is not None and events.timestamps_T is not None:
+        if self.options.half_life_days is not None and events.timestamps_T is not None and len(weights_T):
             newest_T = events.timestamps_T[(events.offsets_B1[1:] - 1).clamp_min(0)][events.user_T]
             ages_T = (newest_T - events.timestamps_T) / (self.options.half_life_days * DAY_US)
             weights_T = 0.5 ** ages_T.clamp(max=MAX_HALVINGS).to(weights_T.dtype)

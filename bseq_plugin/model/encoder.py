@@ -14,6 +14,7 @@ from torchrec import EmbeddingCollection, EmbeddingConfig, JaggedTensor, KeyedJa
 
 from bseq_plugin.data.batches import EVENT, EVENT_TYPE, N_TIME_GAPS, NEGATIVE, TARGET, TIME_GAP, TIMESTAMP
 from bseq_plugin.data.items import ItemAttributes
+from bseq_plugin.errors import RecipeError
 from bseq_plugin.model.items import InterestHead, ItemTower
 from bseq_plugin.plugins import plugin_manager
 from bseq_plugin.schema.options import parse_options
@@ -31,7 +32,8 @@ class SequenceInterestEncoder(nn.Module):
     Args:
         recipe: ``encoder``, ``encoder_options``, ``dim``, ``max_length``, ``dropout`` and ``event_features`` are used.
         n_items: V; the item table has V + 1 rows, row 0 for unknown items.
-        n_event_types: rows of the event-type table without its row 0; needed if the recipe reads event types.
+        n_event_types: rows of the event-type table without its row 0; needed if the recipe reads event types
+            (RecipeError without).
         attributes: item attributes to sum into the item rows, one for each of ``recipe.item_attributes`` (training; an
             exported encoder has them in its item table).
         candidate_keys: look up ``target`` and ``negative`` in the item table too (training).
@@ -52,11 +54,17 @@ class SequenceInterestEncoder(nn.Module):
         device: torch.device | str | None = None,
     ) -> None:
         super().__init__()
+        part = build_encoder_part(recipe)
+        if EVENT_TYPE in recipe.event_features and n_event_types < 1:
+            raise RecipeError(
+                "the recipe reads event types, but n_event_types = 0; say how many there are, or leave event_type out "
+                "of event_features"
+            )
         tables = _tables(recipe, n_items, n_event_types, candidate_keys)
         self.embedding_collection = EmbeddingCollection(tables=tables, device=torch.device(device) if device else None)
         self.item_tower = ItemTower(recipe.dim, attributes, recipe.table_init)
         self.event_embedder = EventEmbedder(recipe.event_features, recipe.max_length)
-        self.sequence_encoder = StateReader(build_encoder_part(recipe))
+        self.sequence_encoder = StateReader(part)
         self.interest_head = InterestHead(
             recipe.dim, len(recipe.popularity_days), recipe.score == "cosine", recipe.temperature
         )
@@ -88,6 +96,8 @@ class StateReader(nn.Module):
             return self.part.states_at(events, rows_Q)
         active = events.lengths_B > 0
         states_BD = events.x_TD.new_zeros(events.n_users, events.x_TD.shape[1])
+        if not bool(active.any()):
+            return states_BD
         states_BD[active] = self.part.states_at(events, events.offsets_B1[1:][active] - 1)
         return states_BD
 

@@ -80,7 +80,10 @@ class InterestModel:
 
     @torch.no_grad()
     def encode(self, histories: Sequences) -> Tensor:
-        """``interests_BKD`` float32 of the latest ``recipe.max_length`` events; zeros for an empty history."""
+        """``interests_BKD`` float32 of the latest ``recipe.max_length`` events of each history.
+
+        Without events it is what the head makes of zeros: zeros, or with popularity columns the taste of the crowd.
+        """
         histories = histories.latest(self.recipe.max_length)
         # like lengths together: no padding, and calls of even size
         order = np.argsort(histories.lengths, kind="stable")

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import glob
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from bseq_plugin.data.events import ITEM, TIME, USER, Events
+from bseq_plugin.data.events import EVENT_TYPE, ITEM, SESSION, TIME, USER, Events
 from bseq_plugin.errors import SchemaError, UsageError
 
 
@@ -40,26 +40,52 @@ def _files(pattern: str) -> list[Path]:
 
 
 def _read_table(files: list[Path], columns: Mapping[str, str] | None, timestamp_unit: str | None) -> Events:
-    frame = pd.concat([_read_one(file) for file in files], ignore_index=True)
+    ids = [(columns or {}).get(name, name) for name in (USER, ITEM, SESSION)]
+    frame = pd.concat([_read_one(file, ids) for file in files], ignore_index=True)
+    if "item_ids" in frame and ITEM not in frame:
+        return _from_lists(frame, timestamp_unit)
+    if files[0].suffix != ".parquet":
+        for name in set(ids) & set(frame.columns):
+            frame[name] = plain_ids(frame[name])
     time = (columns or {}).get(TIME, TIME)
     if time in frame and pd.api.types.is_string_dtype(frame[time]):  # text of a CSV: ISO times with an offset
         frame[time] = _parse_times(frame[time], time)
     return Events.from_frame(frame, columns, timestamp_unit)
 
 
-def _read_one(file: Path) -> pd.DataFrame:
+def _from_lists(frame: pd.DataFrame, timestamp_unit: str | None) -> Events:
+    """One row a user with list columns: the form of ``sequences.parquet``. Events without an id (null) are left out."""
+    names = {"item_ids": ITEM, "timestamps": TIME, "event_types": EVENT_TYPE, "session_ids": SESSION}
+    lists = [name for name in names if name in frame]
+    flat = frame[[USER, *lists]].explode(lists, ignore_index=True).rename(columns=names)
+    flat = flat[flat[ITEM].notna()].infer_objects()
+    if TIME not in flat:
+        return Events.in_order(flat[USER].to_numpy(), flat[ITEM].to_numpy())
+    return Events.from_frame(flat.astype({TIME: "int64"}), None, timestamp_unit or "us")
+
+
+def _read_one(file: Path, ids: Sequence[str] = ()) -> pd.DataFrame:
     try:
         if file.suffix == ".parquet":
             return pd.read_parquet(file)
         separator = "," if file.suffix == ".csv" else "\t"
-        kinds = {}
-        if file.suffix == ".inter":  # tokens are text, whatever they look like: 007 is not 7
-            heads = pd.read_csv(file, sep=separator, nrows=0).columns
-            kinds = {name: "str" for name in heads if str(name).endswith(":token")}
+        heads = pd.read_csv(file, sep=separator, nrows=0).columns
+        # ids are read as text, whatever they look like: 007 is not 7
+        kinds = {name: "str" for name in heads if str(name).endswith(":token") or name in ids}
         # in one piece: read in chunks, a column of ids such as 1, 2, A3 would come out as a mixture of kinds
         return pd.read_csv(file, sep=separator, dtype=kinds, low_memory=False)
     except (ValueError, OSError) as error:  # pandas' and pyarrow's parse errors are ValueErrors
         raise SchemaError(f"{file} can't be read as {file.suffix}: {error}") from None
+
+
+def plain_ids(column: pd.Series) -> pd.Series:
+    """A text column as numbers if that loses nothing: ``7`` and ``-7`` do, ``007`` and ``7e3`` stay text."""
+    labels = pd.Series(column.dropna().unique(), dtype="str")
+    if column.isna().any() or labels.empty:
+        return column  # nulls are told of by Events
+    if labels.str.fullmatch(r"-?(0|[1-9][0-9]*)").all():
+        return pd.to_numeric(column)
+    return column.astype("float64") if labels.str.fullmatch(r"-?[0-9]+\.[0-9]*").all() else column
 
 
 def _parse_times(column: pd.Series, name: str) -> pd.Series:

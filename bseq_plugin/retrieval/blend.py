@@ -28,10 +28,13 @@ Scores = TypeVar("Scores", np.ndarray, Tensor)
 
 @dataclass(frozen=True)
 class BlendWeights:
-    """How much each part counts (0 or more) and in how many days an event loses half of its weight."""
+    """How much each part counts (0 or more) and in how many days an event loses half of its weight.
+
+    Unless fitted (``fit_blend``) the interest stands alone: what a history is worth depends on the scale of the scores.
+    """
 
     interest: float = 1.0
-    history: float = 1.0
+    history: float = 0.0
     half_life_days: float = 60.0
     recent: float = 0.0
     recent_half_life_days: float = 15.0

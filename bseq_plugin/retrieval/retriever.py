@@ -83,10 +83,9 @@ class Retriever:
         Raises StoreError if the current version is damaged or fails its golden queries: the old one goes on serving.
         """
         self._check_process()
-        version = self._store.current()
-        if version.name == self.version:
+        if self._store.current_name() == self.version:  # a poll costs one small file
             return False
-        self._served = Served.load(version, self._index)
+        self._served = Served.load(self._store.current(), self._index)
         return True
 
     def retrieve(

@@ -73,6 +73,10 @@ class Store:
         name, sha256 = self._read_current()
         return self.verify(name, sha256)
 
+    def current_name(self) -> str:
+        """The name in CURRENT, nothing else read. Raises StoreError if there is none or it is damaged."""
+        return self._read_current()[0]
+
     def open(self) -> StoreVersion:
         """``current()``; if that is damaged, the newest intact version before it, with a warning.
 

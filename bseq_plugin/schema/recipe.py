@@ -130,6 +130,7 @@ class Recipe(BaseModel):
         except tomllib.TOMLDecodeError as error:
             raise RecipeError(f"recipe {str(name_or_path)!r} is not valid TOML: {error}") from None
         values.pop("description", None)
+        values = {key: _plain(value) for key, value in values.items()}
         return cls.parse(values, f"recipe {str(name_or_path)!r}")
 
     def replace(self, **values: Any) -> Recipe:
@@ -167,6 +168,11 @@ def _parse_value(text: str) -> Any:
         value = tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
         return text  # a bare word: --set encoder=mean
+    return _plain(value)
+
+
+def _plain(value: Any) -> Any:
+    """TOML has times of its own; a recipe keeps the text."""
     return value.isoformat() if isinstance(value, datetime) else value
 
 

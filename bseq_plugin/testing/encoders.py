@@ -50,9 +50,11 @@ class EncoderTests:
     @pytest.mark.parametrize("lengths", [(), (0,), (0, 0), (1,)])
     def test_empty_and_tiny_batches(self, lengths: Sequence[int]) -> None:
         """No users, no events, one event."""
-        states_TD = self.build()(self.events(lengths))
+        events, encoder = self.events(lengths), self.build()
+        states_TD = encoder(events)
         assert states_TD.shape == (sum(lengths), DIM)
         assert torch.isfinite(states_TD).all()
+        assert encoder.states_at(events, torch.empty(0, dtype=torch.int64)).shape == (0, DIM)
 
     def test_future_events_change_nothing(self) -> None:
         """A state depends on its own user's events up to its own only, for histories that end at the same place."""

@@ -63,7 +63,8 @@ class Run:
         replace_text(self.path / "recipe.json", log.recipe.model_dump_json(indent=1))
         log.vocabulary.save(self.path / "vocabulary.parquet")
         log.sequences.save(self.path / "sequences.parquet", log.vocabulary)
-        self.update({"status": "training"})
+        digest = None if log.attributes is None else log.attributes.digest
+        self.update({"status": "training", "attributes_sha256": digest})
 
     def update(self, info: dict[str, Any]) -> None:
         """Replace ``run.json``."""

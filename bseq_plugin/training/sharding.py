@@ -34,6 +34,7 @@ TABLE_OPTIMIZERS = {
 }
 # Data-parallel tables are never offered: fbgemm's CPU look-up for them pools instead of giving one row an event, and
 # on a GPU the planner's other choices serve small tables as well.
+RANK_STRIDE = 1_000_003  # seeds of ranks lie apart, and rank 0 keeps the recipe's own
 RESERVED_STORAGE = 0.15  # share of the device that the planner leaves for activations and dense parameters
 SHARDING_TYPES = {
     "auto": [ShardingType.ROW_WISE.value, ShardingType.TABLE_WISE.value, ShardingType.COLUMN_WISE.value],
@@ -47,7 +48,7 @@ SHARDING_TYPES = {
 class ShardedTask:
     """The model under DistributedModelParallel with the optimizer of all its parameters.
 
-    ``dense_optimizer`` is the part of it for dense parameters, None if the model has none.
+    ``dense_optimizers`` are the parts of it for dense parameters; a model may have none.
     """
 
     model: DistributedModelParallel
@@ -91,6 +92,9 @@ def shard(task: SequenceInterestTask, recipe: Recipe, here: World) -> ShardedTas
         constraints=constraints,
     )
     plan = planner.collective_plan(task, sharders, dist.group.WORLD)
+    # Each rank fills its own shards: from one seed they would all begin with the same rows. Dense parameters, which
+    # must be equal, exist already and come from rank 0.
+    torch.manual_seed(recipe.seed + RANK_STRIDE * here.rank)
     with warnings.catch_warnings():
         # torchrec calls DistributedDataParallel in a way that torch has deprecated; nobody here can act on it
         warnings.filterwarnings("ignore", category=FutureWarning, module="torchrec")

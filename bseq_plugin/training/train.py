@@ -74,6 +74,8 @@ def _check_out(run: Run, log: PreparedLog, resume: bool, here: World) -> None:
             )
         elif not _same_log(run, log):
             problem = f"{run.path} was begun on another log (its events differ); resume with the same source"
+        elif run.info.get("attributes_sha256") != (log.attributes.digest if log.attributes else None):
+            problem = f"{run.path} was begun with another items table; resume with the same --items"
     elif here.is_first and run.path.exists() and not (resume and run.is_half_begun) and not _is_empty(run.path):
         problem = f"{run.path} is not empty and not a run; give another --out"
     problem = next((p for p in here.gather(problem) if p), None)

@@ -185,6 +185,7 @@ class Trainer:
         aside.rename(self.run.path / "model")
         self.run.update(
             {
+                **self.run.info,
                 "status": "complete",
                 "best_epoch": state.best_epoch,
                 "epochs": state.epoch,

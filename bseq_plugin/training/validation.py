@@ -34,8 +34,9 @@ def validate(
     calls it with the same evaluation set. ``item_priors_VP``: popularity columns as of the start of the validation.
     """
     k = int(recipe.validation_metric.split("@")[1])
-    rows_VD = item_rows(encoder, n_items, recipe, evaluation.histories)
-    items_VD = score_vectors(rows_VD, item_priors_VP, recipe.score == "cosine")
+    rows_VD = item_rows(encoder, n_items, recipe, evaluation.histories, here)
+    priors_VP = None if item_priors_VP is None else item_priors_VP.to(here.device)
+    items_VD = score_vectors(rows_VD, priors_VP, recipe.score == "cosine")
     own = np.array_split(np.arange(evaluation.n_users), here.size)[here.rank]
     interests_BD = _interests(encoder, evaluation, own, recipe, here)
     own_histories = evaluation.histories.take(own)
@@ -49,7 +50,9 @@ def validate(
     return {name: total / evaluation.n_users for name, total in zip(names, sums, strict=True)}
 
 
-def item_rows(encoder: SequenceInterestEncoder, n_items: int, recipe: Recipe, histories: Sequences) -> Tensor:
+def item_rows(
+    encoder: SequenceInterestEncoder, n_items: int, recipe: Recipe, histories: Sequences, here: World
+) -> Tensor:
     """``[V + 1, D]`` float32, looked up through the (sharded) collection. Collective."""
     # A sharded collection takes the key order of its first input for granted, so this one has all the same keys:
     # one user of ``histories`` without events, whose negatives are the rows asked for.
@@ -59,7 +62,7 @@ def item_rows(encoder: SequenceInterestEncoder, n_items: int, recipe: Recipe, hi
     for start in range(0, n_items + 1, ITEMS_PER_CALL):
         rows = np.arange(start, min(start + ITEMS_PER_CALL, n_items + 1))
         asked = {TARGET: nothing, NEGATIVE: (rows, np.array([len(rows)]))}
-        features = history_features(nobody, recipe.event_features, asked)
+        features = history_features(nobody, recipe.event_features, asked).to(here.device)
         looked_up = encoder.embedding_collection(features)
         chunks.append(encoder.item_tower(looked_up, features, [NEGATIVE])[0])
     return torch.cat(chunks)
@@ -76,5 +79,5 @@ def _interests(
         asked = users if len(users) else np.zeros(1, np.int64)  # a rank without users takes part all the same
         empty = (np.empty(0, np.int64), np.zeros(len(asked), np.int64))
         features = history_features(histories.take(asked), recipe.event_features, {TARGET: empty, NEGATIVE: empty})
-        interests.append(encoder(features).values()[: len(users)])
+        interests.append(encoder(features.to(here.device)).values()[: len(users)])
     return torch.cat(interests)

@@ -1,3 +1,5 @@
+from typing import ClassVar
+
 import numpy as np
 import pytest
 import torch
@@ -16,6 +18,22 @@ class TestCausal(EncoderTests):
 
 class TestMean(EncoderTests):
     encoder = MeanEncoder
+
+
+class TestMeanWithEverything(EncoderTests):
+    encoder = MeanEncoder
+    options: ClassVar = {"half_life_days": 0.5, "feed_forward": 6, "event_dropout": 0.3}
+
+    def test_gradients_reach_events_and_parameters(self):
+        self.options = {**self.options, "event_dropout": 0.0}  # a dropped event has no gradient
+        super().test_gradients_reach_events_and_parameters()
+
+
+def test_an_event_one_half_life_older_counts_half():
+    events = EncoderTests.events((2,))
+    options = MeanEncoder.Options(half_life_days=1 / 24)  # the events of the suite are an hour apart
+    newest = MeanEncoder(8, 12, 0.0, options)(events)[1]
+    torch.testing.assert_close(newest, (0.5 * events.x_TD[0] + events.x_TD[1]) / 1.5)
 
 
 def test_mean_is_the_running_mean():
