@@ -51,7 +51,8 @@ def test_a_cycle_is_learned(cyclic, tmp_path, read_lines):
     run = quietly(cyclic, Recipe(**CYCLE), tmp_path / "run")
     lines = read_lines(run.path)
     losses = [line["loss"] for line in lines]
-    assert losses[0] == pytest.approx(math.log(6), abs=0.2)  # six items, nothing learned yet
+    # six items: a model that knows nothing loses log(6); the first epoch's mean begins there and learning lowers it
+    assert 0.5 * math.log(6) < losses[0] < math.log(6) + 0.2
     assert losses[-1] < 0.1 * losses[0]
     assert run.info["status"] == "complete"
     assert run.info["validation"]["recall@1"] == 1.0
