@@ -18,9 +18,11 @@ if TYPE_CHECKING:
     from bseq_plugin.model.encoder import SequenceInterestEncoder as SequenceInterestEncoder
     from bseq_plugin.model.interest_model import InterestModel as InterestModel
     from bseq_plugin.model.task import SequenceInterestTask as SequenceInterestTask
+    from bseq_plugin.plugins import plugin_manager as plugin_manager
     from bseq_plugin.ranking.engine import ranking_features as ranking_features
     from bseq_plugin.ranking.spec import FeatureSpec as FeatureSpec
     from bseq_plugin.readers.read_events import read_events as read_events
+    from bseq_plugin.retrieval.fit_blend import fit_blend as fit_blend
     from bseq_plugin.retrieval.publish import publish as publish
     from bseq_plugin.retrieval.retriever import Retriever as Retriever
     from bseq_plugin.schema.options import PartOptions as PartOptions
@@ -58,6 +60,8 @@ _HOME = {
     "Targets": "schema.parts",
     "VectorIndex": "schema.parts",
     "Vocabulary": "data.vocabulary",
+    "fit_blend": "retrieval.fit_blend",
+    "plugin_manager": "plugins",
     "publish": "retrieval.publish",
     "ranking_features": "ranking.engine",
     "read_events": "readers.read_events",

@@ -41,14 +41,12 @@ class CausalEncoder(SequenceEncoder):
         super().__init__(dim, max_length, dropout, options)
         if dim % self.options.n_heads:
             raise RecipeError(f"dim = {dim} is not a multiple of encoder_options.n_heads = {self.options.n_heads}")
-        self.position = nn.Embedding(max_length, dim)
+        self.position = PositionEmbedding(max_length, dim)
         inner = self.options.feed_forward or 4 * dim
         self.blocks = nn.ModuleList(
             CausalBlock(dim, self.options.n_heads, inner, dropout) for _ in range(self.options.n_blocks)
         )
         self.norm = nn.LayerNorm(dim)
-        if not self.position.weight.is_meta:
-            nn.init.normal_(self.position.weight, std=0.02)
 
     def forward(self, events: PackedEvents) -> Tensor:
         """``states_TD``; see ``SequenceEncoder.forward``."""
@@ -67,6 +65,14 @@ class CausalEncoder(SequenceEncoder):
             x_TD = block(x_TD, groups, rows_Q if number == last else None)
         out: Tensor = self.norm(x_TD)
         return out
+
+
+class PositionEmbedding(nn.Embedding):
+    """Begins as small as the item rows it is added to, also when a model made on the meta device gets its memory."""
+
+    def reset_parameters(self) -> None:
+        """Normal with a standard deviation of 0.02."""
+        nn.init.normal_(self.weight, std=0.02)
 
 
 class CausalBlock(nn.Module):

@@ -98,10 +98,7 @@ class InterestHead(nn.Module):
         self.cosine = cosine
         self.initial_scale = 1.0 / temperature
         self.scale = ScaleParameter(self.initial_scale) if cosine else None
-        self.prior_weights = nn.Linear(dim, n_priors) if n_priors else None
-        if self.prior_weights is not None and not self.prior_weights.weight.is_meta:
-            nn.init.zeros_(self.prior_weights.weight)
-            nn.init.constant_(self.prior_weights.bias, 0.3)
+        self.prior_weights = PriorWeights(dim, n_priors) if n_priors else None
 
     def forward(self, states_ND: Tensor) -> Tensor:
         """``[N, D]`` to ``[N, D + P]``."""
@@ -111,6 +108,15 @@ class InterestHead(nn.Module):
         if self.prior_weights is None:
             return interests
         return torch.cat([interests, self.prior_weights(states_ND)], dim=1)
+
+
+class PriorWeights(nn.Linear):
+    """Begins the same for everybody: 0.3 of each popularity column, whatever the state."""
+
+    def reset_parameters(self) -> None:
+        """Back to that; also called when a model made on the meta device gets its memory."""
+        nn.init.zeros_(self.weight)
+        nn.init.constant_(self.bias, 0.3)
 
 
 class ScaleParameter(nn.Module):

@@ -95,6 +95,7 @@ class Retriever:
         exclude: Literal["seen", "none"] = "seen",
         blend: bool = True,
         at: object | None = None,
+        allow_future_model: bool = False,
     ) -> pd.DataFrame:
         """The k best items of each user.
 
@@ -107,6 +108,8 @@ class Retriever:
             blend: with ``exclude="none"``, score items by interest and by the user's own history (see ``blend.py``).
             at: a time with a time zone; only events strictly before it count, and ages are measured from it. Default:
                 all events; ages from the newest event of the store or of the user, whichever is later.
+            allow_future_model: answer an ``at`` before the end of training too, with vectors and popularity that know
+                what came after it.
 
         Returns:
             Columns user_id, item_id, rank (from 1), score (float32), interest (which of the user's interests; missing
@@ -114,7 +117,8 @@ class Retriever:
             history, best item first, no item twice. There are fewer than k rows where the catalogue has no more.
 
         Raises:
-            UsageError: k below 1, an unknown user, an unknown ``exclude``, events that break the format.
+            UsageError: k below 1, an unknown user, an unknown ``exclude``, events that break the format, an ``at``
+                that the model was trained beyond.
             StoreError: the process has forked since ``open``.
         """
         self._check_process()
@@ -125,6 +129,12 @@ class Retriever:
         histories = read_history(history, served.model.vocabulary, served.histories, served.users)
         at_us = None if at is None else instant_us(at)
         if at_us is not None:
+            trained_until_us = served.model.trained_until_us
+            if trained_until_us is not None and trained_until_us >= at_us and not allow_future_model:
+                raise UsageError(
+                    f"at = {at} lies before the end of training ({pd.Timestamp(trained_until_us, unit='us')} UTC): the "
+                    "vectors know what came after it. Use a version trained before, or allow_future_model=True"
+                )
             histories = histories.between(None, at_us)
         return self._answer(served, histories, k, exclude == "seen", blend, at_us)
 

@@ -230,3 +230,21 @@ def test_it_all_works_without_asserts(python, tiny_source, tiny_settings, tmp_pa
 
 def test_the_installed_command_and_the_module_are_the_same(python):
     assert python("-m", "bseq_plugin.cli.main", "--version").stdout.strip() == f"bseq {__version__}"
+
+
+def test_candidates_may_carry_their_own_instants(bseq, tiny_store, tiny_frame, tmp_path):
+    """``--at`` is for all rows; without it each row's column ``at`` counts."""
+    later = [tiny_frame.timestamp.max() + pd.Timedelta(days=days) for days in (1, 2)]
+    pairs = tiny_frame[["user_id", "item_id"]].drop_duplicates().head(2).assign(at=[time.isoformat() for time in later])
+    pairs.to_csv(tmp_path / "candidates.csv", index=False)
+    out = tmp_path / "features.parquet"
+    code, _, err = bseq("features", tiny_store, "--candidates", tmp_path / "candidates.csv", "--out", out)
+    assert code == 0, err
+    assert pd.read_parquet(out).event_timestamp.tolist() == later
+
+
+def test_a_recipe_file_may_write_times_as_toml_has_them(tmp_path):
+    from bseq_plugin import Recipe
+
+    (tmp_path / "recipe.toml").write_text('split = "time"\nvalidation_at = 2024-02-01T00:00:00Z\n')
+    assert Recipe.load(tmp_path / "recipe.toml").validation_at == "2024-02-01T00:00:00+00:00"

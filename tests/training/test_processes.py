@@ -7,6 +7,7 @@ import json
 import shutil
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
@@ -49,7 +50,7 @@ class Stopped(Exception):
     pass
 
 
-def begun(events, recipe, out, monkeypatch):
+def begun(events, recipe, out, monkeypatch, items=None):
     """A run that was broken off after its first epoch."""
     steps = Trainer._steps
 
@@ -61,7 +62,7 @@ def begun(events, recipe, out, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(Trainer, "_steps", breaks)
         with pytest.raises(Stopped):
-            train(events, recipe, out, progress=False)
+            train(events, recipe, out, items=items, progress=False)
 
 
 def same_path(one, two):
@@ -94,13 +95,14 @@ def test_the_command_on_two_ranks_goes_on_as_one_process_does(
     same_path(one, finished(tmp_path / "two", done))
 
 
-def one_more_epoch(events, recipe, path):
+def one_more_epoch(events, recipe, path, items):
     """The loss of the epoch after the last one, trained by this process from the checkpoint in ``path``."""
     recipe = recipe.replace(epochs=recipe.epochs + 1, patience=99)
     saved = json.loads((path / "recipe.json").read_text())
     (path / "recipe.json").write_text(json.dumps({**saved, "epochs": recipe.epochs, "patience": recipe.patience}))
-    (path / "run.json").write_text('{"status": "training"}')
-    train(events, recipe, path, resume=True, progress=False)
+    info = json.loads((path / "run.json").read_text())
+    (path / "run.json").write_text(json.dumps({**info, "status": "training"}))
+    train(events, recipe, path, items=items, resume=True, progress=False)
     assert lines(path)[-1]["epoch"] == recipe.epochs
     return lines(path)[-1]["loss"]
 
@@ -125,7 +127,9 @@ for job in jobs:
         plugin_manager().register(extra, "extra")
     out = Path(job["out"])
     try:
-        train(read_events(job["source"]), Recipe(**job["recipe"]), out, resume=job["resume"], progress=False)
+        items = pd.read_csv(job["items"]) if job["items"] else None
+        events = read_events(job["source"])
+        train(events, Recipe(**job["recipe"]), out, items=items, resume=job["resume"], progress=False)
         result = "fine"
     except Exception as error:
         result = f"{type(error).__name__}: {error}"
@@ -153,11 +157,16 @@ def test_two_ranks_under_all_conditions(python, cyclic, tiny_frame, tiny_source,
         learning_rate=3e-3,
     )
     window = tiny_recipe.replace(
-        epochs=4, patience=4, dropout=0.0, targets="window", window_days=14, score="cosine", sharding="row_wise"
-    )
-    begun(Events.from_frame(tiny_frame), window, tmp_path / "alone", monkeypatch)
+        epochs=4, patience=4, dropout=0.0, targets="window", window_days=14, score="cosine", sharding="row_wise",
+        popularity_days=(7.0, 365.0), item_attributes=("kind",),
+    )  # fmt: skip
+    items = pd.DataFrame({"item_id": sorted(tiny_frame.item_id.unique())})
+    items["kind"] = items.item_id % 3
+    items.to_csv(tmp_path / "items.csv", index=False)
+    begun(Events.from_frame(tiny_frame), window, tmp_path / "alone", monkeypatch, items)
     shutil.copytree(tmp_path / "alone", tmp_path / "window")
-    alone = train(Events.from_frame(tiny_frame), window, tmp_path / "alone", resume=True, progress=False)
+    alone = train(Events.from_frame(tiny_frame), window, tmp_path / "alone", items=items, resume=True, progress=False)
+    untrained = tiny_recipe.replace(epochs=1, sharding="row_wise", table_learning_rate=1e-9)
     (tmp_path / "taken").mkdir()
     (tmp_path / "taken" / "mine.txt").write_text("precious")
     jobs = [
@@ -166,6 +175,7 @@ def test_two_ranks_under_all_conditions(python, cyclic, tiny_frame, tiny_source,
         ("window", tiny_source, window),
         ("cycle", text, cycle),
         ("small", tiny_source, tiny_recipe.replace(batch_users=59, epochs=1, split="none")),
+        ("untrained", tiny_source, untrained),
         ("mean", tiny_source, tiny_recipe.replace(encoder="mean", encoder_options={})),
     ]
     (tmp_path / "script.py").write_text(SCRIPT)
@@ -178,6 +188,7 @@ def test_two_ranks_under_all_conditions(python, cyclic, tiny_frame, tiny_source,
                     "recipe": r.model_dump(),
                     "out": str(tmp_path / n),
                     "resume": n == "window",
+                    "items": str(tmp_path / "items.csv") if n == "window" else None,
                 }
                 for n, s, r in jobs
             ]
@@ -191,13 +202,17 @@ def test_two_ranks_under_all_conditions(python, cyclic, tiny_frame, tiny_source,
         assert said[f"plugins-rank-{rank}"].startswith("PluginError: ranks have different plugins")
         # rank 0 alone looks at the folder; the other one must not wait for a run that never comes
         assert said[f"taken-rank-{rank}"].endswith("taken is not empty and not a run; give another --out")
-        assert {said[f"{n}-rank-{rank}"] for n in ("window", "cycle", "small", "mean")} == {"fine"}, said
+        assert {said[f"{n}-rank-{rank}"] for n in ("window", "cycle", "small", "untrained", "mean")} == {"fine"}, said
     assert not (tmp_path / "plugins").exists()
     assert [p.name for p in (tmp_path / "taken").iterdir()] == ["mine.txt"]
     same_path(alone, finished(tmp_path / "window", done))
     # and back: what two ranks saved goes on in one process
-    longer = [one_more_epoch(Events.from_frame(tiny_frame), window, run) for run in (alone.path, tmp_path / "window")]
+    events, runs = Events.from_frame(tiny_frame), (alone.path, tmp_path / "window")
+    longer = [one_more_epoch(events, window, run, items) for run in runs]
     assert longer[1] == pytest.approx(longer[0], abs=1e-4)
+    # ranks begin with different rows: no two items of the two shards are one vector
+    table = InterestModel.from_run(finished(tmp_path / "untrained", done).path).item_vectors_VD
+    assert len(torch.unique(table, dim=0)) == len(table)
     # the answer is known, so there is no noise to allow for: two ranks reach Recall@1 = 1 as one does
     learned = finished(tmp_path / "cycle", done)
     assert learned.info["validation"]["recall@1"] == 1.0

@@ -2,6 +2,7 @@ import json
 import math
 import shutil
 
+import pandas as pd
 import pytest
 import torch
 
@@ -60,6 +61,14 @@ def test_a_cycle_is_learned(cyclic, tmp_path, read_lines):
     test = evaluation_set(run.sequences(), run.recipe, "test")
     top = top_k_items(model.encode(test.histories), model.item_vectors_VD, 1)
     assert ranking_metrics(top, test.target_offsets, test.target_items, [1])["recall@1"].mean() == 1.0
+
+
+def test_another_items_table_is_refused(events, tiny_recipe, tmp_path):
+    recipe = tiny_recipe.replace(item_attributes=("kind",), epochs=1)
+    items = pd.DataFrame({"item_id": sorted(events.frame.item_id.unique())})
+    quietly(events, recipe, tmp_path / "run", items=items.assign(kind=items.item_id % 3))
+    with pytest.raises(RunError, match="another items table"):
+        quietly(events, recipe, tmp_path / "run", items=items.assign(kind=(items.item_id + 1) % 3), resume=True)
 
 
 @pytest.mark.parametrize(
