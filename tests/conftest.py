@@ -7,12 +7,25 @@ import subprocess
 import sys
 from pathlib import Path
 
+import faiss
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
 START_US = 1_600_000_000_000_000
 DAY_US = 86_400_000_000
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread():
+    """The matrices of the tests are tiny: more than one thread, in torch or in FAISS, only costs."""
+    before = torch.get_num_threads(), faiss.omp_get_max_threads()
+    torch.set_num_threads(1)
+    faiss.omp_set_num_threads(1)
+    yield
+    torch.set_num_threads(before[0])
+    faiss.omp_set_num_threads(before[1])
 
 
 @pytest.fixture(scope="session")

@@ -1,20 +1,11 @@
-"""Feature tests use tiny matrices, for which more than one thread only costs."""
+"""What the feature tests share."""
 
 from __future__ import annotations
 
 import pytest
-import torch
 
 from bseq_plugin.feature_generators import FEATURES
 from bseq_plugin.testing.ranking_features import manager_with
-
-
-@pytest.fixture(autouse=True, scope="session")
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="session")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import faiss
 import numpy as np
 import pytest
 import torch
@@ -15,17 +14,6 @@ from bseq_plugin.model.encoder import SequenceInterestEncoder
 from bseq_plugin.model.interest_model import InterestModel
 from bseq_plugin.retrieval.store import Store
 from bseq_plugin.schema.recipe import Recipe
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """The matrices here are tiny: more than one thread only costs."""
-    before = torch.get_num_threads(), faiss.omp_get_max_threads()
-    torch.set_num_threads(1)
-    faiss.omp_set_num_threads(1)
-    yield
-    torch.set_num_threads(before[0])
-    faiss.omp_set_num_threads(before[1])
 
 
 @pytest.fixture
