@@ -76,7 +76,7 @@ class Demo:
     def final(self, epochs: int) -> Run:
         """Train through November with the number of epochs chosen on it."""
         known = self.data.events.before(instant_us(TEST_AT))
-        recipe = self.recipe.replace(split="none", epochs=max(self.recipe.epochs, epochs), stop_after=epochs)
+        recipe = self.recipe.replace(split="none", stop_after=epochs)
         return train(known, recipe, self._fresh("runs/final"), items=self.data.items)
 
     def publish(self, run: Run) -> Retriever:

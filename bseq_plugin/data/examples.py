@@ -125,12 +125,6 @@ class TargetWindow:
         return places
 
     @cached_property
-    def _first_bought(self) -> tuple[np.ndarray, np.ndarray]:
-        """Ascending (user, item) keys and the flat place of each one's first event."""
-        key = self.sequences.user_index * self._n_rows + self.sequences.items
-        return np.unique(key, return_index=True)
-
-    @cached_property
     def _n_rows(self) -> int:
         return int(self.sequences.items.max()) + 1
 
@@ -170,7 +164,4 @@ class TargetWindow:
         pairs = np.unique(window.user_index * self._n_rows + window.items)
         owner, ids = pairs // self._n_rows, pairs % self._n_rows
         keep = np.isin(ids, self.catalogue(at_us))
-        if self.recipe.window_scope == "new":
-            keys, first = self._first_bought
-            keep &= first[np.searchsorted(keys, users[owner] * self._n_rows + ids)] >= places[owner]
         return ids[keep], owner[keep]

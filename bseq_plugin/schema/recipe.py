@@ -54,7 +54,6 @@ class Recipe(BaseModel):
         description="'next' = the next event at every position; 'window' = events within window_days (all-action)",
     )
     window_days: float = Field(28.0, gt=0, description="length of the target window, for targets='window'")
-    window_scope: Literal["all", "new"] = Field("all", description="'new' = only items the user did not have before")
     window_step_days: float = Field(7.0, gt=0, description="distance between the instants a window may begin at")
     n_windows: int = Field(24, ge=1, description="number of such instants, counted back from the newest")
     passes_per_epoch: int = Field(4, ge=1, description="times an epoch goes through the users, for targets='window'")

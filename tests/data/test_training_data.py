@@ -114,7 +114,7 @@ def test_epochs_have_different_orders_and_seeds_too():
     assert sorted(order(0, 0)) == sorted(order(1, 1))
 
 
-def naive_window(users, cut, days, scope, at_least, max_length):
+def naive_window(users, cut, days, at_least, max_length):
     """{history: (all its events before the cut, its targets)} in plain Python, days as numbers."""
     bought = {}
     for user in users:
@@ -126,8 +126,6 @@ def naive_window(users, cut, days, scope, at_least, max_length):
     for user in users:
         past = [item for time, item in user if time < cut]
         window = {item for time, item in user if cut <= time < cut + days} & catalogue
-        if scope == "new":
-            window -= set(past)
         if past and any(cut <= time < cut + days for time, _ in user):
             expected.append((past[-max_length:], sorted(window)))
     return sorted(catalogue), expected
@@ -137,11 +135,11 @@ def naive_window(users, cut, days, scope, at_least, max_length):
 JUST = 1 / DAY_US
 
 
-@given(users_of_logs, st.sampled_from(["all", "new"]), st.integers(1, 2), st.integers(0, 2))
+@given(users_of_logs, st.integers(1, 2), st.integers(0, 2))
 @settings(max_examples=120, deadline=None)
-def test_window_batches_are_those_of_a_loop(users, scope, at_least, epoch):
+def test_window_batches_are_those_of_a_loop(users, at_least, epoch):
     log = sequences(users)
-    chosen = window_recipe(window_scope=scope, min_item_count=at_least, batch_users=50, popularity_days=(3.0,))
+    chosen = window_recipe(min_item_count=at_least, batch_users=50, popularity_days=(3.0,))
     try:
         data = TrainingData(log, vocabulary(), chosen)
     except SchemaError:
@@ -149,12 +147,12 @@ def test_window_batches_are_those_of_a_loop(users, scope, at_least, epoch):
     times = [t for u in users for t, _ in u]
     instants = [max(times) + JUST - 5 - 2 * n for n in range(6)]
     # an instant before which nothing was bought often enough has no catalogue, and is no instant to learn from
-    instants = [t for t in instants if t > min(times) and naive_window(users, t, 5, scope, at_least, 4)[0]]
+    instants = [t for t in instants if t > min(times) and naive_window(users, t, 5, at_least, 4)[0]]
     assert (data.source.cuts / DAY_US).tolist() == pytest.approx(instants, abs=JUST / 4)
     for batch in data.batches(epoch):
         cut_us = data_cut(data, batch)
         cut = cut_us / DAY_US
-        catalogue, expected = naive_window(users, cut, 5, scope, at_least, 4)
+        catalogue, expected = naive_window(users, cut, 5, at_least, 4)
         assert batch.candidate_ids_N.tolist() == catalogue
         found = [(history, [i for _, targets in states for i in targets]) for history, states in per_user(batch)]
         for history, states in per_user(batch):
@@ -194,12 +192,11 @@ def test_window_targets_by_hand():
     ]
     log = sequences(users)
     log.timestamps[:] = [round(t * DAY_US) for u in users for t, _ in u]
-    for scope, own in (("all", [1, 2, 3]), ("new", [3])):
-        chosen = window_recipe(window_days=5, n_windows=1, window_scope=scope, passes_per_epoch=1, batch_users=9)
-        (batch,) = TrainingData(log, vocabulary(), chosen).batches(0)
-        found = {tuple(h): [i for _, ts in s for i in ts] for h, s in per_user(batch)}
-        assert found == {(1, 2): own, (3,): [], (5,): [5] if scope == "all" else []}
-        assert batch.candidate_ids_N.tolist() == [1, 2, 3, 5]
+    chosen = window_recipe(window_days=5, n_windows=1, passes_per_epoch=1, batch_users=9)
+    (batch,) = TrainingData(log, vocabulary(), chosen).batches(0)
+    found = {tuple(h): [i for _, ts in s for i in ts] for h, s in per_user(batch)}
+    assert found == {(1, 2): [1, 2, 3], (3,): [], (5,): [5]}
+    assert batch.candidate_ids_N.tolist() == [1, 2, 3, 5]
 
 
 def test_a_window_longer_than_the_log_is_refused():
@@ -232,7 +229,7 @@ VARIANTS = [
     ("next", {"candidates": 5, "sampling": "popularity"}),
     ("window", {}),
     ("window", {"candidates": 4, "popularity_days": (3.0, 9.0)}),
-    ("window", {"window_scope": "new", "min_item_count": 3}),
+    ("window", {"min_item_count": 3}),
 ]
 
 
