@@ -25,11 +25,11 @@ def bseq_encoders() -> list[type[SequenceEncoder]]:
 
 @hookimpl
 def bseq_losses() -> list[type[SequenceLoss]]:
-    """``softmax`` and ``bce``."""
-    from bseq_plugin.losses.bce import BCELoss
+    """``softmax``, ``bce`` and ``gbce``."""
+    from bseq_plugin.losses.bce import BCELoss, GeneralisedBCELoss
     from bseq_plugin.losses.softmax import SoftmaxLoss
 
-    return [SoftmaxLoss, BCELoss]
+    return [SoftmaxLoss, BCELoss, GeneralisedBCELoss]
 
 
 @hookimpl

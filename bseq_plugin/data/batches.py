@@ -45,6 +45,8 @@ class Batch(Pipelineable):  # type: ignore[misc]  # torchrec is not typed
         log_expected_count_N: float32, or None for the whole catalogue; see ``Candidates``.
         loss_scale: float32 scalar, world size x (this rank's share of the target weight in the global batch): the
             mean over ranks of the scaled losses is then the loss of the global batch.
+        target_places_S: int64, where each target stands among the candidates, if they are a whole catalogue: the key
+            ``target`` of ``features`` is then empty. Else None.
         target_priors_SP, candidate_priors_NP: float32, columns put behind the item vectors, or None.
     """
 
@@ -56,6 +58,7 @@ class Batch(Pipelineable):  # type: ignore[misc]  # torchrec is not typed
     candidate_ids_N: Tensor
     log_expected_count_N: Tensor | None
     loss_scale: Tensor
+    target_places_S: Tensor | None = None
     target_priors_SP: Tensor | None = None
     candidate_priors_NP: Tensor | None = None
 

@@ -12,7 +12,7 @@ import torch
 
 from bseq_plugin.data.batches import NEGATIVE, TARGET, Batch, history_features
 from bseq_plugin.data.candidates import CandidateSampler
-from bseq_plugin.data.examples import NextEvent, TargetWindow
+from bseq_plugin.data.examples import Examples, NextEvent, TargetWindow
 from bseq_plugin.data.items import PopularityPrior
 from bseq_plugin.data.sequences import Sequences
 from bseq_plugin.data.vocabulary import Vocabulary
@@ -72,14 +72,13 @@ class TrainingData:
         ids, log_expected_count = self.candidates.draw(catalogue, rng, self.rank, self.world_size)
         priors_VP = self.popularity.at(examples.at_us) if self.recipe.popularity_days else None
         n_users, n_targets = examples.histories.n_users, len(examples.target_ids)
-        user_of_state = np.searchsorted(examples.histories.offsets, examples.state_rows, side="right") - 1
-        targets_per_user = np.bincount(user_of_state[examples.target_state], minlength=n_users)
+        places = np.searchsorted(ids, examples.target_ids) if log_expected_count is None else None
         negatives_per_user = np.zeros(n_users, np.int64)
         negatives_per_user[:1] = len(ids)  # the batch shares them; the first user's row of the jagged tensor holds them
         features = history_features(
             examples.histories,
             self.recipe.event_features,
-            {TARGET: (examples.target_ids, targets_per_user), NEGATIVE: (ids, negatives_per_user)},
+            {TARGET: _looked_up_targets(examples, places), NEGATIVE: (ids, negatives_per_user)},
         )
         return Batch(
             features,
@@ -90,6 +89,16 @@ class TrainingData:
             torch.from_numpy(ids),
             None if log_expected_count is None else torch.from_numpy(log_expected_count),
             torch.tensor(self.world_size * n_targets / max(examples.n_targets, 1)),
-            None if priors_VP is None else torch.from_numpy(priors_VP[examples.target_ids]),
+            None if places is None else torch.from_numpy(places),
+            None if priors_VP is None or places is not None else torch.from_numpy(priors_VP[examples.target_ids]),
             None if priors_VP is None else torch.from_numpy(priors_VP[ids]),
         )
+
+
+def _looked_up_targets(examples: Examples, places: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+    """(ids, how many a user): none where the targets are found among the candidates."""
+    n_users = examples.histories.n_users
+    if places is not None:
+        return np.empty(0, np.int64), np.zeros(n_users, np.int64)
+    user_of_state = np.searchsorted(examples.histories.offsets, examples.state_rows, side="right") - 1
+    return examples.target_ids, np.bincount(user_of_state[examples.target_state], minlength=n_users)

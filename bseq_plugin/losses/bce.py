@@ -1,14 +1,18 @@
-"""Binary cross-entropy of a target and of each candidate, for comparison with older work."""
+"""Binary cross-entropies of a target and of each candidate, for comparison with older work."""
 
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 
 import torch
+from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
+from bseq_plugin.errors import UsageError
 from bseq_plugin.losses.chunked import chunked_loss
+from bseq_plugin.losses.options import MatmulOptions
 from bseq_plugin.schema.parts import Candidates, SequenceLoss, Targets
 
 
@@ -19,19 +23,67 @@ class BCELoss(SequenceLoss):
     """
 
     name = "bce"
+    Options = MatmulOptions
 
     def forward(self, states_QD: Tensor, targets: Targets, candidates: Candidates) -> Tensor:
         """Scalar; see ``SequenceLoss.forward``."""
-        if candidates.log_expected_count_N is not None:  # zeros still say "sampled", without moving the logits
-            candidates = replace(candidates, log_expected_count_N=torch.zeros_like(candidates.log_expected_count_N))
-        return chunked_loss(_binary_cross_entropy, states_QD, targets, candidates)
+        return chunked_loss(
+            _binary_cross_entropy, states_QD, targets, _uncorrected(candidates), self.options.matmul
+        )
+
+
+class GeneralisedBCEOptions(MatmulOptions):
+    """Options of the ``gbce`` loss."""
+
+    calibration: float = Field(
+        0.75, ge=0.0, le=1.0, description="t: 0 is binary cross-entropy, 1 gives calibrated probabilities"
+    )
+
+
+class GeneralisedBCELoss(SequenceLoss):
+    """gBCE: binary cross-entropy with the target's probability raised to beta (gSASRec, RecSys 2023, section 5).
+
+    beta = 1 - t (1 - a), with a the expected number of times that an item is drawn into a set of sampled
+    negatives (n / V for uniform ones) and t the calibration; the sum over targets and negatives is divided by their
+    number, as in the paper. It makes up for negatives being sampled and is refused without sampling: UsageError.
+    """
+
+    name = "gbce"
+    Options = GeneralisedBCEOptions
+
+    def forward(self, states_QD: Tensor, targets: Targets, candidates: Candidates) -> Tensor:
+        """Scalar; see ``SequenceLoss.forward``."""
+        if candidates.log_expected_count_N is None:
+            raise UsageError("loss = 'gbce' needs sampled negatives; set candidates to a number, for example 256")
+        rate = float(candidates.log_expected_count_N.exp().mean().clamp(max=1.0))
+        beta = 1.0 - self.options.calibration * (1.0 - rate)
+        logit_loss = partial(_binary_cross_entropy, exponent=beta, summed=True)
+        return chunked_loss(logit_loss, states_QD, targets, _uncorrected(candidates), self.options.matmul)
+
+
+def _uncorrected(candidates: Candidates) -> Candidates:
+    """Zeros still say "sampled", without moving the logits."""
+    if candidates.log_expected_count_N is None:
+        return candidates
+    return replace(candidates, log_expected_count_N=torch.zeros_like(candidates.log_expected_count_N))
 
 
 def _binary_cross_entropy(
-    positive_S: Tensor, weight_S: Tensor, state_S: Tensor, negative_CN: Tensor
-) -> tuple[Tensor, Tensor]:
-    weight_C = torch.zeros_like(negative_CN[:, 0]).index_add_(0, state_S, weight_S)
-    share_C1 = (weight_C / (negative_CN > -torch.inf).sum(1).clamp_min(1))[:, None]
-    loss = (weight_S * F.softplus(-positive_S)).sum() + (F.softplus(negative_CN) * share_C1).sum()
-    negative_CN.sigmoid_().mul_(share_C1)
-    return loss, weight_S * (torch.sigmoid(positive_S) - 1.0)
+    positive_S: Tensor,
+    weight_S: Tensor,
+    state_S: Tensor,
+    negative_NC: Tensor,
+    exponent: float = 1.0,
+    summed: bool = False,
+) -> tuple[Tensor, Tensor, Tensor]:
+    weight_C = torch.zeros_like(negative_NC[0]).index_add_(0, state_S, weight_S)
+    n_negatives_C = (negative_NC > -torch.inf).sum(0)
+    if summed:  # one mean over target and negatives
+        n_terms_C = 1.0 + n_negatives_C
+        weight_S = exponent * weight_S / n_terms_C[state_S]
+    else:  # the target, and the mean over negatives
+        n_terms_C = n_negatives_C.clamp_min(1)
+    share_C = weight_C / n_terms_C
+    loss = (weight_S * F.softplus(-positive_S)).sum() + (F.softplus(negative_NC) * share_C).sum()
+    negative_NC.sigmoid_()
+    return loss, weight_S * (torch.sigmoid(positive_S) - 1.0), share_C

@@ -1,7 +1,11 @@
-"""Losses over [states x candidates] logits that are never held at once.
+"""Losses over [candidates x states] logits that are never held at once.
 
 Forward and gradients are made in the same pass, a chunk of states at a time, so that memory is
 O(chunk * N + (Q + S + N) * D) whatever the number Q of states, S of targets and N of candidates.
+
+A chunk's logits stand candidate by candidate (``[N, C]``) and are small enough for the last-level cache. Both matter:
+the product of a tall and a thin matrix then runs at the speed of the matrix unit, where ``[C, N]`` in large chunks
+reaches a third of it (``benchmarks/head.py`` measures both).
 """
 
 from __future__ import annotations
@@ -12,28 +16,45 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bseq_plugin.losses.precision import Products
 from bseq_plugin.schema.parts import Candidates, Targets
 
-CHUNK_ELEMENTS = 1 << 22  # logits of one chunk: 16 MiB in float32, inside the last-level cache of a server CPU
+CHUNK_ELEMENTS = 3 << 18  # logits of one chunk: 3 MiB in float32
+CHUNK_STEP = 32  # chunks are multiples of it: whole vector registers for reductions over candidates
 
-# (positive_S, weight_S, state_S, negative_CN) -> (loss, d loss / d positive_S) for the targets of a chunk of C states;
-# state_S is the row of negative_CN a target belongs to. The weighted sum of losses is returned, and negative_CN is
-# turned into d loss / d negative in place. An entry of -inf is not a candidate; its derivative must come out as 0.
-LogitLoss = Callable[[Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
+# (positive_S, weight_S, state_S, negative_NC) -> (loss, d loss / d positive_S, factor_C) for the targets of a chunk of
+# C states; state_S is the column of negative_NC a target belongs to. The weighted sum of losses is returned, and
+# negative_NC becomes, in place, d loss / d negative up to a factor a state: a factor on [N, C] would be one more pass
+# over the largest array there is. An entry of -inf is not a candidate; its derivative must come out as 0.
+LogitLoss = Callable[[Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]
 
 
-def chunked_loss(logit_loss: LogitLoss, states_QD: Tensor, targets: Targets, candidates: Candidates) -> Tensor:
+def chunked_loss(
+    logit_loss: LogitLoss, states_QD: Tensor, targets: Targets, candidates: Candidates, matmul: str = "auto"
+) -> Tensor:
     """Weighted mean of ``logit_loss`` over S targets, differentiable in states, targets and candidate vectors.
 
     A state's own targets are struck from its candidates wherever they stand there; each counts once, as a positive.
+    Targets with ``places_S`` are read from the candidates, and their gradient goes there.
+
+    Args:
+        matmul: "float32", "bfloat16" (products with float32 sums) or "auto"; see ``Products``.
     """
     if targets.ids_S.shape[0] == 0:
         return (states_QD.sum() + targets.vectors_SD.sum() + candidates.vectors_ND.sum()) * 0.0
     scale_S = targets.weights_S / targets.weights_S.sum()
+    target_SD = targets.vectors_SD if targets.places_S is None else targets.vectors_SD.detach()
     loss: Tensor = _ChunkedLoss.apply(  # type: ignore[no-untyped-call]
-        states_QD, targets.vectors_SD, candidates.vectors_ND, targets, candidates, scale_S, logit_loss
+        states_QD, target_SD, candidates.vectors_ND, targets, candidates, scale_S, logit_loss, matmul
     )
     return loss
+
+
+def chunk_size(n_states: int, n_candidates: int) -> int:
+    """States of a chunk: what fits ``CHUNK_ELEMENTS``, in even shares, and a few whatever the catalogue's size."""
+    most = max(CHUNK_STEP, CHUNK_ELEMENTS // max(1, n_candidates) // CHUNK_STEP * CHUNK_STEP)
+    share = -(-n_states // -(-n_states // most))
+    return -(-share // CHUNK_STEP) * CHUNK_STEP
 
 
 class _ChunkedLoss(torch.autograd.Function):
@@ -47,50 +68,60 @@ class _ChunkedLoss(torch.autograd.Function):
         candidates: Candidates,
         scale_S: Tensor,
         logit_loss: LogitLoss,
+        matmul: str,
     ) -> Tensor:
         n_states, n_candidates = states_QD.shape[0], vectors_ND.shape[0]
-        chunk = max(1, min(n_states, CHUNK_ELEMENTS // max(1, n_candidates)))
-        # one buffer for all chunks: fresh pages cost more than the arithmetic
-        buffer_CN = states_QD.new_empty(chunk, n_candidates)
+        chunk = chunk_size(n_states, n_candidates)
+        products = Products.of(vectors_ND, chunk, matmul)
         d_states_QD, d_target_SD = torch.empty_like(states_QD), torch.empty_like(target_SD)
-        d_vectors_ND = torch.zeros_like(vectors_ND)
         loss = states_QD.new_zeros(())
         bounds = torch.searchsorted(targets.state_S, torch.arange(0, n_states + chunk, chunk, device=states_QD.device))
         for number, start in enumerate(range(0, n_states, chunk)):
             queries = slice(start, min(start + chunk, n_states))
             own = slice(int(bounds[number]), int(bounds[number + 1]))  # targets of these states
             state_CD, positive_SD, state_S = states_QD[queries], target_SD[own], targets.state_S[own] - start
-            negative_CN = torch.mm(state_CD, vectors_ND.T, out=buffer_CN[: state_CD.shape[0]])
-            _prepare(negative_CN, candidates, state_S, targets.ids_S[own])
+            negative_NC = products.logits(state_CD)
+            _prepare(negative_NC, candidates, state_S, targets, own)
             query_SD = state_CD[state_S]
-            chunk_loss, d_positive_S = logit_loss((query_SD * positive_SD).sum(1), scale_S[own], state_S, negative_CN)
+            positive_S = (query_SD * positive_SD).sum(1)
+            chunk_loss, d_positive_S, factor_C = logit_loss(positive_S, scale_S[own], state_S, negative_NC)
             loss += chunk_loss
-            torch.mm(negative_CN, vectors_ND, out=d_states_QD[queries])
+            products.gradients(negative_NC, state_CD * factor_C[:, None], out=d_states_QD[queries])
+            d_states_QD[queries] *= factor_C[:, None]
             d_states_QD[queries].index_add_(0, state_S, d_positive_S[:, None] * positive_SD)
             torch.mul(d_positive_S[:, None], query_SD, out=d_target_SD[own])
-            d_vectors_ND.addmm_(negative_CN.T, state_CD)
-        ctx.save_for_backward(d_states_QD, d_target_SD, d_vectors_ND)
+        if targets.places_S is not None:
+            products.d_vectors_ND.index_add_(0, targets.places_S, d_target_SD)
+            d_target_SD = d_target_SD[:0]
+        ctx.save_for_backward(d_states_QD, d_target_SD, products.d_vectors_ND)
         return loss
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
         (grad,) = grad_outputs
         d_states_QD, d_target_SD, d_vectors_ND = ctx.saved_tensors
-        return grad * d_states_QD, grad * d_target_SD, grad * d_vectors_ND, None, None, None, None
+        d_targets = grad * d_target_SD if ctx.needs_input_grad[1] else None
+        return grad * d_states_QD, d_targets, grad * d_vectors_ND, None, None, None, None, None
 
 
-def _prepare(logits_CN: Tensor, candidates: Candidates, state_S: Tensor, target_ids_S: Tensor) -> None:
+def _prepare(logits_NC: Tensor, candidates: Candidates, state_S: Tensor, targets: Targets, own: slice) -> None:
     """Apply logQ, and strike each state's own targets, in place."""
-    if candidates.log_expected_count_N is None:  # a whole catalogue: every target stands there once
-        logits_CN[state_S, torch.searchsorted(candidates.ids_N, target_ids_S)] = -torch.inf
+    if candidates.log_expected_count_N is not None:
+        logits_NC -= candidates.log_expected_count_N[:, None]
+    if targets.places_S is not None:
+        logits_NC[targets.places_S[own], state_S] = -torch.inf
         return
-    logits_CN -= candidates.log_expected_count_N
-    # sampled: the candidates that are a target of anybody in this chunk, then their (state, candidate) pairs
+    target_ids_S = targets.ids_S[own]
+    if candidates.log_expected_count_N is None:  # a whole catalogue: every target stands there once
+        logits_NC[torch.searchsorted(candidates.ids_N, target_ids_S), state_S] = -torch.inf
+        return
+    # sampled: the candidates that are a target of anybody in this chunk, then their (candidate, state) pairs
     order_N = candidates.ids_N.argsort()
     sorted_N = candidates.ids_N[order_N].contiguous()
     first_S = torch.searchsorted(sorted_N, target_ids_S)
     counts_S = torch.searchsorted(sorted_N, target_ids_S, right=True) - first_S
-    rows = torch.repeat_interleave(state_S, counts_S)
+    columns = torch.repeat_interleave(state_S, counts_S)
     ends_S = counts_S.cumsum(0)
-    within = torch.arange(rows.shape[0], device=rows.device) - torch.repeat_interleave(ends_S - counts_S, counts_S)
-    logits_CN[rows, order_N[torch.repeat_interleave(first_S, counts_S) + within]] = -torch.inf
+    within = torch.arange(columns.shape[0], device=columns.device)
+    within -= torch.repeat_interleave(ends_S - counts_S, counts_S)
+    logits_NC[order_N[torch.repeat_interleave(first_S, counts_S) + within], columns] = -torch.inf

@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor
+from pydantic import Field
+from torch import Tensor, finfo, zeros_like
 
 from bseq_plugin.losses.chunked import chunked_loss
+from bseq_plugin.losses.options import MatmulOptions
 from bseq_plugin.schema.parts import Candidates, SequenceLoss, Targets
+
+
+class SoftmaxOptions(MatmulOptions):
+    """Options of the ``softmax`` loss."""
+
+    label_smoothing: float = Field(
+        0.0, ge=0.0, lt=1.0, description="share of a target's probability that is spread evenly over the candidates"
+    )
 
 
 class SoftmaxLoss(SequenceLoss):
@@ -18,22 +27,42 @@ class SoftmaxLoss(SequenceLoss):
 
     With sampled candidates every negative logit is lowered by the log of its expected count, which makes the sampled
     loss an estimate of the full one (Bengio and Senecal 2008; Yi et al., RecSys 2019, section 3).
+
+    ``label_smoothing`` e (Szegedy et al., CVPR 2016, section 7) aims at 1 - e for the target and e / V for each item of
+    the catalogue; from sampled candidates the mean over the catalogue is estimated.
     """
 
     name = "softmax"
+    Options = SoftmaxOptions
 
     def forward(self, states_QD: Tensor, targets: Targets, candidates: Candidates) -> Tensor:
         """Scalar; see ``SequenceLoss.forward``."""
-        return chunked_loss(_cross_entropy, states_QD, targets, candidates)
+        loss = chunked_loss(_cross_entropy, states_QD, targets, candidates, self.options.matmul)
+        if self.options.label_smoothing and len(targets.ids_S):
+            loss = loss + self.options.label_smoothing * _above_average(states_QD, targets, candidates)
+        return loss
 
 
-def _cross_entropy(positive_S: Tensor, weight_S: Tensor, state_S: Tensor, negative_CN: Tensor) -> tuple[Tensor, Tensor]:
+def _cross_entropy(
+    positive_S: Tensor, weight_S: Tensor, state_S: Tensor, negative_NC: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
     # The candidates are summed once a state, whatever its number of targets.
-    largest_C = negative_CN.amax(1).scatter_reduce(0, state_S, positive_S, "amax")
-    largest_C.clamp_min_(torch.finfo(negative_CN.dtype).min)  # a state without any: -inf - -inf is no number
+    largest_C = negative_NC.amax(0).scatter_reduce(0, state_S, positive_S, "amax")
+    largest_C.clamp_min_(finfo(negative_NC.dtype).min)  # a state without any: -inf - -inf is no number
     shifted_S = positive_S - largest_C[state_S]
-    total_C = negative_CN.sub_(largest_C[:, None]).exp_().sum(1).index_add_(0, state_S, shifted_S.exp())
+    total_C = negative_NC.sub_(largest_C).exp_().sum(0).index_add_(0, state_S, shifted_S.exp())
     log_share_S = shifted_S - total_C.log()[state_S]
-    weight_C = torch.zeros_like(total_C).index_add_(0, state_S, weight_S)
-    negative_CN *= (weight_C / total_C.clamp_min(torch.finfo(total_C.dtype).tiny))[:, None]
-    return -(weight_S * log_share_S).sum(), weight_C[state_S] * log_share_S.exp() - weight_S
+    weight_C = zeros_like(total_C).index_add_(0, state_S, weight_S)
+    d_positive_S = weight_C[state_S] * log_share_S.exp() - weight_S
+    return -(weight_S * log_share_S).sum(), d_positive_S, weight_C / total_C.clamp_min(finfo(total_C.dtype).tiny)
+
+
+def _above_average(states_QD: Tensor, targets: Targets, candidates: Candidates) -> Tensor:
+    """Weighted mean of a target's score minus the mean score of the catalogue: what smoothing adds, per unit."""
+    if candidates.log_expected_count_N is None:
+        average_D = candidates.vectors_ND.mean(0)
+    else:
+        weights_N = (-candidates.log_expected_count_N).exp()
+        average_D = (weights_N / weights_N.sum()) @ candidates.vectors_ND
+    above_S = (states_QD[targets.state_S] * (targets.vectors_SD - average_D)).sum(1)
+    return (targets.weights_S * above_S).sum() / targets.weights_S.sum()

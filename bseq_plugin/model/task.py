@@ -56,9 +56,13 @@ class Objective(nn.Module):
         self, interests_QD: Tensor, target_SD: Tensor, negative_ND: Tensor, batch: Batch
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """See ``SequenceInterestTask.forward``."""
-        target_SD = score_vectors(target_SD, batch.target_priors_SP, self.cosine)
         negative_ND = score_vectors(negative_ND, batch.candidate_priors_NP, self.cosine)
-        targets = Targets(target_SD, batch.target_ids_S, batch.target_state_S, batch.target_weights_S)
+        places_S = batch.target_places_S
+        if places_S is None:
+            target_SD = score_vectors(target_SD, batch.target_priors_SP, self.cosine)
+        else:  # targets are not looked up a second time
+            target_SD = negative_ND[places_S]
+        targets = Targets(target_SD, batch.target_ids_S, batch.target_state_S, batch.target_weights_S, places_S)
         candidates = Candidates(negative_ND, batch.candidate_ids_N, batch.log_expected_count_N)
         loss = self.loss(interests_QD, targets, candidates)
         n_targets = torch.tensor(batch.target_ids_S.shape[0])

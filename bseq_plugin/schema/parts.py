@@ -59,12 +59,15 @@ class Targets:
         ids_S: int64, vocabulary rows.
         state_S: int64, ascending, the state each target belongs to.
         weights_S: float, >= 0.
+        places_S: int64, where each target stands among the candidates, for candidates without duplicates whose rows
+            ``vectors_SD`` was taken from; else None. A loss may read the targets there and leave ``vectors_SD`` alone.
     """
 
     vectors_SD: Tensor
     ids_S: Tensor
     state_S: Tensor
     weights_S: Tensor
+    places_S: Tensor | None = None
 
 
 @dataclass(frozen=True)

@@ -95,8 +95,9 @@ def test_next_event_batches_are_those_of_a_loop(users, epoch):
         assert batch.candidate_ids_N.tolist() == list(range(1, N_ITEMS + 1))
         assert batch.log_expected_count_N is None
         assert histories(batch, "negative")[0] == batch.candidate_ids_N.tolist()
-        assert [t for user in histories(batch, "target") for t in user] == batch.target_ids_S.tolist()
-        assert [len(t) for t in histories(batch, "target")] == [len(states) for _, states in per_user(batch)]
+        # a whole catalogue has the targets in it: they are not looked up again
+        assert [t for user in histories(batch, "target") for t in user] == []
+        assert batch.candidate_ids_N[batch.target_places_S].tolist() == batch.target_ids_S.tolist()
         assert batch.target_weights_S.tolist() == [1.0] * len(batch.target_ids_S)
         assert float(batch.loss_scale) == 1.0
         assert (batch.target_state_S.diff() >= 0).all()
@@ -163,7 +164,8 @@ def test_window_batches_are_those_of_a_loop(users, at_least, epoch):
         else:
             assert [targets for _, targets in found] == [[]]
         priors = PopularityPrior(log, N_ITEMS, (3.0,)).at(cut_us)
-        assert batch.target_priors_SP.tolist() == priors[batch.target_ids_S.numpy()].tolist()
+        assert batch.target_priors_SP is None
+        assert batch.candidate_ids_N[batch.target_places_S].tolist() == batch.target_ids_S.tolist()
         assert batch.candidate_priors_NP.tolist() == priors[batch.candidate_ids_N.numpy()].tolist()
 
 
