@@ -1,6 +1,6 @@
-"""What a history is asked to predict: the next event everywhere, or everything in the window that follows.
+"""What a history is asked to predict: the next event everywhere or of one prefix, or the window that follows.
 
-Both give a rank's examples from a global batch of users, as a pure function of the users and a random generator.
+All give a rank's examples from a global batch of users, as a pure function of the users and a random generator.
 """
 
 from __future__ import annotations
@@ -56,6 +56,7 @@ class NextEvent:
         first = np.minimum(self.sequences.offsets[:-1] + 1, self.sequences.offsets[1:])
         self.n_targets = known[self.sequences.offsets[1:]] - known[first]
         self.users = np.flatnonzero(self.n_targets > 0)
+        self.lengths = self.sequences.lengths[self.users] - 1
 
     def examples(self, users: np.ndarray, rank: int, world_size: int, rng: np.random.Generator) -> Examples:
         """This rank's examples from a global batch of users."""
@@ -66,6 +67,38 @@ class NextEvent:
         following = self.sequences.slices(users, starts + 1, ends).items
         rows = np.flatnonzero(following > 0)
         return Examples(histories, rows, following[rows], np.arange(len(rows)), int(self.n_targets[every].sum()))
+
+    def catalogue(self, at_us: int) -> np.ndarray | None:
+        """All items."""
+        return None
+
+
+class NextOfPrefix:
+    """``targets = "prefix"``: every prefix of a history is an example of its own that predicts one event.
+
+    As in BSARec and RecBole. The targets are those of ``targets = "next"``, and more where histories are longer than
+    ``max_length``; but each is seen with dropout and a batch of its own, at the price of encoding every prefix.
+    ``users`` counts examples here: place of the target in the flat arrays.
+    """
+
+    passes = 1
+
+    def __init__(self, sequences: Sequences, recipe: Recipe) -> None:
+        self.sequences, self.max_length = sequences, recipe.max_length
+        self.user_index = sequences.user_index
+        first = sequences.offsets[:-1][self.user_index] if sequences.n_events else np.empty(0, np.int64)
+        self.users = np.flatnonzero((sequences.items > 0) & (np.arange(sequences.n_events) > first))
+        self.lengths = np.minimum(self.users - first[self.users], self.max_length)
+
+    def examples(self, users: np.ndarray, rank: int, world_size: int, rng: np.random.Generator) -> Examples:
+        """This rank's examples from a global batch of targets."""
+        n_targets = sum(len(share(users, r, world_size)) for r in range(world_size))
+        places = share(users, rank, world_size)
+        owners = self.user_index[places]
+        starts = np.maximum(self.sequences.offsets[:-1][owners], places - self.max_length)
+        histories = self.sequences.slices(owners, starts, places)
+        targets = self.sequences.items[places]
+        return Examples(histories, histories.offsets[1:] - 1, targets, np.arange(len(places)), n_targets)
 
     def catalogue(self, at_us: int) -> np.ndarray | None:
         """All items."""
@@ -109,6 +142,7 @@ class TargetWindow:
         self.users = np.flatnonzero(
             spans_cut & (self._place(np.arange(sequences.n_users), int(self.cuts[0])) > sequences.offsets[:-1])
         )
+        self.lengths = np.minimum(sequences.lengths[self.users], recipe.max_length)
 
     @cached_property
     def _times(self) -> np.ndarray:

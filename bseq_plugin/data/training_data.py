@@ -12,7 +12,7 @@ import torch
 
 from bseq_plugin.data.batches import NEGATIVE, TARGET, Batch, history_features
 from bseq_plugin.data.candidates import CandidateSampler
-from bseq_plugin.data.examples import Examples, NextEvent, TargetWindow
+from bseq_plugin.data.examples import Examples, NextEvent, NextOfPrefix, TargetWindow
 from bseq_plugin.data.items import PopularityPrior
 from bseq_plugin.data.sequences import Sequences
 from bseq_plugin.data.vocabulary import Vocabulary
@@ -21,6 +21,11 @@ from bseq_plugin.schema.recipe import Recipe
 
 # numpy pads a seed with zeros: without tags, [seed, epoch] and [seed, epoch, 0] would be one stream
 ORDER_STREAM, STEP_STREAM = 1, 2
+SOURCES: dict[str, type[NextEvent | NextOfPrefix | TargetWindow]] = {
+    "next": NextEvent,
+    "prefix": NextOfPrefix,
+    "window": TargetWindow,
+}
 
 
 class TrainingData:
@@ -28,7 +33,8 @@ class TrainingData:
 
     Args:
         sequences: the training part only; nothing of validation or test.
-        batch_users of the recipe counts the users of a global batch; each rank gets its share of them.
+        recipe: ``batch_users`` counts the users of a global batch, or ``batch_events`` bounds its events; each rank
+            gets its share of the users.
 
     Raises:
         SchemaError: if no user has a history and a target.
@@ -43,7 +49,7 @@ class TrainingData:
         self.world_size = world_size
         self.candidates = CandidateSampler(vocabulary, recipe)
         self.popularity = PopularityPrior(sequences, vocabulary.n_items, recipe.popularity_days)
-        self.source = NextEvent(sequences, recipe) if recipe.targets == "next" else TargetWindow(sequences, recipe)
+        self.source = SOURCES[recipe.targets](sequences, recipe)
         if len(self.source.users) == 0:
             raise SchemaError(
                 f"none of the {sequences.n_users} users has a history and a target to learn from "
@@ -53,32 +59,54 @@ class TrainingData:
     @property
     def steps_per_epoch(self) -> int:
         """Batches of an epoch, equal on every rank."""
-        return -(-len(self.source.users) * self.source.passes // self.recipe.batch_users)
+        if self.recipe.batch_events is None:
+            return -(-len(self.source.users) * self.source.passes // self.recipe.batch_users)
+        return max(1, self._n_events // self.recipe.batch_events)
+
+    @property
+    def _n_events(self) -> int:
+        """Events of all histories of an epoch."""
+        return int(self.source.lengths.sum()) * self.source.passes
 
     def batches(self, epoch: int, start: int = 0) -> Iterator[Batch]:
         """This rank's batches of ``epoch``, from step ``start`` on."""
-        users = self._order(epoch)
+        order = self._order(epoch)
+        bounds = self._bounds(order)
         for step in range(start, self.steps_per_epoch):
-            chosen = users[step * self.recipe.batch_users : (step + 1) * self.recipe.batch_users]
+            chosen = self.source.users[order[bounds[step] : bounds[step + 1]]]
             yield self._batch(chosen, np.random.default_rng([self.recipe.seed, STEP_STREAM, epoch, step]))
 
     def _order(self, epoch: int) -> np.ndarray:
+        """Places in ``source.users``."""
         rng = np.random.default_rng([self.recipe.seed, ORDER_STREAM, epoch])
-        return np.concatenate([rng.permutation(self.source.users) for _ in range(self.source.passes)])
+        return np.concatenate([rng.permutation(len(self.source.users)) for _ in range(self.source.passes)])
+
+    def _bounds(self, order: np.ndarray) -> np.ndarray:
+        """int64 [steps + 1], where each batch begins in ``order``.
+
+        With ``batch_events`` all events are laid in a row and cut into equal parts; a user belongs to the part in which
+        its first event falls. No history is longer than a part, so that no batch is empty.
+        """
+        steps = np.arange(self.steps_per_epoch + 1)
+        if self.recipe.batch_events is None:
+            return np.minimum(steps * self.recipe.batch_users, len(order))
+        lengths = self.source.lengths[order]
+        return np.searchsorted(np.cumsum(lengths) - lengths, steps * self._n_events / self.steps_per_epoch)
 
     def _batch(self, users: np.ndarray, rng: np.random.Generator) -> Batch:
         examples = self.source.examples(users, self.rank, self.world_size, rng)
         catalogue = None if examples.at_us is None else self.source.catalogue(examples.at_us)
-        ids, log_expected_count = self.candidates.draw(catalogue, rng, self.rank, self.world_size)
+        drawn = self.candidates.draw(catalogue, examples.target_ids, rng, self.rank, self.world_size)
         priors_VP = self.popularity.at(examples.at_us) if self.recipe.popularity_days else None
         n_users, n_targets = examples.histories.n_users, len(examples.target_ids)
-        places = np.searchsorted(ids, examples.target_ids) if log_expected_count is None else None
         negatives_per_user = np.zeros(n_users, np.int64)
-        negatives_per_user[:1] = len(ids)  # the batch shares them; the first user's row of the jagged tensor holds them
+        negatives_per_user[:1] = len(
+            drawn.ids
+        )  # the batch shares them; the first user's row of the jagged tensor holds them
         features = history_features(
             examples.histories,
             self.recipe.event_features,
-            {TARGET: _looked_up_targets(examples, places), NEGATIVE: (ids, negatives_per_user)},
+            {TARGET: _looked_up_targets(examples, drawn.places), NEGATIVE: (drawn.ids, negatives_per_user)},
         )
         return Batch(
             features,
@@ -86,13 +114,17 @@ class TrainingData:
             torch.from_numpy(examples.target_state),
             torch.from_numpy(examples.target_ids),
             torch.ones(n_targets),
-            torch.from_numpy(ids),
-            None if log_expected_count is None else torch.from_numpy(log_expected_count),
+            torch.from_numpy(drawn.ids),
+            _tensor(drawn.log_expected_count),
             torch.tensor(self.world_size * n_targets / max(examples.n_targets, 1)),
-            None if places is None else torch.from_numpy(places),
-            None if priors_VP is None or places is not None else torch.from_numpy(priors_VP[examples.target_ids]),
-            None if priors_VP is None else torch.from_numpy(priors_VP[ids]),
+            _tensor(drawn.places),
+            None if priors_VP is None or drawn.places is not None else torch.from_numpy(priors_VP[examples.target_ids]),
+            None if priors_VP is None else torch.from_numpy(priors_VP[drawn.ids]),
         )
+
+
+def _tensor(values: np.ndarray | None) -> torch.Tensor | None:
+    return None if values is None else torch.from_numpy(values)
 
 
 def _looked_up_targets(examples: Examples, places: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:

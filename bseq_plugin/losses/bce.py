@@ -10,7 +10,6 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
-from bseq_plugin.errors import UsageError
 from bseq_plugin.losses.chunked import chunked_loss
 from bseq_plugin.losses.options import MatmulOptions
 from bseq_plugin.schema.parts import Candidates, SequenceLoss, Targets
@@ -27,9 +26,7 @@ class BCELoss(SequenceLoss):
 
     def forward(self, states_QD: Tensor, targets: Targets, candidates: Candidates) -> Tensor:
         """Scalar; see ``SequenceLoss.forward``."""
-        return chunked_loss(
-            _binary_cross_entropy, states_QD, targets, _uncorrected(candidates), self.options.matmul
-        )
+        return chunked_loss(_binary_cross_entropy, states_QD, targets, _uncorrected(candidates), self.options.matmul)
 
 
 class GeneralisedBCEOptions(MatmulOptions):
@@ -43,9 +40,9 @@ class GeneralisedBCEOptions(MatmulOptions):
 class GeneralisedBCELoss(SequenceLoss):
     """gBCE: binary cross-entropy with the target's probability raised to beta (gSASRec, RecSys 2023, section 5).
 
-    beta = 1 - t (1 - a), with a the expected number of times that an item is drawn into a set of sampled
-    negatives (n / V for uniform ones) and t the calibration; the sum over targets and negatives is divided by their
-    number, as in the paper. It makes up for negatives being sampled and is refused without sampling: UsageError.
+    beta = 1 - t (1 - a), with a the sampled share of the catalogue and t the calibration; the sum over targets and
+    negatives is divided by their number, as in the paper. The share is estimated from the candidates' expected counts:
+    n of V for uniform negatives, 1 for a whole catalogue.
     """
 
     name = "gbce"
@@ -53,12 +50,16 @@ class GeneralisedBCELoss(SequenceLoss):
 
     def forward(self, states_QD: Tensor, targets: Targets, candidates: Candidates) -> Tensor:
         """Scalar; see ``SequenceLoss.forward``."""
-        if candidates.log_expected_count_N is None:
-            raise UsageError("loss = 'gbce' needs sampled negatives; set candidates to a number, for example 256")
-        rate = float(candidates.log_expected_count_N.exp().mean().clamp(max=1.0))
-        beta = 1.0 - self.options.calibration * (1.0 - rate)
+        beta = 1.0 - self.options.calibration * (1.0 - _sampled_share(candidates))
         logit_loss = partial(_binary_cross_entropy, exponent=beta, summed=True)
         return chunked_loss(logit_loss, states_QD, targets, _uncorrected(candidates), self.options.matmul)
+
+
+def _sampled_share(candidates: Candidates) -> float:
+    """N / V; V is the sum of 1 / expected count over the drawn, on average."""
+    if candidates.log_expected_count_N is None:
+        return 1.0
+    return min(1.0, len(candidates.ids_N) / float((-candidates.log_expected_count_N).exp().sum()))
 
 
 def _uncorrected(candidates: Candidates) -> Candidates:

@@ -48,10 +48,14 @@ class Recipe(BaseModel):
     candidates: Literal["all"] | Annotated[int, Field(ge=1)] = Field(
         "all", description="'all' = whole catalogue, n = n sampled negatives a batch"
     )
-    sampling: Literal["uniform", "popularity"] = Field("uniform", description="distribution of sampled negatives")
-    targets: Literal["next", "window"] = Field(
+    sampling: Literal["uniform", "popularity", "mixed"] = Field(
+        "uniform",
+        description="distribution of sampled negatives; 'mixed' = the batch's targets and evenly drawn other items",
+    )
+    targets: Literal["next", "prefix", "window"] = Field(
         "next",
-        description="'next' = the next event at every position; 'window' = events within window_days (all-action)",
+        description="'next' = the next event at every position; 'prefix' = the same, each prefix an example of its "
+        "own; 'window' = events within window_days (all-action)",
     )
     window_days: float = Field(28.0, gt=0, description="length of the target window, for targets='window'")
     window_step_days: float = Field(7.0, gt=0, description="distance between the instants a window may begin at")
@@ -75,7 +79,10 @@ class Recipe(BaseModel):
         None, ge=1, description="end after this many epochs of a schedule made for `epochs`, as chosen on another run"
     )
     patience: int = Field(5, ge=1, description="epochs without a better validation score before stopping")
-    batch_users: int = Field(128, ge=1, description="users a batch, shared out over the ranks")
+    batch_users: int = Field(128, ge=1, description="users (or prefixes) a batch, shared out over the ranks")
+    batch_events: int | None = Field(
+        None, ge=1, description="events a batch instead of batch_users, so that all batches cost alike"
+    )
     learning_rate: float = Field(1e-3, gt=0, description="Adam, dense parameters")
     weight_decay: float = Field(0.0, ge=0)
     schedule: Literal["constant", "cosine"] = Field("constant", description="of both learning rates, over all epochs")
@@ -95,6 +102,10 @@ class Recipe(BaseModel):
     def _consistent(self) -> Recipe:
         if self.popularity_days and self.targets != "window":
             raise ValueError("popularity_days goes with targets = 'window' (the popularity at the start of the window)")
+        if self.batch_events is not None and self.batch_events < self.max_length:
+            raise ValueError(
+                f"batch_events = {self.batch_events} is less than one history of max_length = {self.max_length}"
+            )
         return self
 
     @property

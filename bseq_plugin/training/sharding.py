@@ -112,7 +112,7 @@ def _dense_optimizers(parameters: dict[str, Any], recipe: Recipe) -> list[KeyedO
     rest = {name: value for name, value in parameters.items() if name not in tables}
     optimizers = []
     if rest:
-        adam = partial(torch.optim.AdamW, lr=recipe.learning_rate, weight_decay=recipe.weight_decay)
+        adam = partial(torch.optim.AdamW, lr=recipe.learning_rate, weight_decay=recipe.weight_decay, fused=True)
         optimizers.append(KeyedOptimizerWrapper(rest, adam))
     if tables:
         optimizers.append(KeyedOptimizerWrapper(tables, partial(RowWiseAdagrad, lr=recipe.table_learning_rate)))

@@ -175,7 +175,7 @@ def data_cut(data, batch):
         for step in range(data.steps_per_epoch):
             rng = np.random.default_rng([data.recipe.seed, STEP_STREAM, epoch, step])
             found = data._batch(
-                data._order(epoch)[step * data.recipe.batch_users :][: data.recipe.batch_users],
+                data.source.users[data._order(epoch)[step * data.recipe.batch_users :][: data.recipe.batch_users]],
                 np.random.default_rng([data.recipe.seed, STEP_STREAM, epoch, step]),
             )
             if flat(found) == flat(batch):
@@ -222,13 +222,16 @@ def log_for(targets, seed=0, n_users=20):
         )
         for n in random.integers(2, 9, n_users)
     ]
-    return sequences(users), recipe() if targets == "next" else window_recipe()
+    return sequences(users), window_recipe() if targets == "window" else recipe(targets=targets)
 
 
 VARIANTS = [
     ("next", {}),
     ("next", {"candidates": 5}),
     ("next", {"candidates": 5, "sampling": "popularity"}),
+    ("next", {"candidates": 5, "sampling": "mixed"}),
+    ("next", {"batch_events": 8}),
+    ("prefix", {}),
     ("window", {}),
     ("window", {"candidates": 4, "popularity_days": (3.0, 9.0)}),
     ("window", {"min_item_count": 3}),
@@ -313,7 +316,8 @@ def test_negatives_come_as_often_as_they_say(sampling, catalogue):
     seen = np.zeros(N_ITEMS + 1)
     draws = 200
     for number in range(draws):
-        rows, log_count = sampler.draw(catalogue, np.random.default_rng(number), 0, 1)
+        drawn = sampler.draw(catalogue, np.zeros(0, np.int64), np.random.default_rng(number), 0, 1)
+        rows, log_count = drawn.ids, drawn.log_expected_count
         assert (rows.shape, log_count.dtype) == ((n,), np.float32)
         expected = [math.log(n * share[int(row)]) for row in rows]
         np.testing.assert_allclose(log_count, expected, rtol=1e-5, atol=1e-6)
@@ -326,6 +330,74 @@ def test_negatives_come_as_often_as_they_say(sampling, catalogue):
 
 def test_all_candidates_are_the_catalogue():
     sampler = CandidateSampler(vocabulary(), recipe())
-    rows, log_count = sampler.draw(None, np.random.default_rng(0), 0, 1)
-    assert (rows.tolist(), log_count) == (list(range(1, N_ITEMS + 1)), None)
-    assert sampler.draw(np.array([2, 5]), np.random.default_rng(0), 0, 1)[0].tolist() == [2, 5]
+    drawn = sampler.draw(None, np.array([3, 1, 3]), np.random.default_rng(0), 0, 1)
+    assert (drawn.ids.tolist(), drawn.log_expected_count) == (list(range(1, N_ITEMS + 1)), None)
+    assert drawn.places.tolist() == [2, 0, 2]
+    assert sampler.draw(np.array([2, 5]), np.array([5]), np.random.default_rng(0), 0, 1).ids.tolist() == [2, 5]
+
+
+@pytest.mark.parametrize("catalogue", [None, np.array([2, 3, 5, 7, 8])])
+@pytest.mark.parametrize("n", [1, 3, 100])
+def test_a_mixed_set_has_every_target_and_others_as_often_as_it_says(catalogue, n):
+    sampler = CandidateSampler(vocabulary(), recipe(candidates=n, sampling="mixed"))
+    targets = np.array([7, 3, 7])
+    allowed = set(range(1, N_ITEMS + 1) if catalogue is None else catalogue.tolist())
+    others = sorted(allowed - {3, 7})
+    n_drawn = min(n, len(others))
+    seen = dict.fromkeys(others, 0)
+    draws = 300
+    for number in range(draws):
+        drawn = sampler.draw(catalogue, targets, np.random.default_rng(number), 0, 1)
+        assert drawn.ids[drawn.places].tolist() == targets.tolist()
+        assert len(set(drawn.ids.tolist())) == len(drawn.ids) == 2 + n_drawn
+        assert set(drawn.ids.tolist()) <= allowed
+        for item, log_count in zip(drawn.ids.tolist(), drawn.log_expected_count.tolist(), strict=True):
+            assert math.exp(log_count) == pytest.approx(1.0 if item in (3, 7) else n_drawn / len(others))
+            seen[item] = seen.get(item, 0) + 1
+    p = n_drawn / len(others)
+    for item in others:
+        assert abs(seen[item] - draws * p) <= 5 * math.sqrt(draws * p * (1 - p)) + 1e-9
+    ranks = [sampler.draw(None, targets, np.random.default_rng(5), rank, 2).ids.tolist() for rank in range(2)]
+    assert n > 5 or ranks[0] != ranks[1]
+
+
+@given(users_of_logs, st.integers(0, 2))
+@settings(max_examples=60, deadline=None)
+def test_prefix_examples_are_those_of_a_loop(users, epoch):
+    expected = []
+    for user in users:
+        items = [item for _, item in user]
+        for place in range(1, len(items)):
+            if items[place] > 0:
+                expected.append((items[max(0, place - 4) : place], items[place]))
+    chosen = recipe(targets="prefix")
+    if not expected:
+        with pytest.raises(SchemaError, match="has a history and a target to learn from"):
+            TrainingData(sequences(users), vocabulary(), chosen)
+        return
+    found = []
+    for batch in TrainingData(sequences(users), vocabulary(), chosen).batches(epoch):
+        for history, states in per_user(batch):
+            ((place, targets),) = states
+            assert place == len(history) - 1
+            found += [(history, target) for target in targets]
+    assert sorted(found) == sorted(expected)
+
+
+@given(users_of_logs, st.sampled_from(["next", "prefix"]), st.integers(4, 12))
+@settings(max_examples=60, deadline=None)
+def test_batches_by_events_have_everybody_once_and_about_the_same_size(users, targets, budget):
+    by_users = recipe(targets=targets)
+    try:
+        everybody = [u for b in TrainingData(sequences(users), vocabulary(), by_users).batches(0) for u in per_user(b)]
+    except SchemaError:
+        assume(False)
+    chosen = by_users.replace(batch_events=budget)
+    data = TrainingData(sequences(users), vocabulary(), chosen)
+    batches = list(data.batches(0))
+    assert len(batches) == data.steps_per_epoch
+    sizes = [sum(len(history) for history, _ in per_user(batch)) for batch in batches]
+    assert all(0 < size < 2 * budget + chosen.max_length for size in sizes)
+    assert sorted(u for b in batches for u in per_user(b)) == sorted(everybody)
+    share = sum(sizes) / len(sizes)
+    assert all(abs(sum(sizes[:n]) - n * share) < chosen.max_length for n in range(len(sizes)))

@@ -1,13 +1,15 @@
 import math
+from typing import ClassVar
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bseq_plugin.losses import chunked
-from bseq_plugin.losses.bce import BCELoss
-from bseq_plugin.losses.softmax import SoftmaxLoss
+from bseq_plugin.errors import RecipeError
+from bseq_plugin.losses import chunked, precision
+from bseq_plugin.losses.bce import BCELoss, GeneralisedBCELoss
+from bseq_plugin.losses.softmax import SoftmaxLoss, SoftmaxOptions
 from bseq_plugin.schema.parts import Candidates, Targets
 from bseq_plugin.testing.losses import LossTests
 
@@ -16,8 +18,20 @@ class TestSoftmax(LossTests):
     loss = SoftmaxLoss
 
 
+class TestSmoothedSoftmax(LossTests):
+    loss = SoftmaxLoss
+    options: ClassVar = {"label_smoothing": 0.2}
+
+    def test_own_targets_are_no_negatives(self):
+        """Not so here: by its definition smoothing gives every item of the catalogue its share."""
+
+
 class TestBCE(LossTests):
     loss = BCELoss
+
+
+class TestGBCE(LossTests):
+    loss = GeneralisedBCELoss
 
 
 def negatives(state, targets, candidates):
@@ -56,6 +70,34 @@ def bce_loop(states, targets, candidates):
     return total / float(targets.weights_S.sum())
 
 
+def gbce_loop(states, targets, candidates):
+    counts = [0.0] if candidates.log_expected_count_N is None else candidates.log_expected_count_N.tolist()
+    rate = min(1.0, len(counts) / sum(math.exp(-c) for c in counts))
+    beta = 1 - 0.75 * (1 - rate)
+    total = 0.0
+    for place in range(len(targets.ids_S)):
+        state = int(targets.state_S[place])
+        positive = float(targets.vectors_SD[place] @ states[state])
+        others = [math.log1p(math.exp(logit)) for logit, _ in negatives((state, states[state]), targets, candidates)]
+        loss = (beta * math.log1p(math.exp(-positive)) + sum(others)) / (len(others) + 1)
+        total += float(targets.weights_S[place]) * loss
+    return total / float(targets.weights_S.sum())
+
+
+def smoothed_loop(states, targets, candidates):
+    """(1 - e) of the target's and e of the average candidate's negative log probability; sampled: weighted by 1 / q."""
+    correction = candidates.log_expected_count_N
+    weights = [1.0] * len(candidates.ids_N) if correction is None else [math.exp(-c) for c in correction.tolist()]
+    total = 0.0
+    for place in range(len(targets.ids_S)):
+        state = states[int(targets.state_S[place])]
+        positive = float(targets.vectors_SD[place] @ state)
+        scores = [float(vector @ state) for vector in candidates.vectors_ND]
+        mean = sum(w * s for w, s in zip(weights, scores, strict=True)) / sum(weights)
+        total += float(targets.weights_S[place]) * 0.2 * (positive - mean)
+    return softmax_loop(states, targets, candidates) + total / float(targets.weights_S.sum())
+
+
 @st.composite
 def problems(draw):
     n_items, n_states, dim = draw(st.integers(1, 9)), draw(st.integers(1, 6)), draw(st.integers(1, 4))
@@ -77,13 +119,100 @@ def problems(draw):
     return queries, Targets(vectors[ids], ids, states, weights), candidates
 
 
-@pytest.mark.parametrize(("loss", "loop"), [(SoftmaxLoss(), softmax_loop), (BCELoss(), bce_loop)])
+LOSSES = [
+    (SoftmaxLoss(), softmax_loop),
+    (SoftmaxLoss(SoftmaxOptions(label_smoothing=0.2)), smoothed_loop),
+    (BCELoss(), bce_loop),
+    (GeneralisedBCELoss(), gbce_loop),
+]
+
+
+@pytest.mark.parametrize(("loss", "loop"), LOSSES)
 @settings(max_examples=80, deadline=None)
 @given(problem=problems(), chunk=st.integers(1, 40))
 def test_equals_the_loop_whatever_the_chunk(loss, loop, problem, chunk):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(chunked, "CHUNK_ELEMENTS", chunk)
+        patch.setattr(chunked, "CHUNK_STEP", 1)
         assert float(loss(*problem)) == pytest.approx(loop(*problem), rel=1e-9, abs=1e-9)
+
+
+@pytest.mark.parametrize("loss", [loss for loss, _ in LOSSES])
+@settings(max_examples=40, deadline=None)
+@given(problem=problems(), chunk=st.integers(1, 40), weights=st.booleans())
+def test_targets_read_from_the_candidates_change_nothing(loss, problem, chunk, weights):
+    """Neither the loss nor the gradient of states and of the table that both were looked up in."""
+    states, targets, candidates = problem
+    n_items = int(max(candidates.ids_N.max(), targets.ids_S.max()))
+    table = torch.randn(n_items + 1, states.shape[1], dtype=torch.float64)
+    ids_N = torch.arange(1, n_items + 1)
+    counts = torch.randn(n_items, dtype=torch.float64) if weights else None
+    found = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(chunked, "CHUNK_ELEMENTS", chunk)
+        patch.setattr(chunked, "CHUNK_STEP", 1)
+        for places in (None, targets.ids_S - 1):
+            leaves = [states.clone().requires_grad_(), table.clone().requires_grad_()]
+            vectors_ND = leaves[1][ids_N]
+            positive = leaves[1][targets.ids_S] if places is None else vectors_ND[places]
+            told = Targets(positive, targets.ids_S, targets.state_S, targets.weights_S, places)
+            value = loss(leaves[0], told, Candidates(vectors_ND, ids_N, counts))
+            value.backward()
+            found.append([value.detach(), *(leaf.grad for leaf in leaves)])
+    torch.testing.assert_close(found[0], found[1])
+
+
+@pytest.mark.parametrize("loss", [SoftmaxLoss, BCELoss])
+def test_bfloat16_products_are_close(loss):
+    """8 bits of every factor: a relative error of 2^-8 in loss and gradients, whatever unit multiplies them."""
+    generator = torch.Generator().manual_seed(0)
+    vectors, states = torch.randn(500, 32, generator=generator), torch.randn(70, 32, generator=generator) / 4
+    ids = torch.randint(1, 501, (70,), generator=generator)
+    found = []
+    for matmul in ("float32", "bfloat16"):
+        leaves = [states.clone().requires_grad_(), vectors.clone().requires_grad_()]
+        targets = Targets(leaves[1][ids - 1], ids, torch.arange(70), torch.ones(70), ids - 1)
+        value = loss(loss.Options(matmul=matmul))(leaves[0], targets, Candidates(leaves[1], torch.arange(1, 501)))
+        value.backward()
+        found.append((float(value.detach()), *(leaf.grad for leaf in leaves)))
+    assert found[1][0] == pytest.approx(found[0][0], rel=2**-8)
+    for exact, rounded in zip(found[0][1:], found[1][1:], strict=True):
+        assert float((rounded - exact).norm() / exact.norm()) < 2**-7
+        assert not torch.equal(rounded, exact)  # it was another unit's work
+
+
+def test_bfloat16_is_taken_only_where_it_gains(monkeypatch):
+    vectors = torch.randn(8, 4)
+    for gain, expected in ((1.0, torch.float32), (3.0, torch.bfloat16)):
+        monkeypatch.setattr(precision, "bfloat16_gain", lambda dim, gain=gain: gain)
+        monkeypatch.setattr(precision, "_has_bfloat16_unit", lambda: True)
+        assert precision.Products.of(vectors, 2, "auto").vectors_ND.dtype == expected
+        assert precision.Products.of(vectors.double(), 2, "auto").vectors_ND.dtype == torch.float64
+        monkeypatch.setattr(precision, "_has_bfloat16_unit", lambda: False)
+        assert precision.Products.of(vectors, 2, "auto").vectors_ND.dtype == torch.float32
+    monkeypatch.undo()
+    assert precision.bfloat16_gain(8, n_candidates=64) > 0
+    with pytest.raises(RecipeError, match="'float8'; choose one of auto, float32, bfloat16"):
+        precision.Products.of(vectors, 2, "float8")
+
+
+def test_chunks_are_even_and_bounded():
+    for n_states in (1, 31, 32, 33, 732, 5000):
+        for n_candidates in (1, 1000, 12_101, 10_000_000):
+            chunk = chunked.chunk_size(n_states, n_candidates)
+            assert chunk % chunked.CHUNK_STEP == 0
+            assert chunk * n_candidates <= max(chunked.CHUNK_ELEMENTS, chunked.CHUNK_STEP * n_candidates)
+            last = n_states - (-(-n_states // chunk) - 1) * chunk
+            assert 0 < last <= chunk
+
+
+def test_torch_compile_accepts_it():
+    states, targets, candidates = LossTests.problem(sampled=False)
+    leaves = [x.clone().requires_grad_() for x in (states, states)]
+    values = [SoftmaxLoss(), torch.compile(SoftmaxLoss(), backend="aot_eager")]
+    for loss, leaf in zip(values, leaves, strict=True):
+        loss(leaf, targets, candidates).backward()
+    torch.testing.assert_close(leaves[0].grad, leaves[1].grad)
 
 
 def test_full_softmax_is_torchs_cross_entropy():
