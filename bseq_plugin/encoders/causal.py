@@ -64,6 +64,9 @@ class CausalEncoder(SequenceEncoder):
     Without options the blocks are pre-norm, and positions count from the newest event of a history, as in the
     left-padded original, so that "the last event" has the same position whatever the length.
 
+    Memory grows with the length of a history. With a relative bias, the filter or event dropout it grows with its
+    square: these keep a number for each pair of events.
+
     Raises RecipeError if ``dim`` is not a multiple of ``n_heads``, and when it is called with ``relative_time_bias``
     for events without times.
     """
@@ -104,8 +107,8 @@ class CausalEncoder(SequenceEncoder):
             if not newest:
                 return self._finish(last(x, tiles, partial(tiles.layout.gather, rows_Q=rows_Q)))
             x = tiles.layout.gather(x)
-        users_Q = events.user_T[rows_Q]
-        return self._finish(last(x, NewestView.of(events, wants, hidden_T), lambda x_BD: x_BD[users_Q]))
+        choose = partial(torch.index_select, dim=0, index=events.user_T[rows_Q])
+        return self._finish(last(x, NewestView.of(events, wants, hidden_T), choose))
 
     def _finish(self, x: Tensor) -> Tensor:
         states: Tensor = self.norm(x)
