@@ -1,64 +1,127 @@
-"""Causal self-attention over packed events without padding work."""
+"""Causal self-attention over the events of many users, in two views of a batch.
+
+``TileView``: every event looks at its user's events up to itself. ``NewestView``: only each user's newest looks, which
+is what serving wants. Shape letters: T packed events, N cells, G lines of W cells, H heads, d width of a head; M events
+that are looked at (N or T), R that look (N, or B users).
+"""
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from bseq_plugin.encoders.dropout import dropout
+from bseq_plugin.encoders.layout import Layout, Tile, lay_out
+from bseq_plugin.encoders.pairs import PairBias, Pairs, Wants, newest_pairs, tile_pairs
 from bseq_plugin.schema.packed import PackedEvents
-
-# Users whose lengths round up to the same step share one padded call; steps grow by a quarter, so at most a fifth of
-# a call is padding, and the number of calls grows with the log of the longest history.
-STEP = 1.25
 
 
 @dataclass(frozen=True)
-class LengthGroups:
-    """Users of like length stand in one padded block.
+class TileView:
+    """All events look: R = M = N cells."""
 
-    Attributes:
-        rows: for each group int64 [G, L], packed rows of its users, padded at the right with some valid row.
-        masks: for each group bool [G, L], False at padding.
-        order_T: int64 [T], where each packed row stands in the concatenation of all groups' real rows.
-    """
+    layout: Layout
+    pairs: tuple[Pairs, ...]
 
-    rows: list[Tensor]
-    masks: list[Tensor]
-    order_T: Tensor
+    @classmethod
+    def of(cls, events: PackedEvents, wants: Wants, hidden_T: Tensor | None = None) -> TileView:
+        """Laid out once a batch, read by every block."""
+        layout = lay_out(events)
+        return cls(layout, tuple(tile_pairs(events, layout, tile, wants, hidden_T) for tile in layout.tiles))
+
+    def queries(self, x_MD: Tensor) -> Tensor:
+        """``x_RD``, the events that look."""
+        return x_MD
+
+    def attend(self, q_RHd: Tensor, k_MHd: Tensor, v_MHd: Tensor, bias: PairBias | None, share: float) -> Tensor:
+        """``[R, H, d]``; ``share`` of the attention weights is dropped."""
+        tiles = zip(self.layout.tiles, self.pairs, strict=True)
+        return _joined(
+            [_attend_tile([x[tile.cells] for x in (q_RHd, k_MHd, v_MHd)], tile, p, bias, share) for tile, p in tiles],
+            q_RHd,
+        )
+
+    def average(self, x_MD: Tensor) -> Tensor:
+        """``[R, D]``, the moving average up to each event."""
+        outs = []
+        for tile, pairs in zip(self.layout.tiles, self.pairs, strict=True):
+            x_GWD = x_MD[tile.cells].view(tile.n_lines, tile.width, -1)
+            outs.append((pairs.moving_average() @ x_GWD).flatten(0, 1))
+        return _joined(outs, x_MD)
 
 
-def group_by_length(events: PackedEvents) -> LengthGroups:
-    """Split the users of a batch into groups of like length; users without events are in none."""
-    lengths_B = events.lengths_B
-    steps_B = (lengths_B.clamp_min(1).double().log() / math.log(STEP)).ceil().long().masked_fill(lengths_B == 0, -1)
-    rows, masks = [], []
-    for step in sorted(set(steps_B.tolist())):
-        if step < 0:
-            continue
-        users = (steps_B == step).nonzero().squeeze(1)
-        lengths_G1 = lengths_B[users, None]
-        place_1L = torch.arange(int(lengths_G1.max()), device=lengths_B.device)[None]
-        rows.append(events.offsets_B1[users, None] + torch.minimum(place_1L, lengths_G1 - 1))
-        masks.append(place_1L < lengths_G1)
-    order_T = torch.empty(events.x_TD.shape[0], dtype=torch.int64, device=lengths_B.device)
-    if rows:
-        real_T = torch.cat([r[m] for r, m in zip(rows, masks, strict=True)])
-        order_T[real_T] = torch.arange(len(real_T), device=lengths_B.device)
-    return LengthGroups(rows, masks, order_T)
+@dataclass(frozen=True)
+class NewestView:
+    """Each user's newest event looks: M = T, R = B; users without events get numbers that mean nothing."""
+
+    newest_B: Tensor
+    user_T: Tensor
+    pairs: Pairs
+
+    @classmethod
+    def of(cls, events: PackedEvents, wants: Wants, hidden_T: Tensor | None = None) -> NewestView:
+        """For a batch with at least one event."""
+        return cls((events.offsets_B1[1:] - 1).clamp_min(0), events.user_T, newest_pairs(events, wants, hidden_T))
+
+    def queries(self, x_MD: Tensor) -> Tensor:
+        """``x_RD``, the events that look."""
+        return x_MD.index_select(0, self.newest_B)
+
+    def attend(self, q_RHd: Tensor, k_MHd: Tensor, v_MHd: Tensor, bias: PairBias | None, share: float) -> Tensor:
+        """``[R, H, d]``; ``share`` of the attention weights is dropped."""
+        bias_MH = None if bias is None else bias(self.pairs)
+        if len(self.newest_B) == 1 and bias_MH is None and self.pairs.mask is None:  # serving one user: fewest calls
+            q, k, v = (x.transpose(0, 1)[None] for x in (q_RHd, k_MHd, v_MHd))
+            return F.scaled_dot_product_attention(q, k, v, dropout_p=share)[0].transpose(0, 1)
+        scores_MH = (q_RHd[self.user_T] * k_MHd).sum(2) * q_RHd.shape[2] ** -0.5
+        if self.pairs.mask is not None:
+            scores_MH = scores_MH + self.pairs.mask[:, None]
+        weights_MH = self._softmax(scores_MH if bias_MH is None else scores_MH + bias_MH)
+        return self._sum(dropout(weights_MH, share, True)[..., None] * v_MHd)
+
+    def average(self, x_MD: Tensor) -> Tensor:
+        """``[R, D]``, the moving average up to each event."""
+        weights_M1 = self.pairs.moving_average()[:, None]
+        return self._sum(weights_M1 * x_MD) / self._sum(weights_M1).clamp_min(1e-30)
+
+    def _softmax(self, scores_MH: Tensor) -> Tensor:
+        """Over the events of each user."""
+        index_MH = self.user_T[:, None].expand_as(scores_MH)
+        top_BH = scores_MH.new_full((len(self.newest_B), scores_MH.shape[1]), -torch.inf)
+        top_BH = top_BH.scatter_reduce(0, index_MH, scores_MH.detach(), "amax")
+        weights_MH = (scores_MH - top_BH[self.user_T]).exp()
+        return weights_MH / self._sum(weights_MH)[self.user_T]
+
+    def _sum(self, x_M: Tensor) -> Tensor:
+        return x_M.new_zeros(len(self.newest_B), *x_M.shape[1:]).index_add(0, self.user_T, x_M)
 
 
-def causal_attention(q_THd: Tensor, k_THd: Tensor, v_THd: Tensor, groups: LengthGroups, dropout: float) -> Tensor:
-    """``[T, H, d]``: each event attends to the events of its own user up to itself."""
-    if not groups.rows:
-        return q_THd
-    attended = []
-    for rows_GL, mask_GL in zip(groups.rows, groups.masks, strict=True):
-        # Padding stands at the right, where no real query of a causal mask can see it.
-        q, k, v = (x[rows_GL].transpose(1, 2) for x in (q_THd, k_THd, v_THd))
-        out_GLHd = F.scaled_dot_product_attention(q, k, v, is_causal=True, dropout_p=dropout).transpose(1, 2)
-        attended.append(out_GLHd[mask_GL])
-    return torch.cat(attended)[groups.order_T]
+View = TileView | NewestView
+
+
+def _attend_tile(qkv_nHd: list[Tensor], tile: Tile, pairs: Pairs, bias: PairBias | None, share: float) -> Tensor:
+    """``[G * W, H, d]``."""
+    n_heads, width = qkv_nHd[0].shape[1:]
+    bias_SH = None if bias is None else bias(pairs)
+    if pairs.mask is None:
+        # One user a line, padding at the right, where no event of a causal mask can see it.
+        q, k, v = (x.view(tile.n_lines, tile.width, n_heads, width).transpose(1, 2) for x in qkv_nHd)
+        out = F.scaled_dot_product_attention(q, k, v, is_causal=True, dropout_p=share)
+        return out.transpose(1, 2).flatten(0, 1)
+    mask = pairs.mask[None]
+    if bias_SH is not None:
+        mask = mask + bias_SH.movedim(-1, 0).reshape(n_heads, -1, tile.width, tile.width)
+    # By hand: with dropout or a bias to learn torch would take the same steps, and convert the mask in each of them.
+    q, k, v = (x.view(tile.n_lines, tile.width, n_heads, width).permute(2, 0, 1, 3).flatten(0, 1) for x in qkv_nHd)
+    mask = mask.expand(n_heads, *pairs.mask.shape).flatten(0, 1)
+    weights = torch.baddbmm(mask, q, k.transpose(1, 2), alpha=width**-0.5).softmax(-1)
+    out = torch.bmm(dropout(weights, share, True), v)
+    return out.view(n_heads, tile.n_lines, tile.width, width).permute(1, 2, 0, 3).flatten(0, 1)
+
+
+def _joined(outs: list[Tensor], empty: Tensor) -> Tensor:
+    """One after the other; ``empty`` if there is none."""
+    return outs[0] if len(outs) == 1 else torch.cat(outs) if outs else empty

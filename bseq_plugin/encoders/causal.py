@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from functools import partial
+from typing import Any, Literal
 
+import torch
 from pydantic import Field
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from bseq_plugin.encoders.attention import LengthGroups, causal_attention, group_by_length
+from bseq_plugin.encoders.attention import NewestView, TileView, View
+from bseq_plugin.encoders.block import FeedForward, FrequencyFilter, Residual, SelfAttention
+from bseq_plugin.encoders.dropout import dropout
+from bseq_plugin.encoders.pairs import N_TIME_BUCKETS, PairBias, Wants, n_distance_buckets
 from bseq_plugin.errors import RecipeError
 from bseq_plugin.schema.options import PartOptions
 from bseq_plugin.schema.packed import PackedEvents
@@ -23,15 +28,47 @@ class CausalOptions(PartOptions):
     feed_forward: int | None = Field(
         None, ge=1, description="inner width of the feed-forward part; 4 x dim if not given"
     )
+    feed_forward_kind: Literal["gelu", "swiglu"] = "gelu"
+    norm: Literal["pre", "post"] = Field("pre", description="where the norm of a sublayer stands")
+    final_norm: bool = Field(True, description="a norm behind the last block")
+    gated: bool = Field(False, description="each sublayer's result is multiplied by sigmoid(W x) before it is added")
+    position: Literal["newest", "oldest", "none"] = Field("newest", description="where positions count from")
+    relative_position_bias: bool = Field(False, description="learned bias a head by the events between two events")
+    relative_time_bias: bool = Field(False, description="learned bias a head by the seconds between two events")
+    filter_weight: float = Field(0.0, ge=0, le=1, description="share of the frequency filter beside attention; 0 = off")
+    filter_half_life: float = Field(
+        2.0, gt=0, description="an event this many events older counts half in the filter's moving average"
+    )
+    embedding_dropout: float | None = Field(None, ge=0, lt=1, description="of embedded events; not given: dropout")
+    attention_dropout: float | None = Field(None, ge=0, lt=1, description="of attention weights; not given: dropout")
+    hidden_dropout: float | None = Field(None, ge=0, lt=1, description="of sublayer results; not given: dropout")
+    event_dropout: float = Field(
+        0.0, ge=0, lt=1, description="share of events that only they themselves see while training"
+    )
+
+    def share(self, name: str, otherwise: float) -> float:
+        """The dropout called ``name``, or the recipe's."""
+        given: float | None = getattr(self, f"{name}_dropout")
+        return otherwise if given is None else given
+
+    @property
+    def wants(self) -> Wants:
+        """What the blocks read of a pair of events."""
+        half_life = self.filter_half_life if self.filter_weight else None
+        return Wants(self.relative_position_bias, self.relative_time_bias, half_life)
 
 
 class CausalEncoder(SequenceEncoder):
-    """Pre-norm causal self-attention (Kang and McAuley, "Self-Attentive Sequential Recommendation", ICDM 2018).
+    """Causal self-attention (Kang and McAuley, "Self-Attentive Sequential Recommendation", ICDM 2018).
 
-    Positions count from the newest event of a history, as in the left-padded original, so that "the last event" has
-    the same position whatever the length. Linear layers and norms work on T rows, attention on users of like length.
+    Without options the blocks are pre-norm, and positions count from the newest event of a history, as in the
+    left-padded original, so that "the last event" has the same position whatever the length.
 
-    Raises RecipeError if ``dim`` is not a multiple of ``n_heads``.
+    Memory grows with the length of a history. With a relative bias, the filter or event dropout it grows with its
+    square: these keep a number for each pair of events.
+
+    Raises RecipeError if ``dim`` is not a multiple of ``n_heads``, and when it is called with ``relative_time_bias``
+    for events without times.
     """
 
     name = "causal"
@@ -41,30 +78,54 @@ class CausalEncoder(SequenceEncoder):
         super().__init__(dim, max_length, dropout, options)
         if dim % self.options.n_heads:
             raise RecipeError(f"dim = {dim} is not a multiple of encoder_options.n_heads = {self.options.n_heads}")
-        self.position = PositionEmbedding(max_length, dim)
-        inner = self.options.feed_forward or 4 * dim
+        self.position = PositionEmbedding(max_length, dim) if self.options.position != "none" else None
         self.blocks = nn.ModuleList(
-            CausalBlock(dim, self.options.n_heads, inner, dropout) for _ in range(self.options.n_blocks)
+            CausalBlock(dim, max_length, dropout, self.options) for _ in range(self.options.n_blocks)
         )
-        self.norm = nn.LayerNorm(dim)
+        self.norm = nn.LayerNorm(dim) if self.options.final_norm else nn.Identity()
 
     def forward(self, events: PackedEvents) -> Tensor:
         """``states_TD``; see ``SequenceEncoder.forward``."""
         return self._run(events, None)
 
     def states_at(self, events: PackedEvents, rows_Q: Tensor) -> Tensor:
-        """``states_QD``; the last block does its linear layers on the Q rows only."""
+        """``states_QD``; the last block works on the Q rows only where it can.
+
+        Its attention too if all of them are the newest of their users.
+        """
         return self._run(events, rows_Q)
 
     def _run(self, events: PackedEvents, rows_Q: Tensor | None) -> Tensor:
-        x_TD = events.x_TD + self.position(events.age_T)
-        x_TD = F.dropout(x_TD, self.dropout, self.training)
-        groups = group_by_length(events)
-        last = len(self.blocks) - 1
-        for number, block in enumerate(self.blocks):
-            x_TD = block(x_TD, groups, rows_Q if number == last else None)
-        out: Tensor = self.norm(x_TD)
-        return out
+        x, wants, hidden_T = self._embed(events), self.options.wants, self._hidden(events)
+        newest = rows_Q is not None and _are_newest(events, rows_Q)
+        *first, last = self.blocks
+        if first or not newest:
+            tiles = TileView.of(events, wants, hidden_T)
+            x = tiles.layout.spread(x)
+            for block in first:
+                x = block(x, tiles)
+            if not newest:
+                return self._finish(last(x, tiles, partial(tiles.layout.gather, rows_Q=rows_Q)))
+            x = tiles.layout.gather(x)
+        choose = partial(torch.index_select, dim=0, index=events.user_T[rows_Q])
+        return self._finish(last(x, NewestView.of(events, wants, hidden_T), choose))
+
+    def _finish(self, x: Tensor) -> Tensor:
+        states: Tensor = self.norm(x)
+        return states
+
+    def _embed(self, events: PackedEvents) -> Tensor:
+        x_TD = events.x_TD
+        if self.position is not None:
+            x_TD = x_TD + self.position(events.age_T if self.options.position == "newest" else events.position_T)
+        return dropout(x_TD, self.options.share("embedding", self.dropout), self.training)
+
+    def _hidden(self, events: PackedEvents) -> Tensor | None:
+        """bool [T], events of this batch that only they themselves see; drawn once, so that no block tells of them."""
+        share: float = self.options.event_dropout
+        if not self.training or not share:
+            return None
+        return torch.rand(events.x_TD.shape[0], device=events.x_TD.device) < share
 
 
 class PositionEmbedding(nn.Embedding):
@@ -76,25 +137,41 @@ class PositionEmbedding(nn.Embedding):
 
 
 class CausalBlock(nn.Module):
-    """``x + attention(norm(x))``, then ``x + feed_forward(norm(x))``."""
+    """Attention, mixed with the frequency filter if there is one, then feed-forward; see ``Residual``."""
 
-    def __init__(self, dim: int, n_heads: int, inner: int, dropout: float) -> None:
+    def __init__(self, dim: int, max_length: int, dropout: float, options: CausalOptions) -> None:
         super().__init__()
-        self.n_heads = n_heads
-        self.dropout = dropout
-        self.attention_norm, self.feed_forward_norm = nn.LayerNorm(dim), nn.LayerNorm(dim)
-        self.query_key_value, self.attention_out = nn.Linear(dim, 3 * dim), nn.Linear(dim, dim)
-        self.feed_forward_in, self.feed_forward_out = nn.Linear(dim, inner), nn.Linear(inner, dim)
+        hidden, post = options.share("hidden", dropout), options.norm == "post"
+        n_distances = n_distance_buckets(max_length) if options.relative_position_bias else 0
+        n_times = N_TIME_BUCKETS if options.relative_time_bias else 0
+        bias = PairBias(options.n_heads, n_distances, n_times) if n_distances or n_times else None
+        self.attention = SelfAttention(dim, options.n_heads, options.share("attention", dropout), bias)
+        self.attention_residual = Residual(dim, post, options.gated, hidden)
+        self.filter_weight = options.filter_weight
+        self.filter = FrequencyFilter(dim) if options.filter_weight else None
+        swiglu = options.feed_forward_kind == "swiglu"
+        self.feed_forward = FeedForward(dim, options.feed_forward or 4 * dim, swiglu)
+        self.feed_forward_residual = Residual(dim, post, options.gated, hidden)
 
-    def forward(self, x_TD: Tensor, groups: LengthGroups, rows_Q: Tensor | None = None) -> Tensor:
-        """``[T, D]`` to ``[T, D]``, or to ``[Q, D]`` if only ``rows_Q`` are wanted."""
-        qkv = self.query_key_value(self.attention_norm(x_TD))
-        qkv = qkv.view(x_TD.shape[0], 3, self.n_heads, x_TD.shape[1] // self.n_heads)
-        q_THd, k_THd, v_THd = qkv.unbind(1)
-        attended = causal_attention(q_THd, k_THd, v_THd, groups, self.dropout if self.training else 0.0)
-        attended = attended.flatten(1)
-        if rows_Q is not None:
-            x_TD, attended = x_TD[rows_Q], attended[rows_Q]
-        x_TD = x_TD + F.dropout(self.attention_out(attended), self.dropout, self.training)
-        inner = F.gelu(self.feed_forward_in(self.feed_forward_norm(x_TD)))
-        return x_TD + F.dropout(self.feed_forward_out(inner), self.dropout, self.training)
+    def forward(self, x_MD: Tensor, view: View, choose: Callable[[Tensor], Tensor] | None = None) -> Tensor:
+        """``[R, D]``; or what ``choose`` leaves of the R rows, and then no more linear layers than these need."""
+        normed_MD = self.attention_residual.before(x_MD)
+        attended = self.attention(normed_MD, view)
+        filtered = None if self.filter is None else self.filter(normed_MD, view)
+        x = view.queries(x_MD)
+        if choose is not None:
+            x, attended = choose(x), choose(attended)
+            filtered = None if filtered is None else choose(filtered)
+        found = self.attention.out(attended)
+        if filtered is not None:
+            found = torch.lerp(found, filtered, self.filter_weight)
+        x = self.attention_residual.after(x, found)
+        residual = self.feed_forward_residual
+        return residual.after(x, self.feed_forward(residual.before(x)))
+
+
+def _are_newest(events: PackedEvents, rows_Q: Tensor) -> bool:
+    """Whether there are rows, and each is the newest of its user."""
+    if len(rows_Q) == 0 or len(rows_Q) > events.n_users:
+        return False
+    return torch.equal(rows_Q, events.offsets_B1[1:][events.user_T[rows_Q]] - 1)

@@ -40,6 +40,8 @@ class PackedEvents:
     @cached_property
     def user_T(self) -> Tensor:
         """int64 [T], the user (0..B-1) each row belongs to."""
+        if self.n_users == 1:
+            return self.offsets_B1.new_zeros(self.x_TD.shape[0])
         return torch.repeat_interleave(self.lengths_B, output_size=self.x_TD.shape[0])
 
     @cached_property
@@ -51,7 +53,8 @@ class PackedEvents:
     @cached_property
     def age_T(self) -> Tensor:
         """int64 [T], number of later events of the same user: 0 for the newest."""
-        return self.lengths_B[self.user_T] - 1 - self.position_T
+        rows = torch.arange(1, self.x_TD.shape[0] + 1, device=self.x_TD.device)
+        return self.offsets_B1[1:][self.user_T] - rows
 
     @property
     def n_users(self) -> int:

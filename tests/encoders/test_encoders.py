@@ -5,9 +5,11 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from bseq_plugin.encoders.attention import causal_attention, group_by_length
+from bseq_plugin.encoders.attention import TileView
 from bseq_plugin.encoders.causal import CausalEncoder
+from bseq_plugin.encoders.layout import NARROW, WIDE, lay_out
 from bseq_plugin.encoders.mean import MeanEncoder
+from bseq_plugin.encoders.pairs import Wants
 from bseq_plugin.errors import RecipeError
 from bseq_plugin.testing.encoders import EncoderTests
 
@@ -45,12 +47,21 @@ def test_mean_is_the_running_mean():
     torch.testing.assert_close(MeanEncoder(8, 12, 0.0)(events).double(), torch.stack(expected), rtol=1e-6, atol=1e-6)
 
 
-def test_grouped_attention_is_attention_of_each_user():
-    lengths = (1, 7, 0, 2, 40, 3, 2)
+LENGTHS = {
+    "few": (1, 7, 0, 2, 40, 3, 2),
+    "alone": (0, 30),
+    "one user": (5,),
+    "three widths": (400, 3, 390, 0, 90, 100, 80, 1, 1, 2, 33),
+}
+
+
+@pytest.mark.parametrize("lengths", LENGTHS.values(), ids=LENGTHS)
+def test_attention_in_tiles_is_attention_of_each_user(lengths):
     events = EncoderTests.events(lengths)
     torch.manual_seed(0)
+    view = TileView.of(events, Wants())
     q, k, v = (torch.randn(sum(lengths), 2, 4) for _ in range(3))
-    found = causal_attention(q, k, v, group_by_length(events), dropout=0.0)
+    found = view.layout.gather(view.attend(*(view.layout.spread(x) for x in (q, k, v)), None, 0.0))
     start = 0
     for length in lengths:
         rows = slice(start, start + length)
@@ -64,12 +75,27 @@ def test_grouped_attention_is_attention_of_each_user():
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_groups_hold_every_event_once_and_little_padding(seed):
-    lengths = np.random.default_rng(seed).geometric(0.1, 200)
-    groups = group_by_length(EncoderTests.events(lengths.tolist()))
-    real = torch.cat([rows[mask] for rows, mask in zip(groups.rows, groups.masks, strict=True)])
-    assert sorted(real.tolist()) == list(range(lengths.sum()))
-    assert sum(rows.numel() for rows in groups.rows) <= 1.25 * lengths.sum()
+@pytest.mark.parametrize("mean", [3, 10, 100, 1000])
+def test_cells_hold_every_event_once_and_little_padding(seed, mean):
+    lengths = np.random.default_rng(seed).geometric(1 / mean, 200)
+    events = EncoderTests.events(lengths.tolist())
+    layout = lay_out(events)
+    assert len(set(layout.cell_T.tolist())) == lengths.sum() == len(layout.cell_T)
+    steps_T = layout.cell_T.diff()[events.user_T.diff() == 0]
+    assert (steps_T == 1).all()  # a user's events stand side by side, in order
+    assert layout.n_cells <= 1.3 * lengths.sum()
+    ends = [tile.cells.stop for tile in layout.tiles]
+    assert [tile.start for tile in layout.tiles] == [0, *ends[:-1]]
+    assert ends[-1] == layout.n_cells
+    if lengths.max() <= NARROW:
+        assert len(layout.tiles) == 1
+
+
+def test_one_long_history_does_not_widen_the_mask_of_the_short_ones():
+    layout = lay_out(EncoderTests.events([5000] + [3] * 100))
+    assert [(tile.n_lines, tile.width, tile.alone) for tile in layout.tiles] == [(1, 5000, True), (20, 16, False)]
+    view = TileView.of(EncoderTests.events([WIDE + 1] + [3] * 100), Wants())
+    assert [None if pairs.mask is None else pairs.mask.numel() for pairs in view.pairs] == [None, 20 * 16 * 16]
 
 
 def test_heads_must_divide_dim():

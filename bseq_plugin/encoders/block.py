@@ -1,0 +1,109 @@
+"""The parts of a Transformer block; ``causal`` puts them together.
+
+Shape letters: M events that are looked at, R events that look (see ``attention``), D width, H heads.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from bseq_plugin.encoders.attention import View
+from bseq_plugin.encoders.dropout import dropout
+from bseq_plugin.encoders.pairs import PairBias
+
+
+class Residual(nn.Module):
+    """What stands around a sublayer f: pre-norm ``x + g * dropout(f(norm(x)))``, post-norm ``norm(x + g * ...)``.
+
+    g is 1, or with ``gated`` it is ``sigmoid(W x + b)`` (Borisyuk et al., "LiGR: Large-Scale Generative Ranking",
+    2024).
+    """
+
+    def __init__(self, dim: int, post: bool, gated: bool, share: float) -> None:
+        super().__init__()
+        self.post = post
+        self.share = share
+        self.norm = nn.LayerNorm(dim)
+        self.gate = nn.Linear(dim, dim) if gated else None
+
+    def before(self, x: Tensor) -> Tensor:
+        """What the sublayer gets."""
+        return x if self.post else self.norm(x)
+
+    def after(self, x: Tensor, found: Tensor) -> Tensor:
+        """``x`` and what the sublayer found, put together."""
+        found = dropout(found, self.share, self.training)
+        if self.gate is not None:
+            found = torch.sigmoid(self.gate(x)) * found
+        return self.norm(x + found) if self.post else x + found
+
+
+class SelfAttention(nn.Module):
+    """Multi-head attention in front of its output layer; ``bias`` adds to the scores."""
+
+    def __init__(self, dim: int, n_heads: int, share: float, bias: PairBias | None) -> None:
+        super().__init__()
+        self.n_heads = n_heads
+        self.share = share
+        self.query_key_value, self.out = nn.Linear(dim, 3 * dim), nn.Linear(dim, dim)
+        self.bias = bias
+
+    def forward(self, x_MD: Tensor, view: View) -> Tensor:
+        """``[R, D]``."""
+        dim = x_MD.shape[1]
+        looking_RD = view.queries(x_MD)
+        if looking_RD is x_MD:
+            q, k, v = self._heads(self.query_key_value(x_MD), 3)
+        else:
+            weight, bias = self.query_key_value.weight, self.query_key_value.bias
+            (q,) = self._heads(F.linear(looking_RD, weight[:dim], bias[:dim]), 1)
+            k, v = self._heads(F.linear(x_MD, weight[dim:], bias[dim:]), 2)
+        return view.attend(q, k, v, self.bias, self.share if self.training else 0.0).flatten(1)
+
+    def _heads(self, x: Tensor, n_parts: int) -> tuple[Tensor, ...]:
+        return x.view(len(x), n_parts, self.n_heads, x.shape[1] // (n_parts * self.n_heads)).unbind(1)
+
+
+class FrequencyFilter(nn.Module):
+    """Rescales what changes fast: ``low + beta ** 2 * (x - low)``, one beta a column.
+
+    After the frequency rescaler of BSARec (Shin et al., "An Attentive Inductive Bias for Sequential Recommendation
+    beyond the Self-Attention", AAAI 2024), made causal. BSARec takes ``low`` from the lowest frequencies of an FFT over
+    the padded window, so that the representation of an early event contains later ones, and depends on the padding.
+    Here ``low`` is an exponential moving average of the user's events up to each: the weights of ``Pairs.average``.
+    """
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.beta = nn.Parameter(torch.ones(dim))
+
+    def reset_parameters(self) -> None:
+        """Ones: the filter passes everything."""
+        nn.init.ones_(self.beta)
+
+    def forward(self, x_MD: Tensor, view: View) -> Tensor:
+        """``[R, D]``."""
+        low_RD = view.average(x_MD)
+        return low_RD + self.beta.square() * (view.queries(x_MD) - low_RD)
+
+
+class FeedForward(nn.Module):
+    """``W2 gelu(W1 x)``, or SwiGLU ``W2 (silu(W1 x) * W3 x)`` (Shazeer, "GLU Variants Improve Transformer", 2020)."""
+
+    def __init__(self, dim: int, inner: int, swiglu: bool) -> None:
+        super().__init__()
+        self.swiglu = swiglu
+        self.into, self.out = nn.Linear(dim, 2 * inner if swiglu else inner), nn.Linear(inner, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Same shape."""
+        inner = self.into(x)
+        if self.swiglu:
+            gate, value = inner.chunk(2, -1)
+            inner = F.silu(gate) * value
+        else:
+            inner = F.gelu(inner)
+        out: Tensor = self.out(inner)
+        return out

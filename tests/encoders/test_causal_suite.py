@@ -1,0 +1,64 @@
+"""The conformance suite over switches of ``causal``, and what its dropout is."""
+
+import math
+from typing import ClassVar
+
+import pytest
+import torch
+
+from bseq_plugin.encoders.causal import CausalEncoder
+from bseq_plugin.encoders.dropout import dropout
+from bseq_plugin.testing.encoders import EncoderTests
+
+
+@pytest.mark.parametrize("share", [0.1, 0.5, 0.9])
+def test_dropout_keeps_its_share_and_the_mean(share):
+    torch.manual_seed(0)
+    x = torch.ones(1001, 103, requires_grad=True)
+    found = dropout(x, share, True)
+    error = 4 * math.sqrt(share * (1 - share) / x.numel())  # four standard deviations
+    assert abs(float((found == 0).double().mean()) - share) < error
+    torch.testing.assert_close(found[found > 0], torch.full_like(found[found > 0], 1 / (1 - share)), rtol=1e-3, atol=0)
+    # the four numbers out of one draw, and neighbouring draws, have nothing to do with each other
+    kept = (found.flatten() > 0).double()
+    for lag in (1, 2, 3, 4):
+        both = float((kept[lag:] * kept[:-lag]).mean())
+        assert abs(both - (1 - share) ** 2) < 3 * error
+    found.sum().backward()
+    torch.testing.assert_close(x.grad, found.detach())
+    assert dropout(x, share, False) is x
+
+
+class Switched(EncoderTests):
+    encoder = CausalEncoder
+
+
+class TestGatedAndBiased(Switched):
+    options: ClassVar = {"gated": True, "relative_position_bias": True, "relative_time_bias": True}
+
+
+class TestPostNormWithFilter(Switched):
+    options: ClassVar = {"norm": "post", "filter_weight": 0.5, "feed_forward_kind": "swiglu", "position": "oldest"}
+
+
+class TestAll(Switched):
+    options: ClassVar = {
+        "gated": True,
+        "feed_forward_kind": "swiglu",
+        "norm": "post",
+        "position": "none",
+        "relative_position_bias": True,
+        "relative_time_bias": True,
+        "filter_weight": 0.7,
+        "final_norm": False,
+        "n_heads": 4,
+        "event_dropout": 0.2,
+    }
+
+
+class TestFilterAlone(Switched):
+    options: ClassVar = {"filter_weight": 1.0}
+
+    def test_gradients_reach_events_and_parameters(self):
+        self.options = {"filter_weight": 0.99}  # with all the weight on the filter, attention gets a gradient of zeros
+        super().test_gradients_reach_events_and_parameters()
