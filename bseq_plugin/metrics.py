@@ -56,7 +56,7 @@ def top_k_items(
     def score_block(users: slice) -> Tensor:
         queries_QD = queries_BD[users].reshape(-1, item_vectors_VD.shape[1])
         product_QV = torch.mm(queries_QD, items_DV, out=score_QV[: len(queries_QD)])
-        return product_QV if n_interests == 1 else product_QV.unflatten(0, (-1, n_interests)).amax(1)
+        return product_QV if n_interests == 1 else product_QV.view(-1, n_interests, n_rows).amax(1)
 
     with torch.no_grad():
         return top_k_scores(score_block, n_users, k, excluded, block)
@@ -131,7 +131,7 @@ def _best_rows(score_bV: Tensor, k: int) -> Tensor:
     if size < MIN_GROUP_ROWS:
         return _best_by_topk(score_bV, k)
     whole = n_rows - n_rows % size
-    maxima_bG = score_bV[:, :whole].unflatten(1, (-1, size)).amax(2)
+    maxima_bG = score_bV[:, :whole].view(len(score_bV), -1, size).amax(2)
     groups_bk = _best_by_topk(maxima_bG, k)
     inside = torch.arange(size, device=score_bV.device)
     grouped = (groups_bk[:, :, None] * size + inside).flatten(1)
