@@ -31,8 +31,7 @@ from bseq_plugin.model.items import score_vectors
 from bseq_plugin.schema.recipe import Recipe
 
 ITEM_WEIGHT = f"embedding_collection.embeddings.{ITEM_TABLE}.weight"
-# The widest activations of a call are some MB, so that they stay in the cache; and calls cost little beside that.
-EVENTS_PER_CALL = 1 << 13
+EVENTS_PER_CALL = 1 << 15  # bounds memory; large enough that calls cost little beside their arithmetic
 
 
 @dataclass
