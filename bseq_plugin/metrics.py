@@ -6,6 +6,7 @@ U users evaluated, N targets or exclusions in all.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -14,8 +15,14 @@ from torch import Tensor
 
 from bseq_plugin.errors import UsageError
 
-# Scores held at one time: 64 MB in float32, large enough for the matrix product to run at full speed.
+# Scores held at one time: 64 MB in float32, whatever the catalogue.
 MAX_BLOCK_SCORES = 16_000_000
+# 4 MB: what stays in the last-level cache from the matrix product to the top k. A large catalogue takes more, because
+# with too few users the product would do nothing but read the item vectors.
+CACHED_BLOCK_SCORES = 1_000_000
+MIN_BLOCK_USERS = 64
+# Groups of fewer rows don't repay the second look.
+MIN_GROUP_ROWS = 4
 # (offsets int64 [B + 1], rows int64 [N]): the rows that must not be returned, one run a user
 Excluded = tuple[np.ndarray, np.ndarray]
 
@@ -30,7 +37,7 @@ def top_k_items(
         item_vectors_VD: float [V + 1, D]; row 0, the unknown item, is never returned.
         k: how many, 1 or more.
         excluded: rows that must not be returned for each user.
-        block: users scored at once; by default as many as fit ``MAX_BLOCK_SCORES``.
+        block: users scored at once; by default as many as fit the processor's cache.
 
     Returns:
         int64 [B, k] vocabulary rows; equal scores: the smaller row first; -1 where fewer than k items are left.
@@ -41,15 +48,24 @@ def top_k_items(
     n_users, n_rows = queries_BD.shape[0], item_vectors_VD.shape[0]
     n_interests = queries_BD.shape[1] if queries_BD.dim() == 3 else 1
     if block is None:
-        block = max(1, MAX_BLOCK_SCORES // max(1, n_rows * n_interests))
+        block = _block_users(n_rows * n_interests)
     items_DV = item_vectors_VD.T
+    # one buffer for all blocks: fresh memory costs page faults, and would not be in the cache
+    score_QV = item_vectors_VD.new_empty(min(block, n_users) * n_interests, n_rows)
 
     def score_block(users: slice) -> Tensor:
-        score_bV = queries_BD[users] @ items_DV
-        return score_bV.amax(1) if score_bV.dim() == 3 else score_bV
+        queries_QD = queries_BD[users].reshape(-1, item_vectors_VD.shape[1])
+        product_QV = torch.mm(queries_QD, items_DV, out=score_QV[: len(queries_QD)])
+        return product_QV if n_interests == 1 else product_QV.view(-1, n_interests, n_rows).amax(1)
 
     with torch.no_grad():
         return top_k_scores(score_block, n_users, k, excluded, block)
+
+
+def _block_users(scores_per_user: int) -> int:
+    """Users scored at once: a block that fits the cache, but no fewer than ``MIN_BLOCK_USERS`` if memory allows it."""
+    cached = max(MIN_BLOCK_USERS, CACHED_BLOCK_SCORES // max(1, scores_per_user))
+    return max(1, min(cached, MAX_BLOCK_SCORES // max(1, scores_per_user)))
 
 
 def top_k_scores(
@@ -77,14 +93,14 @@ def top_k_scores(
     top_BK = np.full((n_users, k), -1, dtype=np.int64)
     for start in range(0, n_users, block):
         users = slice(start, min(start + block, n_users))
-        score_bV = score_block(users)
+        score_bV = score_block(users).contiguous()
         score_bV[:, 0] = -torch.inf
         if excluded is not None:
             _exclude(score_bV, excluded, users)
-        if torch.isnan(score_bV).any():
+        best_bk, rows_bk = _top_rows(score_bV, min(k, score_bV.shape[1]))
+        if torch.isnan(best_bk[:, :1]).any():  # NaN is sorted above all numbers: the first place tells
             raise UsageError(f"scores of users {start}..{users.stop - 1} are not numbers (NaN); did training diverge?")
-        rows = _top_rows(score_bV, min(k, score_bV.shape[1]))
-        top_BK[users, : rows.shape[1]] = rows.cpu().numpy()
+        top_BK[users, : rows_bk.shape[1]] = rows_bk.cpu().numpy()
     return top_BK
 
 
@@ -93,33 +109,58 @@ def _exclude(score_bV: Tensor, excluded: Excluded, users: slice) -> None:
     rows = np.asarray(excluded[1][offsets[0] : offsets[-1]], dtype=np.int64)
     if len(rows) and (rows.max() >= score_bV.shape[1] or rows.min() < 0):
         raise UsageError(f"excluded has row {rows.max()}; this catalogue has rows 0..{score_bV.shape[1] - 1}")
-    local = np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))
-    device = score_bV.device
-    score_bV[torch.from_numpy(local).to(device), torch.from_numpy(rows).to(device)] = -torch.inf
+    places = np.repeat(np.arange(len(offsets) - 1), np.diff(offsets)) * score_bV.shape[1] + rows
+    score_bV.view(-1).index_fill_(0, torch.from_numpy(places).to(score_bV.device), -torch.inf)
 
 
-def _top_rows(score_bV: Tensor, k: int) -> Tensor:
-    """int64 [b, k]: by score, then by row; -1 for a score of -inf.
+def _top_rows(score_bV: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """Scores [b, k], best first, and int64 [b, k] rows: by score, then by row; -1 for a score of -inf."""
+    rows_bk = _best_rows(score_bV, k)
+    top_bk, order = score_bV.gather(1, rows_bk).sort(dim=1, descending=True, stable=True)
+    return top_bk, rows_bk.gather(1, order).masked_fill_(top_bk == -torch.inf, -1)
 
-    ``torch.topk`` leaves open which of several equal scores it takes. Inside the k that is mended by sorting; only for
-    users with a tie across the border (seen by asking for one more) are the tied rows counted out.
+
+def _best_rows(score_bV: Tensor, k: int) -> Tensor:
+    """int64 [b, k], ascending: as ``_best_by_topk``, which reads every score several times where this reads it once.
+
+    The rows are cut into groups. The k groups of largest maxima hold the k best rows: any other row has k maxima
+    before it, larger or equal ones of smaller rows. Groups of sqrt(V / k) rows make both looks equally long.
     """
-    more = score_bV.topk(min(k + 1, score_bV.shape[1]), dim=1)
-    top, rows = more.values[:, :k], more.indices[:, :k]
+    n_rows = score_bV.shape[1]
+    size = math.isqrt(n_rows // k)
+    if size < MIN_GROUP_ROWS:
+        return _best_by_topk(score_bV, k)
+    whole = n_rows - n_rows % size
+    maxima_bG = score_bV[:, :whole].view(len(score_bV), -1, size).amax(2)
+    groups_bk = _best_by_topk(maxima_bG, k)
+    inside = torch.arange(size, device=score_bV.device)
+    grouped = (groups_bk[:, :, None] * size + inside).flatten(1)
+    # the last rows, too few for a group, are always looked at
+    rest = torch.arange(whole, n_rows, device=score_bV.device).expand(len(score_bV), -1)
+    candidates_bC = torch.cat([grouped, rest], dim=1)  # ascending, so that ties go to the smaller row
+    return candidates_bC.gather(1, _best_by_topk(score_bV.gather(1, candidates_bC), k))
+
+
+def _best_by_topk(score_bN: Tensor, k: int) -> Tensor:
+    """int64 [b, k], ascending: columns of the k largest scores, of equal ones the smaller columns; any for -inf.
+
+    ``torch.topk`` leaves open which of several equal scores it takes. Only for users with a tie across the border
+    (seen by asking for one more) are the tied columns counted out.
+    """
+    more = score_bN.topk(min(k + 1, score_bN.shape[1]), dim=1)
+    columns = more.indices[:, :k]
     if more.values.shape[1] > k:
         last = more.values[:, k - 1]
         tied = torch.nonzero((last == more.values[:, k]) & (last > -torch.inf)).flatten()
         if len(tied):
-            rows = rows.clone()
-            rows[tied] = _rows_with_ties(score_bV[tied], last[tied, None], k)
-    rows = rows.sort(dim=1).values
-    top, order = score_bV.gather(1, rows).sort(dim=1, descending=True, stable=True)
-    return rows.gather(1, order).masked_fill_(top == -torch.inf, -1)
+            columns = columns.clone()
+            columns[tied] = _columns_with_ties(score_bN[tied], last[tied, None], k)
+    return columns.sort(dim=1).values
 
 
-def _rows_with_ties(score_bV: Tensor, last_b1: Tensor, k: int) -> Tensor:
-    """int64 [b, k]: all rows above ``last``, filled up with the smallest rows that equal it."""
-    above, equal = score_bV > last_b1, score_bV == last_b1
+def _columns_with_ties(score_bN: Tensor, last_b1: Tensor, k: int) -> Tensor:
+    """int64 [b, k]: all columns above ``last`` (NaN is), filled up with the smallest that equal it."""
+    above, equal = ~(score_bN <= last_b1), score_bN == last_b1
     missing = k - above.sum(1, keepdim=True)
     chosen = above | (equal & (equal.cumsum(1, dtype=torch.int32) <= missing))
     return chosen.nonzero()[:, 1].view(-1, k)

@@ -87,7 +87,9 @@ class Sequences:
         return self.slices(users, self.offsets[:-1][users], self.offsets[1:][users])
 
     def latest(self, max_length: int) -> Sequences:
-        """Only each user's latest ``max_length`` events."""
+        """Only each user's latest ``max_length`` events; these very histories if none is longer."""
+        if self.lengths.max(initial=0) <= max_length:
+            return self
         return self.slices(
             np.arange(self.n_users), np.maximum(self.offsets[:-1], self.offsets[1:] - max_length), self.offsets[1:]
         )

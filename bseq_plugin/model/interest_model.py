@@ -22,11 +22,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from bseq_plugin import __version__
-from bseq_plugin.data.batches import history_features
 from bseq_plugin.data.sequences import Sequences
 from bseq_plugin.data.vocabulary import Vocabulary
 from bseq_plugin.errors import RunError
-from bseq_plugin.model.encoder import ITEM_TABLE, USER_INTEREST, SequenceInterestEncoder
+from bseq_plugin.model.direct import direct_interests
+from bseq_plugin.model.encoder import ITEM_TABLE, SequenceInterestEncoder
 from bseq_plugin.model.items import score_vectors
 from bseq_plugin.schema.recipe import Recipe
 
@@ -85,16 +85,12 @@ class InterestModel:
         Without events it is what the head makes of zeros: zeros, or with popularity columns the taste of the crowd.
         """
         histories = histories.latest(self.recipe.max_length)
-        # like lengths together: no padding, and calls of even size
-        order = np.argsort(histories.lengths, kind="stable")
-        width = self.recipe.interest_dim
-        interests_BKD = torch.empty(histories.n_users, 1, width)
-        boundaries = np.flatnonzero(np.diff(np.cumsum(histories.lengths[order]) // EVENTS_PER_CALL)) + 1
-        for users in np.split(order, boundaries):
-            if len(users) == 0:  # of no histories at all; TorchRec can't look up a batch of no users
-                break
-            features = history_features(histories.take(users), self.recipe.event_features)
-            interests_BKD[torch.from_numpy(users)] = self.encoder(features)[USER_INTEREST].view(len(users), -1, width)
+        interests_BKD = torch.empty(histories.n_users, 1, self.recipe.interest_dim)
+        for users in _calls(histories):
+            # one call for all, as for a single user, reads the histories where they are
+            chosen = histories if len(users) == histories.n_users else histories.take(users)
+            where = slice(None) if chosen is histories else torch.from_numpy(users)
+            interests_BKD[where] = direct_interests(self.encoder, chosen).view(len(users), 1, -1)
         return interests_BKD
 
     def save(self, folder: Path) -> None:
@@ -134,3 +130,14 @@ class InterestModel:
         if not folder.is_dir():
             raise RunError(f"{run} is not a finished run (no model/); train it first, or go on with --resume")
         return cls.load(folder)
+
+
+def _calls(histories: Sequences) -> list[np.ndarray]:
+    """Places of the users of each call: like lengths together, so that there is no padding and calls are even."""
+    if histories.n_users == 0:
+        return []
+    if histories.n_events <= EVENTS_PER_CALL:
+        return [np.arange(histories.n_users)]
+    order = np.argsort(histories.lengths, kind="stable")
+    boundaries = np.flatnonzero(np.diff(np.cumsum(histories.lengths[order]) // EVENTS_PER_CALL)) + 1
+    return np.split(order, boundaries)

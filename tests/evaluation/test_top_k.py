@@ -44,6 +44,26 @@ def test_top_k_scores_is_the_sorted_list(case):
     assert found.dtype == np.int64
 
 
+@given(st.integers(1, 700), st.integers(1, 12), st.integers(1, 5), st.integers(0, 2**32 - 1))
+@settings(max_examples=150, deadline=None)
+def test_groups_of_rows_change_nothing(items, k, distinct, seed):
+    """Catalogues long enough for groups; few distinct scores tie maxima of groups across the border of the k."""
+    random = np.random.default_rng(seed)
+    scores = random.integers(0, distinct, (3, items + 1)).astype(np.float32)
+    scores[random.random(scores.shape) < random.choice([0, 0.5, 0.99])] = -np.inf
+    runs = [random.integers(0, items + 1, 5).tolist() for _ in range(3)]
+    found = top_k_scores(lambda users: torch.from_numpy(scores[users].copy()), 3, k, pack(runs), 2)
+    np.testing.assert_array_equal(found, naive_top_k(scores.tolist(), k, runs))
+
+
+@pytest.mark.parametrize("row", [1, 50, 399, 400])
+def test_one_nan_anywhere_is_told(row):
+    scores = torch.zeros(3, 401)  # all tied, where a comparison could lose it
+    scores[2, row] = torch.nan
+    with pytest.raises(UsageError, match=r"users 2\.\.2 are not numbers"):
+        top_k_scores(lambda users: scores[users].clone(), 3, 5, None, 2)
+
+
 @pytest.mark.parametrize("block", [1, 3, 100, None])
 @pytest.mark.parametrize("interests", [0, 3])
 def test_top_k_items_takes_the_largest_inner_products(block, interests):

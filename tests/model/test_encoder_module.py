@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -12,6 +14,7 @@ from torchrec.distributed.train_pipeline.tracing import Tracer
 from bseq_plugin.data.batches import history_features
 from bseq_plugin.data.sequences import Sequences
 from bseq_plugin.errors import RecipeError, UsageError
+from bseq_plugin.model.direct import direct_interests
 from bseq_plugin.model.encoder import SequenceInterestEncoder
 from bseq_plugin.schema.recipe import Recipe
 from bseq_plugin.training.distributed import world
@@ -58,6 +61,43 @@ def features(sequences, recipe):
 def interests(encoder, recipe, sequences):
     with torch.no_grad():
         return encoder(features(sequences, recipe))["user_interest"]
+
+
+@pytest.mark.parametrize("lengths", [(3, 1, 6), (1,), (0, 4, 0), (0, 0)])
+@pytest.mark.parametrize("timed", [True, False])
+def test_the_direct_way_is_the_way_through_torchrec(encoder, recipe, lengths, timed):
+    """Interests, and what the encoder part is handed: rows, times, types, offsets."""
+    given = histories(lengths)
+    if not timed:
+        if "time_gap" in recipe.event_features:
+            with torch.no_grad(), pytest.raises(ValueError, match="no times"):
+                direct_interests(encoder, replace(given, timestamps=None))
+            return
+        given = replace(given, timestamps=None)
+    handed = []
+    hook = encoder.sequence_encoder.register_forward_pre_hook(lambda _, inputs: handed.append(inputs[0]))
+    through_torchrec = interests(encoder, recipe, given)
+    with torch.no_grad():
+        found = direct_interests(encoder, given)
+    hook.remove()
+    assert torch.equal(found, through_torchrec)
+    for name in ("x_TD", "offsets_B1", "timestamps_T", "event_types_T"):
+        theirs, ours = (getattr(events, name) for events in handed)
+        assert (theirs is None and ours is None) or torch.equal(theirs, ours), name
+
+
+def test_the_direct_way_needs_what_the_features_need(encoder, recipe):
+    if "event_type" in recipe.event_features:
+        with pytest.raises(ValueError, match="these histories have none"):
+            direct_interests(encoder, replace(histories((2,)), event_types=None))
+
+
+def test_read_only_columns_are_read_without_a_warning(encoder, recipe, recwarn):
+    given = histories((3, 2))
+    for column in (given.items, given.offsets, given.timestamps, given.event_types):
+        column.flags.writeable = False
+    direct_interests(encoder, given)
+    assert not [w for w in recwarn if "writable" in str(w.message)]
 
 
 @pytest.mark.parametrize("lengths", [(3, 1, 6), (1,), (0, 4, 0), (0, 0)])
