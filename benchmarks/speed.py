@@ -1,0 +1,222 @@
+"""Seconds an epoch of `bseq train`, against the arithmetic of this machine and against other programs.
+
+    python benchmarks/speed.py                                       # a made-up log: 5,000 users, 12,000 items
+    python benchmarks/speed.py sequences.txt --peers peers.toml      # `user item item ...` lines; and other programs
+
+The recipe is `reference`: sharded module, pipeline, optimizer, checkpoints, validation. peers.toml says for each
+program which command to run (from an environment of its own) and where its figures stand in the JSON object that it
+prints last:
+
+    [rectools]
+    command = "ENV/bin/python peer_rectools.py --max-epochs 2"
+    epoch_seconds = "epoch.median_s"
+    peak_mb = "peak_rss_mb.self"
+
+Everything is measured in this one call; the ratios are what to quote. Writes benchmarks/results/speed.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import shlex
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from bseq_plugin import Recipe
+from bseq_plugin.data.events import Events
+from bseq_plugin.data.prepare import PreparedLog, prepare
+from bseq_plugin.data.training_data import TrainingData
+from bseq_plugin.model.task import SequenceInterestTask
+from bseq_plugin.readers.read_events import read_events
+
+RESULTS = Path(__file__).parent / "results" / "speed.json"
+SETTINGS = ["event_features=[]"]
+
+
+def made_up_log(n_users: int, n_items: int, seed: int) -> str:
+    """Lines of users with 3 + geometric(mean 6) events of Zipf-popular items."""
+    rng = np.random.default_rng(seed)
+    weights = 1.0 / np.arange(1, n_items + 1)
+    items = rng.choice(n_items, (n_users, 40), p=weights / weights.sum())
+    lengths = np.minimum(3 + rng.geometric(1 / 6, n_users), 40)
+    return "".join(
+        f"{u} {' '.join(map(str, row[:n]))}\n" for u, (row, n) in enumerate(zip(items, lengths, strict=True))
+    )
+
+
+def run(command: list[str]) -> tuple[str, float, float]:
+    """(stdout, seconds, peak MB of the process) of a command that must succeed."""
+    measured = (
+        "import resource, subprocess, sys\n"
+        "done = subprocess.run(sys.argv[1:])\n"
+        "print('PEAK', resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024)\n"
+        "sys.exit(done.returncode)\n"
+    )
+    started = time.perf_counter()
+    done = subprocess.run([sys.executable, "-c", measured, *command], capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise SystemExit(f"{shlex.join(command)} failed:\n{done.stderr[-2000:]}")
+    text, _, peak = done.stdout.rpartition("PEAK")
+    return text, time.perf_counter() - started, float(peak)
+
+
+def own_epochs(sequences: Path, epochs: int) -> dict[str, float]:
+    """Of ``bseq train``: median of the epochs after the first, everything else of the command, and peak memory."""
+    settings = [*SETTINGS, f"epochs={epochs}", f"patience={epochs}"]
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, "-m", "bseq_plugin.cli.main", "train", str(sequences), "--out", f"{folder}/run"]
+        _, seconds, peak = run([*command, "--recipe", "reference", *(a for s in settings for a in ("--set", s))])
+        lines = (Path(folder) / "run" / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    taken = [json.loads(line)["seconds"] for line in lines]
+    median = statistics.median(taken[1:])
+    return {"epoch_seconds": median, "min": min(taken[1:]), "max": max(taken[1:]), "command_seconds": seconds,
+            "outside_epochs_seconds": seconds - sum(taken), "peak_mb": peak}  # fmt: skip
+
+
+def peer(program: dict[str, str]) -> dict[str, float]:
+    """The figures named in peers.toml, from the JSON object that the program prints last."""
+    text, seconds, peak = run(shlex.split(program["command"]))
+    document = json.loads(text[text.rindex("\n{") :] if "\n{\n" in text else text[text.index("{") :])
+
+    def figure(path: str) -> float:
+        value: Any = document
+        for key in path.split("."):
+            value = value[key]
+        return float(value)
+
+    figures = {name: figure(path) for name, path in program.items() if name != "command"}
+    return {"peak_mb": peak, "command_seconds": seconds, **figures}
+
+
+def rates(threads: int) -> dict[str, float]:
+    """Best matrix products (GFLOP/s) of a whole-catalogue head's shapes, and exponentials (G/s), of this machine."""
+    generator = torch.Generator().manual_seed(0)
+    square = torch.randn(1024, 1024, generator=generator)
+    logits_NC, h_CD = torch.randn(12_288, 64, generator=generator), torch.randn(64, 64, generator=generator)
+    out = torch.empty_like(logits_NC)
+
+    def best(step: Any) -> float:
+        taken = []
+        for _ in range(30):
+            started = time.perf_counter()
+            step()
+            taken.append(time.perf_counter() - started)
+        return min(taken)
+
+    flop = 2 * 12_288 * 64 * 64 / 1e9
+    gemm = max(
+        2 * 1024**3 / 1e9 / best(lambda: square @ square), flop / best(lambda: torch.mm(logits_NC, h_CD, out=out))
+    )
+    return {
+        "threads": threads,
+        "gemm_gflops": gemm,
+        "exp_gps": out.numel() / 1e9 / best(lambda: torch.exp(logits_NC, out=out)),
+    }
+
+
+def bound(log: PreparedLog, machine: dict[str, float]) -> dict[str, float]:
+    """Seconds of an epoch's head if nothing but its products and exponentials were done, at the best measured rates."""
+    n_targets = int(TrainingData(log.training, log.vocabulary, log.recipe).source.n_targets.sum())
+    cells = n_targets * log.vocabulary.n_items
+    gflop = 6 * cells * log.recipe.dim / 1e9  # logits and two gradients, 2 operations each
+    return {"targets": n_targets, "head_gflop": gflop, "exponentials": cells,
+            "seconds": gflop / machine["gemm_gflops"] + cells / 1e9 / machine["exp_gps"]}  # fmt: skip
+
+
+def step_shares(log: PreparedLog, n_steps: int = 30) -> dict[str, float]:
+    """ms of one unsharded step by part: batch building, encoder forward, loss with its gradients, and the rest."""
+    data = TrainingData(log.training, log.vocabulary, log.recipe)
+    task = SequenceInterestTask(log.recipe, log.vocabulary.n_items).train()
+    spent = {"encoder, forward": 0.0, "loss and its gradients": 0.0}
+
+    def timed(module: torch.nn.Module, name: str) -> None:
+        forward = module.forward
+
+        def call(*args: object) -> object:
+            started = time.perf_counter()
+            result = forward(*args)
+            spent[name] += time.perf_counter() - started
+            return result
+
+        module.forward = call  # type: ignore[method-assign]
+
+    timed(task.interest_encoder.sequence_encoder, "encoder, forward")
+    timed(task.objective, "loss and its gradients")
+    batches, building, done = data.batches(0), 0.0, 0
+    started = time.perf_counter()
+    for _ in range(min(n_steps, data.steps_per_epoch)):
+        before = time.perf_counter()
+        batch = next(batches)
+        building += time.perf_counter() - before
+        task(batch)[0].backward()
+        task.zero_grad()
+        done += 1
+    total = time.perf_counter() - started
+    parts = {"batch building": building, **spent, "look-up and backward": total - building - sum(spent.values())}
+    return {name: 1e3 * seconds / done for name, seconds in parts.items()}
+
+
+def commit() -> str:
+    """The commit of the checkout."""
+    found = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
+    return found.stdout.strip() or "unknown"
+
+
+def claims(own: dict[str, float], limit: dict[str, float], peers: dict[str, dict[str, float]]) -> list[dict[str, Any]]:
+    """What of the aims of docs/performance.md holds in this run."""
+    aims = {"rectools": 1 / 40, "recbole": 1 / 40, "replay": 1 / 20, "raw_loop": 1.0}
+    ratios = {
+        f"epoch / {name}'s": (own["epoch_seconds"] / p["epoch_seconds"], aims.get(name)) for name, p in peers.items()
+    }
+    ratios["epoch / arithmetic bound"] = (own["epoch_seconds"] / limit["seconds"], 2.0)
+    return [{"name": n, "value": v, "target": t, "holds": t is None or v <= t} for n, (v, t) in ratios.items()]
+
+
+def main() -> None:
+    """Measure, print, write."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("sequences", nargs="?", type=Path)
+    parser.add_argument("--peers", type=Path, help="TOML file, see above")
+    parser.add_argument("--epochs", type=int, default=6)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    chosen = parser.parse_args()
+    torch.set_num_threads(chosen.threads)
+    programs = tomllib.loads(chosen.peers.read_text(encoding="utf-8")) if chosen.peers else {}
+    with tempfile.TemporaryDirectory() as folder:
+        sequences = chosen.sequences
+        if sequences is None:
+            sequences = Path(folder) / "sequences.txt"
+            sequences.write_text(made_up_log(5_000, 12_000, seed=0), encoding="utf-8")
+        events: Events = read_events(str(sequences))
+        log = prepare(events, Recipe.load("reference").with_settings(SETTINGS))
+        machine = rates(chosen.threads)
+        limit, shares = bound(log, machine), step_shares(log)
+        own = own_epochs(sequences, chosen.epochs)
+        peers = {name: peer(program) for name, program in programs.items()}
+    found = claims(own, limit, peers)
+    for title, figures in {"bseq train": own, "machine": machine, "bound": limit, "ms a step": shares, **peers}.items():
+        print(f"{title:<12}", "  ".join(f"{name} {value:,.3g}" for name, value in figures.items()))
+    for claim in found:
+        verdict = "holds" if claim["holds"] else "MISSED"
+        print(f"{claim['name']:<28} {claim['value']:.3f}  aim {claim['target']}  {verdict}")
+    RESULTS.parent.mkdir(exist_ok=True)
+    document = {"command": shlex.join(["python", "benchmarks/speed.py", *sys.argv[1:]]), "commit": commit(),
+                "machine": f"{platform.machine()}, {chosen.threads} threads, torch {torch.__version__}",
+                "figures": {"own": own, "machine": machine, "bound": limit, "step_ms": shares, "peers": peers},
+                "claims": found}  # fmt: skip
+    RESULTS.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
