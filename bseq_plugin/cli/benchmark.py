@@ -45,10 +45,11 @@ def benchmark(
     check_output(json_file)
     if "WORLD_SIZE" in os.environ:
         raise UsageError("benchmark runs in one process; under torchrun use train and evaluate")
-    base = load_recipe(recipe, settings).replace(split="leave-one-out", mask_seen=True)
+    load_recipe(recipe, settings)  # wrong settings end here, before a long log is read
     from bseq_plugin.readers.read_events import read_events
 
     events = read_events(sequences)
+    base = load_recipe(recipe, settings, events).replace(split="leave-one-out", mask_seen=True)
     rows: list[dict[str, Any]] = []
     floors: dict[str, Any] = {}
     for seed in numbers:

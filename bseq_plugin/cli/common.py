@@ -15,6 +15,7 @@ from bseq_plugin.errors import UsageError
 if TYPE_CHECKING:
     import pandas as pd
 
+    from bseq_plugin.data.events import Events
     from bseq_plugin.schema.recipe import Recipe
 
 out = Console()  # results
@@ -24,7 +25,7 @@ Source = Annotated[
     str,
     typer.Argument(help="Log: .parquet, .csv, .tsv, RecBole .inter (also globs), or a .txt of `user item item ...`."),
 ]
-RecipeName = Annotated[str | None, typer.Option("--recipe", help="Shipped recipe by name, or a .toml file.")]
+RecipeName = Annotated[str | None, typer.Option("--recipe", help="Shipped recipe by name, 'auto', or a .toml file.")]
 Settings = Annotated[list[str] | None, typer.Option("--set", help="key=value over the recipe; repeat it.")]
 Columns = Annotated[
     list[str] | None, typer.Option("--column", help="ours=theirs, e.g. user_id=household_id; repeat it.")
@@ -35,11 +36,15 @@ Items = Annotated[
 ]
 
 
-def load_recipe(name: str | None, settings: list[str] | None) -> Recipe:
-    """The recipe of the options ``--recipe`` and ``--set``."""
+def load_recipe(name: str | None, settings: list[str] | None, events: Events | None = None) -> Recipe:
+    """The recipe of the options ``--recipe`` and ``--set``; "auto" needs the events."""
+    from bseq_plugin.data.auto import AUTO, auto_recipe
     from bseq_plugin.schema.recipe import Recipe
 
-    recipe = Recipe() if name is None else Recipe.load(name)
+    if name == AUTO:  # without events: only to see whether the settings can be right at all
+        recipe = Recipe() if events is None else auto_recipe(events)
+    else:
+        recipe = Recipe() if name is None else Recipe.load(name)
     return recipe.with_settings(settings or [])
 
 

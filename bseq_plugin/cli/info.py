@@ -47,13 +47,18 @@ def recipes(name: Annotated[str | None, typer.Argument(help="Show this one whole
 
     Example: `bseq recipes reference`
     """
+    from bseq_plugin.data.auto import AUTO, AUTO_DESCRIPTION
     from bseq_plugin.schema.recipe import Recipe, recipe_description, shipped_recipes
 
+    if name == AUTO:
+        out.print(f"{AUTO_DESCRIPTION} `bseq train LOG --recipe auto` leaves the chosen settings in RUN/recipe.json.")
+        return
     if name is not None:
         recipe = Recipe.load(name)
         out.print_json(recipe.model_dump_json())
         return
     table = Table("recipe", "what it is for")
+    table.add_row(AUTO, AUTO_DESCRIPTION)
     for shipped in shipped_recipes():
         table.add_row(shipped, recipe_description(shipped))
     out.print(table)

@@ -48,13 +48,13 @@ def train(
 
     On several processes: `torchrun --nproc-per-node 2 -m bseq_plugin.cli.main train events.parquet --out runs/today`
     """
-    chosen = load_recipe(recipe, settings)
+    load_recipe(recipe, settings)  # wrong settings end here, before a long log is read
     from bseq_plugin.readers.read_events import read_events
     from bseq_plugin.training.train import train as run_training
 
     events = read_events(source, columns=column_mapping(columns), timestamp_unit=timestamp_unit)
     table = None if items is None else read_table(items)
-    done = run_training(events, chosen, run, items=table, resume=resume)
+    done = run_training(events, load_recipe(recipe, settings, events), run, items=table, resume=resume)
     if int(os.environ.get("RANK", "0")):  # under torchrun one rank speaks for all
         return
     info = done.info

@@ -1,0 +1,51 @@
+"""The recipe ``auto``: settings that follow from a log's size and lengths alone."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from bseq_plugin.data.events import ITEM, USER, Events
+from bseq_plugin.schema.recipe import Recipe
+
+AUTO = "auto"
+AUTO_DESCRIPTION = "Chosen from the log: its number of items and events, and how long its histories are."
+WHOLE_CATALOGUE = 4_096  # items up to which every one of them is a candidate: sampling would save little
+N_CANDIDATES = 1_024
+EVENTS_A_BATCH = 1_024
+TARGETS = 5_000_000  # that a schedule goes through, again and again; a short log is not gone through more often than
+MOST_EPOCHS, FEWEST_EPOCHS = 40, 8
+SPARSE = 20.0  # mean events of a user below which a log is sparse: models of it overfit first
+
+
+def auto_recipe(events: Events) -> Recipe:
+    """The recipe for ``events``. Only counts of users, items and events decide, never what comes last.
+
+    - ``max_length``: the length that 95 of 100 histories stay within, between 50 and 200.
+    - ``candidates``: the whole catalogue if it is small, else a mixed sample.
+    - ``dropout``: 0.5 where users have few events, 0.2 where they have many.
+    - ``epochs``: of a cosine schedule, so many that all logs learn from a like number of targets.
+    - batches hold a like number of events, whatever the lengths.
+
+    The encoder is ``causal`` with most of its first half given to the frequency filter: what is wanted next depends
+    on the last few events first. docs/results.md has what each choice is worth.
+    """
+    lengths = events.frame[USER].value_counts().to_numpy()
+    n_items = int(events.frame[ITEM].nunique())
+    max_length = int(np.clip(np.ceil(np.percentile(lengths, 95)), 50, 200))
+    targets = int(np.minimum(lengths, max_length).sum())
+    values: dict[str, Any] = {
+        "encoder": "causal",
+        "encoder_options": {"filter_weight": 0.7, "filter_half_life": 1.0},
+        "max_length": max_length,
+        "dropout": 0.5 if lengths.mean() < SPARSE else 0.2,
+        "batch_events": max(EVENTS_A_BATCH, max_length),
+        "epochs": int(np.clip(TARGETS // targets, FEWEST_EPOCHS, MOST_EPOCHS)),
+        "schedule": "cosine",
+        "table_learning_rate": 0.2,
+    }
+    values["patience"] = values["epochs"]  # a cosine schedule is best at its end
+    if n_items > WHOLE_CATALOGUE:
+        values |= {"candidates": N_CANDIDATES, "sampling": "mixed"}
+    return Recipe(**values)

@@ -1,0 +1,42 @@
+import numpy as np
+import pandas as pd
+import pytest
+
+from bseq_plugin.data.auto import auto_recipe
+from bseq_plugin.data.events import Events
+
+
+def log(n_users, length, n_items, seed=0):
+    rng = np.random.default_rng(seed)
+    users = np.repeat(np.arange(n_users), length)
+    items = np.concatenate([np.arange(n_items), rng.integers(0, n_items, max(0, len(users) - n_items))])[: len(users)]
+    times = pd.Timestamp("2024-01-01", tz="UTC") + pd.to_timedelta(np.arange(len(users)), "min")
+    return Events.from_frame(pd.DataFrame({"user_id": users, "item_id": items, "timestamp": times}))
+
+
+def test_small_catalogues_are_candidates_as_a_whole():
+    assert auto_recipe(log(50, 90, 4_000)).candidates == "all"
+    large = auto_recipe(log(60, 90, 5_000))
+    assert (large.candidates, large.sampling) == (1_024, "mixed")
+
+
+@pytest.mark.parametrize(
+    ("length", "max_length", "dropout"), [(3, 50, 0.5), (19, 50, 0.5), (120, 120, 0.2), (900, 200, 0.2)]
+)
+def test_lengths_decide_what_is_read_and_dropped(length, max_length, dropout):
+    recipe = auto_recipe(log(40, length, 30))
+    assert (recipe.max_length, recipe.dropout) == (max_length, dropout)
+    assert recipe.batch_events >= recipe.max_length
+
+
+def test_long_logs_take_fewer_epochs():
+    epochs = [auto_recipe(log(n_users, 50, 100)).epochs for n_users in (10, 5_000, 20_000)]
+    assert epochs == [40, 20, 8]
+
+
+def test_only_counts_decide():
+    """Neither ids nor the order or time of events."""
+    events = log(40, 30, 50)
+    frame = events.frame.sample(frac=1.0, random_state=1)
+    frame = frame.assign(item_id=999 - frame["item_id"], timestamp=frame["timestamp"].to_numpy()[::-1])
+    assert auto_recipe(Events(frame)) == auto_recipe(events)
