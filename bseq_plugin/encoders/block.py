@@ -66,6 +66,9 @@ class SelfAttention(nn.Module):
         return x.view(len(x), n_parts, self.n_heads, x.shape[1] // (n_parts * self.n_heads)).unbind(1)
 
 
+FILTER_BETA = 0.5  # a quarter of what changes fast passes at first; 1 passes all and learns more slowly
+
+
 class FrequencyFilter(nn.Module):
     """Rescales what changes fast: ``low + beta ** 2 * (x - low)``, one beta a column.
 
@@ -77,11 +80,11 @@ class FrequencyFilter(nn.Module):
 
     def __init__(self, dim: int) -> None:
         super().__init__()
-        self.beta = nn.Parameter(torch.ones(dim))
+        self.beta = nn.Parameter(torch.full((dim,), FILTER_BETA))
 
     def reset_parameters(self) -> None:
-        """Ones: the filter passes everything."""
-        nn.init.ones_(self.beta)
+        """Back to ``FILTER_BETA``."""
+        nn.init.constant_(self.beta, FILTER_BETA)
 
     def forward(self, x_MD: Tensor, view: View) -> Tensor:
         """``[R, D]``."""
