@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from bseq_plugin.schema.parts import Candidates as Candidates
     from bseq_plugin.schema.parts import IndexCapabilities as IndexCapabilities
     from bseq_plugin.schema.parts import RankingFeature as RankingFeature
+    from bseq_plugin.schema.parts import RowMask as RowMask
     from bseq_plugin.schema.parts import SequenceEncoder as SequenceEncoder
     from bseq_plugin.schema.parts import SequenceLoss as SequenceLoss
     from bseq_plugin.schema.parts import Targets as Targets
@@ -52,6 +53,7 @@ _HOME = {
     "RankingFeature": "schema.parts",
     "Recipe": "schema.recipe",
     "Retriever": "retrieval.retriever",
+    "RowMask": "schema.parts",
     "SequenceEncoder": "schema.parts",
     "SequenceInterestEncoder": "model.encoder",
     "SequenceInterestTask": "model.task",

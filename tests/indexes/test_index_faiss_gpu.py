@@ -7,6 +7,7 @@ import threading
 import types
 import warnings
 from concurrent.futures import ThreadPoolExecutor
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -22,7 +23,7 @@ from bseq_plugin.testing.indexes import IndexTests, vectors
 class FakeGpu:
     """A module that looks like GPU FAISS and refuses what the real one can't do (faults.md 0.1, 0.7; facts.md 1.2)."""
 
-    def __init__(self, n_gpus: int = 1, memory: int = 2**30) -> None:
+    def __init__(self, n_gpus: int = 1, memory: int = 2**30, cagra: bool = False) -> None:
         import faiss
 
         self.memory = memory
@@ -30,16 +31,27 @@ class FakeGpu:
         self.out_of_memory = False  # set during a test: the next search fails
         self.module = types.ModuleType("faiss")
         self.module.__dict__.update(
-            {n: getattr(faiss, n) for n in ("IndexFlatIP", "IndexFlat", "METRIC_INNER_PRODUCT")}
-        )
+            {
+                n: getattr(faiss, n)
+                for n in (
+                    "IndexFlatIP", "IndexFlat", "IndexIVFFlat", "METRIC_INNER_PRODUCT", "index_factory", "read_index",
+                    "write_index", "get_deserialization_vector_byte_limit", "set_deserialization_vector_byte_limit",
+                )
+            }
+        )  # fmt: skip
         self.module.get_num_gpus = lambda: n_gpus
         self.module.StandardGpuResources = lambda: FakeResources(self)
         self.module.GpuClonerOptions = types.SimpleNamespace
         self.module.index_cpu_to_gpu = self.index_cpu_to_gpu
+        if cagra:
+            self.module.GpuIndexCagraConfig = types.SimpleNamespace
+            self.module.GpuIndexCagra = lambda resources, d, metric, settings: FakeCagra(
+                self, resources, faiss.IndexHNSWFlat(d, 32, metric)
+            )
 
     def index_cpu_to_gpu(self, resources, device, index, options=None):
         resources.check_thread()
-        if not isinstance(index, self.module.IndexFlat):
+        if not isinstance(index, self.module.IndexFlat | self.module.IndexIVFFlat):
             raise RuntimeError("This index type is not implemented on GPU.")
         if index.ntotal * index.d * 4 > self.memory:
             raise RuntimeError("Error: cudaMalloc error out of memory")
@@ -64,6 +76,14 @@ class FakeResources:
 class FakeGpuFlat:
     """No ``remove_ids``, no ``add_with_ids``; ``params`` with a selector is accepted and ignored, as on a GPU."""
 
+    def train(self, x):
+        self._resources.check_thread()
+        self._index.train(x)
+
+    def add(self, x):
+        self._resources.check_thread()
+        self._index.add(x)
+
     def __init__(self, gpu, resources, index):
         self._gpu, self._resources, self._index = gpu, resources, index
         self.d, self.ntotal, self.metric_type = index.d, index.ntotal, index.metric_type
@@ -77,6 +97,17 @@ class FakeGpuFlat:
         if x.dtype != np.float32 or not x.flags.c_contiguous or x.ndim != 2 or x.shape[1] != self.d:
             raise SystemError("GPU search needs contiguous float32 of the right width")
         return self._index.search(x, k)
+
+
+class FakeCagra(FakeGpuFlat):
+    """Built by one call of ``train``; nothing can be added afterwards."""
+
+    def train(self, x):
+        super().train(x)
+        super().add(x)
+
+    def add(self, x):
+        raise RuntimeError("adding vectors is not supported by GpuIndexCagra")
 
 
 @pytest.fixture
@@ -102,9 +133,79 @@ class TestFaissGpuOnTheFake(IndexTests):
         use_fake()
 
 
+class TestIvfOnTheFake(TestFaissGpuOnTheFake):
+    options: ClassVar = {"kind": "ivf_flat", "n_lists": 4, "nprobe": 3}
+    exact = False
+
+
+class TestIvfBuiltOnTheFake(TestFaissGpuOnTheFake):
+    options: ClassVar = {"kind": "ivf_flat", "n_lists": 4, "nprobe": 3, "build_on": "gpu"}
+    exact = False
+
+
+class TestCagraOnTheFake(IndexTests):
+    index = FaissGpuIndex
+    options: ClassVar = {"kind": "cagra"}
+    exact = False
+
+    @pytest.fixture(autouse=True)
+    def _fake(self, use_fake):
+        use_fake(cagra=True)
+
+
 @pytest.mark.gpu
 class TestFaissGpu(IndexTests):
     index = FaissGpuIndex
+
+
+@pytest.mark.gpu
+class TestIvfOnAGpu(IndexTests):
+    index = FaissGpuIndex
+    options: ClassVar = {"kind": "ivf_flat", "n_lists": 4, "nprobe": 3}
+    exact = False
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(FaissGpuIndex.why_not("cagra") is not None, reason="this FAISS has no CAGRA")
+class TestCagraOnAGpu(IndexTests):
+    index = FaissGpuIndex
+    options: ClassVar = {"kind": "cagra"}
+    exact = False
+
+
+def test_cagra_needs_a_build_that_has_it(use_fake):
+    use_fake()
+    with pytest.raises(MissingDependencyError, match=r"no CAGRA.*faiss-gpu-cuvs"):
+        FaissGpuIndex.build(vectors(300, 8), {"kind": "cagra"})
+
+
+def test_capabilities_say_what_the_options_give(use_fake):
+    use_fake()
+    vectors_VD = vectors(300, 8)
+    assert FaissGpuIndex.build(vectors_VD).capabilities.exact
+    ivf = FaissGpuIndex.build(vectors_VD, {"kind": "ivf_flat"}).capabilities
+    assert (ivf.exact, ivf.device, ivf.max_k, ivf.masks) == (False, "cuda", MAX_K, False)
+
+
+def test_an_ivf_built_on_the_cpu_opens_without_a_gpu(use_fake, tmp_path):
+    """The saved file is a plain CPU index."""
+    import faiss
+
+    use_fake()
+    vectors_VD, queries_BD = vectors(300, 8), vectors(4, 8, seed=1)
+    built = FaissGpuIndex.build(vectors_VD, {"kind": "ivf_flat", "n_lists": 4, "nprobe": 4})
+    built.save(tmp_path / "items.index")
+    on_cpu = faiss.read_index(str(tmp_path / "items.index"))
+    on_cpu.nprobe = 4
+    np.testing.assert_array_equal(on_cpu.search(queries_BD.numpy(), 10)[1], built.search(queries_BD, 10)[1].numpy())
+
+
+def test_an_index_over_the_cap_is_refused_before_the_gpu_is_touched(use_fake):
+    gpu = use_fake()
+    with pytest.raises(UsageError, match="over memory_mb = 1"):
+        FaissGpuIndex.build(vectors(70_000, 8), {"memory_mb": 1})
+    FaissGpuIndex.build(vectors(70_000, 8), {"memory_mb": 2, "float16": True})
+    assert gpu.n_resources == 1
 
 
 @pytest.mark.gpu
