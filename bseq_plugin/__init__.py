@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from bseq_plugin.ranking.engine import ranking_features as ranking_features
     from bseq_plugin.ranking.spec import FeatureSpec as FeatureSpec
     from bseq_plugin.readers.read_events import read_events as read_events
+    from bseq_plugin.retrieval.filters import Filters as Filters
     from bseq_plugin.retrieval.fit_blend import fit_blend as fit_blend
     from bseq_plugin.retrieval.publish import publish as publish
     from bseq_plugin.retrieval.retriever import Retriever as Retriever
@@ -46,6 +47,7 @@ _HOME = {
     "Events": "data.events",
     "FeatureInputs": "schema.ranking",
     "FeatureSpec": "ranking.spec",
+    "Filters": "retrieval.filters",
     "IndexCapabilities": "schema.parts",
     "InterestModel": "model.interest_model",
     "PackedEvents": "schema.packed",
