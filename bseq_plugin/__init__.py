@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from bseq_plugin.ranking.engine import ranking_features as ranking_features
     from bseq_plugin.ranking.spec import FeatureSpec as FeatureSpec
     from bseq_plugin.readers.read_events import read_events as read_events
+    from bseq_plugin.retrieval.filters import Filters as Filters
     from bseq_plugin.retrieval.fit_blend import fit_blend as fit_blend
     from bseq_plugin.retrieval.publish import publish as publish
     from bseq_plugin.retrieval.retriever import Retriever as Retriever
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from bseq_plugin.schema.parts import Candidates as Candidates
     from bseq_plugin.schema.parts import IndexCapabilities as IndexCapabilities
     from bseq_plugin.schema.parts import RankingFeature as RankingFeature
+    from bseq_plugin.schema.parts import RowMask as RowMask
     from bseq_plugin.schema.parts import SequenceEncoder as SequenceEncoder
     from bseq_plugin.schema.parts import SequenceLoss as SequenceLoss
     from bseq_plugin.schema.parts import Targets as Targets
@@ -45,6 +47,7 @@ _HOME = {
     "Events": "data.events",
     "FeatureInputs": "schema.ranking",
     "FeatureSpec": "ranking.spec",
+    "Filters": "retrieval.filters",
     "IndexCapabilities": "schema.parts",
     "InterestModel": "model.interest_model",
     "PackedEvents": "schema.packed",
@@ -52,6 +55,7 @@ _HOME = {
     "RankingFeature": "schema.parts",
     "Recipe": "schema.recipe",
     "Retriever": "retrieval.retriever",
+    "RowMask": "schema.parts",
     "SequenceEncoder": "schema.parts",
     "SequenceInterestEncoder": "model.encoder",
     "SequenceInterestTask": "model.task",

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from bseq_plugin.errors import UsageError
 from bseq_plugin.schema.options import PartOptions, parse_options
+from bseq_plugin.schema.parts import RowMask
 
 Search = Callable[[Tensor, int], tuple[Tensor, Tensor]]
 Options = TypeVar("Options", bound=PartOptions)
@@ -61,6 +62,23 @@ def checked_queries(queries_BD: Tensor, k: int, dim: int, n_vectors: int, max_k:
         rows = torch.nonzero(~finite_B).flatten()[:10].tolist()
         raise UsageError(f"queries have NaN or Inf, for example in rows {rows}; check the histories they come from")
     return queries_BD
+
+
+def checked_mask(mask: RowMask, n_queries: int, n_vectors: int) -> tuple[Tensor | None, tuple[Tensor, Tensor] | None]:
+    """The allowed rows (int64, ascending; None = all) and the denied pairs of ``mask``.
+
+    Raises UsageError if the mask is not bool [V], or a pair names a query or a row that is not there.
+    """
+    allowed_V, denied = mask.allowed_V, mask.denied
+    if allowed_V is not None and (allowed_V.dtype != torch.bool or allowed_V.shape != (n_vectors,)):
+        raise UsageError(
+            f"allowed_V has shape {tuple(allowed_V.shape)} and dtype {allowed_V.dtype}; give bool [{n_vectors}]"
+        )
+    for values_P, limit in zip(denied or (), (n_queries, n_vectors), strict=False):
+        if values_P.numel() and not 0 <= int(values_P.min()) <= int(values_P.max()) < limit:
+            raise UsageError(f"denied pairs have {int(values_P.min())}..{int(values_P.max())}; give 0..{limit - 1}")
+    allowed_A = None if allowed_V is None else torch.nonzero(allowed_V.cpu()).flatten()
+    return allowed_A, None if denied is None or not denied[0].numel() else denied
 
 
 def _matrix(values: Tensor, what: str, shape: str) -> Tensor:

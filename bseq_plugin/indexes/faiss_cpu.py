@@ -1,10 +1,16 @@
-"""FAISS on CPU: exact (``Flat``) or approximate (``HNSW32``, ``IVF256,Flat``, ...), by factory string.
+"""FAISS on CPU: exact (``Flat``) or approximate, by factory string or by a kind that is sized for the catalogue.
+
+    ivf_flat   inverted lists of whole vectors: fast to build, 8 bytes a vector more than flat
+    ivf_pq     inverted lists of 4-bit codes (fast scan), the best of them scored again from the vectors
+    hnsw       a graph: the quickest answers, slow to build, twice the memory
 
 Shape letters: B queries, V vectors, D width, k hits of a query.
 """
 
 from __future__ import annotations
 
+import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -25,19 +31,26 @@ from bseq_plugin.schema.options import PartOptions
 from bseq_plugin.schema.parts import IndexCapabilities, VectorIndex
 
 FLAT = "Flat"
+# factories whose scores are inner products already
+WHOLE_VECTORS = re.compile(r"(IVF\d+(_HNSW\d+)?,)?Flat|HNSW\d+(,Flat)?|.*,RFlat")
+MAX_TRAIN_PER_LIST = 64  # FAISS's k-means would draw 256 vectors a list itself, which is slower and no better
 
 
 class FaissCpuOptions(PartOptions):
-    """``factory``: a FAISS factory string; ``nprobe`` and ``ef_search``: how far IVF and HNSW indexes look."""
+    """``factory``: a FAISS factory string, or ``ivf_flat``, ``ivf_pq``, ``hnsw``. ``nprobe`` and ``ef_search``: how far
+    IVF and HNSW indexes look. ``refine``: a compressing index is asked for so many times k, and the best k of them are
+    chosen by the vectors themselves (default: 8 for ``ivf_pq``, else 1).
+    """
 
     factory: str = Field(FLAT, min_length=1)
     nprobe: int | None = Field(None, ge=1)
     ef_search: int | None = Field(None, ge=1)
+    refine: int | None = Field(None, ge=1, le=1000)
 
 
 class FaissCpuIndex(VectorIndex):
     """A FAISS index under the inner product. Exact with the factory ``Flat``, else approximate in which hits it finds;
-    their scores are computed again from the vectors, so that they are inner products whatever the index compresses.
+    their scores are inner products whatever the index compresses.
     """
 
     name = "faiss_cpu"
@@ -47,7 +60,11 @@ class FaissCpuIndex(VectorIndex):
     def __init__(self, index: Any, vectors_VD: Tensor, options: FaissCpuOptions) -> None:
         self._index = index
         self._vectors_VD = vectors_VD
-        self._flat = options.factory == FLAT
+        factory = sized_factory(options.factory, *vectors_VD.shape)
+        self._flat = factory == FLAT
+        self._rescored = WHOLE_VECTORS.fullmatch(factory) is None
+        self._refine = 1 if factory.endswith("RFlat") else _refine(options)
+        self.capabilities = IndexCapabilities(exact=self._flat)
 
     @classmethod
     def build(cls, vectors_VD: Tensor, options: Any = None) -> FaissCpuIndex:
@@ -59,10 +76,11 @@ class FaissCpuIndex(VectorIndex):
         faiss = import_faiss()
         vectors_VD, parsed = checked_vectors(vectors_VD), checked_options(cls.Options, options, cls.name)
         x_VD = vectors_VD.numpy()
+        factory = sized_factory(parsed.factory, *x_VD.shape)
         try:
-            index = faiss.index_factory(x_VD.shape[1], parsed.factory, faiss.METRIC_INNER_PRODUCT)
+            index = faiss.index_factory(x_VD.shape[1], factory, faiss.METRIC_INNER_PRODUCT)
             if not index.is_trained:
-                index.train(x_VD)
+                index.train(training_part(x_VD, factory))
             index.add(x_VD)
         except (RuntimeError, AssertionError) as error:
             raise UsageError(
@@ -82,20 +100,22 @@ class FaissCpuIndex(VectorIndex):
             return torch.empty(0, k), torch.empty(0, k, dtype=torch.int64)
         if self._flat:
             return search_with_ties(self._search, queries_BD, k, n_vectors)
-        _, rows_Bk = self._search(queries_BD, k)
-        return best_first(inner_products(queries_BD, self._vectors_VD, rows_Bk), rows_Bk)
+        scores_Bk, rows_Bk = self._search(queries_BD, min(k * self._refine, n_vectors))
+        if self._rescored:
+            scores_Bk = inner_products(queries_BD, self._vectors_VD, rows_Bk)
+        elif not bool((scores_Bk[:, 1:] == scores_Bk[:, :-1]).any()):  # sorted by score, and no ties to put in order
+            return scores_Bk, rows_Bk
+        return tuple(x[:, :k] for x in best_first(scores_Bk, rows_Bk))  # type: ignore[return-value]
 
     def _search(self, queries_BD: Tensor, k: int) -> tuple[Tensor, Tensor]:
         scores_Bk, rows_Bk = (torch.from_numpy(x) for x in self._index.search(queries_BD.numpy(), k))
-        return scores_Bk.masked_fill(rows_Bk < 0, -torch.inf), rows_Bk  # FAISS pads with the lowest float32
+        if not self._flat:  # FAISS pads with the lowest float32
+            scores_Bk.masked_fill_(rows_Bk < 0, -torch.inf)
+        return scores_Bk, rows_Bk
 
     def save(self, path: Path) -> None:
         """Write the index to ``path``. Raises StoreError if that fails."""
-        faiss = import_faiss()
-        try:
-            faiss.write_index(self._index, str(path))
-        except RuntimeError as error:
-            raise StoreError(f"FAISS can't write {str(path)!r}: {_last_words(error)}") from error
+        write_index(self._index, path)
 
     @classmethod
     def load(cls, path: Path, vectors_VD: Tensor, options: Any = None) -> FaissCpuIndex:
@@ -104,10 +124,33 @@ class FaissCpuIndex(VectorIndex):
         Raises StoreError if it is unreadable or is not an inner-product index over as many vectors of that width.
         """
         vectors_VD, parsed = checked_vectors(vectors_VD), checked_options(cls.Options, options, cls.name)
-        index = _read(path)
-        _check(index, vectors_VD, StoreError, f"index {str(path)!r}")
+        index = read_index(path, vectors_VD)
         _set_search_options(index, parsed)
         return cls(index, vectors_VD, parsed)
+
+
+def sized_factory(factory: str, n_vectors: int, dim: int) -> str:
+    """The FAISS factory string of a kind over [V, D]; any other string as it is.
+
+    About 4 sqrt(V) lists, a power of two, and at least 39 vectors a list, below which FAISS warns that its k-means has
+    too few (autofaiss's rule). Codes take 4 bits for two numbers, where the width allows that.
+    """
+    n_lists = max(1, min(2 ** round(math.log2(4 * math.sqrt(n_vectors))), n_vectors // 39))
+    n_codes = dim // 2 if dim % 2 == 0 else dim
+    kinds = {"ivf_flat": f"IVF{n_lists},Flat", "ivf_pq": f"IVF{n_lists},PQ{n_codes}x4fs", "hnsw": "HNSW32"}
+    return kinds.get(factory, factory)
+
+
+def _refine(options: FaissCpuOptions) -> int:
+    return options.refine or (8 if options.factory == "ivf_pq" else 1)
+
+
+def training_part(x_VD: Any, factory: str) -> Any:
+    """Evenly spread rows, as many as the lists need: the same ones whenever the same vectors come."""
+    lists = re.match(r"IVF(\d+)", factory)
+    wanted = MAX_TRAIN_PER_LIST * int(lists[1]) if lists else len(x_VD)
+    step = max(1, len(x_VD) // max(wanted, 20_000))
+    return x_VD[::step].copy() if step > 1 else x_VD
 
 
 def import_faiss() -> Any:
@@ -121,7 +164,17 @@ def import_faiss() -> Any:
     return faiss
 
 
-def _read(path: Path) -> Any:
+def write_index(index: Any, path: Path) -> None:
+    """Write a FAISS index. Raises StoreError if that fails."""
+    faiss = import_faiss()
+    try:
+        faiss.write_index(index, str(path))
+    except RuntimeError as error:
+        raise StoreError(f"FAISS can't write {str(path)!r}: {_last_words(error)}") from error
+
+
+def read_index(path: Path, vectors_VD: Tensor) -> Any:
+    """Read a FAISS index. Raises StoreError if it is unreadable or not an inner-product index over such vectors."""
     faiss = import_faiss()
     if not path.is_file():
         raise StoreError(f"there is no index file {str(path)!r}; publish again")
@@ -129,11 +182,13 @@ def _read(path: Path) -> Any:
     limit = faiss.get_deserialization_vector_byte_limit()
     faiss.set_deserialization_vector_byte_limit(path.stat().st_size)
     try:
-        return faiss.read_index(str(path))
+        index = faiss.read_index(str(path))
     except RuntimeError as error:
         raise StoreError(f"FAISS can't read {str(path)!r}: {_last_words(error)}") from error
     finally:
         faiss.set_deserialization_vector_byte_limit(limit)
+    _check(index, vectors_VD, StoreError, f"index {str(path)!r}")
+    return index
 
 
 def _check(index: Any, vectors_VD: Tensor, error: type[UsageError] | type[StoreError], what: str) -> None:
@@ -146,7 +201,16 @@ def _check(index: Any, vectors_VD: Tensor, error: type[UsageError] | type[StoreE
 
 def _set_search_options(index: Any, options: FaissCpuOptions) -> None:
     faiss = import_faiss()
-    for key, name in (("nprobe", "nprobe"), ("ef_search", "efSearch")):
+    names = {"nprobe": "nprobe", "ef_search": "efSearch"}
+    factory = sized_factory(options.factory, index.ntotal, index.d)
+    if options.refine and WHOLE_VECTORS.fullmatch(factory) and not factory.endswith(",RFlat"):
+        raise UsageError(
+            f"refine = {options.refine} does not apply to factory = {options.factory!r}, which keeps whole vectors; "
+            "leave it out"
+        )
+    if options.factory.endswith("RFlat"):  # FAISS's own refinement, over a copy of the vectors
+        names["refine"] = "k_factor_rf"
+    for key, name in names.items():
         value = getattr(options, key)
         if value is None:
             continue

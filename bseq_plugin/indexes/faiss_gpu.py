@@ -1,4 +1,4 @@
-"""FAISS on one GPU: exact search with a flat index, owned by one thread.
+"""FAISS on one GPU, owned by one thread: flat (exact), inverted lists, or the CAGRA graph where the build has it.
 
 Classic GPU FAISS is not thread-safe even for reads, its resources belong to the thread that made them, and it ignores
 id selectors silently: so one worker does everything, and all filtering is done by the retrieval layer.
@@ -14,16 +14,24 @@ import warnings
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
 from bseq_plugin.errors import MissingDependencyError, UsageError
-from bseq_plugin.indexes.checks import checked_options, checked_queries, checked_vectors, search_with_ties
+from bseq_plugin.indexes import faiss_gpu_build
+from bseq_plugin.indexes.checks import (
+    best_first,
+    checked_options,
+    checked_queries,
+    checked_vectors,
+    inner_products,
+    search_with_ties,
+)
 from bseq_plugin.indexes.exact import ExactIndex
-from bseq_plugin.indexes.faiss_cpu import import_faiss
+from bseq_plugin.indexes.faiss_cpu import import_faiss, write_index
 from bseq_plugin.schema.options import PartOptions
 from bseq_plugin.schema.parts import IndexCapabilities, VectorIndex
 
@@ -34,31 +42,44 @@ _workers_lock = threading.Lock()
 
 
 class FaissGpuOptions(PartOptions):
-    """``device``: number of the GPU. ``temp_memory_mb``: cap of the scratch memory. ``float16``: half the memory."""
+    """``kind``: ``flat``, ``ivf_flat``, or ``cagra``, a graph that only cuVS builds of FAISS have.
 
+    ``nprobe``, ``n_lists``: of ``ivf_flat`` (default: about 4 sqrt(V) lists). ``build_on``: where an ``ivf_flat`` is
+    trained and filled. ``device``: number of the GPU. ``memory_mb``: refuse an index that needs more than that.
+    ``temp_memory_mb``: cap of the scratch memory. ``float16``: half the memory.
+    """
+
+    kind: Literal["flat", "ivf_flat", "cagra"] = "flat"
+    nprobe: int = Field(32, ge=1, le=MAX_K)
+    n_lists: int | None = Field(None, ge=1)
+    build_on: Literal["cpu", "gpu"] = "cpu"
     device: int = Field(0, ge=0)
+    memory_mb: int | None = Field(None, ge=1)
     temp_memory_mb: int = Field(256, ge=1)
     float16: bool = False
 
 
 class FaissGpuIndex(VectorIndex):
-    """A flat inner-product index on a GPU. If the GPU fails during a search it warns once and goes on on the CPU.
+    """An inner-product index on a GPU. If the GPU fails during a search it warns once and goes on on the CPU, exactly.
 
-    Equal scores that reach beyond place 2048 are in arbitrary order. Needs no file: it is rebuilt from the vectors.
+    Equal scores that reach beyond place 2048 are in arbitrary order. ``ivf_flat`` built on the CPU keeps a file that
+    opens anywhere; the others need no file: they are rebuilt from the vectors.
     """
 
     name = "faiss_gpu"
     Options = FaissGpuOptions
-    capabilities = IndexCapabilities(exact=True, device="cuda", max_k=MAX_K)
+    capabilities = IndexCapabilities(exact=True, device="cuda", max_k=MAX_K)  # with kind "flat"
 
-    def __init__(self, index: Any, worker: ThreadPoolExecutor, vectors_VD: Tensor) -> None:
+    def __init__(self, index: Any, worker: ThreadPoolExecutor, vectors_VD: Tensor, exact: bool, on_cpu: Any) -> None:
         self._index = index
         self._worker = worker
         self._vectors_VD = vectors_VD
+        self._on_cpu = on_cpu  # what ``save`` writes
         self._fallback: ExactIndex | None = None
+        self.capabilities = IndexCapabilities(exact=exact, device="cuda", max_k=MAX_K)
 
     @staticmethod
-    def why_not() -> str | None:
+    def why_not(kind: str = "flat") -> str | None:
         """Why this machine can't use the backend, None if it can."""
         try:
             faiss = import_faiss()
@@ -67,28 +88,38 @@ class FaissGpuIndex(VectorIndex):
         # the CPU wheel has get_num_gpus too, but not the resources
         if not hasattr(faiss, "StandardGpuResources"):
             return "the installed FAISS is the CPU build: uninstall faiss-cpu, then pip install 'bseq-plugin[gpu]'"
+        if kind == "cagra" and not hasattr(faiss, "GpuIndexCagra"):
+            return "this FAISS has no CAGRA: install faiss-gpu-cuvs, or use kind 'flat' or 'ivf_flat'"
         return None if faiss.get_num_gpus() > 0 else "FAISS sees no GPU: check nvidia-smi and CUDA_VISIBLE_DEVICES"
 
     @classmethod
     def build(cls, vectors_VD: Tensor, options: Any = None) -> FaissGpuIndex:
-        """Fill a flat index on CPU and copy it to the GPU.
+        """Build as ``options`` say and put the index on the GPU.
 
         Raises UsageError for vectors that are not finite, a GPU that is not there or too small,
         MissingDependencyError without a GPU build of FAISS.
         """
+        return cls._make(vectors_VD, options, None)
+
+    @classmethod
+    def _make(cls, vectors_VD: Tensor, options: Any, path: Path | None) -> FaissGpuIndex:
         vectors_VD, parsed = checked_vectors(vectors_VD), checked_options(cls.Options, options, cls.name)
-        faiss = _import_gpu_faiss(parsed.device)
-        flat = faiss.IndexFlatIP(vectors_VD.shape[1])
-        flat.add(vectors_VD.numpy())
+        _import_gpu_faiss(parsed)
+        size = vectors_VD.numel() * (2 if parsed.float16 else 4) / 2**20
+        if parsed.memory_mb is not None and size > parsed.memory_mb:
+            raise UsageError(
+                f"an index of {size:.0f} MB is over memory_mb = {parsed.memory_mb}; use float16 or 'exact'"
+            )
         worker = _worker(parsed.device)
         try:
-            index = worker.submit(_to_gpu, flat, parsed).result()
-        except RuntimeError as error:
-            size = vectors_VD.numel() * (2 if parsed.float16 else 4) / 2**20
+            on_cpu = faiss_gpu_build.cpu_part(vectors_VD, parsed, path)
+            index = worker.submit(_to_gpu, on_cpu, vectors_VD, parsed).result()
+        except (RuntimeError, AssertionError) as error:
             raise UsageError(
                 f"an index of {size:.0f} MB can't be put on GPU {parsed.device}: {error}. Use float16 or index 'exact'"
             ) from error
-        return cls(index, worker, vectors_VD)
+        keeps_file = parsed.kind == "ivf_flat" and parsed.build_on == "cpu"
+        return cls(index, worker, vectors_VD, parsed.kind == "flat", on_cpu if keeps_file else None)
 
     @torch.no_grad()
     def search(self, queries_BD: Tensor, k: int) -> tuple[Tensor, Tensor]:
@@ -99,7 +130,10 @@ class FaissGpuIndex(VectorIndex):
             return torch.empty(0, k), torch.empty(0, k, dtype=torch.int64)
         if self._fallback is None:
             try:
-                return search_with_ties(self._search, queries_BD, k, min(n_vectors, MAX_K))
+                if self.capabilities.exact:
+                    return search_with_ties(self._search, queries_BD, k, min(n_vectors, MAX_K))
+                _, rows_Bk = self._search(queries_BD, k)
+                return best_first(inner_products(queries_BD, self._vectors_VD, rows_Bk), rows_Bk)
             except RuntimeError as error:  # out of memory, or the device is lost
                 warnings.warn(f"GPU search failed ({error}); going on with exact search on the CPU", stacklevel=2)
                 self._fallback = ExactIndex.build(self._vectors_VD)
@@ -111,21 +145,26 @@ class FaissGpuIndex(VectorIndex):
         return torch.from_numpy(scores_Bk).masked_fill(rows_Bk < 0, -torch.inf), rows_Bk
 
     def save(self, path: Path) -> None:
-        """Nothing: a store published with a GPU opens anywhere."""
+        """The CPU form of an ``ivf_flat`` built on the CPU; else nothing: a store published with a GPU opens anywhere.
+
+        Raises StoreError if writing fails.
+        """
+        if self._on_cpu is not None:
+            write_index(self._on_cpu, path)
 
     @classmethod
     def load(cls, path: Path, vectors_VD: Tensor, options: Any = None) -> FaissGpuIndex:
-        """The same as ``build``; ``path`` is not read."""
-        return cls.build(vectors_VD, options)
+        """The index saved at ``path``, whose bytes the caller has verified, on the GPU; without a file as ``build``."""
+        return cls._make(vectors_VD, options, path if path.is_file() else None)
 
 
-def _import_gpu_faiss(device: int) -> Any:
-    reason = FaissGpuIndex.why_not()
+def _import_gpu_faiss(options: FaissGpuOptions) -> Any:
+    reason = FaissGpuIndex.why_not(options.kind)
     if reason is not None:
         raise MissingDependencyError(f"index 'faiss_gpu' is not usable here: {reason}; or use index 'exact'")
     faiss = import_faiss()
-    if device >= faiss.get_num_gpus():
-        raise UsageError(f"device = {device}; this machine has {faiss.get_num_gpus()} GPUs, counted from 0")
+    if options.device >= faiss.get_num_gpus():
+        raise UsageError(f"device = {options.device}; this machine has {faiss.get_num_gpus()} GPUs, counted from 0")
     return faiss
 
 
@@ -144,10 +183,8 @@ def _resources(device: int, pid: int) -> Any:
     return import_faiss().StandardGpuResources()
 
 
-def _to_gpu(flat: Any, options: FaissGpuOptions) -> Any:
-    faiss = import_faiss()
+def _to_gpu(on_cpu: Any, vectors_VD: Tensor, options: FaissGpuOptions) -> Any:
+    """Runs in the worker, which owns the resources."""
     resources = _resources(options.device, os.getpid())
     resources.setTempMemory(options.temp_memory_mb * 2**20)
-    cloning = faiss.GpuClonerOptions()
-    cloning.useFloat16 = options.float16
-    return faiss.index_cpu_to_gpu(resources, options.device, flat, cloning)
+    return faiss_gpu_build.on_gpu(on_cpu, vectors_VD, options, resources)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from bseq_plugin.data.sequences import Sequences
 from bseq_plugin.retrieval.blend import blend_scores, history_scores
+from bseq_plugin.retrieval.filters import RowFilters
 from bseq_plugin.retrieval.search import Excluded, Hits, search_items
 from bseq_plugin.retrieval.served import Served
 
@@ -31,6 +32,10 @@ class Candidates:
         """The same with user ``users[b]`` instead of b."""
         return Candidates(replace(self.hits, users_N=users[self.hits.users_N]), self.sources_N)
 
+    def take(self, places: np.ndarray) -> Candidates:
+        """Those at ``places`` (or under a mask)."""
+        return Candidates(self.hits.take(places), self.sources_N[places])
+
     @staticmethod
     def join(parts: list[Candidates]) -> Candidates:
         """All of them, ascending by user; the parts have no users in common."""
@@ -39,46 +44,63 @@ class Candidates:
         return Candidates(hits.take(order), np.concatenate([part.sources_N for part in parts])[order])
 
 
-def popular_candidates(served: Served, users: np.ndarray, k: int) -> Candidates:
-    """The k items with the most events, for each of ``users``; the score is the number of events."""
-    rows, counts = served.popular_rows[:k], served.popular_counts[:k]
-    n_hits = len(users) * len(rows)
-    hits = Hits(
-        np.repeat(users, len(rows)),
-        np.tile(rows, len(users)),
-        np.tile(counts, len(users)).astype(np.float32),
-        np.full(n_hits, -1, np.int64),
-    )
+def popular_candidates(served: Served, users: np.ndarray, k: int, filters: RowFilters) -> Candidates:
+    """The k items with the most events that may be shown, for each of ``users``; the score is the number of events.
+
+    ``filters``: of these users, numbered from 0.
+    """
+    shown_V = slice(None) if filters.allowed_V is None else filters.allowed_V[served.popular_rows]
+    rows, counts = served.popular_rows[shown_V], served.popular_counts[shown_V]
+    excluded = Excluded.of(filters.users_P, filters.rows_P, len(users), served.model.vocabulary.n_items)
+    n_rows = min(len(rows), k + int(excluded.counts_B.max(initial=0)))
+    kept_Bn = ~excluded.contains(np.arange(len(users))[:, None], rows[None, :n_rows])
+    kept_Bn &= np.cumsum(kept_Bn, axis=1) <= k
+    places_N, ranks_N = np.nonzero(kept_Bn)
+    n_hits = len(places_N)
+    hits = Hits(users[places_N], rows[ranks_N], counts[ranks_N].astype(np.float32), np.full(n_hits, -1, np.int64))
     return Candidates(hits, np.full(n_hits, POPULAR, object))
 
 
 def interest_candidates(
-    served: Served, histories: Sequences, k: int, exclude_seen: bool, blend: bool, at_us: int | None
+    served: Served,
+    histories: Sequences,
+    k: int,
+    exclude_seen: bool,
+    blend: bool,
+    at_us: int | None,
+    filters: RowFilters,
 ) -> Candidates:
     """The k best items by interest, blended with history if asked for; every user has a known item."""
     n_items = served.model.vocabulary.n_items
     known = histories.known()
     n_seen = known.n_events if exclude_seen else 0
-    excluded = Excluded.of(known.user_index[:n_seen], known.items[:n_seen] - 1, histories.n_users, n_items)
+    users_P = np.concatenate([known.user_index[:n_seen], filters.users_P])
+    rows_P = np.concatenate([known.items[:n_seen] - 1, filters.rows_P])
+    excluded = Excluded.of(users_P, rows_P, histories.n_users, n_items)
     interests_BKD = served.model.encode(histories)
-    hits = search_items(served.index, served.oracle, interests_BKD, min(k, n_items), excluded)
+    hits = search_items(served.index, served.oracle, interests_BKD, min(k, n_items), excluded, filters.allowed_V)
     if exclude_seen or not blend:  # without items of the history, the blend is the order of interest
         return Candidates(hits, np.full(len(hits.users_N), INTEREST, object))
-    return _blended(served, histories, interests_BKD, hits, k, at_us)
+    shown_P = ~excluded.contains(known.user_index, known.items - 1)
+    if filters.allowed_V is not None:
+        shown_P &= filters.allowed_V[known.items - 1]
+    return _blended(served, known.where(shown_P), interests_BKD, hits, k, _ages_from(served, histories, at_us))
 
 
 def _blended(
-    served: Served, histories: Sequences, interests_BKD: Tensor, hits: Hits, k: int, at_us: int | None
+    served: Served, histories: Sequences, interests_BKD: Tensor, hits: Hits, k: int, ages_from: int | np.ndarray | None
 ) -> Candidates:
     """The best k of (the top k by interest) and (the history): nothing else can be among the best k of all items.
 
     An item outside the history keeps its interest score, so whatever beats it by interest beats it in the blend.
     """
     n_items = served.model.vocabulary.n_items
-    ages_from = _ages_from(served, histories, at_us)
     past = history_scores(histories, ages_from, served.blend.half_life_days)
     recent = history_scores(histories, ages_from, served.blend.recent_half_life_days)  # of the same pairs
     keys_N, keys_P = hits.users_N * n_items + hits.rows_N, past.users_P * n_items + past.items_P - 1
+    if len(keys_P) == 0:  # nothing of any history may be shown
+        scores_N = blend_scores(hits.scores_N, np.zeros_like(hits.scores_N), served.blend)
+        return Candidates(replace(hits, scores_N=scores_N), np.full(len(keys_N), INTEREST, object))
     places_N = np.searchsorted(keys_P, keys_N).clip(max=len(keys_P) - 1)
     in_history_N = keys_P[places_N] == keys_N
     rest_P = ~np.isin(keys_P, keys_N)

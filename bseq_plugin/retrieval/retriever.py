@@ -8,6 +8,8 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,6 +21,7 @@ from bseq_plugin.data.sequences import Sequences
 from bseq_plugin.errors import StoreError, UsageError
 from bseq_plugin.model.interest_model import InterestModel
 from bseq_plugin.retrieval.candidates import Candidates, interest_candidates, popular_candidates
+from bseq_plugin.retrieval.filters import Filters, RowFilters, until_enough
 from bseq_plugin.retrieval.histories import History, anonymous, read_history, readable
 from bseq_plugin.retrieval.served import Served
 from bseq_plugin.retrieval.store import Store
@@ -96,6 +99,7 @@ class Retriever:
         blend: bool = True,
         at: object | None = None,
         allow_future_model: bool = False,
+        filters: Filters | None = None,
     ) -> pd.DataFrame:
         """The k best items of each user.
 
@@ -110,11 +114,13 @@ class Retriever:
                 all events; ages from the newest event of the store or of the user, whichever is later.
             allow_future_model: answer an ``at`` before the end of training too, with vectors and popularity that know
                 what came after it.
+            filters: what may be shown, beside ``exclude``: see ``Filters``.
 
         Returns:
             Columns user_id, item_id, rank (from 1), score (float32), interest (which of the user's interests; missing
-            for popular items), source ("interest", "history", "both" or "popular"). Users come in the order of the
-            history, best item first, no item twice. There are fewer than k rows where the catalogue has no more.
+            for popular items), source ("interest", "history", "both" or "popular"), exhausted. Users come in
+            the order of the history, best item first, no item twice. There are fewer than k rows where the catalogue
+            has no more that may be shown; then ``exhausted`` is True in all rows of the user (or the user has no row).
 
         Raises:
             UsageError: k below 1, an unknown user, an unknown ``exclude``, events that break the format, an ``at``
@@ -136,7 +142,11 @@ class Retriever:
                     "vectors know what came after it. Use a version trained before, or allow_future_model=True"
                 )
             histories = histories.between(None, at_us)
-        return self._answer(served, histories, k, exclude == "seen", blend, at_us)
+        rules = (filters or Filters()).resolve(served.model.vocabulary, histories.user_ids)
+        ask = _Asked(served, histories, exclude == "seen", blend, at_us, rules)
+        with self._lock:
+            self._n_unknown_items += ask.n_unknown
+        return _frame(ask.answer(int(k)), histories, served, int(k))
 
     def retrieve_items(
         self,
@@ -153,20 +163,6 @@ class Retriever:
         served = self._served
         return self.retrieve(anonymous(item_ids, served.model.vocabulary, served.watermark_us), k, exclude, blend)
 
-    def _answer(
-        self, served: Served, histories: Sequences, k: int, exclude_seen: bool, blend: bool, at_us: int | None
-    ) -> pd.DataFrame:
-        known_lengths_B = np.bincount(histories.user_index[histories.items > 0], minlength=histories.n_users)
-        with self._lock:
-            self._n_unknown_items += histories.n_events - int(known_lengths_B.sum())
-        active, cold = np.flatnonzero(known_lengths_B), np.flatnonzero(known_lengths_B == 0)
-        parts = [popular_candidates(served, cold, k)]
-        if len(active):
-            chosen = readable(histories.take(active), served.model.recipe.event_features)
-            found = interest_candidates(served, chosen, k, exclude_seen, blend, at_us)
-            parts.append(found.of_users(active))
-        return _frame(Candidates.join(parts), histories, served)
-
     def _check_process(self) -> None:
         if os.getpid() != self._pid:
             raise StoreError(
@@ -175,13 +171,64 @@ class Retriever:
             )
 
 
+@dataclass(frozen=True)
+class _Asked:
+    """One question: whose candidates, and under which rules."""
+
+    served: Served
+    histories: Sequences
+    exclude_seen: bool
+    blend: bool
+    at_us: int | None
+    filters: RowFilters
+
+    @cached_property
+    def _known_lengths_B(self) -> np.ndarray:
+        known = self.histories.user_index[self.histories.items > 0]
+        return np.bincount(known, minlength=self.histories.n_users)
+
+    @property
+    def n_unknown(self) -> int:
+        """Events of unknown items."""
+        return self.histories.n_events - int(self._known_lengths_B.sum())
+
+    def answer(self, k: int) -> Candidates:
+        """The k best of each user, within the quota if there is one."""
+        quota, n_users = self.filters.quota, self.histories.n_users
+        if quota is None:
+            return self._best(np.arange(n_users), k)
+
+        def find(users: np.ndarray, depth: int) -> tuple[np.ndarray, np.ndarray]:
+            hits = self._best(users, depth).hits
+            return hits.users_N, hits.rows_N
+
+        depths_B = until_enough(find, quota, n_users, k, self.served.model.vocabulary.n_items)
+        parts = [self._best(np.flatnonzero(depths_B == depth), int(depth)) for depth in np.unique(depths_B)]
+        found = Candidates.join(parts) if parts else self._best(np.arange(n_users), k)
+        found = found.take(quota.keeps(found.hits.users_N, found.hits.rows_N))
+        return found.take(found.hits.ranks() <= k)
+
+    def _best(self, users: np.ndarray, k: int) -> Candidates:
+        """The k best of the users at these places, without quota."""
+        cold, active = (users[self._known_lengths_B[users] == 0], users[self._known_lengths_B[users] > 0])
+        n_users = self.histories.n_users
+        parts = [popular_candidates(self.served, cold, k, self.filters.of_users(cold, n_users))]
+        if len(active):
+            chosen = readable(self.histories.take(active), self.served.model.recipe.event_features)
+            rules = self.filters.of_users(active, n_users)
+            found = interest_candidates(self.served, chosen, k, self.exclude_seen, self.blend, self.at_us, rules)
+            parts.append(found.of_users(active))
+        return Candidates.join(parts)
+
+
 def _check_k(k: int) -> None:
     if isinstance(k, bool) or not isinstance(k, int | np.integer) or k < 1:
         raise UsageError(f"k = {k!r}; give a whole number of 1 or more")
 
 
-def _frame(found: Candidates, histories: Sequences, served: Served) -> pd.DataFrame:
+def _frame(found: Candidates, histories: Sequences, served: Served, k: int) -> pd.DataFrame:
     hits = found.hits
+    exhausted_B = np.bincount(hits.users_N, minlength=histories.n_users) < k
     return pd.DataFrame(
         {
             USER: histories.user_ids[hits.users_N],
@@ -190,5 +237,6 @@ def _frame(found: Candidates, histories: Sequences, served: Served) -> pd.DataFr
             "score": hits.scores_N,
             "interest": pd.arrays.IntegerArray(hits.interests_N, hits.interests_N < 0),
             "source": found.sources_N,
+            "exhausted": exhausted_B[hits.users_N],
         }
     )

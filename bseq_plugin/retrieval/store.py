@@ -14,7 +14,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
-import re
 import secrets
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -39,15 +38,14 @@ from bseq_plugin.retrieval.version import (
     SCHEMA,
     VERSION_NAME,
     StoreVersion,
+    read_pointer,
     verify_version,
     version_number,
 )
 
 CURRENT, VERSIONS, LOCK = "CURRENT", "versions", "publish.lock"
 RESERVED = {"schema", "number", "parent", "created_at", "files"}
-SHA256 = re.compile(r"[0-9a-f]{64}")
 Loaded = TypeVar("Loaded")
-MAX_CURRENT_BYTES = 4096
 
 
 class Store:
@@ -71,7 +69,13 @@ class Store:
     def current(self) -> StoreVersion:
         """The version CURRENT names, verified. Raises StoreError if there is none or anything about it is wrong."""
         name, sha256 = self._read_current()
-        return self.verify(name, sha256)
+        try:
+            return self.verify(name, sha256)
+        except StoreError:
+            newer, newer_sha256 = self._read_current()
+            if newer == name:
+                raise
+            return self.verify(newer, newer_sha256)  # published, and the old one collected, since CURRENT was read
 
     def current_name(self) -> str:
         """The name in CURRENT, nothing else read. Raises StoreError if there is none or it is damaged."""
@@ -104,6 +108,10 @@ class Store:
         if not VERSION_NAME.fullmatch(name):
             raise StoreError(f"{name!r} is no name of a version; there are: {', '.join(self.versions()) or '(none)'}")
         return verify_version(self._versions / name, manifest_sha256)
+
+    def folder(self, name: str) -> Path:
+        """Where the files of version ``name`` are, or would be."""
+        return self._versions / name
 
     def publish(self, write: Callable[[Path], None], manifest: Mapping[str, Any]) -> str:
         """Make a new current version and return its name.
@@ -139,20 +147,28 @@ class Store:
             raw = read_small(self._versions / name / MANIFEST, MAX_MANIFEST_BYTES)
             self._point(name, hashlib.sha256(raw).hexdigest())
 
+    def rollback(self) -> str:
+        """Make the newest intact version before the current one current again; returns its name.
+
+        Raises StoreError if there is none; CURRENT stays as it is.
+        """
+        current = version_number(self.current_name())
+        for name in reversed([name for name in self.versions() if version_number(name) < current]):
+            with contextlib.suppress(StoreError):
+                self.verify(name)
+                break
+        else:
+            raise StoreError(f"store {str(self.path)!r} has no intact version before {self.current_name()}")
+        self.point_to(name)
+        return name
+
     def _read_current(self) -> tuple[str, str]:
         path = self.path / CURRENT
         if not os.path.lexists(path):
             raise StoreError(
                 f"store {str(self.path)!r} has no {CURRENT}: nothing is published there yet (bseq publish)"
             )
-        values = parse_object(read_small(path, MAX_CURRENT_BYTES), str(path))
-        name, sha256 = values.get("version"), values.get("manifest_sha256")
-        if not isinstance(name, str) or not isinstance(sha256, str):
-            raise StoreError(f"{str(path)!r} is damaged: it lacks 'version' or 'manifest_sha256'")
-        match = VERSION_NAME.fullmatch(name)
-        if match is None or not SHA256.fullmatch(sha256) or match[2] != sha256[:8]:
-            raise StoreError(f"{str(path)!r} is damaged: it names version {name!r}")
-        return name, sha256
+        return read_pointer(path)
 
     def _fallbacks(self) -> list[str]:
         """Versions to try when the current one is damaged: those before it newest first, then those after it.

@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import weakref
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,31 @@ SCHEMA = 1
 MANIFEST = "MANIFEST.json"
 VERSION_NAME = re.compile(r"v(\d{8,18})-([0-9a-f]{8})", re.ASCII)
 MAX_MANIFEST_BYTES = 64 * 2**20
+MAX_CURRENT_BYTES = 4096
+SHA256 = re.compile(r"[0-9a-f]{64}")
+
+
+class SharedLock:
+    """A shared lock on a manifest, held until this object is gone; opening a file to read is all it needs."""
+
+    def __init__(self, path: Path) -> None:
+        """Raises StoreError if the file can't be opened or is being removed."""
+        import fcntl  # not on Windows
+
+        try:
+            # neither a link nor a pipe is followed or waited for
+            descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
+        except OSError as error:
+            raise StoreError(f"can't read {str(path)!r}: {error.strerror}") from error
+        self._finalizer = weakref.finalize(self, os.close, descriptor)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise StoreError(f"{str(path.parent)!r} is being removed by the garbage collector") from error
+        except OSError:  # a file system without locks: the grace period has to do
+            pass
+        if not os.path.lexists(path):
+            raise StoreError(f"{str(path.parent)!r} was removed by the garbage collector")
 
 
 @dataclass(frozen=True)
@@ -26,6 +52,7 @@ class StoreVersion:
     name: str
     folder: Path
     manifest: Mapping[str, Any]
+    lease: SharedLock | None = field(default=None, compare=False, repr=False)  # keeps the collector away
 
     def has(self, name: str) -> bool:
         """Whether the version has a file ``name``."""
@@ -45,6 +72,18 @@ def version_number(name: str) -> int:
     return int(name[1:].partition("-")[0])
 
 
+def read_pointer(path: Path) -> tuple[str, str]:
+    """``(version, manifest_sha256)`` of a CURRENT file. Raises StoreError if it makes no sense."""
+    values = parse_object(read_small(path, MAX_CURRENT_BYTES), str(path))
+    name, sha256 = values.get("version"), values.get("manifest_sha256")
+    if not isinstance(name, str) or not isinstance(sha256, str):
+        raise StoreError(f"{str(path)!r} is damaged: it lacks 'version' or 'manifest_sha256'")
+    match = VERSION_NAME.fullmatch(name)
+    if match is None or not SHA256.fullmatch(sha256) or match[2] != sha256[:8]:
+        raise StoreError(f"{str(path)!r} is damaged: it names version {name!r}")
+    return name, sha256
+
+
 def verify_version(folder: Path, manifest_sha256: str | None = None) -> StoreVersion:
     """Check the manifest, then the size and sha256 of every file, before anything is parsed.
 
@@ -57,6 +96,7 @@ def verify_version(folder: Path, manifest_sha256: str | None = None) -> StoreVer
     name, match = folder.name, VERSION_NAME.fullmatch(folder.name)
     if match is None or os.path.islink(folder) or not os.path.isdir(folder):
         raise StoreError(f"there is no version {str(folder)!r}")
+    lease = SharedLock(folder / MANIFEST)  # before anything is read: what is checked must not go away afterwards
     raw = read_small(folder / MANIFEST, MAX_MANIFEST_BYTES)
     digest = hashlib.sha256(raw).hexdigest()
     if not digest.startswith(match[2]) or manifest_sha256 not in (None, digest):
@@ -71,4 +111,4 @@ def verify_version(folder: Path, manifest_sha256: str | None = None) -> StoreVer
         raise StoreError(f"version {name}: {MANIFEST} is of version number {manifest.get('number')!r}")
     for file_name, entry in files.items():
         verify_file(folder, file_name, entry)
-    return StoreVersion(name, folder, manifest)
+    return StoreVersion(name, folder, manifest, lease)

@@ -113,17 +113,32 @@ class IndexCapabilities:
     exact: bool
     device: str = "cpu"  # "cpu" or "cuda"
     max_k: int | None = None  # the largest k of one search, None = no limit
+    masks: bool = False  # it has ``search_masked``
+
+
+@dataclass(frozen=True)
+class RowMask:
+    """Which rows a masked search may return.
+
+    Attributes:
+        allowed_V: bool [V], None = all rows.
+        denied: int64 ``(queries_P, rows_P)``, pairs that are left out besides, in any order; None = none.
+    """
+
+    allowed_V: Tensor | None = None
+    denied: tuple[Tensor, Tensor] | None = None
 
 
 class VectorIndex(ABC):
-    """Maximum-inner-product search over row-numbered vectors. Knows no item ids and no filters.
+    """Maximum-inner-product search over row-numbered vectors. Knows no item ids; filters only if it says so.
 
-    ``options`` come from the recipe of ``publish``; vectors and queries are float32 tensors on CPU.
+    ``options`` come from the recipe of ``publish``; vectors and queries are float32 tensors on CPU. ``capabilities``
+    of an instance may differ from those of its class where options decide.
     """
 
     name: ClassVar[str]
     Options: ClassVar[type[PartOptions]] = PartOptions
-    capabilities: ClassVar[IndexCapabilities]
+    capabilities: IndexCapabilities
 
     @classmethod
     @abstractmethod
@@ -137,6 +152,10 @@ class VectorIndex(ABC):
         Equal scores are in ascending row order where the backend is exact. Raises UsageError for a wrong width,
         k out of range, or NaN in the queries.
         """
+
+    def search_masked(self, queries_BD: Tensor, k: int, mask: RowMask) -> tuple[Tensor, Tensor]:
+        """``search`` among the rows that ``mask`` leaves; asked only of a backend with ``capabilities.masks``."""
+        raise NotImplementedError(f"index {self.name!r} has no masked search: capabilities.masks is False")
 
     @abstractmethod
     def save(self, path: Path) -> None:

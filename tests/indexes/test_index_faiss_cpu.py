@@ -11,7 +11,7 @@ import torch
 
 from bseq_plugin.errors import MissingDependencyError, StoreError, UsageError
 from bseq_plugin.indexes.exact import ExactIndex
-from bseq_plugin.indexes.faiss_cpu import FaissCpuIndex
+from bseq_plugin.indexes.faiss_cpu import FaissCpuIndex, sized_factory
 from bseq_plugin.testing.indexes import IndexTests, vectors
 
 
@@ -29,6 +29,76 @@ class TestFaissIvf(IndexTests):
     index = FaissCpuIndex
     options: ClassVar = {"factory": "IVF4,Flat", "nprobe": 3}
     exact = False
+
+
+class TestFaissIvfKind(IndexTests):
+    index = FaissCpuIndex
+    options: ClassVar = {"factory": "ivf_flat", "nprobe": 8}
+    exact = False
+
+
+class TestFaissIvfPq(IndexTests):
+    index = FaissCpuIndex
+    options: ClassVar = {"factory": "ivf_pq", "nprobe": 12}
+    exact = False
+
+
+class TestFaissHnswKind(IndexTests):
+    index = FaissCpuIndex
+    options: ClassVar = {"factory": "hnsw", "ef_search": 64}
+    exact = False
+
+
+class TestFaissOwnRefinement(IndexTests):
+    index = FaissCpuIndex
+    options: ClassVar = {"factory": "IVF4,PQ8x4fs,RFlat", "nprobe": 4, "refine": 10}
+    exact = False
+    test_any_shape = None  # PQ8 needs a width that 8 divides
+
+
+def test_only_the_flat_factory_says_it_is_exact():
+    vectors_VD = vectors(500, 8)
+    exact = {
+        f: FaissCpuIndex.build(vectors_VD, {"factory": f}).capabilities.exact for f in ("Flat", "ivf_flat", "hnsw")
+    }
+    assert exact == {"Flat": True, "ivf_flat": False, "hnsw": False}
+
+
+@pytest.mark.parametrize(
+    ("factory", "n", "dim", "sized"),
+    [
+        ("ivf_flat", 1_000_000, 64, "IVF4096,Flat"),
+        ("ivf_flat", 10, 64, "IVF1,Flat"),
+        ("ivf_pq", 100_000, 64, "IVF1024,PQ32x4fs"),
+        ("ivf_pq", 100_000, 7, "IVF1024,PQ7x4fs"),
+        ("hnsw", 5, 7, "HNSW32"),
+        ("SQ8", 5, 7, "SQ8"),
+    ],
+)
+def test_kinds_are_sized_for_the_catalogue(factory, n, dim, sized):
+    assert sized_factory(factory, n, dim) == sized
+
+
+def test_refinement_by_the_vectors_finds_what_codes_alone_miss():
+    vectors_VD, queries_BD = vectors(3_000, 16), vectors(50, 16, seed=1)
+    wanted_Bk = ExactIndex.build(vectors_VD).search(queries_BD, 10)[1]
+
+    def recall(refine):
+        options = {"factory": "ivf_pq", "nprobe": 64, "refine": refine}
+        rows_Bk = FaissCpuIndex.build(vectors_VD, options).search(queries_BD, 10)[1]
+        return float((wanted_Bk[:, :, None] == rows_Bk[:, None, :]).any(2).float().mean())
+
+    assert recall(1) < 0.9
+    assert recall(20) > 0.97
+
+
+@pytest.mark.parametrize("factory", ["Flat", "ivf_flat", "ivf_pq", "hnsw"])
+def test_the_same_vectors_give_the_same_bytes(tmp_path, factory):
+    files = []
+    for turn in range(2):
+        FaissCpuIndex.build(vectors(3_000, 8), {"factory": factory}).save(tmp_path / str(turn))
+        files.append((tmp_path / str(turn)).read_bytes())
+    assert files[0] == files[1]
 
 
 def test_the_same_rows_as_the_exact_index():
@@ -61,7 +131,14 @@ def test_a_factory_faiss_refuses_is_a_usage_error(factory):
 
 
 @pytest.mark.parametrize(
-    "options", [{"nprobe": 2}, {"factory": "HNSW16", "nprobe": 2}, {"factory": "IVF4,Flat", "ef_search": 9}]
+    "options",
+    [
+        {"nprobe": 2},
+        {"refine": 2},
+        {"factory": "ivf_flat", "refine": 2},
+        {"factory": "HNSW16", "nprobe": 2},
+        {"factory": "IVF4,Flat", "ef_search": 9},
+    ],
 )
 def test_a_search_option_that_does_not_apply_is_refused(options):
     with pytest.raises(UsageError, match="does not apply"):

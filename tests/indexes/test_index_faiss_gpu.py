@@ -3,95 +3,18 @@
 from __future__ import annotations
 
 import sys
-import threading
-import types
 import warnings
 from concurrent.futures import ThreadPoolExecutor
+from typing import ClassVar
 
 import numpy as np
 import pytest
 import torch
 
 from bseq_plugin.errors import MissingDependencyError, UsageError
-from bseq_plugin.indexes import faiss_gpu
 from bseq_plugin.indexes.exact import ExactIndex
 from bseq_plugin.indexes.faiss_gpu import MAX_K, FaissGpuIndex
 from bseq_plugin.testing.indexes import IndexTests, vectors
-
-
-class FakeGpu:
-    """A module that looks like GPU FAISS and refuses what the real one can't do (faults.md 0.1, 0.7; facts.md 1.2)."""
-
-    def __init__(self, n_gpus: int = 1, memory: int = 2**30) -> None:
-        import faiss
-
-        self.memory = memory
-        self.n_resources = 0
-        self.out_of_memory = False  # set during a test: the next search fails
-        self.module = types.ModuleType("faiss")
-        self.module.__dict__.update(
-            {n: getattr(faiss, n) for n in ("IndexFlatIP", "IndexFlat", "METRIC_INNER_PRODUCT")}
-        )
-        self.module.get_num_gpus = lambda: n_gpus
-        self.module.StandardGpuResources = lambda: FakeResources(self)
-        self.module.GpuClonerOptions = types.SimpleNamespace
-        self.module.index_cpu_to_gpu = self.index_cpu_to_gpu
-
-    def index_cpu_to_gpu(self, resources, device, index, options=None):
-        resources.check_thread()
-        if not isinstance(index, self.module.IndexFlat):
-            raise RuntimeError("This index type is not implemented on GPU.")
-        if index.ntotal * index.d * 4 > self.memory:
-            raise RuntimeError("Error: cudaMalloc error out of memory")
-        return FakeGpuFlat(self, resources, index)
-
-
-class FakeResources:
-    def __init__(self, gpu):
-        self.thread = threading.get_ident()
-        self.temp_memory = None
-        gpu.n_resources += 1
-
-    def check_thread(self):
-        if threading.get_ident() != self.thread:
-            raise SystemError("GPU resources used by another thread than the one that made them")
-
-    def setTempMemory(self, size):
-        self.check_thread()
-        self.temp_memory = size
-
-
-class FakeGpuFlat:
-    """No ``remove_ids``, no ``add_with_ids``; ``params`` with a selector is accepted and ignored, as on a GPU."""
-
-    def __init__(self, gpu, resources, index):
-        self._gpu, self._resources, self._index = gpu, resources, index
-        self.d, self.ntotal, self.metric_type = index.d, index.ntotal, index.metric_type
-
-    def search(self, x, k, params=None):
-        self._resources.check_thread()
-        if self._gpu.out_of_memory:
-            raise RuntimeError("Error: cudaMalloc error out of memory")
-        if k > 2048:
-            raise RuntimeError("GPU index only supports min/max-K selection up to 2048")
-        if x.dtype != np.float32 or not x.flags.c_contiguous or x.ndim != 2 or x.shape[1] != self.d:
-            raise SystemError("GPU search needs contiguous float32 of the right width")
-        return self._index.search(x, k)
-
-
-@pytest.fixture
-def use_fake(monkeypatch):
-    """A function that puts a fake GPU FAISS in place."""
-
-    def use(**settings):
-        gpu = FakeGpu(**settings)
-        monkeypatch.setitem(sys.modules, "faiss", gpu.module)
-        monkeypatch.setattr(faiss_gpu, "_workers", {})
-        faiss_gpu._resources.cache_clear()
-        return gpu
-
-    yield use
-    faiss_gpu._resources.cache_clear()
 
 
 class TestFaissGpuOnTheFake(IndexTests):
@@ -102,9 +25,79 @@ class TestFaissGpuOnTheFake(IndexTests):
         use_fake()
 
 
+class TestIvfOnTheFake(TestFaissGpuOnTheFake):
+    options: ClassVar = {"kind": "ivf_flat", "n_lists": 4, "nprobe": 3}
+    exact = False
+
+
+class TestIvfBuiltOnTheFake(TestFaissGpuOnTheFake):
+    options: ClassVar = {"kind": "ivf_flat", "n_lists": 4, "nprobe": 3, "build_on": "gpu"}
+    exact = False
+
+
+class TestCagraOnTheFake(IndexTests):
+    index = FaissGpuIndex
+    options: ClassVar = {"kind": "cagra"}
+    exact = False
+
+    @pytest.fixture(autouse=True)
+    def _fake(self, use_fake):
+        use_fake(cagra=True)
+
+
 @pytest.mark.gpu
 class TestFaissGpu(IndexTests):
     index = FaissGpuIndex
+
+
+@pytest.mark.gpu
+class TestIvfOnAGpu(IndexTests):
+    index = FaissGpuIndex
+    options: ClassVar = {"kind": "ivf_flat", "n_lists": 4, "nprobe": 3}
+    exact = False
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(FaissGpuIndex.why_not("cagra") is not None, reason="this FAISS has no CAGRA")
+class TestCagraOnAGpu(IndexTests):
+    index = FaissGpuIndex
+    options: ClassVar = {"kind": "cagra"}
+    exact = False
+
+
+def test_cagra_needs_a_build_that_has_it(use_fake):
+    use_fake()
+    with pytest.raises(MissingDependencyError, match=r"no CAGRA.*faiss-gpu-cuvs"):
+        FaissGpuIndex.build(vectors(300, 8), {"kind": "cagra"})
+
+
+def test_capabilities_say_what_the_options_give(use_fake):
+    use_fake()
+    vectors_VD = vectors(300, 8)
+    assert FaissGpuIndex.build(vectors_VD).capabilities.exact
+    ivf = FaissGpuIndex.build(vectors_VD, {"kind": "ivf_flat"}).capabilities
+    assert (ivf.exact, ivf.device, ivf.max_k, ivf.masks) == (False, "cuda", MAX_K, False)
+
+
+def test_an_ivf_built_on_the_cpu_opens_without_a_gpu(use_fake, tmp_path):
+    """The saved file is a plain CPU index."""
+    import faiss
+
+    use_fake()
+    vectors_VD, queries_BD = vectors(300, 8), vectors(4, 8, seed=1)
+    built = FaissGpuIndex.build(vectors_VD, {"kind": "ivf_flat", "n_lists": 4, "nprobe": 4})
+    built.save(tmp_path / "items.index")
+    on_cpu = faiss.read_index(str(tmp_path / "items.index"))
+    on_cpu.nprobe = 4
+    np.testing.assert_array_equal(on_cpu.search(queries_BD.numpy(), 10)[1], built.search(queries_BD, 10)[1].numpy())
+
+
+def test_an_index_over_the_cap_is_refused_before_the_gpu_is_touched(use_fake):
+    gpu = use_fake()
+    with pytest.raises(UsageError, match="over memory_mb = 1"):
+        FaissGpuIndex.build(vectors(70_000, 8), {"memory_mb": 1})
+    FaissGpuIndex.build(vectors(70_000, 8), {"memory_mb": 2, "float16": True})
+    assert gpu.n_resources == 1
 
 
 @pytest.mark.gpu

@@ -15,7 +15,7 @@ from bseq_plugin.retrieval.blend import BlendWeights, history_scores
 from bseq_plugin.retrieval.publish import publish_model
 from bseq_plugin.retrieval.retriever import Retriever
 
-COLUMNS = ["user_id", "item_id", "rank", "score", "interest", "source"]
+COLUMNS = ["user_id", "item_id", "rank", "score", "interest", "source", "exhausted"]
 DAY_US = 86_400_000_000
 WEIGHTS = BlendWeights(1.0, 2.5, 20.0, 1.5, 4.0)
 

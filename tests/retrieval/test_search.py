@@ -8,6 +8,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from bseq_plugin.errors import PluginError
 from bseq_plugin.indexes.exact import ExactIndex
 from bseq_plugin.retrieval import search
 from bseq_plugin.retrieval.search import Excluded, Hits, search_items
@@ -23,6 +24,12 @@ class LimitedIndex(ExactIndex):
         if k > 5:
             raise AssertionError(f"asked for {k}")
         return super().search(queries_BD, k)
+
+
+class UnmaskedIndex(ExactIndex):
+    """Exact, and asked in excess."""
+
+    capabilities = IndexCapabilities(exact=True)
 
 
 class BlindIndex(ExactIndex):
@@ -57,7 +64,7 @@ def as_tuples(hits):
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
-@pytest.mark.parametrize("kind", [ExactIndex, LimitedIndex, BlindIndex])
+@pytest.mark.parametrize("kind", [ExactIndex, UnmaskedIndex, LimitedIndex, BlindIndex])
 def test_equals_brute_force(monkeypatch, kind, data):
     n_users, n_interests, n_items = (data.draw(st.integers(1, m)) for m in (6, 3, 25))
     k, seed = data.draw(st.integers(1, n_items)), data.draw(st.integers(0, 99))
@@ -67,7 +74,13 @@ def test_equals_brute_force(monkeypatch, kind, data):
     vectors_VD, interests_BKD = whole((n_items, 3), seed), whole((n_users, n_interests, 3), seed + 1)
     users, rows = (np.array([p[i] for p in pairs], np.int64) for i in (0, 1))
     excluded = Excluded.of(users, rows, n_users, n_items)
-    hits = search_items(kind.build(vectors_VD), ExactIndex.build(vectors_VD), interests_BKD, k, excluded)
+    allowed = data.draw(st.none() | st.lists(st.booleans(), min_size=n_items, max_size=n_items))
+    allowed_V = None if allowed is None else np.array(allowed)
+    monkeypatch.setattr(search, "MIN_ALLOWED_SHARE", data.draw(st.sampled_from([0.0, 0.5])))
+    oracle = ExactIndex.build(vectors_VD)
+    hits = search_items(kind.build(vectors_VD), oracle, interests_BKD, k, excluded, allowed_V)
+    if allowed is not None:
+        pairs += [(user, row) for user in range(n_users) for row in range(n_items) if not allowed[row]]
     wanted = brute_force(interests_BKD, vectors_VD, k, set(pairs))
     if kind is not BlindIndex:
         assert as_tuples(hits) == wanted
@@ -111,14 +124,17 @@ def test_no_exclusions_ask_for_k_only():
     assert depths == [7]
 
 
-def test_no_search_is_larger_than_promised(monkeypatch):
+@pytest.mark.parametrize("masks", [True, False])
+def test_no_search_is_larger_than_promised(monkeypatch, masks):
     monkeypatch.setattr(search, "HITS_PER_SEARCH", 200)
     sizes = []
 
     class Spy(ExactIndex):
-        def search(self, queries_BD, k):
+        capabilities = IndexCapabilities(exact=True, masks=masks)
+
+        def search_masked(self, queries_BD, k, mask):
             sizes.append(len(queries_BD) * k)
-            return super().search(queries_BD, k)
+            return super().search_masked(queries_BD, k, mask)
 
     vectors_VD = whole((100, 3), 0)
     index = Spy.build(vectors_VD)
@@ -126,6 +142,36 @@ def test_no_search_is_larger_than_promised(monkeypatch):
     hits = search_items(index, index, whole((30, 2, 3), 1), 10, Excluded.of(users, rows, 30, 100))
     assert len(hits.rows_N) == 300
     assert max(sizes) <= 200
+
+
+@pytest.mark.parametrize("fault", ["shape", "dtype", "row", "nan"])
+def test_what_a_plugin_gives_is_checked(fault):
+    """faults.md 50: a wrong answer of somebody's index is an error that names it, never a wrong candidate."""
+
+    class Odd(ExactIndex):
+        name = "odd"
+        capabilities = IndexCapabilities(exact=True)
+
+        def search(self, queries_BD, k):
+            scores_Bk, rows_Bk = super().search(queries_BD, k)
+            if fault == "nan":
+                scores_Bk[0, 0] = torch.nan
+            return {
+                "shape": (scores_Bk[:, :-1], rows_Bk[:, :-1]),
+                "dtype": (scores_Bk, rows_Bk.int()),
+                "row": (scores_Bk, rows_Bk + 8),
+                "nan": (scores_Bk, rows_Bk),
+            }[fault]
+
+    vectors_VD, nothing = whole((10, 3), 0), np.empty(0, np.int64)
+    with pytest.raises(PluginError, match="'odd'"):
+        search_items(
+            Odd.build(vectors_VD),
+            ExactIndex.build(vectors_VD),
+            whole((2, 1, 3), 1),
+            3,
+            Excluded.of(nothing, nothing, 2, 10),
+        )
 
 
 @given(

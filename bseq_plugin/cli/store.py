@@ -1,0 +1,136 @@
+"""``bseq store list|verify|rollback|gc``."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.table import Table
+
+from bseq_plugin.cli.common import note, out
+
+StorePath = Annotated[Path, typer.Argument(help="Store directory.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands of this module."""
+    group = typer.Typer(no_args_is_help=True, help="Look after a store: list, verify, rollback, gc.")
+    group.command("list")(list_versions)
+    group.command()(verify)
+    group.command()(rollback)
+    group.command()(gc)
+    app.add_typer(group, name="store")
+
+
+def list_versions(store: StorePath, as_json: AsJson = False) -> None:
+    """The versions of a store, oldest first, as their manifests describe them; nothing is verified.
+
+    Example: `bseq store list store`
+    """
+    rows = [_row(store, name) for name in _store(store).versions()]
+    if as_json:
+        typer.echo(json.dumps(rows, indent=1))
+        return
+    table = Table("version", "", "created", "index", "items", "users", "MB", title=str(store), title_justify="left")
+    for row in rows:
+        marks = ", ".join(word for word in ("current", "in use") if row[word.replace(" ", "_")])
+        megabytes = f"{row['bytes'] / 1e6:.1f}"
+        cells = (row["version"], marks, row["created_at"], row["index"], row["n_items"], row["n_users"], megabytes)
+        table.add_row(*map(str, cells))
+    out.print(table)
+
+
+def verify(
+    store: StorePath,
+    version: Annotated[str | None, typer.Argument(help="One version; default: all of them.")] = None,
+) -> None:
+    """Check every byte of one or all versions against the manifests. Ends with 1 if one is damaged.
+
+    Example: `bseq store verify store`
+    """
+    from bseq_plugin.errors import StoreError
+
+    opened, damaged = _store(store), 0
+    opened.current_name()
+    for name in [version] if version else opened.versions():
+        try:
+            found = opened.verify(name)
+        except StoreError as error:
+            damaged += 1
+            out.print(f"[red]damaged[/red] {error}", soft_wrap=True, highlight=False)
+        else:
+            out.print(f"[green]intact[/green]  {found.name}", highlight=False)
+    if damaged:
+        raise typer.Exit(1)
+
+
+def rollback(
+    store: StorePath,
+    version: Annotated[str | None, typer.Argument(help="Default: the newest intact one before the current.")] = None,
+) -> None:
+    """Make an earlier version current again, after every byte of it was checked.
+
+    Example: `bseq store rollback store`
+    """
+    opened = _store(store)
+    if version is None:
+        version = opened.rollback()
+    else:
+        opened.point_to(version)
+    note.print(f"{version} is current in {store}")
+
+
+def gc(
+    store: StorePath,
+    keep: Annotated[int, typer.Option("--keep", help="How many of the newest versions stay.")] = 3,
+    grace: Annotated[float, typer.Option("--grace", help="Seconds for which any version stays.")] = 600.0,
+) -> None:
+    """Remove old versions; the current one and those that a process reads always stay.
+
+    Example: `bseq store gc store --keep 3`
+    """
+    from bseq_plugin.retrieval.retention import collect_garbage
+
+    done = collect_garbage(_store(store), keep, grace)
+    for name in done.removed:
+        out.print(f"removed {name}", highlight=False)
+    for name, why in done.kept.items():
+        out.print(f"kept    {name}  {why}", highlight=False)
+
+
+def _store(path: Path) -> Any:
+    from bseq_plugin.retrieval.store import Store
+
+    return Store(path)
+
+
+def _row(path: Path, name: str) -> dict[str, Any]:
+    from bseq_plugin.errors import StoreError
+    from bseq_plugin.retrieval.disk import parse_object, read_small
+    from bseq_plugin.retrieval.retention import in_use
+    from bseq_plugin.retrieval.version import MANIFEST, MAX_MANIFEST_BYTES
+
+    store = _store(path)
+    try:
+        manifest = parse_object(read_small(store.folder(name) / MANIFEST, MAX_MANIFEST_BYTES), name)
+    except StoreError:
+        manifest = {}
+    try:
+        current = store.current_name()
+    except StoreError:
+        current = None
+    files, index = manifest.get("files"), manifest.get("index")
+    sizes = [entry.get("bytes", 0) for entry in files.values()] if isinstance(files, dict) else []
+    return {
+        "version": name,
+        "current": name == current,
+        "in_use": in_use(store.folder(name)),
+        "created_at": manifest.get("created_at"),
+        "index": index.get("name") if isinstance(index, dict) else None,
+        "n_items": manifest.get("n_items"),
+        "n_users": manifest.get("n_users"),
+        "bytes": sum(sizes),
+    }

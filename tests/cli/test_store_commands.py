@@ -1,0 +1,59 @@
+"""``bseq store``: each command against what the store itself says."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from bseq_plugin.retrieval.publish import publish
+from bseq_plugin.retrieval.store import Store
+
+
+@pytest.fixture
+def three(tiny_run, tmp_path):
+    """A store with three versions, and their names."""
+    names = [publish(tiny_run, tmp_path / "store") for _ in range(3)]
+    return tmp_path / "store", names
+
+
+def test_list_says_what_the_manifests_say(bseq, three):
+    path, names = three
+    code, out, _ = bseq("store", "list", path, "--json")
+    rows = json.loads(out)
+    assert (code, [row["version"] for row in rows]) == (0, names)
+    assert [row["current"] for row in rows] == [False, False, True]
+    manifest = Store(path).current().manifest
+    assert rows[-1]["n_items"] == manifest["n_items"]
+    assert rows[-1]["bytes"] == sum(entry["bytes"] for entry in manifest["files"].values())
+    assert all(name in bseq("store", "list", path)[1] for name in names)
+
+
+def test_verify_names_what_is_damaged(bseq, three):
+    path, names = three
+    assert bseq("store", "verify", path)[0] == 0
+    (path / "versions" / names[1] / "blend.json").write_text("{}")
+    code, out, _ = bseq("store", "verify", path)
+    assert (code, out.count("intact"), f"{names[1]}/blend.json" in out) == (1, 2, True)
+    assert bseq("store", "verify", path, names[0])[0] == 0
+    assert bseq("store", "verify", path, names[1])[0] == 1
+
+
+def test_rollback_and_gc(bseq, three):
+    path, names = three
+    assert bseq("store", "rollback", path)[0] == 0
+    assert Store(path).current_name() == names[1]
+    assert bseq("store", "rollback", path, names[0])[0] == 0
+    assert Store(path).current_name() == names[0]
+    code, _, err = bseq("store", "rollback", path)
+    assert (code, "no intact version" in err) == (1, True)
+    code, out, _ = bseq("store", "gc", path, "--keep", 1, "--grace", 0)
+    assert (code, f"removed {names[1]}" in out) == (0, True)
+    assert Store(path).versions() == [names[0], names[2]]
+    assert bseq("store", "gc", path, "--keep", 0)[0] == 2
+
+
+@pytest.mark.parametrize("command", ["verify", "rollback", "gc"])
+def test_a_folder_without_a_store_is_a_failure(bseq, tmp_path, command):
+    code, _, err = bseq("store", command, tmp_path / "nothing")
+    assert (code, "nothing is published" in err) == (1, True)
