@@ -10,13 +10,13 @@ from bseq_plugin.data.events import ITEM, USER, Events
 from bseq_plugin.schema.recipe import Recipe
 
 AUTO = "auto"
-AUTO_DESCRIPTION = "Chosen from the log: its number of items and events, and how long its histories are."
+AUTO_DESCRIPTION = "Chosen from the log: its numbers of items and events, and the lengths of its histories."
 WHOLE_CATALOGUE = 4_096  # items up to which every one of them is a candidate: sampling would save little
 N_CANDIDATES = 1_024
-EVENTS_A_BATCH = 1_024
+EVENTS_A_BATCH = 768
 TARGETS = 5_000_000  # that a schedule goes through, again and again; a short log is not gone through more often than
 MOST_EPOCHS, FEWEST_EPOCHS = 40, 8
-SPARSE = 20.0  # mean events of a user below which a log is sparse: models of it overfit first
+SMALL = 500_000  # events below which a model overfits first, whatever the lengths
 
 
 def auto_recipe(events: Events) -> Recipe:
@@ -24,7 +24,7 @@ def auto_recipe(events: Events) -> Recipe:
 
     - ``max_length``: the length that 95 of 100 histories stay within, between 50 and 200.
     - ``candidates``: the whole catalogue if it is small, else a mixed sample.
-    - ``dropout``: 0.5 where users have few events, 0.2 where they have many.
+    - ``dropout``: 0.5 for a small log, 0.2 for a large one.
     - ``epochs``: of a cosine schedule, so many that all logs learn from a like number of targets.
     - batches hold a like number of events, whatever the lengths.
 
@@ -39,7 +39,7 @@ def auto_recipe(events: Events) -> Recipe:
         "encoder": "causal",
         "encoder_options": {"filter_weight": 0.7, "filter_half_life": 1.0},
         "max_length": max_length,
-        "dropout": 0.5 if lengths.mean() < SPARSE else 0.2,
+        "dropout": 0.5 if len(events) < SMALL else 0.2,
         "batch_events": max(EVENTS_A_BATCH, max_length),
         "epochs": int(np.clip(TARGETS // targets, FEWEST_EPOCHS, MOST_EPOCHS)),
         "schedule": "cosine",

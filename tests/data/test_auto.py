@@ -20,13 +20,15 @@ def test_small_catalogues_are_candidates_as_a_whole():
     assert (large.candidates, large.sampling) == (1_024, "mixed")
 
 
-@pytest.mark.parametrize(
-    ("length", "max_length", "dropout"), [(3, 50, 0.5), (19, 50, 0.5), (120, 120, 0.2), (900, 200, 0.2)]
-)
-def test_lengths_decide_what_is_read_and_dropped(length, max_length, dropout):
+@pytest.mark.parametrize(("length", "max_length"), [(3, 50), (19, 50), (120, 120), (900, 200)])
+def test_lengths_decide_what_is_read(length, max_length):
     recipe = auto_recipe(log(40, length, 30))
-    assert (recipe.max_length, recipe.dropout) == (max_length, dropout)
+    assert recipe.max_length == max_length
     assert recipe.batch_events >= recipe.max_length
+
+
+def test_small_logs_drop_more():
+    assert [auto_recipe(log(n_users, 50, 30)).dropout for n_users in (9_999, 10_000)] == [0.5, 0.2]
 
 
 def test_long_logs_take_fewer_epochs():
