@@ -43,7 +43,7 @@ class Filters:
         allowed_V = None
         if self.allow is not None or len(denied):
             allowed_V = np.full(vocabulary.n_items, self.allow is None)
-            allowed_V[_rows(self.allow or (), vocabulary, "allow")] = True
+            allowed_V[_rows(() if self.allow is None else self.allow, vocabulary, "allow")] = True
             allowed_V[denied] = False
         if not isinstance(self.exclude, Mapping):
             raise UsageError(f"exclude is {type(self.exclude).__name__}; give {{user id: [item ids]}}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pandas as pd
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -99,6 +100,16 @@ def test_the_blend_keeps_to_the_filters(retriever, shop):
     np.testing.assert_allclose(left["score"], plain[shown]["score"], rtol=1e-6)
     nothing_seen = Filters(deny=[IDS[row - 1] for row in np.unique(histories.items)])
     assert set(retriever.retrieve([100], 3, "none", filters=nothing_seen)["source"]) <= {"interest"}
+
+
+@pytest.mark.parametrize("form", [list, np.array, pd.Series, tuple, iter])
+def test_ids_come_in_any_form(shop, form):
+    retriever = Retriever.open(shop[0])
+    categories = dict.fromkeys(IDS[::2], "even")
+    wanted = retriever.retrieve(USERS, 9, filters=Filters(IDS[:20], IDS[:3], {100: IDS[4:6]}, categories, 2))
+    series = pd.Series(categories) if form is pd.Series else categories
+    filters = Filters(form(IDS[:20]), form(IDS[:3]), {100: form(IDS[4:6])}, series, 2)
+    pd.testing.assert_frame_equal(retriever.retrieve(USERS, 9, filters=filters), wanted)
 
 
 def test_everything_filtered_gives_no_row_and_every_item_when_too_few(retriever):
