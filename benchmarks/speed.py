@@ -211,10 +211,13 @@ def main() -> None:
         verdict = "holds" if claim["holds"] else "MISSED"
         print(f"{claim['name']:<28} {claim['value']:.3f}  aim {claim['target']}  {verdict}")
     RESULTS.parent.mkdir(exist_ok=True)
-    document = {"command": shlex.join(["python", "benchmarks/speed.py", *sys.argv[1:]]), "commit": commit(),
-                "machine": f"{platform.machine()}, {chosen.threads} threads, torch {torch.__version__}",
-                "figures": {"own": own, "machine": machine, "bound": limit, "step_ms": shares, "peers": peers},
-                "claims": found}  # fmt: skip
+    document = {
+        "command": shlex.join(["python", "benchmarks/speed.py", *(Path(a).name for a in sys.argv[1:])]),
+        "commit": commit(),
+        "machine": f"{platform.machine()}, {chosen.threads} threads, torch {torch.__version__}",
+        "figures": {"own": own, "machine": machine, "bound": limit, "step_ms": shares, "peers": peers},
+        "claims": found,
+    }
     RESULTS.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
 
 
