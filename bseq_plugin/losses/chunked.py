@@ -4,8 +4,8 @@ Forward and gradients are made in the same pass, a chunk of states at a time, so
 O(chunk * N + (Q + S + N) * D) whatever the number Q of states, S of targets and N of candidates.
 
 A chunk's logits stand candidate by candidate (``[N, C]``) and are small enough for the last-level cache. Both matter:
-the product of a tall and a thin matrix then runs at the speed of the matrix unit, where ``[C, N]`` in larger chunks takes
-half as long again (``benchmarks/head.py`` measures both).
+the product of a tall and a thin matrix then runs at the speed of the matrix unit, where ``[C, N]`` in larger chunks
+takes half as long again (``benchmarks/head.py`` measures both).
 """
 
 from __future__ import annotations
