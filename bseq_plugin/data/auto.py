@@ -29,7 +29,7 @@ def auto_recipe(events: Events) -> Recipe:
     - batches hold a like number of events, whatever the lengths.
 
     The encoder is ``causal`` with most of its first half given to the frequency filter: what is wanted next depends
-    on the last few events first. docs/results.md has what each choice is worth.
+    on the last few events first. docs/results.md has what it reaches.
     """
     lengths = events.frame[USER].value_counts().to_numpy()
     n_items = int(events.frame[ITEM].nunique())
