@@ -11,18 +11,17 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from bseq_plugin.losses.chunked import chunked_loss
-from bseq_plugin.losses.options import MatmulOptions
-from bseq_plugin.schema.parts import Candidates, SequenceLoss, Targets
+from bseq_plugin.losses.options import MatmulLoss, MatmulOptions
+from bseq_plugin.schema.parts import Candidates, Targets
 
 
-class BCELoss(SequenceLoss):
+class BCELoss(MatmulLoss):
     """``-log sigmoid(s_target) - mean over negatives of log(1 - sigmoid(s_negative))`` (SASRec, ICDM 2018, eq. 7).
 
     Scores are taken as they are: the sampling distribution is not corrected for.
     """
 
     name = "bce"
-    Options = MatmulOptions
 
     def forward(self, states_QD: Tensor, targets: Targets, candidates: Candidates) -> Tensor:
         """Scalar; see ``SequenceLoss.forward``."""
@@ -37,7 +36,7 @@ class GeneralisedBCEOptions(MatmulOptions):
     )
 
 
-class GeneralisedBCELoss(SequenceLoss):
+class GeneralisedBCELoss(MatmulLoss):
     """gBCE: binary cross-entropy with the target's probability raised to beta (gSASRec, RecSys 2023, section 5).
 
     beta = 1 - t (1 - a), with a the sampled share of the catalogue and t the calibration; the sum over targets and

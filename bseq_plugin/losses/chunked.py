@@ -3,9 +3,8 @@
 Forward and gradients are made in the same pass, a chunk of states at a time, so that memory is
 O(chunk * N + (Q + S + N) * D) whatever the number Q of states, S of targets and N of candidates.
 
-A chunk's logits stand candidate by candidate (``[N, C]``) and are small enough for the last-level cache. Both matter:
-the product of a tall and a thin matrix then runs at the speed of the matrix unit, where ``[C, N]`` in larger chunks
-takes half as long again (``benchmarks/head.py`` measures both).
+A chunk's logits are small enough for the last-level cache and lie in memory as their products are fast (``Products``).
+Both matter: in float32 ``[states, candidates]`` in larger chunks takes half as long again (``benchmarks/head.py``).
 """
 
 from __future__ import annotations
@@ -16,10 +15,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bseq_plugin.losses.precision import Products
+from bseq_plugin.losses.precision import Products, multiplies_in_halves
 from bseq_plugin.schema.parts import Candidates, Targets
 
-CHUNK_ELEMENTS = 3 << 18  # logits of one chunk: 3 MiB in float32
+CHUNK_ELEMENTS = (
+    3 << 18
+)  # logits of one chunk: 3 MiB in float32; twice as many where bfloat16 halves what is multiplied
 CHUNK_STEP = 32  # chunks are multiples of it: whole vector registers for reductions over candidates
 
 # (positive_S, weight_S, state_S, negative_NC) -> (loss, d loss / d positive_S, factor_C) for the targets of a chunk of
@@ -38,7 +39,7 @@ def chunked_loss(
     Targets with ``places_S`` are read from the candidates, and their gradient goes there.
 
     Args:
-        matmul: "float32", "bfloat16" (products with float32 sums) or "auto"; see ``Products``.
+        matmul: "float32", "bfloat16" (products with float32 sums) or "auto"; see ``multiplies_in_halves``.
     """
     if targets.ids_S.shape[0] == 0:
         return (states_QD.sum() + targets.vectors_SD.sum() + candidates.vectors_ND.sum()) * 0.0
@@ -50,9 +51,9 @@ def chunked_loss(
     return loss
 
 
-def chunk_size(n_states: int, n_candidates: int) -> int:
-    """States of a chunk: what fits ``CHUNK_ELEMENTS``, in even shares, and a few whatever the catalogue's size."""
-    most = max(CHUNK_STEP, CHUNK_ELEMENTS // max(1, n_candidates) // CHUNK_STEP * CHUNK_STEP)
+def chunk_size(n_states: int, n_candidates: int, elements: int) -> int:
+    """States of a chunk: what fits ``elements`` logits, in even shares, and a few whatever the catalogue's size."""
+    most = max(CHUNK_STEP, elements // max(1, n_candidates) // CHUNK_STEP * CHUNK_STEP)
     share = -(-n_states // -(-n_states // most))
     return -(-share // CHUNK_STEP) * CHUNK_STEP
 
@@ -71,8 +72,9 @@ class _ChunkedLoss(torch.autograd.Function):
         matmul: str,
     ) -> Tensor:
         n_states, n_candidates = states_QD.shape[0], vectors_ND.shape[0]
-        chunk = chunk_size(n_states, n_candidates)
-        products = Products.of(vectors_ND, chunk, matmul)
+        halves = multiplies_in_halves(vectors_ND, matmul)
+        chunk = chunk_size(n_states, n_candidates, 2 * CHUNK_ELEMENTS if halves else CHUNK_ELEMENTS)
+        products = Products.of(vectors_ND, chunk, halves)
         d_states_QD, d_target_SD = torch.empty_like(states_QD), torch.empty_like(target_SD)
         loss = states_QD.new_zeros(())
         bounds = torch.searchsorted(targets.state_S, torch.arange(0, n_states + chunk, chunk, device=states_QD.device))

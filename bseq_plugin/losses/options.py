@@ -1,12 +1,15 @@
-"""Options that the built-in losses share."""
+"""What the built-in losses share."""
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, ClassVar, Literal
 
+import torch
 from pydantic import Field
 
+from bseq_plugin.losses.precision import multiplies_in_halves
 from bseq_plugin.schema.options import PartOptions
+from bseq_plugin.schema.parts import SequenceLoss
 
 
 class MatmulOptions(PartOptions):
@@ -17,3 +20,15 @@ class MatmulOptions(PartOptions):
         description="type of the factors of the matrix products (sums are float32); 'auto' = bfloat16 on a CPU that "
         "measurably gains from it, else float32",
     )
+
+
+class MatmulLoss(SequenceLoss):
+    """A loss whose products may be made in bfloat16."""
+
+    Options: ClassVar[type[PartOptions]] = MatmulOptions
+
+    def machine_choices(self, dim: int) -> dict[str, Any]:
+        """``matmul`` where it is "auto": what is faster here."""
+        if self.options.matmul != "auto" or torch.cuda.is_available():
+            return {}
+        return {"matmul": "bfloat16" if multiplies_in_halves(torch.empty(1, dim), "auto") else "float32"}

@@ -13,12 +13,16 @@ from torch import Tensor
 from bseq_plugin.errors import RecipeError
 
 MATMULS = ("auto", "float32", "bfloat16")
+NARROWEST = 32  # below this width conversions cost as much as the products
 WORTH_IT = 1.15  # a measured gain below this is noise, and the extra rounding is not worth it
 
 
 @dataclass
 class Products:
     """Logits of all candidates for a chunk of states, and the gradients that come back.
+
+    Logits are seen as ``[N, C]``. In memory they lie candidate by candidate when they are multiplied in the model's own
+    type, state by state when that is bfloat16: each is the layout in which it is fast (``benchmarks/head.py``).
 
     Attributes:
         vectors_ND: the candidates, in the type that is multiplied.
@@ -33,14 +37,8 @@ class Products:
     half_buffer: Tensor | None
 
     @classmethod
-    def of(cls, vectors_ND: Tensor, chunk: int, matmul: str) -> Products:
-        """For chunks of at most ``chunk`` states. Raises RecipeError for an unknown ``matmul``.
-
-        "auto" takes bfloat16 on a CPU that has instructions for it and measurably gains from them with this width.
-        """
-        if matmul not in MATMULS:
-            raise RecipeError(f"matmul = {matmul!r}; choose one of {', '.join(MATMULS)}")
-        halves = matmul == "bfloat16" or (matmul == "auto" and _halves_pay(vectors_ND))
+    def of(cls, vectors_ND: Tensor, chunk: int, halves: bool) -> Products:
+        """For chunks of at most ``chunk`` states; in bfloat16 with ``halves``."""
         size = vectors_ND.shape[0] * chunk
         return cls(
             vectors_ND.bfloat16() if halves else vectors_ND,
@@ -51,12 +49,12 @@ class Products:
 
     def logits(self, states_CD: Tensor) -> Tensor:
         """``[N, C]`` in the model's type; valid until the next call."""
-        shape = (self.vectors_ND.shape[0], states_CD.shape[0])
-        logits_NC = self.buffer[: shape[0] * shape[1]].view(shape)
+        n, c = self.vectors_ND.shape[0], states_CD.shape[0]
+        logits = self.buffer[: n * c]
         if self.half_buffer is None:
-            return torch.mm(self.vectors_ND, states_CD.T, out=logits_NC)
-        halves_NC = self.half_buffer[: shape[0] * shape[1]].view(shape)
-        return logits_NC.copy_(torch.mm(self.vectors_ND, states_CD.T.bfloat16(), out=halves_NC))
+            return torch.mm(self.vectors_ND, states_CD.T, out=logits.view(n, c))
+        halves_CN = self.half_buffer[: n * c].view(c, n)
+        return logits.view(c, n).copy_(torch.mm(states_CD.bfloat16(), self.vectors_ND.T, out=halves_CN)).T
 
     def gradients(self, d_logits_NC: Tensor, states_CD: Tensor, out: Tensor) -> None:
         """Add ``d_logits @ states`` to ``d_vectors_ND``; put ``d_logits.T @ vectors`` into ``out`` [C, D]."""
@@ -64,15 +62,25 @@ class Products:
             self.d_vectors_ND.addmm_(d_logits_NC, states_CD)
             torch.mm(d_logits_NC.T, self.vectors_ND, out=out)
             return
-        halves_NC = self.half_buffer[: d_logits_NC.numel()].view(d_logits_NC.shape).copy_(d_logits_NC)
-        self.d_vectors_ND += torch.mm(halves_NC, states_CD.bfloat16())
-        out.copy_(torch.mm(halves_NC.T, self.vectors_ND))
+        halves_CN = self.half_buffer[: d_logits_NC.numel()].view(d_logits_NC.T.shape).copy_(d_logits_NC.T)
+        self.d_vectors_ND += torch.mm(halves_CN.T, states_CD.bfloat16())
+        out.copy_(torch.mm(halves_CN, self.vectors_ND))
+
+
+def multiplies_in_halves(vectors_ND: Tensor, matmul: str) -> bool:
+    """Whether products with these candidates are made in bfloat16. Raises RecipeError for an unknown ``matmul``.
+
+    "auto" takes it on a CPU that has instructions for it and measurably gains from them with this width.
+    """
+    if matmul not in MATMULS:
+        raise RecipeError(f"matmul = {matmul!r}; choose one of {', '.join(MATMULS)}")
+    return matmul == "bfloat16" or (matmul == "auto" and _halves_pay(vectors_ND))
 
 
 def _halves_pay(vectors_ND: Tensor) -> bool:
-    if vectors_ND.device.type != "cpu" or vectors_ND.dtype != torch.float32 or not _has_bfloat16_unit():
+    if vectors_ND.device.type != "cpu" or vectors_ND.dtype != torch.float32 or vectors_ND.shape[1] < NARROWEST:
         return False
-    return bfloat16_gain(vectors_ND.shape[1]) > WORTH_IT
+    return _has_bfloat16_unit() and bfloat16_gain(vectors_ND.shape[1]) > WORTH_IT
 
 
 def _has_bfloat16_unit() -> bool:
@@ -86,8 +94,8 @@ def bfloat16_gain(dim: int, n_candidates: int = 8192, chunk: int = 64) -> float:
     vectors_ND = torch.randn(n_candidates, dim, generator=generator)
     states_CD = torch.randn(chunk, dim, generator=generator)
     seconds = []
-    for matmul in ("float32", "bfloat16"):
-        products, out = Products.of(vectors_ND, chunk, matmul), torch.empty_like(states_CD)
+    for halves in (False, True):
+        products, out = Products.of(vectors_ND, chunk, halves), torch.empty_like(states_CD)
 
         def step(products: Products = products, out: Tensor = out) -> None:
             products.gradients(products.logits(states_CD), states_CD, out=out)

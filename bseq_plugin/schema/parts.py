@@ -105,6 +105,14 @@ class SequenceLoss(nn.Module, ABC):
         state's targets do to each other is for the loss to say, from ``targets`` alone.
         """
 
+    def machine_choices(self, dim: int) -> dict[str, Any]:
+        """Options left to be found by measuring the machine, for vectors of width ``dim``; none by default.
+
+        Training asks once, on rank 0, gives the answer to every rank and writes it into the run, so that all ranks
+        and a resumed run calculate alike.
+        """
+        return {}
+
 
 @dataclass(frozen=True)
 class IndexCapabilities:

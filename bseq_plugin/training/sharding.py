@@ -98,7 +98,10 @@ def shard(task: SequenceInterestTask, recipe: Recipe, here: World) -> ShardedTas
     with warnings.catch_warnings():
         # torchrec calls DistributedDataParallel in a way that torch has deprecated; nobody here can act on it
         warnings.filterwarnings("ignore", category=FutureWarning, module="torchrec")
-        model = DistributedModelParallel(task, device=here.device, plan=plan, sharders=sharders)
+        # one process has nobody to average dense gradients with, and DistributedDataParallel would still copy them
+        model = DistributedModelParallel(
+            task, device=here.device, plan=plan, sharders=sharders, init_data_parallel=here.size > 1
+        )
     parts = _dense_optimizers(dict(in_backward_optimizer_filter(model.named_parameters())), recipe)
     return ShardedTask(model, CombinedOptimizer([model.fused_optimizer, *parts]), parts)
 

@@ -12,6 +12,7 @@ from bseq_plugin.data.events import Events
 from bseq_plugin.data.prepare import PreparedLog, prepare
 from bseq_plugin.data.training_data import TrainingData
 from bseq_plugin.errors import RunError
+from bseq_plugin.schema.parts import SequenceLoss
 from bseq_plugin.schema.recipe import Recipe
 from bseq_plugin.training.distributed import World, world
 from bseq_plugin.training.run import Run
@@ -53,6 +54,7 @@ def train(
         if (here.is_first and not resume) or (here.is_first and not (run.path / "run.json").is_file()):
             run.begin(log)
         here.gather(None)  # nobody goes on before the run directory stands
+        _settle_machine_choices(task.objective.loss, log.recipe.dim, run, here)
         Trainer(log, data, shard(task, log.recipe, here), run, here, progress).fit()
     return run
 
@@ -81,6 +83,18 @@ def _check_out(run: Run, log: PreparedLog, resume: bool, here: World) -> None:
     problem = next((p for p in here.gather(problem) if p), None)
     if problem:
         raise RunError(problem)
+
+
+def _settle_machine_choices(loss: SequenceLoss, dim: int, run: Run, here: World) -> None:
+    """Rank 0 measures, or reads what the run was begun with; see ``SequenceLoss.machine_choices``."""
+    choices = None
+    if here.is_first:
+        choices = run.info.get("machine_choices")
+        if choices is None:
+            choices = loss.machine_choices(dim)
+            run.update({**run.info, "machine_choices": choices})
+    choices = here.gather(choices)[0]
+    loss.options = loss.options.model_copy(update=choices)
 
 
 def _is_empty(folder: Path) -> bool:

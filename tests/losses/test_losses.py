@@ -182,24 +182,25 @@ def test_bfloat16_products_are_close(loss):
 
 
 def test_bfloat16_is_taken_only_where_it_gains(monkeypatch):
-    vectors = torch.randn(8, 4)
-    for gain, expected in ((1.0, torch.float32), (3.0, torch.bfloat16)):
+    vectors = torch.randn(8, 64)
+    for gain, expected in ((1.0, False), (3.0, True)):
         monkeypatch.setattr(precision, "bfloat16_gain", lambda dim, gain=gain: gain)
         monkeypatch.setattr(precision, "_has_bfloat16_unit", lambda: True)
-        assert precision.Products.of(vectors, 2, "auto").vectors_ND.dtype == expected
-        assert precision.Products.of(vectors.double(), 2, "auto").vectors_ND.dtype == torch.float64
+        assert precision.multiplies_in_halves(vectors, "auto") == expected
+        assert not precision.multiplies_in_halves(vectors.double(), "auto")
+        assert not precision.multiplies_in_halves(vectors[:, :16], "auto")
         monkeypatch.setattr(precision, "_has_bfloat16_unit", lambda: False)
-        assert precision.Products.of(vectors, 2, "auto").vectors_ND.dtype == torch.float32
+        assert not precision.multiplies_in_halves(vectors, "auto")
     monkeypatch.undo()
     assert precision.bfloat16_gain(8, n_candidates=64) > 0
     with pytest.raises(RecipeError, match="'float8'; choose one of auto, float32, bfloat16"):
-        precision.Products.of(vectors, 2, "float8")
+        precision.multiplies_in_halves(vectors, "float8")
 
 
 def test_chunks_are_even_and_bounded():
     for n_states in (1, 31, 32, 33, 732, 5000):
         for n_candidates in (1, 1000, 12_101, 10_000_000):
-            chunk = chunked.chunk_size(n_states, n_candidates)
+            chunk = chunked.chunk_size(n_states, n_candidates, chunked.CHUNK_ELEMENTS)
             assert chunk % chunked.CHUNK_STEP == 0
             assert chunk * n_candidates <= max(chunked.CHUNK_ELEMENTS, chunked.CHUNK_STEP * n_candidates)
             last = n_states - (-(-n_states // chunk) - 1) * chunk
@@ -235,4 +236,4 @@ def test_logits_are_never_held_at_once():
         SoftmaxLoss()(states, targets, Candidates(vectors, torch.arange(1, n_items + 1))).backward()
     for event in profile.events():
         largest = max(largest, *(abs(math.prod(s)) for s in event.input_shapes if s), 0)
-    assert largest <= chunked.CHUNK_ELEMENTS
+    assert largest <= 2 * chunked.CHUNK_ELEMENTS  # with bfloat16; 1 without

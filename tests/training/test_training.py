@@ -177,6 +177,20 @@ def test_resumed_is_uninterrupted(events, tiny_recipe, tmp_path, monkeypatch, re
     assert [parts.info[k] for k in same] == [whole.info[k] for k in same]
 
 
+def test_what_is_measured_is_measured_once(events, tiny_recipe, tmp_path, monkeypatch):
+    """A resumed run multiplies as it was begun, whatever the machine would say now."""
+    monkeypatch.setattr(SoftmaxLoss, "machine_choices", lambda self, dim: {"matmul": "bfloat16"})
+    stopped_after(events, tiny_recipe, tmp_path / "run", monkeypatch, 1)
+    monkeypatch.setattr(SoftmaxLoss, "machine_choices", lambda self, dim: {"matmul": "float32"})
+    used = set()
+    with monkeypatch.context() as patch:
+        forward = SoftmaxLoss.forward
+        patch.setattr(SoftmaxLoss, "forward", lambda self, *a: (used.add(self.options.matmul), forward(self, *a))[1])
+        run = quietly(events, tiny_recipe, tmp_path / "run", resume=True)
+    assert used == {"bfloat16"}
+    assert run.info["machine_choices"] == {"matmul": "bfloat16"}
+
+
 def test_a_finished_run_is_not_trained_again(events, tiny_recipe, tmp_path, weights):
     run = quietly(events, tiny_recipe, tmp_path / "run")
     before = {p: p.stat().st_mtime_ns for p in run.path.rglob("*") if p.is_file()}
