@@ -19,7 +19,9 @@ if TYPE_CHECKING:
     from bseq_plugin.model.interest_model import InterestModel as InterestModel
     from bseq_plugin.model.task import SequenceInterestTask as SequenceInterestTask
     from bseq_plugin.plugins import plugin_manager as plugin_manager
+    from bseq_plugin.ranking.engine import FeatureEngine as FeatureEngine
     from bseq_plugin.ranking.engine import ranking_features as ranking_features
+    from bseq_plugin.ranking.interests import StoredInterests as StoredInterests
     from bseq_plugin.ranking.spec import FeatureSpec as FeatureSpec
     from bseq_plugin.readers.read_events import read_events as read_events
     from bseq_plugin.retrieval.filters import Filters as Filters
@@ -45,6 +47,7 @@ __version__ = "0.1.0"
 _HOME = {
     "Candidates": "schema.parts",
     "Events": "data.events",
+    "FeatureEngine": "ranking.engine",
     "FeatureInputs": "schema.ranking",
     "FeatureSpec": "ranking.spec",
     "Filters": "retrieval.filters",
@@ -61,6 +64,7 @@ _HOME = {
     "SequenceInterestTask": "model.task",
     "SequenceLoss": "schema.parts",
     "Sequences": "data.sequences",
+    "StoredInterests": "ranking.interests",
     "Targets": "schema.parts",
     "VectorIndex": "schema.parts",
     "Vocabulary": "data.vocabulary",

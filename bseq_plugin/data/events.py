@@ -12,9 +12,9 @@ import pandas as pd
 from bseq_plugin.errors import SchemaError
 
 USER, ITEM, TIME = "user_id", "item_id", "timestamp"
-EVENT_TYPE, SESSION, VALUE = "event_type", "session_id", "value"
+EVENT_TYPE, SESSION, VALUE, CREATED = "event_type", "session_id", "value", "created_timestamp"
 REQUIRED = (USER, ITEM, TIME)
-OPTIONAL = (EVENT_TYPE, SESSION, VALUE)
+OPTIONAL = (EVENT_TYPE, SESSION, VALUE, CREATED)
 
 MICROSECONDS = {"s": 1_000_000, "ms": 1_000, "us": 1}
 # Outside these years an integer time is in another unit than the one named: seconds read as milliseconds land in
@@ -29,8 +29,9 @@ class Events:
 
     Attributes:
         frame: columns ``user_id`` and ``item_id`` (int64 or str), ``timestamp`` (int64, microseconds since the epoch,
-            UTC; absent in an order-only log), and those of ``event_type`` (str), ``session_id``, ``value`` (float64)
-            that the source has. Rows stand in input order; equal times keep it. Equal rows are separate events.
+            UTC; absent in an order-only log), and those of ``event_type`` (str), ``session_id``, ``value`` (float64),
+            ``created_timestamp`` (int64, microseconds: when the event became known) that the source has. Rows stand in
+            input order; equal times keep it. Equal rows are separate events.
     """
 
     frame: pd.DataFrame
@@ -74,7 +75,7 @@ class Events:
             source = columns.get(name, name)
             if name in columns or source in frame:
                 _require(frame, source, name)
-                canonical[name] = _optional(frame, source, name)
+                canonical[name] = _optional(frame, source, name, timestamp_unit)
         return cls(pd.DataFrame(canonical))
 
     @classmethod
@@ -212,7 +213,9 @@ def _time_remedy(column: pd.Series, source: str) -> str:
     )
 
 
-def _optional(frame: pd.DataFrame, source: str, name: str) -> pd.Series:
+def _optional(frame: pd.DataFrame, source: str, name: str, unit: str | None) -> pd.Series:
+    if name == CREATED:
+        return _times(frame, source, unit)
     column = frame[source].reset_index(drop=True)
     if name == VALUE:
         if not pd.api.types.is_numeric_dtype(column):

@@ -1,8 +1,9 @@
-"""Histories in columnar form: five flat arrays, no Python object an event.
+"""Histories in columnar form: flat arrays, no Python object an event.
 
 On disk: Parquet with one row a user and list columns, so that Spark, DuckDB or Ray can write what we read:
 
     user_id | item_ids list | timestamps list<int64 us> | event_types list<str> | session_ids list<int64>
+            | created_timestamps list<int64 us>
 
 Ids on disk are the log's own; in memory they are rows of the vocabulary.
 """
@@ -10,6 +11,7 @@ Ids on disk are the log's own; in memory they are rows of the vocabulary.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +20,11 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from bseq_plugin.data.events import EVENT_TYPE, ITEM, SESSION, TIME, USER, Events
+from bseq_plugin.data.events import CREATED, EVENT_TYPE, ITEM, SESSION, TIME, USER, Events
 from bseq_plugin.data.vocabulary import Vocabulary
 from bseq_plugin.errors import SchemaError
 
-EVENT_COLUMNS = ("items", "timestamps", "event_types", "session_ids")
+EVENT_COLUMNS = ("items", "timestamps", "event_types", "session_ids", "created")
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,7 @@ class Sequences:
         timestamps: int64 [T], microseconds UTC, or None.
         event_types: int64 [T], vocabulary rows, or None.
         session_ids: int64 [T], equal within a session of one user, or None.
+        created: int64 [T], microseconds UTC at which an event became known, or None if that was at its own time.
     """
 
     user_ids: np.ndarray
@@ -44,6 +47,7 @@ class Sequences:
     timestamps: np.ndarray | None = None
     event_types: np.ndarray | None = None
     session_ids: np.ndarray | None = None
+    created: np.ndarray | None = None
 
     @classmethod
     def from_events(cls, events: Events, vocabulary: Vocabulary) -> Sequences:
@@ -60,6 +64,7 @@ class Sequences:
             frame[TIME].to_numpy()[order] if events.has_times else None,
             vocabulary.event_type_rows(frame[EVENT_TYPE])[order] if EVENT_TYPE in frame else None,
             pd.factorize(frame[SESSION])[0][order].astype(np.int64) if SESSION in frame else None,
+            frame[CREATED].to_numpy()[order] if CREATED in frame else None,
         )
 
     @property
@@ -81,6 +86,15 @@ class Sequences:
     def user_index(self) -> np.ndarray:
         """int64 [T], the place (0..U-1) of each event's user."""
         return np.repeat(np.arange(self.n_users), self.lengths)
+
+    @cached_property
+    def latest_created(self) -> np.ndarray:
+        """int64 [T], the latest ``created`` among an event and those before it of its user; ``timestamps`` without."""
+        if self.created is None:
+            return np.asarray(self.timestamps)
+        values, rank_T = np.unique(self.created, return_inverse=True)
+        first_T = self.user_index * len(values)  # a later user's ranks lie above all of an earlier one's
+        return np.asarray(values[np.maximum.accumulate(first_T + rank_T) - first_T])
 
     def take(self, users: np.ndarray) -> Sequences:
         """The histories of ``users`` (places 0..U-1, in this order, repeats allowed)."""
@@ -105,12 +119,12 @@ class Sequences:
         lengths = ends - starts
         offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
         rows = np.arange(offsets[-1]) + np.repeat(starts - offsets[:-1], lengths)
-        return replace(self._select(rows), user_ids=self.user_ids[users], offsets=offsets)
+        return replace(self.rows(rows), user_ids=self.user_ids[users], offsets=offsets)
 
     def where(self, keep: np.ndarray) -> Sequences:
         """Only the events with ``keep`` [T] True; users stay, with shorter histories."""
         kept = np.concatenate([[0], np.cumsum(keep)])
-        return replace(self._select(np.flatnonzero(keep)), offsets=kept[self.offsets].astype(np.int64))
+        return replace(self.rows(np.flatnonzero(keep)), offsets=kept[self.offsets].astype(np.int64))
 
     def between(self, start_us: int | None, end_us: int | None) -> Sequences:
         """Only events at or after ``start_us`` and strictly before ``end_us`` (microseconds, UTC; None = open)."""
@@ -127,7 +141,8 @@ class Sequences:
         """Only events whose item is in the vocabulary."""
         return self.where(self.items > 0)
 
-    def _select(self, rows: np.ndarray) -> Sequences:
+    def rows(self, rows: np.ndarray) -> Sequences:
+        """The events at ``rows`` of the flat arrays; ``offsets`` stay, and the caller sets what fits."""
         chosen: dict[str, Any] = {}
         for name in EVENT_COLUMNS:
             column = getattr(self, name)
@@ -145,6 +160,8 @@ class Sequences:
             columns["event_types"] = self._lists(pa.array(names[self.event_types]))
         if self.session_ids is not None:
             columns["session_ids"] = self._lists(pa.array(self.session_ids))
+        if self.created is not None:
+            columns["created_timestamps"] = self._lists(pa.array(self.created))
         pq.write_table(pa.table(columns), path)
 
     def _lists(self, values: pa.Array) -> pa.Array:
@@ -175,4 +192,5 @@ class Sequences:
             values.get("timestamps"),
             vocabulary.event_type_rows(values["event_types"]) if "event_types" in values else None,
             values.get("session_ids"),
+            values.get("created_timestamps"),
         )

@@ -2,13 +2,42 @@
 
 from __future__ import annotations
 
-from bseq_plugin.feature_generators.interests import InterestMask, ItemVec, UserInterests, UserPooled
-from bseq_plugin.feature_generators.similarity import (
+from bseq_plugin.feature_generators.attention import DinAttnEntropy, DinAttnMax, DinCtx
+from bseq_plugin.feature_generators.counts import (
+    NEvents,
+    NEventsWindow,
+    NSameAction,
+    NSameCategory,
+    NSameItem,
+    SecsSinceLastEvent,
+    SecsSinceLastSameItem,
+    SecsSinceLastSimilar,
+)
+from bseq_plugin.feature_generators.history import (
+    DecaySim,
     HistSimMax,
     HistSimMean,
-    SimArgmaxInterest,
+    HistSimP90,
+    NegSimSkip,
+    SimActionCentroid,
     SimLast1,
     SimLast3Mean,
+)
+from bseq_plugin.feature_generators.interests import InterestMask, ItemVec, UserInterests, UserPooled
+from bseq_plugin.feature_generators.provenance import (
+    EncoderVersion,
+    InterestAgeSecs,
+    InterestDispersion,
+    IsColdItem,
+    IsColdUser,
+    NInterestsHit,
+    RetrievalInterest,
+    RetrievalRank,
+    RetrievalScore,
+)
+from bseq_plugin.feature_generators.sessions import SessionLen, SessionPosition
+from bseq_plugin.feature_generators.similarity import (
+    SimArgmaxInterest,
     SimMax,
     SimMean,
     SimPerInterest,
@@ -19,19 +48,12 @@ from bseq_plugin.feature_generators.similarity import (
 from bseq_plugin.schema.parts import RankingFeature
 
 FEATURES: tuple[type[RankingFeature], ...] = (
-    UserInterests,
-    InterestMask,
-    UserPooled,
-    ItemVec,
-    SimMax,
-    SimMean,
-    SimTop2Gap,
-    SimArgmaxInterest,
-    SimSoft,
-    SimPooled,
-    SimPerInterest,
-    SimLast1,
-    SimLast3Mean,
-    HistSimMax,
-    HistSimMean,
+    *(UserInterests, InterestMask, UserPooled, ItemVec),
+    *(SimMax, SimMean, SimTop2Gap, SimArgmaxInterest, SimSoft, SimPooled, SimPerInterest),
+    *(SimLast1, SimLast3Mean, HistSimMax, HistSimMean, HistSimP90, DecaySim, SimActionCentroid, NegSimSkip),
+    *(DinAttnMax, DinAttnEntropy, DinCtx),
+    *(NEvents, NEventsWindow, SecsSinceLastEvent, SecsSinceLastSameItem, SecsSinceLastSimilar),
+    *(NSameItem, NSameCategory, NSameAction, SessionPosition, SessionLen),
+    *(RetrievalRank, RetrievalScore, RetrievalInterest, NInterestsHit),
+    *(InterestAgeSecs, EncoderVersion, IsColdUser, IsColdItem, InterestDispersion),
 )

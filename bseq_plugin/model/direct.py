@@ -8,6 +8,9 @@ Shape letters: B users, T events, D width.
 
 from __future__ import annotations
 
+import copy
+from dataclasses import dataclass, replace
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -15,20 +18,42 @@ from torch.nn import functional as F
 
 from bseq_plugin.data.batches import EVENT_TYPE, TIME_GAP, time_gap_buckets
 from bseq_plugin.data.sequences import Sequences
-from bseq_plugin.model.encoder import ITEM_TABLE, SequenceInterestEncoder
+from bseq_plugin.model.encoder import ITEM_TABLE, SequenceInterestEncoder, StateReader
+from bseq_plugin.model.items import InterestHead
 from bseq_plugin.schema.packed import PackedEvents
 
 
-def direct_interests(encoder: SequenceInterestEncoder, histories: Sequences) -> Tensor:
+@dataclass(frozen=True)
+class WideModules:
+    """The dense modules of an encoder in float64; the tables stay as they are."""
+
+    sequence_encoder: StateReader
+    interest_head: InterestHead
+
+    @classmethod
+    def of(cls, encoder: SequenceInterestEncoder) -> WideModules:
+        """Copies of ``encoder``'s modules."""
+        return cls(
+            copy.deepcopy(encoder.sequence_encoder).double().eval(),
+            copy.deepcopy(encoder.interest_head).double().eval(),
+        )
+
+
+def direct_interests(encoder: SequenceInterestEncoder, histories: Sequences, wide: WideModules | None = None) -> Tensor:
     """``[B, K * D]`` float32, what ``encoder(history_features(histories, ...))`` gives.
 
     Args:
         encoder: unsharded and without item attributes, as an ``InterestModel`` has it.
         histories: at most ``max_length`` events each.
+        wide: compute with these modules, in float64; the result is float64.
 
     Raises:
         ValueError: if the histories lack what an event feature needs.
     """
+    if wide is not None:
+        events = packed_events(encoder, histories)
+        wide_BD: Tensor = wide.interest_head(wide.sequence_encoder(replace(events, x_TD=events.x_TD.double())))
+        return wide_BD
     states_BD: Tensor = encoder.sequence_encoder(packed_events(encoder, histories))
     interests: Tensor = encoder.interest_head(states_BD)
     return interests

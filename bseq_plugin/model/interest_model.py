@@ -10,6 +10,7 @@ On disk (a run's ``model/`` folder, and part of every store version):
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -25,7 +26,7 @@ from bseq_plugin import __version__
 from bseq_plugin.data.sequences import Sequences
 from bseq_plugin.data.vocabulary import Vocabulary
 from bseq_plugin.errors import RunError
-from bseq_plugin.model.direct import direct_interests
+from bseq_plugin.model.direct import WideModules, direct_interests
 from bseq_plugin.model.encoder import ITEM_TABLE, SequenceInterestEncoder
 from bseq_plugin.model.items import score_vectors
 from bseq_plugin.schema.recipe import Recipe
@@ -78,11 +79,26 @@ class InterestModel:
         table_VD = self.encoder.embedding_collection.embeddings[ITEM_TABLE].weight.detach()
         return score_vectors(table_VD, self.item_priors_VP, self.recipe.score == "cosine")
 
+    @cached_property
+    def digest(self) -> str:
+        """Hexadecimal sha256 of everything that decides on a vector: recipe, vocabulary, weights and item priors."""
+        digest = hashlib.sha256(json.dumps(self.recipe.model_dump(), sort_keys=True).encode())
+        digest.update("\0".join(map(str, self.vocabulary.item_ids.tolist())).encode())
+        state = {**self.encoder.state_dict(), "item_priors": self.item_priors_VP}
+        for name in sorted(name for name, value in state.items() if value is not None):
+            digest.update(name.encode())
+            digest.update(state[name].detach().contiguous().numpy().tobytes())
+        return digest.hexdigest()
+
     @torch.no_grad()
-    def encode(self, histories: Sequences) -> Tensor:
+    def encode(self, histories: Sequences, *, wide: bool = False) -> Tensor:
         """``interests_BKD`` float32 of the latest ``recipe.max_length`` events of each history.
 
         Without events it is what the head makes of zeros: zeros, or with popularity columns the taste of the crowd.
+
+        Args:
+            wide: compute in float64 and round once. A matrix product in float32 has other last bits in a batch than
+                for one user alone; rounded from float64 the bytes are the same, for more time.
         """
         histories = histories.latest(self.recipe.max_length)
         interests_BKD = torch.empty(histories.n_users, 1, self.recipe.interest_dim)
@@ -90,8 +106,14 @@ class InterestModel:
             # one call for all, as for a single user, reads the histories where they are
             chosen = histories if len(users) == histories.n_users else histories.take(users)
             where = slice(None) if chosen is histories else torch.from_numpy(users)
-            interests_BKD[where] = direct_interests(self.encoder, chosen).view(len(users), 1, -1)
+            interests_BKD[where] = direct_interests(self.encoder, chosen, self._wide if wide else None).view(
+                len(users), 1, -1
+            )
         return interests_BKD
+
+    @cached_property
+    def _wide(self) -> WideModules:
+        return WideModules.of(self.encoder)
 
     def save(self, folder: Path) -> None:
         """Write the four files into ``folder``, which exists."""

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from bseq_plugin.ranking.engine import ranking_features
+from bseq_plugin.ranking.engine import FeatureEngine, ranking_features
+from bseq_plugin.ranking.interests import StoredInterests
 from bseq_plugin.ranking.spec import FeatureSpec
 from bseq_plugin.ranking.table import FeatureTable
 
-__all__ = ["FeatureSpec", "FeatureTable", "ranking_features"]
+__all__ = ["FeatureEngine", "FeatureSpec", "FeatureTable", "StoredInterests", "ranking_features"]

@@ -14,9 +14,12 @@ from bseq_plugin.data.events import DAY_US, ITEM, TIME, USER, Events, instant_us
 from bseq_plugin.data.sequences import Sequences
 from bseq_plugin.data.vocabulary import Vocabulary
 from bseq_plugin.errors import SchemaError, UsageError
+from bseq_plugin.ranking.late import without_late
+from bseq_plugin.ranking.table import REQUEST
+from bseq_plugin.schema.ranking import first_at_or_after
 
 AT = "at"
-RETRIEVAL_COLUMNS = ("rank", "score", "interest")
+RETRIEVAL_COLUMNS = ("rank", "score", "interest", "n_interests")
 
 
 @dataclass(frozen=True)
@@ -27,12 +30,14 @@ class CandidateRows:
         user_ids, item_ids: int64 or str [N].
         at_N: int64, microseconds UTC.
         retrieval: float32 [N] for each of ``RETRIEVAL_COLUMNS`` that the candidates have.
+        request_ids: int64 or str [N], passed through for logs that are trained on later; None without the column.
     """
 
     user_ids: pd.Series
     item_ids: pd.Series
     at_N: np.ndarray
     retrieval: dict[str, np.ndarray]
+    request_ids: pd.Series | None = None
 
     @classmethod
     def read(cls, candidates: pd.DataFrame, at: object | None) -> CandidateRows:
@@ -45,7 +50,8 @@ class CandidateRows:
         # candidates obey the same rules for ids as events, and get the same messages
         ids = Events.in_order(candidates[USER].to_numpy(), candidates[ITEM].to_numpy()).frame
         retrieval = {name: _numbers(candidates[name]) for name in RETRIEVAL_COLUMNS if name in candidates}
-        return cls(ids[USER], ids[ITEM], _instants(candidates, at), retrieval)
+        requests = candidates[REQUEST].reset_index(drop=True) if REQUEST in candidates else None
+        return cls(ids[USER], ids[ITEM], _instants(candidates, at), retrieval, requests)
 
     def __len__(self) -> int:
         return len(self.at_N)
@@ -94,16 +100,21 @@ class Histories:
 
     @classmethod
     def cut(cls, log: Sequences, requests: Requests, ttl_days: float | None) -> Histories:
-        """Find the events of every request; none for an unknown user, or if the latest is older than ``ttl_days``."""
-        if log.timestamps is None:
-            raise SchemaError("these events have no times, so what came before `at` is unknown; give events with times")
+        """Find the events of every request; none for an unknown user, or if the latest is older than ``ttl_days``.
+
+        An event that arrived after a request's ``at`` (``log.created``) was not known then, and is left out.
+        """
+        if log.timestamps is None:  # ``read_log`` has refused it
+            raise SchemaError("these events have no times")
+        same_kind(pd.Series(log.user_ids[:1]), pd.Series(requests.user_ids[:1]))
         place_R = pd.Index(log.user_ids).get_indexer(pd.Index(requests.user_ids))
         known_R = place_R >= 0
         starts_R = np.where(known_R, log.offsets[:-1][place_R] if log.n_users else 0, 0)
         ends_R = np.where(known_R, log.offsets[1:][place_R] if log.n_users else 0, 0)
-        ends_R = _first_at_or_after(log.timestamps, starts_R, ends_R, requests.at_R)
+        ends_R = first_at_or_after(log.timestamps, starts_R, ends_R, requests.at_R)
+        log, starts_R, ends_R = without_late(log, starts_R, ends_R, requests.at_R)
         if ttl_days is not None and log.n_events:
-            newest_R = log.timestamps[np.maximum(ends_R - 1, 0)]
+            newest_R = np.asarray(log.timestamps)[np.maximum(ends_R - 1, 0)]
             stale_R = requests.at_R - newest_R > ttl_days * DAY_US
             starts_R = np.where(stale_R, ends_R, starts_R)
         return cls(replace(log, user_ids=requests.user_ids), starts_R, ends_R)
@@ -114,21 +125,28 @@ class Histories:
         return self.log.slices(np.arange(len(self.ends_R)), starts_R, self.ends_R)
 
 
-def read_log(events: Events | Sequences, vocabulary: Vocabulary, rows: CandidateRows) -> Sequences:
+def relevant_events(events: Events, rows: CandidateRows) -> Events:
+    """Only what these candidates can read: their users' events, strictly before the latest ``at``.
+
+    Raises SchemaError for events without times, or for user ids of another kind than the candidates'.
+    """
+    _with_times(events.has_times)
+    same_kind(events.frame[USER], rows.user_ids)
+    relevant = events.frame[USER].isin(rows.user_ids.unique()) & (events.frame[TIME] < rows.at_N.max())
+    return Events(events.frame[relevant])
+
+
+def read_log(events: Events | Sequences, vocabulary: Vocabulary) -> Sequences:
     """The log sorted by user and time; ``Sequences`` must be sorted already and hold rows of ``vocabulary``.
 
-    Raises SchemaError for events without times or out of order, or for user ids of another kind than the candidates',
-    UsageError for something that is no log of events.
+    Raises SchemaError for events without times or out of order, UsageError for something that is no log of events.
     """
     if isinstance(events, Events):
-        if not events.has_times:
-            raise SchemaError("these events have no times, so what came before `at` is unknown; give events with times")
-        _same_kind(events.frame[USER], rows.user_ids)
-        relevant = events.frame[USER].isin(rows.user_ids.unique()) & (events.frame[TIME] < rows.at_N.max())
-        return Sequences.from_events(Events(events.frame[relevant]), vocabulary)
+        _with_times(events.has_times)
+        return Sequences.from_events(events, vocabulary)
     if not isinstance(events, Sequences):
         raise UsageError(f"events is a {type(events).__name__}; read it first: bseq_plugin.read_events(source)")
-    _same_kind(pd.Series(events.user_ids), rows.user_ids)
+    _with_times(events.timestamps is not None)
     if events.n_events and int(events.items.max()) > vocabulary.n_items:
         raise UsageError(
             f"the sequences have item row {int(events.items.max())}, the model's vocabulary ends at "
@@ -143,7 +161,12 @@ def read_log(events: Events | Sequences, vocabulary: Vocabulary, rows: Candidate
     return events
 
 
-def _same_kind(known: pd.Series, asked: pd.Series) -> None:
+def _with_times(has_times: bool) -> None:
+    if not has_times:
+        raise SchemaError("these events have no times, so what came before `at` is unknown; give events with times")
+
+
+def same_kind(known: pd.Series, asked: pd.Series) -> None:
     """Integer ids never equal strings: without this every user would silently be one without history."""
     if len(known) and pd.api.types.is_integer_dtype(known) != pd.api.types.is_integer_dtype(asked):
         kind = "integers" if pd.api.types.is_integer_dtype(known) else "strings"
@@ -176,13 +199,3 @@ def _numbers(column: pd.Series) -> np.ndarray:
         return column.to_numpy(np.float32, na_value=np.nan)
     except (ValueError, TypeError) as error:
         raise SchemaError(f"candidates' column {str(column.name)!r} must hold numbers: {error}") from None
-
-
-def _first_at_or_after(times_T: np.ndarray, low_R: np.ndarray, high_R: np.ndarray, at_R: np.ndarray) -> np.ndarray:
-    """int64 [R], the first place in [low, high) whose time is >= at, else high: one binary search for all requests."""
-    while (unsettled_R := low_R < high_R).any():
-        middle_R = (low_R + high_R) // 2
-        earlier_R = unsettled_R & (times_T[np.minimum(middle_R, len(times_T) - 1)] < at_R)
-        low_R = np.where(earlier_R, middle_R + 1, low_R)
-        high_R = np.where(unsettled_R & ~earlier_R, middle_R, high_R)
-    return high_R

@@ -24,6 +24,10 @@ class FeatureSpec(BaseModel):
         names = ["sim_max", "sim_last1"]
         history_length = 200
         ttl_days = 90
+        category = "department"
+
+        [options.sim_soft]
+        tau = 0.1
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -36,10 +40,21 @@ class FeatureSpec(BaseModel):
         None, gt=0, description="a latest event older than this counts as no history; None = never"
     )
 
+    category: str | None = Field(None, description="column of the items table that n_same_category counts by")
+    options: dict[str, dict[str, Any]] = Field({}, description="options of features, by name")
+
     @classmethod
     def default(cls) -> FeatureSpec:
         """All the features that come with bseq."""
         return cls()
+
+    @classmethod
+    def without(cls, *groups: str) -> FeatureSpec:
+        """The features that come with bseq but those of some groups: vectors, similarity, history, counts, ..."""
+        unknown = sorted(set(groups) - {feature.group for feature in FEATURES})
+        if unknown:
+            raise UsageError(f"unknown groups {unknown}; there are: {sorted({f.group for f in FEATURES})}")
+        return cls(names=tuple(feature.name for feature in FEATURES if feature.group not in groups))
 
     @classmethod
     def parse(cls, values: Mapping[str, Any], where: str = "feature specification") -> FeatureSpec:
@@ -61,8 +76,21 @@ class FeatureSpec(BaseModel):
             raise UsageError(f"feature specification {str(path)!r} is not valid TOML: {error}") from None
         values.pop("description", None)
         spec = cls.parse(values, f"feature specification {str(path)!r}")
-        spec.classes(manager)
+        spec.parts(manager)
         return spec
+
+    def parts(self, manager: PluginManager | None = None) -> list[RankingFeature]:
+        """The features with their options. Raises as ``classes``, RecipeError for options that don't fit."""
+        unknown = sorted(set(self.options) - set(self.names))
+        if unknown:
+            raise UsageError(
+                f"options are given for {unknown}, which names does not have: add them, or drop the options"
+            )
+        where = "options.{} of the feature specification"
+        return [
+            cls(parse_options(cls.Options, self.options.get(cls.name, {}), where.format(cls.name)))
+            for cls in self.classes(manager)
+        ]
 
     def classes(self, manager: PluginManager | None = None) -> list[type[RankingFeature]]:
         """The feature classes in the order of ``names``, from ``manager`` or the installed plugins.

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 EVENT_TIMESTAMP = "event_timestamp"  # Feast's name for the instant a feature row is valid at
 ISNULL = "_isnull"
+REQUEST = "request_id"
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,7 @@ class FeatureTable:
         at_N: int64, microseconds since the epoch (UTC).
         columns: feature name -> float32 [N] or [N, width], NaN where undefined.
         descriptions: feature name -> definition, unit and null rule.
+        request_ids: int64 or str [N], or None if the candidates had no ``request_id``.
     """
 
     user_ids: pd.Series
@@ -40,6 +42,7 @@ class FeatureTable:
     at_N: np.ndarray
     columns: Mapping[str, np.ndarray]
     descriptions: Mapping[str, str]
+    request_ids: pd.Series | None = None
 
     def __len__(self) -> int:
         return len(self.at_N)
@@ -63,6 +66,9 @@ class FeatureTable:
         at = pa.array(self.at_N, pa.int64()).cast(pa.timestamp("us", tz="UTC"))
         arrays: list[pa.Array] = [_plain(self.user_ids), _plain(self.item_ids), at]
         fields = [pa.field(name, array.type) for name, array in zip((USER, ITEM, EVENT_TIMESTAMP), arrays, strict=True)]
+        if self.request_ids is not None:
+            arrays.append(_plain(self.request_ids))
+            fields.append(pa.field(REQUEST, arrays[-1].type))
         for name, values in self.columns.items():
             column = pa.array(values.reshape(-1))
             if values.ndim == 2:
@@ -76,11 +82,13 @@ class FeatureTable:
 
     def to_pandas(self) -> pd.DataFrame:
         """The columns of ``to_arrow``; a vector is one float32 array a row."""
-        frame = {
+        frame: dict[str, pd.Series] = {
             USER: self.user_ids,
             ITEM: self.item_ids,
             EVENT_TIMESTAMP: pd.to_datetime(pd.Series(self.at_N), unit="us", utc=True),
         }
+        if self.request_ids is not None:
+            frame[REQUEST] = self.request_ids
         for name, values in self.columns.items():
             frame[name] = pd.Series(list(values) if values.ndim == 2 else values)
             frame[name + ISNULL] = pd.Series(self.isnull(name))

@@ -176,11 +176,39 @@ class VectorIndex(ABC):
 
 
 class RankingFeature(ABC):
-    """One float32 column (a scalar or a fixed-length vector) for rows of (user, candidate, at)."""
+    """Columns for rows of (user, candidate, at): a scalar, a fixed-length vector, or several named scalars.
+
+    ``options`` come from ``FeatureSpec.options``. ``group`` is what an ablation takes away together.
+    """
 
     name: ClassVar[str]
-    description: ClassVar[str]  # definition, unit and null rule, one sentence
+    description: ClassVar[str]  # definition, one sentence
+    unit: ClassVar[str] = ""
+    null_rule: ClassVar[str] = ""  # when a value is NaN
+    source: ClassVar[str] = ""  # the paper or system it is taken from
+    group: ClassVar[str] = "other"
+    Options: ClassVar[type[PartOptions]] = PartOptions
+
+    def __init__(self, options: Any = None) -> None:
+        self.options: Any = self.Options() if options is None else options
+
+    def columns(self, event_types: tuple[str, ...]) -> tuple[str, ...]:
+        """Names of the columns; one: a scalar or a vector, several: as many scalars.
+
+        Args:
+            event_types: those of the model's vocabulary, ascending.
+        """
+        return (self.name,)
+
+    @classmethod
+    def summary(cls) -> str:
+        """Definition, unit and null rule in one line."""
+        unit = f", {cls.unit}" if cls.unit else ""
+        return f"{cls.description}{unit}{'; ' if cls.null_rule else ''}{cls.null_rule}"
 
     @abstractmethod
     def compute(self, inputs: FeatureInputs) -> Tensor:
-        """float32 [N] for a scalar, [N, width] for a vector; N candidate rows, NaN where undefined."""
+        """float32 [N] for a scalar, [N, width] for a vector, [N, columns] for several; N candidate rows.
+
+        NaN where undefined.
+        """

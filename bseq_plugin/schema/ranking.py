@@ -1,21 +1,29 @@
 """What a ranking feature may read. Events at or after a request's ``at`` are cut off before a feature sees anything.
 
 Shape letters: R requests (one user at one instant), N candidate rows, T history events of all requests, K interests,
-V catalogue items, D width.
+V catalogue items, D width, M vectors a request.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
+import numpy as np
 import torch
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from bseq_plugin.schema.ranking_groups import RowGroup
 
 # Unit vectors are rounded to multiples of 2^-24, all of which float32 holds. Products of two are then multiples of
 # 2^-48 and their sums stay below 2^5, so a dot product in float64 is exact: in any order, in any BLAS kernel, in any
 # block. That is why a feature has the same bytes for one row online and for a million rows offline.
 GRID = 2.0**-24
+SUM_BITS = 53 - 24  # of weights whose products with grid vectors are to be added exactly
+Shared = TypeVar("Shared")
 
 
 def on_grid(x: Tensor) -> Tensor:
@@ -32,9 +40,23 @@ def unit_vectors(x: Tensor) -> Tensor:
     return wide.mul_(1 / (norm * GRID)).round_().mul_(GRID)
 
 
-def cosine(a: Tensor, b: Tensor) -> Tensor:
-    """float64 [...], inner products of vectors [..., D] on the grid, clamped to [-1, 1]; NaN stays NaN."""
-    return (a * b).sum(-1).clamp(-1.0, 1.0)
+def unit_table(vectors_VD: Tensor) -> Tensor:
+    """float32 [V + 1, D] on the grid, the L2-normalised item vectors; NaN in row 0 and for zero vectors."""
+    units_VD = torch.empty(vectors_VD.shape, dtype=torch.float32)
+    for start in range(0, len(units_VD), 1 << 16):  # in pieces, for the sake of memory
+        units_VD[start : start + (1 << 16)] = unit_vectors(vectors_VD[start : start + (1 << 16)])
+    units_VD[0] = torch.nan
+    return units_VD
+
+
+def first_at_or_after(times_T: np.ndarray, low_R: np.ndarray, high_R: np.ndarray, at_R: np.ndarray) -> np.ndarray:
+    """int64 [R], the first place in [low, high) whose time is >= at, else high: one binary search for all requests."""
+    while (unsettled_R := low_R < high_R).any():
+        middle_R = (low_R + high_R) // 2
+        earlier_R = unsettled_R & (times_T[np.minimum(middle_R, len(times_T) - 1)] < at_R)
+        low_R = np.where(earlier_R, middle_R + 1, low_R)
+        high_R = np.where(unsettled_R & ~earlier_R, middle_R, high_R)
+    return high_R
 
 
 @dataclass(frozen=True)
@@ -53,8 +75,17 @@ class FeatureInputs:
             without history, and for an interest that a user with fewer than K does not have.
         item_vectors_VD: float32 [V + 1, D], as the model scores with them. Read it through ``item_vectors`` or
             ``item_units``: row 0 stands for no item, and only they know.
-        retrieval_rank_N, retrieval_score_N, retrieval_interest_N: float32, NaN if the candidate was not retrieved;
-            None if the candidates have no such column.
+        retrieval_rank_N, retrieval_score_N, retrieval_interest_N, retrieval_n_interests_N: float32, NaN if the
+            candidate was not retrieved; None if the candidates have no such column.
+        session_ids_T: int64, equal within a session of one request, or None.
+        event_types: names of the event types, of row 1 on.
+        category_V: int64 [V + 1], the category of each item, 0 = missing; or None.
+        interests_at_R: int64, microseconds, the newest event that the interests know, -1 where there are none; or
+            None.
+        model_version: a number below 2^24 that tells encoders apart, or None.
+        item_units_VD: float32 [V + 1, D], ``unit_table(item_vectors_VD)`` if somebody has computed it.
+        log_times, log_starts_R, log_ends_R: int64, times of a whole log, and the part of it that a request may know,
+            however long; None: the ``_T`` tensors are all there is.
     """
 
     request_N: Tensor
@@ -69,6 +100,16 @@ class FeatureInputs:
     retrieval_rank_N: Tensor | None = None
     retrieval_score_N: Tensor | None = None
     retrieval_interest_N: Tensor | None = None
+    retrieval_n_interests_N: Tensor | None = None
+    session_ids_T: Tensor | None = None
+    event_types: tuple[str, ...] = ()
+    category_V: Tensor | None = None
+    interests_at_R: Tensor | None = None
+    model_version: int | None = None
+    item_units_VD: Tensor | None = None
+    log_times: Tensor | None = None
+    log_starts_R: Tensor | None = None
+    log_ends_R: Tensor | None = None
 
     def item_vectors(self, rows: Tensor) -> Tensor:
         """float32 [..., D] for vocabulary rows [...]; NaN for row 0."""
@@ -76,17 +117,37 @@ class FeatureInputs:
 
     def item_units(self, rows: Tensor) -> Tensor:
         """float64 [..., D] on the grid, the L2-normalised item vectors e(.); NaN for row 0 and for zero vectors."""
-        return unit_vectors(self.item_vectors(rows))
+        if self.item_units_VD is None:
+            return unit_vectors(self.item_vectors(rows))
+        return self.item_units_VD[rows].double()
+
+    def once(self, function: Callable[[FeatureInputs], Shared]) -> Shared:
+        """``function(self)``, computed at the first call: what several features share."""
+        if function not in self._shared:
+            self._shared[function] = function(self)
+        return cast(Shared, self._shared[function])
+
+    @cached_property
+    def _shared(self) -> dict[Callable[[FeatureInputs], Any], Any]:
+        return {}
 
     @cached_property
     def lengths_R(self) -> Tensor:
-        """int64 [R], events of each request's history."""
+        """int64 [R], events of each request's history that were read."""
         return self.offsets_R1[1:] - self.offsets_R1[:-1]
 
     @cached_property
     def request_T(self) -> Tensor:
         """int64 [T], the request each event belongs to."""
         return torch.repeat_interleave(self.lengths_R, output_size=self.items_T.shape[0])
+
+    def count_before(self, limit_R: Tensor) -> Tensor:
+        """int64 [R], how many of all events that a request may know are strictly before ``limit_R`` (microseconds)."""
+        times, starts_R, ends_R = self.log_times, self.log_starts_R, self.log_ends_R
+        if times is None or starts_R is None or ends_R is None:
+            times, starts_R, ends_R = self.timestamps_T, self.offsets_R1[:-1], self.offsets_R1[1:]
+        stop_R = first_at_or_after(times.numpy(), starts_R.numpy(), ends_R.numpy(), limit_R.numpy())
+        return torch.from_numpy(stop_R) - starts_R
 
     @cached_property
     def candidate_units_ND(self) -> Tensor:
@@ -104,6 +165,25 @@ class FeatureInputs:
         return unit_vectors(self.interests_RKD)
 
     @cached_property
+    def groups(self) -> list[RowGroup]:
+        """The candidate rows by request, in groups of requests of like size; every row is in one of them."""
+        from bseq_plugin.schema.ranking_groups import row_groups
+
+        return row_groups(self)
+
+    def cosines(self, vectors_RMD: Tensor) -> Tensor:
+        """float64 [N, M], inner products of e(candidate) with its request's vectors, clamped to [-1, 1]; NaN stays NaN.
+
+        Args:
+            vectors_RMD: float64 on the grid, of length 1 or less.
+        """
+        product_NM = np.empty((self.candidate_N.shape[0], vectors_RMD.shape[1]))
+        vectors_RDM = vectors_RMD.numpy().transpose(0, 2, 1)
+        for group in self.groups:
+            group.put(np.matmul(group.candidates_gnD, vectors_RDM[group.request_g]), product_NM)
+        return torch.from_numpy(product_NM).clamp_(-1.0, 1.0)
+
+    @cached_property
     def cosine_NK(self) -> Tensor:
         """float64 [N, K], cosine of each candidate to each interest of its user; NaN where either is missing."""
-        return cosine(self.interest_units_RKD[self.request_N], self.candidate_units_ND[:, None])
+        return self.cosines(self.interest_units_RKD)

@@ -10,6 +10,7 @@ import pytest
 
 import bseq_plugin as bseq
 from bseq_plugin import builtin
+from bseq_plugin.feature_generators import FEATURES
 from bseq_plugin.hookspecs import BseqSpecs
 from bseq_plugin.plugins import PART_HOOKS, PluginManager, hook_names, plugin_manager
 from bseq_plugin.testing.encoders import EncoderTests
@@ -106,6 +107,18 @@ def test_every_built_in_part_is_described(kind):
     whole = "\n".join(DOCS.values())
     of_builtin = next(info for info in plugin_manager().infos() if info.name == "builtin")
     assert [name for name in of_builtin.parts[kind] if f"`{name}`" not in whole] == []
+
+
+def test_every_ranking_feature_stands_in_its_table_as_the_code_defines_it():
+    text = DOCS["ranking.md"].split("<!-- features -->")[1].split("<!-- /features -->")[0]
+    plain = text.replace("⟨", "<").replace("⟩", ">").replace("\\|", "|")
+    assert text.count("| `") == len(FEATURES)
+    for feature in FEATURES:
+        wanted = (
+            f"| `{feature.name}` | {feature.description} | {feature.unit} | {feature.null_rule} | {feature.source} |"
+        )
+        assert wanted in plain, f"docs/ranking.md: write {wanted}"
+        assert f"**{feature.group}**" in text
 
 
 def rows(text):

@@ -153,7 +153,17 @@ def test_unknown_users_and_items_are_null_and_only_there():
     assert nulls.pop("user_interests") == nulls.pop("user_pooled") == user
     assert nulls.pop("item_vec") == item
     assert nulls.pop("sim_top2_gap") == [True] * 4
-    assert set(map(tuple, nulls.values())) == {(False, True, True, True)}
+    groups = {name: part.group for part in FeatureSpec().parts(MANAGER) for name in part.columns(("buy", "click"))}
+    of_both = {name for name, group in groups.items() if group in ("similarity", "history")} & set(nulls)
+    never_skipped, no_buys = {"neg_sim_skip"}, {"sim_buy_centroid"}  # the log has clicks only for user 1
+    assert {tuple(nulls[name]) for name in of_both - never_skipped - no_buys} == {(False, True, True, True)}
+    assert {tuple(nulls[name]) for name in never_skipped | no_buys} == {(True,) * 4}
+    frame = table.to_pandas()
+    assert frame["is_cold_user"].tolist() == [0, 0, 1, 1]
+    assert frame["is_cold_item"].tolist() == [0, 1, 0, 0]
+    assert frame["n_events"].tolist() == [1, 1, 0, 1]
+    np.testing.assert_array_equal(frame["n_same_item"], [0, np.nan, 0, 0])
+    np.testing.assert_array_equal(frame["interest_age_secs"], [5, 5, np.nan, np.nan])
 
 
 def test_a_log_without_any_of_the_users_gives_nulls():

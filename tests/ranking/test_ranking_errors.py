@@ -83,9 +83,9 @@ def test_a_model_of_the_future_is_refused(manager):
     ("wrong", "text"),
     [
         ({"item_vectors_VD": torch.zeros(8, 6)}, r"shape \(8, 6\); its vocabulary of 8 items needs"),
-        ({"encode": lambda histories: torch.zeros(2, 6)}, r"gave shape \(2, 6\), not \[2, K, 6\]"),
-        ({"encode": lambda histories: torch.zeros(2, 0, 6)}, r"gave shape \(2, 0, 6\)"),
-        ({"encode": lambda histories: torch.zeros(2, 1, 5)}, r"gave shape \(2, 1, 5\)"),
+        ({"encode": lambda histories, wide: torch.zeros(2, 6)}, r"gave shape \(2, 6\), not \[2, K, 6\]"),
+        ({"encode": lambda histories, wide: torch.zeros(2, 0, 6)}, r"gave shape \(2, 0, 6\)"),
+        ({"encode": lambda histories, wide: torch.zeros(2, 1, 5)}, r"gave shape \(2, 1, 5\)"),
     ],
 )
 def test_a_model_that_does_not_fit_is_refused(wrong, text, manager):

@@ -35,18 +35,35 @@ def test_a_file_says_names_in_order(tmp_path, manager):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ('names = ["sim_max", "sim_min"]', "unknown ranking feature 'sim_min'; there are: hist_sim_max, hist_sim_mean"),
+        ('names = ["sim_max", "sim_min"]', "unknown ranking feature 'sim_min'; there are: decay_sim, din_attn_entropy"),
         ('names = ["sim_max", "sim_max"]', r"\['sim_max'\] are named twice"),
         ("names = []", "names = .*at least 1 item"),
         ("history_length = 0", "history_length = 0: .*greater than or equal to 1"),
         ("ttl_days = 0", "ttl_days = 0"),
-        ("length = 3", "unknown key 'length'; the keys are: history_length, names, ttl_days"),
+        ("length = 3", "unknown key 'length'; the keys are: category, history_length, names, options, ttl_days"),
+        ("[options.sim_soft]\ntau = 0", r"options.sim_soft of .*tau = 0: .*greater than 0"),
+        ("[options.sim_soft]\ntemperature = 1", "unknown key 'temperature'; the keys are: tau"),
+        ('names = ["sim_max"]\n[options.sim_soft]\ntau = 1', r"options are given for \['sim_soft'\], which names"),
         ("names = [", "is not valid TOML"),
     ],
 )
 def test_a_wrong_file_is_refused(tmp_path, manager, text, message):
     with pytest.raises(UsageError, match=message):
         FeatureSpec.load(write(tmp_path, text), manager)
+
+
+def test_options_reach_their_feature(tmp_path, manager):
+    path = write(tmp_path, 'names = ["sim_soft", "sim_max"]\n[options.sim_soft]\ntau = 0.25\n')
+    soft, largest = FeatureSpec.load(path, manager).parts(manager)
+    assert soft.options.tau == 0.25
+    assert largest.options == type(largest).Options()
+
+
+def test_groups_are_taken_away_together(manager):
+    left = FeatureSpec.without("vectors", "retrieval")
+    assert {cls.group for cls in left.classes(manager)} == {"similarity", "history", "counts", "quality"}
+    with pytest.raises(UsageError, match=r"unknown groups \['vector'\]; there are: \['counts'"):
+        FeatureSpec.without("vector")
 
 
 def test_a_missing_file_is_refused(tmp_path):

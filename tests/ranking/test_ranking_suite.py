@@ -14,12 +14,16 @@ for _feature in FEATURES:
     globals()[_suite.__name__] = _suite
 
 
-def test_there_are_fifteen_in_the_documented_order():
-    assert [feature.name for feature in FEATURES] == [
-        *("user_interests", "interest_mask", "user_pooled", "item_vec", "sim_max", "sim_mean", "sim_top2_gap"),
-        *("sim_argmax_interest", "sim_soft", "sim_pooled", "sim_per_interest", "sim_last1", "sim_last3_mean"),
-        *("hist_sim_max", "hist_sim_mean"),
-    ]
+def test_there_are_the_forty_one_of_the_documentation():
+    assert len(FEATURES) == len({feature.name for feature in FEATURES}) == 41
+    assert {feature.group for feature in FEATURES} == {
+        "vectors", "similarity", "history", "counts", "retrieval", "quality"
+    }  # fmt: skip
+    for feature in FEATURES:
+        assert feature.description, feature.name
+        assert feature.null_rule.startswith(("NaN", "never NaN")), feature.name
+        assert feature.source, feature.name
+        assert feature.unit or feature.group in ("vectors", "history"), feature.name
 
 
 class OverRows(RankingFeature):

@@ -16,7 +16,10 @@ from bseq_plugin.ranking import ranking_features
 from bseq_plugin.testing.ranking_features import DIM, NOW, log, mean_model
 
 K = 2
-WIDTHS = {"user_interests": K * DIM, "interest_mask": K, "user_pooled": DIM, "item_vec": DIM, "sim_per_interest": K}
+WIDTHS = {
+    "user_interests": K * DIM, "interest_mask": K, "user_pooled": DIM, "item_vec": DIM, "sim_per_interest": K,
+    "din_ctx": DIM,
+}  # fmt: skip
 
 
 @pytest.fixture
@@ -31,7 +34,8 @@ def test_parquet_round_trip(table, tmp_path):
     read = pq.read_table(tmp_path / "features.parquet")
     assert read.schema.equals(table.to_arrow().schema, check_metadata=True)
     assert read.column_names[:5] == ["user_id", "item_id", "event_timestamp", "user_interests", "user_interests_isnull"]
-    assert read.num_columns == 3 + 2 * len(FEATURES)
+    assert read.num_columns == 3 + 2 * len(table.names)
+    assert len(table.names) == len(FEATURES) + 4 + 4 + 3 - 3 + 1  # windows, half lives, functions of an age, two types
     assert read["user_id"].to_pylist() == [3, 1, 2, 1]
     assert read.schema.field("event_timestamp").type == pa.timestamp("us", tz="UTC")
     assert read["event_timestamp"].to_pylist() == [NOW.to_pydatetime()] * 4

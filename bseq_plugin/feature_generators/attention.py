@@ -1,0 +1,103 @@
+"""Target attention without parameters: the candidate attends to its user's history.
+
+a_j = softmax_j(<e(h_j), e(c)> / 0.1) over events of known items; ``bseq_plugin.TargetAttention`` is the trained form.
+Source: Zhou et al., Deep Interest Network, KDD 2018. Shape letters as in ``schema/ranking.py``, group letters as in
+``schema/ranking_groups.py``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from bseq_plugin.feature_generators.history import HistoryFeature, exact_scale
+from bseq_plugin.schema.ranking import GRID, FeatureInputs
+from bseq_plugin.schema.ranking_groups import RowGroup
+
+TAU = 0.1
+
+
+class AttentionFeature(HistoryFeature):
+    """What the attention features share."""
+
+    source = "Zhou et al., KDD 2018"
+
+
+class DinAttnMax(AttentionFeature):
+    """Whether one event alone explains the candidate."""
+
+    name = "din_attn_max"
+    description = "max_j a_j with a = softmax_j(<e(h_j), e(c)> / 0.1)"
+    unit = "share in (0, 1]"
+
+    def compute(self, inputs: FeatureInputs) -> Tensor:
+        """float32 [N]."""
+        return torch.from_numpy(inputs.once(_attention).largest_N)
+
+
+class DinAttnEntropy(AttentionFeature):
+    """How many events explain the candidate."""
+
+    name = "din_attn_entropy"
+    description = "-sum_j a_j log a_j with a = softmax_j(<e(h_j), e(c)> / 0.1)"
+    unit = "nats, 0 or more"
+
+    def compute(self, inputs: FeatureInputs) -> Tensor:
+        """float32 [N]."""
+        return torch.from_numpy(inputs.once(_attention).entropy_N)
+
+
+class DinCtx(AttentionFeature):
+    """The history as the candidate sees it."""
+
+    name = "din_ctx"
+    description = "sum_j a_j e(h_j) with a = softmax_j(<e(h_j), e(c)> / 0.1), [D]"
+    unit = ""
+
+    def compute(self, inputs: FeatureInputs) -> Tensor:
+        """float32 [N, D]."""
+        return torch.from_numpy(inputs.once(_attention).context_ND)
+
+
+@dataclass(frozen=True)
+class _Attention:
+    """float32, NaN where there is nothing to attend to."""
+
+    largest_N: np.ndarray
+    entropy_N: np.ndarray
+    context_ND: np.ndarray
+
+
+def _attention(inputs: FeatureInputs) -> _Attention:
+    n_rows, dim = inputs.candidate_N.shape[0], inputs.item_vectors_VD.shape[1]
+    largest_N, entropy_N = (np.full(n_rows, np.nan, np.float32) for _ in range(2))
+    context_ND = np.full((n_rows, dim), np.nan, np.float32)
+    for group in inputs.groups:
+        if group.event_gL.shape[1]:
+            largest_gn, total_gn, context_gnD = _attend(group)
+            # sum_j a_j <e(h_j), e(c)> = <ctx, e(c)>, which is exact, so the entropy needs no pass over the events
+            attended_gn = np.einsum("gnd,gnd->gn", context_gnD, group.candidates_gnD)
+            entropy_gn = np.log(total_gn) - (attended_gn - largest_gn) / TAU
+            group.put(1 / total_gn, largest_N)
+            group.put(np.maximum(entropy_gn, 0.0), entropy_N)
+            group.put(context_gnD, context_ND)
+    return _Attention(largest_N, entropy_N, context_ND)
+
+
+def _attend(group: RowGroup) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(largest cosine [g, n], sum of exp((cosine - largest) / tau) [g, n], context [g, n, D] on the grid), float64."""
+    largest_gn = group.cosine_gnL.max(2)
+    weights_gnL = group.cosine_gnL - largest_gn[..., None]
+    weights_gnL *= np.float32(1 / TAU)
+    np.exp(weights_gnL, out=weights_gnL)  # numpy's: torch's may round an element by its place in memory
+    # weights as whole numbers: products with vectors of the grid then add up exactly, in any order
+    weights_gnL *= exact_scale(group.lengths_g)[:, None, None].astype(np.float32)
+    np.rint(weights_gnL, out=weights_gnL)
+    wide_gnL = weights_gnL.astype(np.float64)
+    total_gn1 = wide_gnL.sum(2, keepdims=True)
+    context_gnD = np.matmul(wide_gnL, group.events_gLD)
+    context_gnD = np.rint(context_gnD / total_gn1 / GRID) * GRID
+    return largest_gn, total_gn1[..., 0] / exact_scale(group.lengths_g)[:, None], context_gnD
