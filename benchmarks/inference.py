@@ -89,7 +89,9 @@ def main() -> None:
         rows.append({"name": f"evaluate / {program}'s recommend", "value": ratio, "target": PEER_AIM, "peer": seconds})
     for row in rows:
         row["holds"] = row["value"] <= row["target"]
-        print(f"{row['name']:<36} {row['value']:8.3f}  aim {row['target']:.2f}  {'holds' if row['holds'] else 'MISSED'}")
+        print(
+            f"{row['name']:<36} {row['value']:8.3f}  aim {row['target']:.2f}  {'holds' if row['holds'] else 'MISSED'}"
+        )
     RESULTS.parent.mkdir(exist_ok=True)
     RESULTS.write_text(json.dumps({"commit": commit(), "threads": chosen.threads, "claims": rows}, indent=1) + "\n")
 

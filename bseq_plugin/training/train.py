@@ -15,6 +15,7 @@ from bseq_plugin.errors import RunError
 from bseq_plugin.schema.parts import SequenceLoss
 from bseq_plugin.schema.recipe import Recipe
 from bseq_plugin.training.distributed import World, world
+from bseq_plugin.training.row_update import pooled_row_update
 from bseq_plugin.training.run import Run
 from bseq_plugin.training.sharding import check_device, shard
 from bseq_plugin.training.trainer import Trainer, build_task
@@ -55,7 +56,9 @@ def train(
             run.begin(log)
         here.gather(None)  # nobody goes on before the run directory stands
         _settle_machine_choices(task.objective.loss, log.recipe.dim, run, here)
-        Trainer(log, data, shard(task, log.recipe, here), run, here, progress).fit()
+        trainer = Trainer(log, data, shard(task, log.recipe, here), run, here, progress)
+        with pooled_row_update():
+            trainer.fit()
     return run
 
 
