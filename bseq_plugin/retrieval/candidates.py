@@ -14,7 +14,8 @@ from torch import Tensor
 from bseq_plugin.data.sequences import Sequences
 from bseq_plugin.retrieval.blend import blend_scores, history_scores
 from bseq_plugin.retrieval.filters import RowFilters
-from bseq_plugin.retrieval.search import Excluded, Hits, search_items
+from bseq_plugin.retrieval.hits import Excluded, Hits
+from bseq_plugin.retrieval.search import search_items
 from bseq_plugin.retrieval.served import Served
 
 INTEREST, HISTORY, BOTH, POPULAR = "interest", "history", "both", "popular"

@@ -37,6 +37,7 @@ from bseq_plugin.indexes.exact import ExactIndex
 from bseq_plugin.model.interest_model import InterestModel
 from bseq_plugin.plugins import plugin_manager
 from bseq_plugin.retrieval.blend import BlendWeights
+from bseq_plugin.retrieval.export import Dedup, OnBad, exportable, require_finite
 from bseq_plugin.retrieval.store import Store
 from bseq_plugin.schema.parts import VectorIndex
 
@@ -71,16 +72,22 @@ def publish(
     index: str = "auto",
     index_options: dict[str, Any] | None = None,
     histories: Sequences | None = None,
+    on_bad: OnBad = "error",
+    dedup: Dedup = "error",
 ) -> str:
     """Publish the best model of a finished run as the store's current version; returns the version's name.
 
     Args:
         index: name of an index (see ``bseq plugins``), or "auto": exact up to a million items, else HNSW.
         histories: the users' histories to serve, in rows of the run's vocabulary; default: the whole log of the run.
+        on_bad: what to do with items whose vector has NaN or Inf, or for cosine scores no direction: "error", or
+            "drop" them; their events are then of unknown items.
+        dedup: what to do with item ids that are there twice: "error", or keep the "last".
 
     Raises:
         RunError: the run is missing or not finished.
-        StoreError: vectors with NaN or Inf (listed by id), another publisher, a failing disk; nothing is published.
+        StoreError: items that can't be published (listed by id), another publisher, a failing disk; nothing is
+            published.
         UsageError: an unknown index or index option.
     """
     folder = Path(run) if isinstance(run, str | Path) else run.path
@@ -90,7 +97,16 @@ def publish(
             raise RunError(f"{folder} has no sequences.parquet; is it a run directory?")
         histories = Sequences.load(folder / "sequences.parquet", model.vocabulary)
     weights = BlendWeights.load(folder / "blend.json") if (folder / "blend.json").is_file() else BlendWeights()
-    return publish_model(model, histories, store, index=index, index_options=index_options, blend=weights)
+    return publish_model(
+        model,
+        histories,
+        store,
+        index=index,
+        index_options=index_options,
+        blend=weights,
+        on_bad=on_bad,
+        dedup=dedup,
+    )
 
 
 def publish_model(
@@ -101,12 +117,14 @@ def publish_model(
     index: str = "auto",
     index_options: dict[str, Any] | None = None,
     blend: BlendWeights | None = None,
+    on_bad: OnBad = "error",
+    dedup: Dedup = "error",
 ) -> str:
     """``publish`` for a model in memory."""
-    vectors_VD = model.item_vectors_VD[1:]
     if not pd.Index(histories.user_ids).is_unique:
         raise UsageError("histories have a user twice; give each user one history")
-    _require_finite(vectors_VD, model.vocabulary.item_ids, "item vectors", "items")
+    model, histories = exportable(model, histories, on_bad, dedup)
+    vectors_VD = model.item_vectors_VD[1:]
     if index == "auto":
         exact = model.vocabulary.n_items <= MAX_EXACT_ITEMS
         index, index_options = (
@@ -117,7 +135,7 @@ def publish_model(
     part = plugin_manager().part("index", index)
     built = part.build(vectors_VD, dict(index_options or {}))
     interests_UKD = model.encode(histories)
-    _require_finite(interests_UKD.flatten(1), histories.user_ids, "interests", "users")
+    require_finite(interests_UKD.flatten(1), histories.user_ids, "interests", "users")
     blend = blend or BlendWeights()
     manifest = _manifest(model, histories, interests_UKD)
     manifest["index"] = {"name": index, "options": dict(index_options or {})}
@@ -140,15 +158,6 @@ def publish_model(
         return store.publish(write, manifest)
     except SafetensorError as error:  # how a full disk shows itself there
         raise StoreError(f"publishing to {str(store.path)!r} failed: {error}; nothing was published") from error
-
-
-def _require_finite(vectors_ND: Tensor, ids_N: np.ndarray, what: str, owners: str) -> None:
-    bad_N = ~torch.isfinite(vectors_ND).all(1).numpy()
-    if bad_N.any():
-        raise StoreError(
-            f"{what} of {int(bad_N.sum())} {owners} have NaN or Inf, for example {ids_N[bad_N][:10].tolist()}; "
-            "nothing is published: train again, with a lower learning rate"
-        )
 
 
 def _manifest(model: InterestModel, histories: Sequences, interests_UKD: Tensor) -> dict[str, Any]:
