@@ -36,7 +36,8 @@ from bseq_plugin.indexes.exact import ExactIndex
 from bseq_plugin.indexes.faiss_cpu import FaissCpuIndex, import_faiss
 from bseq_plugin.model.encoder import SequenceInterestEncoder
 from bseq_plugin.retrieval.hits import Excluded
-from bseq_plugin.retrieval.publish import publish_model, recall
+from bseq_plugin.retrieval.measure import recall
+from bseq_plugin.retrieval.publish import publish_model
 from bseq_plugin.retrieval.retriever import Retriever
 from bseq_plugin.retrieval.search import search_items
 from bseq_plugin.retrieval.store import Store

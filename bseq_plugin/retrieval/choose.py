@@ -66,6 +66,11 @@ class Choice:
     tried: tuple[Measured, ...] = ()
 
 
+def named_index(name: str, vectors_VD: Tensor, options: Mapping[str, Any] | None) -> Choice:
+    """The index that was asked for. Raises as ``VectorIndex.build``."""
+    return Choice(built(name, options or {}, vectors_VD)[0], name, dict(options or {}))
+
+
 def choose_index(
     vectors_VD: Tensor,
     queries_QD: Tensor,
@@ -99,6 +104,4 @@ def choose_index(
             if not misses:
                 return Choice(variant, name, chosen, tuple(tried))
             reasons.append(f"{found.label}: {', '.join(misses)}")
-    raise UsageError(
-        f"no index meets {wanted}: " + "; ".join(reasons) + ". Lower the target, or name an index"
-    )
+    raise UsageError(f"no index meets {wanted}: " + "; ".join(reasons) + ". Lower the target, or name an index")

@@ -70,7 +70,7 @@ def recall(found_Qk: Tensor, wanted_Qk: Tensor) -> float:
         return 1.0
     hits = [
         (wanted[:, :, None] == found[:, None, :]).any(2).float().sum()
-        for wanted, found in zip(wanted_Qk.split(64), found_Qk.split(64), strict=True)
+        for wanted, found in zip(torch.split(wanted_Qk, 64), torch.split(found_Qk, 64), strict=True)
     ]
     return float(torch.stack(hits).sum() / wanted_Qk.numel())
 
@@ -111,11 +111,9 @@ def measure(
 ) -> Measured:
     """Recall and latency of an index at its present options. ``true_Qk``: of ``true_rows``."""
     k = true_Qk.shape[1]
-    found_Qk = torch.cat([index.search(part_QD, k)[1] for part_QD in queries_QD.split(max(BATCHES))])
+    found_Qk = torch.cat([index.search(part_QD, k)[1] for part_QD in torch.split(queries_QD, max(BATCHES))])
     latency = {str(batch): _latency(index, queries_QD, k, batch) for batch in BATCHES}
-    return Measured(
-        index.name, dict(options), k, recall(found_Qk, true_Qk), build_seconds, bytes_per_vector, latency
-    )
+    return Measured(index.name, dict(options), k, recall(found_Qk, true_Qk), build_seconds, bytes_per_vector, latency)
 
 
 def size_of(index: VectorIndex, vectors_VD: Tensor) -> float:
@@ -130,7 +128,7 @@ def size_of(index: VectorIndex, vectors_VD: Tensor) -> float:
 def _latency(index: VectorIndex, queries_QD: Tensor, k: int, batch: int) -> dict[str, float]:
     n_calls = SINGLE_CALLS if batch == 1 else BATCH_CALLS
     repeated = queries_QD[torch.arange(batch * min(n_calls, max(1, len(queries_QD)))) % len(queries_QD)]
-    parts, seconds = repeated.split(batch), []
+    parts, seconds = torch.split(repeated, batch), []
     index.search(parts[0], k)  # the first call pays for what is made once
     for number in range(n_calls):
         started = time.perf_counter()

@@ -64,8 +64,8 @@ def test_every_operation_of_all_libraries_fails_in_turn(publisher, shim):
     happened = found["happened"]
     assert sum(happened.values()) == found["operations"]  # each one was made to fail once
     assert happened["visible"] == 1  # only the very last flush
-    # what is not needed may fail without harm: writing into the lock file who holds it
-    assert happened.get("published", 0) <= 2
+    # without harm: making two folders that are there, and writing into the lock file who holds it
+    assert happened.get("published", 0) <= 3
 
 
 def test_files_that_can_not_grow(publisher):
@@ -83,7 +83,7 @@ def test_files_that_can_not_grow_beyond_any_size(publisher):
 def test_a_publisher_killed_at_200_random_moments(publisher):
     found = publisher("kill", 200, 0)
     assert found["kills"] == 200
-    assert 20 < found["changed"] < 195  # some were killed before, some after they were through
+    assert 20 < found["changed"] < 180  # some were killed before, some after they were through
 
 
 SMALL_PUBLISHER = """
@@ -102,16 +102,16 @@ while True:
 @pytest.mark.timeout(1200)
 def test_a_small_publisher_killed_at_200_random_moments(tmp_path, publish_text):
     """The store alone, where the moments of rename and pointer are a larger share of the time."""
-    store, randomness = Store(tmp_path / "store"), random.Random(1)
-    publish_text(store, "0")
-    seen = set()
+    store, randomness, longest = Store(tmp_path / "store"), random.Random(1), 0.01
+    name = publish_text(store, "0")
+    seen = {name}
     for _ in range(200):
         process = subprocess.Popen(
             [sys.executable, "-c", SMALL_PUBLISHER, store.path], stdout=subprocess.PIPE, text=True
         )
         try:
             assert process.stdout.readline() == "begun\n"
-            time.sleep(randomness.uniform(0, 0.01))
+            time.sleep(randomness.uniform(0, longest))
         finally:
             process.send_signal(signal.SIGKILL)
             process.wait()
@@ -119,8 +119,10 @@ def test_a_small_publisher_killed_at_200_random_moments(tmp_path, publish_text):
         version = store.current()
         texts = {version.file(name).read_text() for name in version.manifest["files"]}
         assert len(texts) == 1
-        seen.add(version.name)
-    assert len(seen) > 100
+        longest *= 0.95 if version.name != name else 1.05  # about half are killed before they are through
+        name = version.name
+        seen.add(name)
+    assert 20 < len(seen) < 190
 
 
 @pytest.mark.parametrize("what", ["unreadable", "unwritable", "missing"])
