@@ -238,7 +238,8 @@ def main() -> None:
         opened = opening(store, chosen.rounds)
         served = Retriever.open(store)._served
         index, oracle, ids_V = served.index, served.oracle, served.model.vocabulary.item_ids
-        assert isinstance(index, FaissCpuIndex)
+        if not isinstance(index, FaissCpuIndex):
+            raise SystemExit(f"the store serves index {index.name}, not faiss_cpu")
         sample_BD = interests_BKD[:512, 0]
         name, effort, found = (
             ("exact", 0, 1.0)

@@ -10,6 +10,7 @@ Files of a version, beside MANIFEST.json:
     interests.parquet       user_id, event_timestamp (newest event), n_events, interest_idx, vector
     popular.parquet         item_id, n_events in the training part of the log, most first
     blend.json              BlendWeights
+    sources.safetensors     what the candidate sources that ``blend.json`` names remember, if it names any
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ from bseq_plugin.retrieval.choose import IndexTarget, choose_index, named_index
 from bseq_plugin.retrieval.export import Dedup, OnBad, exportable, require_finite
 from bseq_plugin.retrieval.golden import golden_queries
 from bseq_plugin.retrieval.measure import spread_queries
+from bseq_plugin.retrieval.sources import fitted_sources, save_sources
 from bseq_plugin.retrieval.store import Store
 
 INDEX_FILE = "items.faiss"
@@ -136,6 +138,7 @@ def publish_model(
             raise UsageError(f"index_options = {index_options} need the index they are for; 'auto' chooses its own")
         choice = choose_index(vectors_VD, spread_queries(interests_UKD, histories.lengths, N_TUNING), target)
     blend = blend or BlendWeights()
+    sources = fitted_sources(blend.asked, histories, model.vocabulary.n_items)
     manifest = _manifest(model, histories, interests_UKD)
     manifest["index"] = {"name": choice.name, "options": choice.options}
     if choice.tried:
@@ -150,6 +153,8 @@ def publish_model(
         _write_interests(folder / "interests.parquet", histories, interests_UKD)
         _write_popular(folder / "popular.parquet", model)
         blend.save(folder / "blend.json")
+        if sources:
+            save_sources(sources, folder)
         choice.index.save(folder / INDEX_FILE)
         manifest["encoder_id"] = _sha256(folder / "encoder.safetensors")
         manifest["item_table_hash"] = _sha256(folder / "items.safetensors")

@@ -28,8 +28,10 @@ from bseq_plugin.model.interest_model import InterestModel
 from bseq_plugin.plugins import plugin_manager
 from bseq_plugin.retrieval.blend import BlendWeights
 from bseq_plugin.retrieval.publish import INDEX_FILE
+from bseq_plugin.retrieval.sources import SOURCES_FILE, load_sources
 from bseq_plugin.retrieval.version import StoreVersion
 from bseq_plugin.schema.parts import VectorIndex
+from bseq_plugin.schema.sources import CandidateSource
 
 MODEL_FILES = ("encoder.safetensors", "items.safetensors", "recipe.json", "vocabulary.parquet")
 TOLERANCE = 1e-3  # of golden vectors and scores, relative: other machines add in another order
@@ -49,6 +51,7 @@ class Served:
     popular_rows: np.ndarray
     popular_counts: np.ndarray
     blend: BlendWeights
+    sources: dict[str, CandidateSource]
 
     @property
     def watermark_us(self) -> int | None:
@@ -83,6 +86,8 @@ class Served:
         if not np.array_equal(item_ids, model.vocabulary.item_ids):
             raise StoreError(f"version {version.name}: item_ids.parquet and vocabulary.parquet differ")
         histories = Sequences.load(version.file("sequences.parquet"), model.vocabulary)
+        blend = _load_blend(version)
+        sources = load_sources(blend.asked, version.file(SOURCES_FILE)) if blend.asked else {}
         popular = pq.read_table(version.file("popular.parquet")).to_pandas()
         return cls(
             version,
@@ -93,7 +98,8 @@ class Served:
             pd.Index(histories.user_ids),
             model.vocabulary.item_rows(popular[ITEM]) - 1,
             popular["n_events"].to_numpy(np.int64),
-            _load_blend(version),
+            blend,
+            sources,
         )
 
 
