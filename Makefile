@@ -6,16 +6,19 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint bench lock clean
+.PHONY: help demo test check-faults lint bench lock clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-6s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: $(READY) ## the whole job on real purchases, in a few minutes; writes demo/
 	$(BIN)/bseq demo --out demo $(ARGS)
 
 test: $(READY) ## the tests
 	$(BIN)/python -m pytest $(ARGS)
+
+check-faults: $(READY) ## every fault of docs/faults.md, the slow tests included; a verdict a row
+	$(BIN)/python benchmarks/faults.py $(ARGS)
 
 lint: $(READY) ## ruff and mypy
 	$(BIN)/ruff check .

@@ -40,11 +40,15 @@ if TYPE_CHECKING:
     from bseq_plugin.schema.parts import VectorIndex as VectorIndex
     from bseq_plugin.schema.ranking import FeatureInputs as FeatureInputs
     from bseq_plugin.schema.recipe import Recipe as Recipe
+    from bseq_plugin.schema.sources import CandidateSource as CandidateSource
+    from bseq_plugin.schema.sources import SourceCandidates as SourceCandidates
+    from bseq_plugin.schema.sources import SourceInputs as SourceInputs
     from bseq_plugin.training.train import train as train
 
 __version__ = "0.1.0"
 
 _HOME = {
+    "CandidateSource": "schema.sources",
     "Candidates": "schema.parts",
     "Events": "data.events",
     "FeatureEngine": "ranking.engine",
@@ -64,6 +68,8 @@ _HOME = {
     "SequenceInterestTask": "model.task",
     "SequenceLoss": "schema.parts",
     "Sequences": "data.sequences",
+    "SourceCandidates": "schema.sources",
+    "SourceInputs": "schema.sources",
     "StoredInterests": "ranking.interests",
     "Targets": "schema.parts",
     "VectorIndex": "schema.parts",

@@ -10,6 +10,7 @@ from bseq_plugin.hookspecs import hookimpl
 if TYPE_CHECKING:
     from bseq_plugin.data.events import Events
     from bseq_plugin.schema.parts import RankingFeature, SequenceEncoder, SequenceLoss, VectorIndex
+    from bseq_plugin.schema.sources import CandidateSource
 
 # Imports stand inside the hooks: listing the encoders must not import FAISS, nor the command line torch.
 
@@ -40,6 +41,16 @@ def bseq_indexes() -> list[type[VectorIndex]]:
     from bseq_plugin.indexes.faiss_gpu import FaissGpuIndex
 
     return [ExactIndex, FaissCpuIndex, FaissGpuIndex]
+
+
+@hookimpl
+def bseq_candidate_sources() -> list[type[CandidateSource]]:
+    """``item_neighbours``, ``transitions`` and ``popularity``."""
+    from bseq_plugin.candidate_sources.neighbours import ItemNeighbourSource
+    from bseq_plugin.candidate_sources.popularity import PopularitySource
+    from bseq_plugin.candidate_sources.transitions import TransitionSource
+
+    return [ItemNeighbourSource, TransitionSource, PopularitySource]
 
 
 @hookimpl

@@ -14,6 +14,7 @@ import pluggy
 if TYPE_CHECKING:
     from bseq_plugin.data.events import Events
     from bseq_plugin.schema.parts import RankingFeature, SequenceEncoder, SequenceLoss, VectorIndex
+    from bseq_plugin.schema.sources import CandidateSource
 
 PROJECT = "bseq"
 API_VERSION = 1
@@ -36,6 +37,10 @@ class BseqSpecs:
     @hookspec
     def bseq_indexes(self) -> list[type[VectorIndex]]:  # type: ignore[empty-body]
         """Inner-product indexes over item vectors."""
+
+    @hookspec
+    def bseq_candidate_sources(self) -> list[type[CandidateSource]]:  # type: ignore[empty-body]
+        """Where candidates come from beside interest search."""
 
     @hookspec
     def bseq_ranking_features(self) -> list[type[RankingFeature]]:  # type: ignore[empty-body]

@@ -25,6 +25,7 @@ PART_HOOKS = {
     "encoder": "bseq_encoders",
     "loss": "bseq_losses",
     "index": "bseq_indexes",
+    "candidate source": "bseq_candidate_sources",
     "ranking feature": "bseq_ranking_features",
 }
 

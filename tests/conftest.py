@@ -147,7 +147,8 @@ class FakeGpu:
                 n: getattr(faiss, n)
                 for n in (
                     "IndexFlatIP", "IndexFlat", "IndexIVFFlat", "METRIC_INNER_PRODUCT", "index_factory", "read_index",
-                    "write_index", "get_deserialization_vector_byte_limit", "set_deserialization_vector_byte_limit",
+                    "write_index", "PyCallbackIOWriter", "get_deserialization_vector_byte_limit",
+                    "set_deserialization_vector_byte_limit",
                 )
             }
         )  # fmt: skip

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import metadata
+from pathlib import Path
 from typing import Literal
 
 from packaging.version import Version
 
 from bseq_plugin.errors import BseqError
+
+OPENMP = re.compile(r"^lib(g|i)?omp[-.\d]*")
 
 
 @dataclass(frozen=True)
@@ -26,10 +30,11 @@ class Finding:
     remedy: str = ""
 
 
-def diagnose() -> list[Finding]:
-    """All checks; none of them changes anything."""
-    checks = (_python, _torch_pair, _torchrec, _fbgemm_wheels, _faiss, _devices, _threads, _plugins)
-    return [finding for check in checks for finding in check()]
+def diagnose(store: Path | None = None) -> list[Finding]:
+    """All checks, with those of a store if one is given; none of them changes anything."""
+    checks = (_python, _torch_pair, _torchrec, _fbgemm_wheels, _faiss, _openmp, _devices, _threads, _plugins)
+    findings = [finding for check in checks for finding in check()]
+    return findings if store is None else [*findings, *_store(store)]
 
 
 def version_of(distribution: str) -> str | None:
@@ -93,6 +98,48 @@ def _faiss() -> Iterator[Finding]:
         yield Finding("bad", "faiss wheels", " and ".join(wheels), remedy)
     else:
         yield Finding("ok", "faiss", f"{wheels[0]} {version_of(wheels[0])}")
+
+
+LOADED = """
+import sys
+for name in ("torch", "faiss"):
+    try: __import__(name)
+    except ImportError: pass
+print("\\n".join(sorted({line.split()[-1] for line in open("/proc/self/maps") if line.count("/") })))
+"""
+
+
+def _openmp() -> Iterator[Finding]:
+    """torch and FAISS may each bring an OpenMP of their own; each then has its own threads, and forks can hang."""
+    if not os.path.exists("/proc/self/maps"):
+        return
+    done = subprocess.run([sys.executable, "-c", LOADED], capture_output=True, text=True, check=False)
+    yield openmp_finding(done.stdout.split("\n"))
+
+
+def openmp_finding(paths: list[str]) -> Finding:
+    """From the files that a process with torch and FAISS has mapped."""
+    found = sorted(path for path in paths if OPENMP.search(path.rpartition("/")[2]))
+    if len(found) <= 1:
+        return Finding("ok", "OpenMP", found[0] if found else "none is loaded")
+    remedy = (
+        "harmless on Linux as long as torch is imported before FAISS (bseq does) and nobody searches after a fork; "
+        "set OMP_NUM_THREADS, which both obey"
+    )
+    return Finding("note", "OpenMP", f"{len(found)} in one process: {', '.join(found)}", remedy)
+
+
+def _store(path: Path) -> Iterator[Finding]:
+    from bseq_plugin.retrieval.store import Store
+
+    try:
+        version = Store(path).current()
+    except BseqError as error:
+        yield Finding("bad", "store", str(error), "bseq store verify STORE; bseq store rollback STORE; bseq publish")
+        return
+    yield Finding("ok", "store", f"{version.name} is intact")
+    if not os.access(path, os.W_OK):
+        yield Finding("note", "store", f"{str(path)!r} can't be written to: it can be served, not published to")
 
 
 def _devices() -> Iterator[Finding]:

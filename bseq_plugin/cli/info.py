@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -64,14 +65,17 @@ def recipes(name: Annotated[str | None, typer.Argument(help="Show this one whole
     out.print(table)
 
 
-def doctor(as_json: AsJson = False) -> None:
+def doctor(
+    store: Annotated[Path | None, typer.Option("--store", help="Check this store as well.")] = None,
+    as_json: AsJson = False,
+) -> None:
     """Check versions, backends, threads and clashes of wheels, with the remedy for each finding.
 
-    Example: `bseq doctor`. Ends with 1 if something will not work.
+    Example: `bseq doctor --store store`. Ends with 1 if something will not work.
     """
     from bseq_plugin.cli.diagnosis import diagnose
 
-    findings = diagnose()
+    findings = diagnose(store)
     if as_json:
         typer.echo(json.dumps([asdict(finding) for finding in findings], indent=1))
     else:

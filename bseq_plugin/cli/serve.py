@@ -31,15 +31,40 @@ def publish(
     run: Annotated[Path, typer.Argument(help="A finished run directory.")],
     store: Annotated[Path, typer.Option("--store", help="Store directory; made if it is not there.")],
     index: Annotated[str, typer.Option("--index", help="Index by name (`bseq plugins`), or auto.")] = "auto",
+    recall: Annotated[float, typer.Option("--recall", help="auto: recall@100 of real interests to reach.")] = 0.99,
+    memory_mb: Annotated[float | None, typer.Option("--memory-mb", help="auto: the most the index may take.")] = None,
+    p99_ms: Annotated[float | None, typer.Option("--p99-ms", help="auto: the most a single query may take.")] = None,
+    on_bad: Annotated[
+        str, typer.Option("--on-bad", help="Items without a usable vector: error, or drop them.")
+    ] = "error",
+    dedup: Annotated[
+        str, typer.Option("--dedup", help="Item ids that are there twice: error, or keep the last.")
+    ] = "error",
+    keep: Annotated[
+        int | None, typer.Option("--keep", help="Remove old versions afterwards, but the newest so many (store gc).")
+    ] = None,
 ) -> None:
     """Publish a run as the current version of a store: vectors, ids, index, encoder, verified before it is served.
 
-    Example: `bseq publish runs/today --store store`
+    Example: `bseq publish runs/today --store store --keep 3`
     """
-    from bseq_plugin.retrieval.publish import publish as run_publish
+    from typing import cast
 
-    version = run_publish(run, store, index=index)
+    from bseq_plugin.retrieval.choose import IndexTarget
+    from bseq_plugin.retrieval.export import Dedup, OnBad
+    from bseq_plugin.retrieval.publish import publish as run_publish
+    from bseq_plugin.retrieval.retention import collect_garbage
+    from bseq_plugin.retrieval.store import Store
+
+    if keep is not None and keep < 1:
+        raise UsageError(f"--keep {keep}: give a whole number of 1 or more")
+    target = IndexTarget(recall=recall, memory_mb=memory_mb, p99_ms=p99_ms)
+    bad, twice = cast(OnBad, on_bad), cast(Dedup, dedup)
+    version = run_publish(run, store, index=index, target=target, on_bad=bad, dedup=twice)
     note.print(f"published {version} in {store}")
+    if keep is not None:
+        removed = collect_garbage(Store(store), keep).removed
+        note.print(f"removed {len(removed)} old version(s)")
 
 
 def retrieve(

@@ -13,10 +13,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from bseq_plugin.data import sparse
 from bseq_plugin.data.events import DAY_US
 from bseq_plugin.data.sequences import Sequences
 from bseq_plugin.errors import SchemaError
-from bseq_plugin.evaluation import sparse
 
 RECENT_DAYS = 28
 

@@ -12,12 +12,12 @@ import numpy as np
 import pandas as pd
 from torch import Tensor
 
+from bseq_plugin.data import sparse
 from bseq_plugin.data.events import DAY_US
 from bseq_plugin.data.sequences import Sequences
+from bseq_plugin.data.sparse import Matrix
 from bseq_plugin.errors import SchemaError
-from bseq_plugin.evaluation import sparse
-from bseq_plugin.evaluation.floors import Tail, item_counts, newest_us
-from bseq_plugin.evaluation.sparse import Matrix
+from bseq_plugin.evaluation.floors import Tail, newest_us
 from bseq_plugin.metrics import MAX_BLOCK_SCORES
 
 
@@ -58,24 +58,10 @@ class TransitionGraph:
 
     def fit(self, training: Sequences, n_items: int) -> None:
         """See ``Floor.fit``."""
-        training = training.known()
-        held = sparse.step_matrix(training, n_items)
-        graph = held.T.tocsr() @ (self._step_edges(sparse.step_users(training)) @ held)
-        sparse.drop_diagonal(graph)
-        sums = np.asarray(graph.sum(axis=1)).ravel()
-        counts = np.maximum(item_counts(training, n_items), 1)
-        sparse.scale_rows(graph, 1 / np.sqrt(np.maximum(sums, 1e-9)))
-        sparse.scale_columns(graph, counts**-self.popularity_power)
-        self._fitted = _Fitted.on(training, n_items, self.until_us, graph)
-
-    def _step_edges(self, users_S: np.ndarray) -> Matrix:
-        """[S, S] weight of each pair of steps of one user."""
-        edges = sparse.count_matrix(np.empty(0, int), np.empty(0, int), (len(users_S), len(users_S)))
-        for distance, weight in enumerate(self.distance_weights, 1):
-            first = np.flatnonzero(users_S[:-distance] == users_S[distance:])
-            weights = np.full(len(first), weight)
-            edges = edges + sparse.count_matrix(first, first + distance, edges.shape, weights)
-        return edges + edges.T.tocsr() * np.float32(self.backwards)
+        graph = sparse.transition_graph(
+            training.known(), n_items, self.distance_weights, self.backwards, self.popularity_power
+        )
+        self._fitted = _Fitted.on(training.known(), n_items, self.until_us, graph)
 
     def scores(self, histories: Sequences) -> Tensor:
         """See ``Floor.scores``."""

@@ -33,6 +33,8 @@ from bseq_plugin.schema.parts import IndexCapabilities, VectorIndex
 FLAT = "Flat"
 # factories whose scores are inner products already
 WHOLE_VECTORS = re.compile(r"(IVF\d+(_HNSW\d+)?,)?Flat|HNSW\d+(,Flat)?|.*,RFlat")
+MAX_NPROBE = 1024  # beyond this, exact search is no slower
+WRITE_BYTES = 1 << 20  # handed over at a time
 MAX_TRAIN_PER_LIST = 64  # FAISS's k-means would draw 256 vectors a list itself, which is slower and no better
 
 
@@ -60,6 +62,7 @@ class FaissCpuIndex(VectorIndex):
     def __init__(self, index: Any, vectors_VD: Tensor, options: FaissCpuOptions) -> None:
         self._index = index
         self._vectors_VD = vectors_VD
+        self._options = options
         factory = sized_factory(options.factory, *vectors_VD.shape)
         self._flat = factory == FLAT
         self._rescored = WHOLE_VECTORS.fullmatch(factory) is None
@@ -113,6 +116,20 @@ class FaissCpuIndex(VectorIndex):
             scores_Bk.masked_fill_(rows_Bk < 0, -torch.inf)
         return scores_Bk, rows_Bk
 
+    def efforts(self) -> list[dict[str, Any]]:
+        """``nprobe`` of an IVF index, ``ef_search`` of a graph, in powers of two."""
+        factory = sized_factory(self._options.factory, self._index.ntotal, self._index.d)
+        lists = re.match(r"IVF(\d+)", factory)
+        if lists:
+            return [{"nprobe": 2**power} for power in range(int(lists[1]).bit_length()) if 2**power <= MAX_NPROBE]
+        return [{"ef_search": 2**power} for power in range(4, 11)] if factory.startswith("HNSW") else []
+
+    def with_effort(self, effort: dict[str, Any]) -> FaissCpuIndex:
+        """The same FAISS index, which changes: all its wrappers look as far as the latest effort says."""
+        parsed = checked_options(self.Options, {**self._options.model_dump(exclude_none=True), **effort}, self.name)
+        _set_search_options(self._index, parsed)
+        return FaissCpuIndex(self._index, self._vectors_VD, parsed)
+
     def save(self, path: Path) -> None:
         """Write the index to ``path``. Raises StoreError if that fails."""
         write_index(self._index, path)
@@ -165,11 +182,15 @@ def import_faiss() -> Any:
 
 
 def write_index(index: Any, path: Path) -> None:
-    """Write a FAISS index. Raises StoreError if that fails."""
+    """Write a FAISS index. Raises StoreError if that fails.
+
+    Through a Python file: FAISS's own writer only prints to stderr when the last bytes can't be flushed (a full disk).
+    """
     faiss = import_faiss()
     try:
-        faiss.write_index(index, str(path))
-    except RuntimeError as error:
+        with path.open("wb") as file:
+            faiss.write_index(index, faiss.PyCallbackIOWriter(file.write, WRITE_BYTES))
+    except (RuntimeError, OSError) as error:
         raise StoreError(f"FAISS can't write {str(path)!r}: {_last_words(error)}") from error
 
 

@@ -14,7 +14,7 @@ from torchrec import EmbeddingCollection, EmbeddingConfig, JaggedTensor, KeyedJa
 
 from bseq_plugin.data.batches import EVENT, EVENT_TYPE, N_TIME_GAPS, NEGATIVE, TARGET, TIME_GAP, TIMESTAMP
 from bseq_plugin.data.items import ItemAttributes
-from bseq_plugin.errors import RecipeError
+from bseq_plugin.errors import PluginError, RecipeError
 from bseq_plugin.model.items import InterestHead, ItemTower
 from bseq_plugin.plugins import plugin_manager
 from bseq_plugin.schema.options import parse_options
@@ -93,13 +93,25 @@ class StateReader(nn.Module):
     def forward(self, events: PackedEvents, rows_Q: Tensor | None = None) -> Tensor:
         """``[Q, D]``, the states of ``rows_Q``; or ``[B, D]``, each user's newest, zeros for one without events."""
         if rows_Q is not None:
-            return self.part.states_at(events, rows_Q)
+            return self._states(events, rows_Q)
         active = events.lengths_B > 0
         states_BD = events.x_TD.new_zeros(events.n_users, events.x_TD.shape[1])
         if not bool(active.any()):
             return states_BD
-        states_BD[active] = self.part.states_at(events, events.offsets_B1[1:][active] - 1)
+        states_BD[active] = self._states(events, events.offsets_B1[1:][active] - 1)
         return states_BD
+
+    def _states(self, events: PackedEvents, rows_Q: Tensor) -> Tensor:
+        """What the part gives, checked: it may be a plugin's, and a wrong width would be found far from here."""
+        states_QD = self.part.states_at(events, rows_Q)
+        wanted = (len(rows_Q), events.x_TD.shape[1])
+        if not isinstance(states_QD, Tensor) or states_QD.shape != wanted:
+            found = tuple(states_QD.shape) if isinstance(states_QD, Tensor) else type(states_QD).__name__
+            raise PluginError(
+                f"encoder {self.part.name!r} gave states {found}; wanted a float tensor {wanted}: repair the plugin it "
+                "comes from"
+            )
+        return states_QD
 
 
 class EventEmbedder(nn.Module):

@@ -13,7 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -114,6 +114,19 @@ class InterestModel:
     @cached_property
     def _wide(self) -> WideModules:
         return WideModules.of(self.encoder)
+
+    def with_items(self, rows_G: np.ndarray) -> InterestModel:
+        """The same model with these items only, in this order: int64 [G], rows 0..V-1 (vocabulary row minus 1)."""
+        table_rows = torch.from_numpy(np.concatenate([[0], rows_G + 1]))
+        state = {name: value.detach().clone() for name, value in self.encoder.state_dict().items()}
+        state[ITEM_WEIGHT] = state[ITEM_WEIGHT][table_rows]
+        chosen = replace(
+            self.vocabulary,
+            item_ids=self.vocabulary.item_ids[rows_G],
+            item_counts=self.vocabulary.item_counts[rows_G],
+        )
+        priors = None if self.item_priors_VP is None else self.item_priors_VP[table_rows]
+        return InterestModel.from_state(self.recipe, chosen, state, priors, self.trained_until_us)
 
     def save(self, folder: Path) -> None:
         """Write the four files into ``folder``, which exists."""

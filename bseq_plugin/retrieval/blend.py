@@ -1,7 +1,9 @@
-"""Interest scores blended with what the user has done before: pure functions, used by serving and by evaluation.
+"""Interest scores blended with what the user has done before and with what other candidate sources find: pure
+functions, used by serving and by evaluation.
 
     count(h) = sum of 0.5 ** (age / h) over the user's events of the item
     score = interest * (interest score) + history * log1p(count(half_life)) + recent * log1p(count(recent_half_life))
+            + sum over sources of weight * (score of the source, 0 where it did not find the item)
 
 What is bought again and again and what was bought just now are two habits: one half life can't tell them apart.
 
@@ -12,7 +14,8 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import TypeVar
 
@@ -30,6 +33,7 @@ Scores = TypeVar("Scores", np.ndarray, Tensor)
 class BlendWeights:
     """How much each part counts (0 or more) and in how many days an event loses half of its weight.
 
+    ``sources``: candidate source by name -> weight; a source that is not named, or has weight 0, is not asked.
     Unless fitted (``fit_blend``) the interest stands alone: what a history is worth depends on the scale of the scores.
     """
 
@@ -38,13 +42,22 @@ class BlendWeights:
     half_life_days: float = 60.0
     recent: float = 0.0
     recent_half_life_days: float = 15.0
+    sources: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for name, value in asdict(self).items():
+        numbers = asdict(self)
+        if not isinstance(numbers.pop("sources"), dict):
+            raise UsageError(f"blend weight sources = {self.sources!r}; give {{name of a candidate source: weight}}")
+        for name, value in [*numbers.items(), *self.sources.items()]:
             if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or value < 0:
                 raise UsageError(f"blend weight {name} = {value!r}; give a number of 0 or more")
         if not (self.half_life_days and self.recent_half_life_days):
             raise UsageError("a blend weight half_life_days = 0; give a positive number of days")
+
+    @property
+    def asked(self) -> dict[str, float]:
+        """The sources that count for something."""
+        return {name: weight for name, weight in self.sources.items() if weight > 0}
 
     def save(self, path: Path) -> None:
         """Write JSON."""
@@ -57,7 +70,7 @@ class BlendWeights:
             values = json.loads(path.read_text(encoding="utf-8"))
         except ValueError as error:
             raise UsageError(f"{str(path)!r} is not valid JSON: {error}") from error
-        known = {field.name for field in fields(cls)}
+        known = {one.name for one in fields(cls)}
         if not isinstance(values, dict) or set(values) - known:
             raise UsageError(f"{str(path)!r} has other keys than {sorted(known)}; write it with BlendWeights.save")
         return cls(**values)
@@ -100,13 +113,21 @@ def history_scores(histories: Sequences, at_us: int | np.ndarray | None, half_li
 
 
 def blend_scores(
-    interest_scores: Scores, history_scores: Scores, weights: BlendWeights, recent_scores: Scores | float = 0.0
+    interest_scores: Scores,
+    history_scores: Scores | float,
+    weights: BlendWeights,
+    recent_scores: Scores | float = 0.0,
+    source_scores: Mapping[str, Scores] | None = None,
 ) -> Scores:
     """The blended score, element by element.
 
     Args:
         history_scores: of ``history_scores`` at ``weights.half_life_days``; 0 where the item is not in the history.
         recent_scores: the same at ``weights.recent_half_life_days``.
+        source_scores: of each candidate source; 0 where it did not find the item.
     """
     blended = interest_scores * weights.interest + history_scores * weights.history
-    return blended + recent_scores * weights.recent
+    blended = blended + recent_scores * weights.recent
+    for name, scores in (source_scores or {}).items():
+        blended = blended + scores * weights.sources.get(name, 0.0)
+    return blended

@@ -14,16 +14,19 @@ from torch import Tensor
 from bseq_plugin.data.sequences import Sequences
 from bseq_plugin.retrieval.blend import blend_scores, history_scores
 from bseq_plugin.retrieval.filters import RowFilters
-from bseq_plugin.retrieval.search import Excluded, Hits, search_items
+from bseq_plugin.retrieval.hits import Excluded, Hits
+from bseq_plugin.retrieval.search import search_items
 from bseq_plugin.retrieval.served import Served
+from bseq_plugin.retrieval.sources import Found, ask_sources, searcher
+from bseq_plugin.schema.sources import SourceInputs
 
-INTEREST, HISTORY, BOTH, POPULAR = "interest", "history", "both", "popular"
+INTEREST, HISTORY, POPULAR = "interest", "history", "popular"
 PAIRS_PER_BLOCK = 1 << 15
 
 
 @dataclass(frozen=True)
 class Candidates:
-    """Hits, each with its source (str [N]); an interest of -1 means none."""
+    """Hits, each with its sources (str [N], joined by "+"); an interest of -1 means none."""
 
     hits: Hits
     sources_N: np.ndarray
@@ -70,7 +73,7 @@ def interest_candidates(
     at_us: int | None,
     filters: RowFilters,
 ) -> Candidates:
-    """The k best items by interest, blended with history if asked for; every user has a known item."""
+    """The k best items by interest, blended with other sources if asked for; every user has a known item."""
     n_items = served.model.vocabulary.n_items
     known = histories.known()
     n_seen = known.n_events if exclude_seen else 0
@@ -79,44 +82,58 @@ def interest_candidates(
     excluded = Excluded.of(users_P, rows_P, histories.n_users, n_items)
     interests_BKD = served.model.encode(histories)
     hits = search_items(served.index, served.oracle, interests_BKD, min(k, n_items), excluded, filters.allowed_V)
-    if exclude_seen or not blend:  # without items of the history, the blend is the order of interest
+    if not blend:
         return Candidates(hits, np.full(len(hits.users_N), INTEREST, object))
-    shown_P = ~excluded.contains(known.user_index, known.items - 1)
-    if filters.allowed_V is not None:
-        shown_P &= filters.allowed_V[known.items - 1]
-    return _blended(served, known.where(shown_P), interests_BKD, hits, k, _ages_from(served, histories, at_us))
+    inputs = SourceInputs(known, interests_BKD, served.model.item_vectors_VD, searcher(served.index, n_items))
+    found = ask_sources(served.sources, inputs, k, excluded, filters.allowed_V)
+    past = []
+    if not exclude_seen:
+        shown_P = ~excluded.contains(known.user_index, known.items - 1)
+        if filters.allowed_V is not None:
+            shown_P &= filters.allowed_V[known.items - 1]
+        past = _past(served, known.where(shown_P), _ages_from(served, histories, at_us))
+    if not found and not past:  # nothing that could change the order of interest
+        return Candidates(hits, np.full(len(hits.users_N), INTEREST, object))
+    return _blended(served, interests_BKD, hits, past, found, k)
+
+
+def _past(served: Served, histories: Sequences, ages_from: int | np.ndarray | None) -> list[Found]:
+    """The user's own history, with both half lives: the same pairs twice."""
+    n_items, found = served.model.vocabulary.n_items, []
+    for days in (served.blend.half_life_days, served.blend.recent_half_life_days):
+        past = history_scores(histories, ages_from, days)
+        found.append(Found(past.users_P * n_items + past.items_P - 1, past.scores_P))
+    return found
 
 
 def _blended(
-    served: Served, histories: Sequences, interests_BKD: Tensor, hits: Hits, k: int, ages_from: int | np.ndarray | None
+    served: Served, interests_BKD: Tensor, hits: Hits, past: list[Found], found: dict[str, Found], k: int
 ) -> Candidates:
-    """The best k of (the top k by interest) and (the history): nothing else can be among the best k of all items.
+    """The best k of (the top k by interest) and (history and sources): nothing else can be among the best k of all.
 
-    An item outside the history keeps its interest score, so whatever beats it by interest beats it in the blend.
+    An item that none of them has keeps its interest score, so whatever beats it by interest beats it in the blend.
     """
     n_items = served.model.vocabulary.n_items
-    past = history_scores(histories, ages_from, served.blend.half_life_days)
-    recent = history_scores(histories, ages_from, served.blend.recent_half_life_days)  # of the same pairs
-    keys_N, keys_P = hits.users_N * n_items + hits.rows_N, past.users_P * n_items + past.items_P - 1
-    if len(keys_P) == 0:  # nothing of any history may be shown
-        scores_N = blend_scores(hits.scores_N, np.zeros_like(hits.scores_N), served.blend)
-        return Candidates(replace(hits, scores_N=scores_N), np.full(len(keys_N), INTEREST, object))
-    places_N = np.searchsorted(keys_P, keys_N).clip(max=len(keys_P) - 1)
-    in_history_N = keys_P[places_N] == keys_N
-    rest_P = ~np.isin(keys_P, keys_N)
-    scores_R, interests_R = _interest_scores(served, interests_BKD, past.users_P[rest_P], past.items_P[rest_P] - 1)
-    rest = Hits(past.users_P[rest_P], past.items_P[rest_P] - 1, scores_R, interests_R)
-    union = Hits.join([hits, rest])
-    past_U, recent_U = (
-        np.concatenate([np.where(in_history_N, part.scores_P[places_N], 0), part.scores_P[rest_P]])
-        for part in (past, recent)
-    )
-    blended = blend_scores(union.scores_N, past_U, served.blend, recent_U)
-    best = replace(union, scores_N=blended.astype(np.float32)).top(k)
-    keys_best = best.users_N * n_items + best.rows_N
-    by_history = np.where(np.isin(keys_best, keys_N), BOTH, HISTORY)
-    sources = np.where(np.isin(keys_best, keys_P), by_history, INTEREST)
-    return Candidates(best, sources.astype(object))
+    keys_N = hits.users_N * n_items + hits.rows_N
+    rest_R = np.setdiff1d(np.concatenate([one.keys_N for one in [*past, *found.values()]]), keys_N)
+    scores_R, interests_R = _interest_scores(served, interests_BKD, rest_R // n_items, rest_R % n_items)
+    union = Hits.join([hits, Hits(rest_R // n_items, rest_R % n_items, scores_R, interests_R)])
+    keys_U = np.concatenate([keys_N, rest_R])
+    old_U, recent_U = [one.at(keys_U)[0] for one in past] if past else [np.zeros_like(union.scores_N)] * 2
+    of_sources = {name: one.at(keys_U)[0] for name, one in found.items()}
+    blended_U = blend_scores(union.scores_N, old_U, served.blend, recent_U, of_sources)
+    best = replace(union, scores_N=blended_U.astype(np.float32)).top(k)
+    keys_B = best.users_N * n_items + best.rows_N
+    sources = {INTEREST: np.isin(keys_B, keys_N), **({HISTORY: past[0].at(keys_B)[1]} if past else {})}
+    return Candidates(best, _labels(sources | {name: one.at(keys_B)[1] for name, one in found.items()}))
+
+
+def _labels(found: dict[str, np.ndarray]) -> np.ndarray:
+    """str [N]: the names of those that found it (bool [N] each), joined by "+"."""
+    masks_N = sum(there.astype(np.int64) << bit for bit, there in enumerate(found.values()))
+    kinds, places_N = np.unique(masks_N, return_inverse=True)
+    texts = ["+".join(name for bit, name in enumerate(found) if kind >> bit & 1) for kind in kinds.tolist()]
+    return np.array([*texts, ""], object)[places_N.ravel()]
 
 
 def _ages_from(served: Served, histories: Sequences, at_us: int | None) -> int | np.ndarray | None:

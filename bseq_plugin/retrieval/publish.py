@@ -10,6 +10,7 @@ Files of a version, beside MANIFEST.json:
     interests.parquet       user_id, event_timestamp (newest event), n_events, interest_idx, vector
     popular.parquet         item_id, n_events in the training part of the log, most first
     blend.json              BlendWeights
+    sources.safetensors     what the candidate sources that ``blend.json`` names remember, if it names any
 """
 
 from __future__ import annotations
@@ -17,7 +18,6 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import platform
-import time
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -33,16 +33,17 @@ from torch import Tensor
 from bseq_plugin.data.events import ITEM, USER
 from bseq_plugin.data.sequences import Sequences
 from bseq_plugin.errors import RunError, StoreError, UsageError
-from bseq_plugin.indexes.exact import ExactIndex
 from bseq_plugin.model.interest_model import InterestModel
-from bseq_plugin.plugins import plugin_manager
 from bseq_plugin.retrieval.blend import BlendWeights
+from bseq_plugin.retrieval.choose import IndexTarget, choose_index, named_index
+from bseq_plugin.retrieval.export import Dedup, OnBad, exportable, require_finite
+from bseq_plugin.retrieval.golden import golden_queries
+from bseq_plugin.retrieval.measure import spread_queries
+from bseq_plugin.retrieval.sources import fitted_sources, save_sources
 from bseq_plugin.retrieval.store import Store
-from bseq_plugin.schema.parts import VectorIndex
 
 INDEX_FILE = "items.faiss"
-MAX_EXACT_ITEMS = 1_000_000
-N_GOLDEN, GOLDEN_K = 16, 10
+N_TUNING = 512  # users whose interests "auto" measures with
 PACKAGES = (
     "bseq-plugin",
     "torch",
@@ -71,17 +72,25 @@ def publish(
     index: str = "auto",
     index_options: dict[str, Any] | None = None,
     histories: Sequences | None = None,
+    on_bad: OnBad = "error",
+    dedup: Dedup = "error",
+    target: IndexTarget | None = None,
 ) -> str:
     """Publish the best model of a finished run as the store's current version; returns the version's name.
 
     Args:
-        index: name of an index (see ``bseq plugins``), or "auto": exact up to a million items, else HNSW.
+        index: name of an index (see ``bseq plugins``), or "auto": see ``choose_index``.
         histories: the users' histories to serve, in rows of the run's vocabulary; default: the whole log of the run.
+        on_bad: what to do with items whose vector has NaN or Inf, or for cosine scores no direction: "error", or
+            "drop" them; their events are then of unknown items.
+        dedup: what to do with item ids that are there twice: "error", or keep the "last".
+        target: what ``index="auto"`` has to reach.
 
     Raises:
         RunError: the run is missing or not finished.
-        StoreError: vectors with NaN or Inf (listed by id), another publisher, a failing disk; nothing is published.
-        UsageError: an unknown index or index option.
+        StoreError: items that can't be published (listed by id), another publisher, a failing disk; nothing is
+            published.
+        UsageError: an unknown index or index option, or no index meets the target.
     """
     folder = Path(run) if isinstance(run, str | Path) else run.path
     model = InterestModel.from_run(folder)
@@ -90,7 +99,17 @@ def publish(
             raise RunError(f"{folder} has no sequences.parquet; is it a run directory?")
         histories = Sequences.load(folder / "sequences.parquet", model.vocabulary)
     weights = BlendWeights.load(folder / "blend.json") if (folder / "blend.json").is_file() else BlendWeights()
-    return publish_model(model, histories, store, index=index, index_options=index_options, blend=weights)
+    return publish_model(
+        model,
+        histories,
+        store,
+        index=index,
+        index_options=index_options,
+        blend=weights,
+        on_bad=on_bad,
+        dedup=dedup,
+        target=target,
+    )
 
 
 def publish_model(
@@ -101,27 +120,30 @@ def publish_model(
     index: str = "auto",
     index_options: dict[str, Any] | None = None,
     blend: BlendWeights | None = None,
+    on_bad: OnBad = "error",
+    dedup: Dedup = "error",
+    target: IndexTarget | None = None,
 ) -> str:
     """``publish`` for a model in memory."""
-    vectors_VD = model.item_vectors_VD[1:]
     if not pd.Index(histories.user_ids).is_unique:
         raise UsageError("histories have a user twice; give each user one history")
-    _require_finite(vectors_VD, model.vocabulary.item_ids, "item vectors", "items")
-    if index == "auto":
-        exact = model.vocabulary.n_items <= MAX_EXACT_ITEMS
-        index, index_options = (
-            ("exact", index_options)
-            if exact
-            else ("faiss_cpu", index_options or {"factory": "HNSW32", "ef_search": 128})
-        )
-    part = plugin_manager().part("index", index)
-    built = part.build(vectors_VD, dict(index_options or {}))
+    model, histories = exportable(model, histories, on_bad, dedup)
+    vectors_VD = model.item_vectors_VD[1:]
+    if index != "auto":  # before the histories are encoded: an unusable index is told at once
+        choice = named_index(index, vectors_VD, index_options)
     interests_UKD = model.encode(histories)
-    _require_finite(interests_UKD.flatten(1), histories.user_ids, "interests", "users")
+    require_finite(interests_UKD.flatten(1), histories.user_ids, "interests", "users")
+    if index == "auto":
+        if index_options:
+            raise UsageError(f"index_options = {index_options} need the index they are for; 'auto' chooses its own")
+        choice = choose_index(vectors_VD, spread_queries(interests_UKD, histories.lengths, N_TUNING), target)
     blend = blend or BlendWeights()
+    sources = fitted_sources(blend.asked, histories, model.vocabulary.n_items)
     manifest = _manifest(model, histories, interests_UKD)
-    manifest["index"] = {"name": index, "options": dict(index_options or {})}
-    manifest["golden"] = _golden(model, built, histories, interests_UKD)
+    manifest["index"] = {"name": choice.name, "options": choice.options}
+    if choice.tried:
+        manifest["index"]["measured"] = choice.tried[-1].as_json()
+    manifest["golden"] = golden_queries(model, choice.index, histories, interests_UKD)
 
     def write(folder: Path) -> None:
         model.save(folder)
@@ -131,7 +153,9 @@ def publish_model(
         _write_interests(folder / "interests.parquet", histories, interests_UKD)
         _write_popular(folder / "popular.parquet", model)
         blend.save(folder / "blend.json")
-        built.save(folder / INDEX_FILE)
+        if sources:
+            save_sources(sources, folder)
+        choice.index.save(folder / INDEX_FILE)
         manifest["encoder_id"] = _sha256(folder / "encoder.safetensors")
         manifest["item_table_hash"] = _sha256(folder / "items.safetensors")
 
@@ -140,15 +164,6 @@ def publish_model(
         return store.publish(write, manifest)
     except SafetensorError as error:  # how a full disk shows itself there
         raise StoreError(f"publishing to {str(store.path)!r} failed: {error}; nothing was published") from error
-
-
-def _require_finite(vectors_ND: Tensor, ids_N: np.ndarray, what: str, owners: str) -> None:
-    bad_N = ~torch.isfinite(vectors_ND).all(1).numpy()
-    if bad_N.any():
-        raise StoreError(
-            f"{what} of {int(bad_N.sum())} {owners} have NaN or Inf, for example {ids_N[bad_N][:10].tolist()}; "
-            "nothing is published: train again, with a lower learning rate"
-        )
 
 
 def _manifest(model: InterestModel, histories: Sequences, interests_UKD: Tensor) -> dict[str, Any]:
@@ -177,34 +192,6 @@ def _package_versions() -> dict[str, str]:
         except importlib.metadata.PackageNotFoundError:
             continue
     return versions
-
-
-def _golden(model: InterestModel, index: VectorIndex, histories: Sequences, interests_UKD: Tensor) -> dict[str, Any]:
-    """Real queries with their true answers, and what the index finds of them; readers repeat them first."""
-    with_events = np.flatnonzero(histories.lengths)
-    users = with_events[np.linspace(0, len(with_events) - 1, min(N_GOLDEN, len(with_events))).astype(np.int64)]
-    queries_GD = interests_UKD[torch.from_numpy(users), 0]
-    vectors_VD = model.item_vectors_VD[1:]
-    k = min(GOLDEN_K, len(vectors_VD))
-    scores_Gk, rows_Gk = ExactIndex.build(vectors_VD).search(queries_GD, k)
-    started = time.perf_counter()
-    _, found_Gk = index.search(queries_GD, k)
-    return {
-        "users": users.tolist(),
-        "queries": queries_GD.tolist(),
-        "k": k,
-        "item_ids": [model.vocabulary.item_ids[rows].tolist() for rows in rows_Gk.numpy()],
-        "scores": scores_Gk.tolist(),
-        "recall": recall(found_Gk, rows_Gk),
-        "search_seconds": time.perf_counter() - started,
-    }
-
-
-def recall(found_Gk: Tensor, wanted_Gk: Tensor) -> float:
-    """Share of the wanted rows that were found; 1 for no queries."""
-    if wanted_Gk.numel() == 0:
-        return 1.0
-    return float((wanted_Gk[:, :, None] == found_Gk[:, None, :]).any(2).float().mean())
 
 
 def _write_interests(path: Path, histories: Sequences, interests_UKD: Tensor) -> None:

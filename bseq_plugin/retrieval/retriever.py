@@ -109,7 +109,8 @@ class Retriever:
                 are counted in ``n_unknown_items`` and read as such; a history without a known item gets the most
                 popular items.
             exclude: "seen" leaves out the items of the history.
-            blend: with ``exclude="none"``, score items by interest and by the user's own history (see ``blend.py``).
+            blend: score items by interest, by the candidate sources of the version, and with ``exclude="none"`` by the
+                user's own history (see ``blend.py``).
             at: a time with a time zone; only events strictly before it count, and ages are measured from it. Default:
                 all events; ages from the newest event of the store or of the user, whichever is later.
             allow_future_model: answer an ``at`` before the end of training too, with vectors and popularity that know
@@ -118,9 +119,10 @@ class Retriever:
 
         Returns:
             Columns user_id, item_id, rank (from 1), score (float32), interest (which of the user's interests; missing
-            for popular items), source ("interest", "history", "both" or "popular"), exhausted. Users come in
-            the order of the history, best item first, no item twice. There are fewer than k rows where the catalogue
-            has no more that may be shown; then ``exhausted`` is True in all rows of the user (or the user has no row).
+            for popular items), source ("interest", "history", names of candidate sources, several joined by "+"; or
+            "popular"), exhausted. Users come in the order of the history, best item first, no item twice. There are
+            fewer than k rows where the catalogue has no more that may be shown; then ``exhausted`` is True in all rows
+            of the user (or the user has no row).
 
         Raises:
             UsageError: k below 1, an unknown user, an unknown ``exclude``, events that break the format, an ``at``

@@ -28,8 +28,10 @@ from bseq_plugin.model.interest_model import InterestModel
 from bseq_plugin.plugins import plugin_manager
 from bseq_plugin.retrieval.blend import BlendWeights
 from bseq_plugin.retrieval.publish import INDEX_FILE
+from bseq_plugin.retrieval.sources import SOURCES_FILE, load_sources
 from bseq_plugin.retrieval.version import StoreVersion
 from bseq_plugin.schema.parts import VectorIndex
+from bseq_plugin.schema.sources import CandidateSource
 
 MODEL_FILES = ("encoder.safetensors", "items.safetensors", "recipe.json", "vocabulary.parquet")
 TOLERANCE = 1e-3  # of golden vectors and scores, relative: other machines add in another order
@@ -49,6 +51,7 @@ class Served:
     popular_rows: np.ndarray
     popular_counts: np.ndarray
     blend: BlendWeights
+    sources: dict[str, CandidateSource]
 
     @property
     def watermark_us(self) -> int | None:
@@ -60,7 +63,9 @@ class Served:
     def load(cls, version: StoreVersion, index: str | None) -> Served:
         """Read a verified version. Raises StoreError if its parts don't fit together or fail the golden queries."""
         try:
+            _check_pair(version)
             served = cls._load(version, index)
+            _check_norms(served)
             _check_encoder(served)
             _check_index(served)
         except (RunError, SchemaError, RecipeError) as error:
@@ -81,6 +86,8 @@ class Served:
         if not np.array_equal(item_ids, model.vocabulary.item_ids):
             raise StoreError(f"version {version.name}: item_ids.parquet and vocabulary.parquet differ")
         histories = Sequences.load(version.file("sequences.parquet"), model.vocabulary)
+        blend = _load_blend(version)
+        sources = load_sources(blend.asked, version.file(SOURCES_FILE)) if blend.asked else {}
         popular = pq.read_table(version.file("popular.parquet")).to_pandas()
         return cls(
             version,
@@ -91,8 +98,16 @@ class Served:
             pd.Index(histories.user_ids),
             model.vocabulary.item_rows(popular[ITEM]) - 1,
             popular["n_events"].to_numpy(np.int64),
-            BlendWeights.load(version.file("blend.json")),
+            blend,
+            sources,
         )
+
+
+def _load_blend(version: StoreVersion) -> BlendWeights:
+    try:
+        return BlendWeights.load(version.file("blend.json"))
+    except UsageError as error:  # of whoever wrote it, not of whoever opens the store
+        raise StoreError(f"version {version.name} can't be served: {error}") from error
 
 
 def _load_index(version: StoreVersion, vectors_VD: Tensor, name: str | None) -> VectorIndex:
@@ -125,6 +140,28 @@ def _build_or_load(version: StoreVersion, vectors_VD: Tensor, name: str) -> Vect
     else:
         found = part.build(vectors_VD, options)
     return found
+
+
+def _check_pair(version: StoreVersion) -> None:
+    """The encoder and the item table must be the two that were published together: another pair of one width runs."""
+    for field, name in (("encoder_id", "encoder.safetensors"), ("item_table_hash", "items.safetensors")):
+        wanted, found = version.manifest[field], version.manifest["files"].get(name, {}).get("sha256")
+        if wanted != found:
+            raise StoreError(
+                f"version {version.name}: its {name} is not the one it was published with ({field} {str(wanted)[:8]}, "
+                f"found {str(found)[:8]}); an encoder and an index of different trainings can't be mixed: publish again"
+            )
+
+
+def _check_norms(served: Served) -> None:
+    """Vectors that are said to have length 1 must have it: a cosine is computed without dividing again."""
+    if served.version.manifest["normalised"]:
+        worst = float((served.model.item_vectors_VD[1:].norm(dim=1) - 1).abs().max())
+        if not worst < TOLERANCE:
+            raise StoreError(
+                f"version {served.version.name} is marked as normalised, but the length of an item vector is off by "
+                f"{worst:.2g}; publish again"
+            )
 
 
 def _check_encoder(served: Served) -> None:

@@ -6,7 +6,7 @@
 
 A version is complete and durable before CURRENT names it, so a publisher can be killed at any instant. Readers verify
 every byte before anything is parsed. Against an attacker who rewrites files *and* manifest *and* CURRENT checksums
-can't help: keep the store where only the publisher writes.
+can't help: keep the store where only the publisher writes, or give publisher and readers a key (``signing.py``).
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ from bseq_plugin.retrieval.disk import (
     read_small,
     remove,
 )
+from bseq_plugin.retrieval.signing import SIGNATURE, checked_key, signature
 from bseq_plugin.retrieval.version import (
     MANIFEST,
     MAX_MANIFEST_BYTES,
@@ -49,12 +50,17 @@ Loaded = TypeVar("Loaded")
 
 
 class Store:
-    """The versions under ``path``. Reading never writes, so a read-only store can be served."""
+    """The versions under ``path``. Reading never writes, so a read-only store can be served.
 
-    def __init__(self, path: str | Path, *, disk: Disk | None = None) -> None:
+    ``key``: a secret; with it every version is signed when it is published and refused if it is not signed with it.
+    Default: what the file named by the environment variable BSEQ_STORE_KEY_FILE holds, if there is one.
+    """
+
+    def __init__(self, path: str | Path, *, disk: Disk | None = None, key: bytes | None = None) -> None:
         self.path = Path(path)
         self._versions = self.path / VERSIONS
         self._disk = disk or Disk()
+        self._key = checked_key(key)
 
     def versions(self) -> list[str]:
         """Names of all versions, intact or not, oldest first."""
@@ -107,7 +113,7 @@ class Store:
         """Version ``name``, every byte checked (see ``verify_version``). Raises StoreError naming what is wrong."""
         if not VERSION_NAME.fullmatch(name):
             raise StoreError(f"{name!r} is no name of a version; there are: {', '.join(self.versions()) or '(none)'}")
-        return verify_version(self._versions / name, manifest_sha256)
+        return verify_version(self._versions / name, manifest_sha256, self._key)
 
     def folder(self, name: str) -> Path:
         """Where the files of version ``name`` are, or would be."""
@@ -194,7 +200,7 @@ class Store:
 
     def _seal(self, scratch: Path, manifest: Mapping[str, Any]) -> bytes:
         """Checksum and flush the files, then write the manifest; its bytes."""
-        if RESERVED & set(manifest) or (scratch / MANIFEST).exists():
+        if RESERVED & set(manifest) or any((scratch / name).exists() for name in (MANIFEST, SIGNATURE)):
             raise UsageError(f"the store writes {MANIFEST} and its fields {sorted(RESERVED)} itself; use other names")
         files = {}
         for path in sorted(scratch.iterdir()):
@@ -208,6 +214,9 @@ class Store:
         raw = object_bytes({**head, "created_at": datetime.now(UTC).isoformat(), **manifest, "files": files})
         self._disk.write(scratch / MANIFEST, raw)
         self._disk.fsync(scratch / MANIFEST)
+        if self._key is not None:
+            self._disk.write(scratch / SIGNATURE, signature(self._key, raw))
+            self._disk.fsync(scratch / SIGNATURE)
         self._disk.fsync(scratch)
         return raw
 

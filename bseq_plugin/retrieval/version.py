@@ -13,6 +13,7 @@ from typing import Any
 
 from bseq_plugin.errors import StoreError
 from bseq_plugin.retrieval.disk import parse_object, read_small, verify_file
+from bseq_plugin.retrieval.signing import check_signature
 
 SCHEMA = 1
 MANIFEST = "MANIFEST.json"
@@ -84,11 +85,12 @@ def read_pointer(path: Path) -> tuple[str, str]:
     return name, sha256
 
 
-def verify_version(folder: Path, manifest_sha256: str | None = None) -> StoreVersion:
+def verify_version(folder: Path, manifest_sha256: str | None = None, key: bytes | None = None) -> StoreVersion:
     """Check the manifest, then the size and sha256 of every file, before anything is parsed.
 
     Args:
         manifest_sha256: what CURRENT says; None: only the first digits are compared, with the folder's name.
+        key: with it, the manifest must be signed with it.
 
     Raises:
         StoreError: naming what is wrong.
@@ -101,6 +103,8 @@ def verify_version(folder: Path, manifest_sha256: str | None = None) -> StoreVer
     digest = hashlib.sha256(raw).hexdigest()
     if not digest.startswith(match[2]) or manifest_sha256 not in (None, digest):
         raise StoreError(f"version {name}: {MANIFEST} is damaged, its sha256 is not the published one")
+    if key is not None:
+        check_signature(folder, key, raw)
     manifest = parse_object(raw, f"{name}/{MANIFEST}")
     if manifest.get("schema") != SCHEMA:
         raise StoreError(

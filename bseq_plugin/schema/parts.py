@@ -165,6 +165,14 @@ class VectorIndex(ABC):
         """``search`` among the rows that ``mask`` leaves; asked only of a backend with ``capabilities.masks``."""
         raise NotImplementedError(f"index {self.name!r} has no masked search: capabilities.masks is False")
 
+    def efforts(self) -> list[dict[str, Any]]:
+        """Options that say how far a search looks, from quick to thorough; none if there is nothing to say."""
+        return []
+
+    def with_effort(self, effort: dict[str, Any]) -> VectorIndex:
+        """This index, looking as far as one of ``efforts`` says; it may change and return itself."""
+        raise NotImplementedError(f"index {self.name!r} has no efforts to choose from")
+
     @abstractmethod
     def save(self, path: Path) -> None:
         """Write what is needed beside the vectors to one file; a backend that needs nothing writes no file."""

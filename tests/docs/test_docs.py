@@ -17,6 +17,7 @@ from bseq_plugin.testing.encoders import EncoderTests
 from bseq_plugin.testing.indexes import IndexTests
 from bseq_plugin.testing.losses import LossTests
 from bseq_plugin.testing.ranking_features import RankingFeatureTests
+from bseq_plugin.testing.sources import CandidateSourceTests
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -71,6 +72,10 @@ class TestLossOfTheGuide(LossTests):
 
 class TestIndexOfTheGuide(IndexTests):
     index = plugin("bseq_indexes()").SortIndex
+
+
+class TestSourceOfTheGuide(CandidateSourceTests):
+    source = plugin("bseq_candidate_sources()").Newcomers
 
 
 class TestFeatureOfTheGuide(RankingFeatureTests):

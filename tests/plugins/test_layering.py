@@ -15,7 +15,7 @@ LEVELS = [
     {"hookspecs", "schema"},
     {"plugins"},
     {"data", "metrics"},
-    {"encoders", "losses", "indexes", "feature_generators", "readers"},
+    {"encoders", "losses", "indexes", "feature_generators", "readers", "candidate_sources"},
     {"model"},
     {"training", "retrieval", "ranking", "evaluation"},
     {"report"},

@@ -158,15 +158,6 @@ def test_an_unusable_index_publishes_nothing(run, tmp_path, settings, error):
     assert not (tmp_path / "store").exists()
 
 
-def test_auto_is_exact_until_the_catalogue_is_large(run, tmp_path, monkeypatch):
-    monkeypatch.setattr(publish_module, "MAX_EXACT_ITEMS", 10)
-    publish(run.path, tmp_path / "store")
-    version = Store(tmp_path / "store").current()
-    assert version.manifest["index"]["name"] == "faiss_cpu"
-    assert version.has("items.faiss")
-    assert version.manifest["golden"]["recall"] > 0.8
-
-
 def test_an_unfinished_run_is_refused(run, tmp_path):
     (run.path / "sequences.parquet").unlink()
     with pytest.raises(RunError, match=r"sequences\.parquet"):

@@ -96,7 +96,7 @@ def test_the_blend_equals_brute_force_over_all_items(shop, k):
     seen = {(u, i) for u, i in events_of(model, histories)[["user_id", "item_id"]].itertuples(index=False)}
     for hit in hits.itertuples():
         assert (hit.source == "interest") == ((hit.user_id, hit.item_id) not in seen)
-    assert set(hits["source"]) <= {"interest", "history", "both"}
+    assert set(hits["source"]) <= {"interest", "history", "interest+history"}
 
 
 def test_at_cuts_the_history_and_counts_ages_from_there(shop):

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from bseq_plugin.errors import PluginError
 from bseq_plugin.indexes.exact import ExactIndex
 from bseq_plugin.retrieval import search
-from bseq_plugin.retrieval.search import Excluded, Hits, search_items
+from bseq_plugin.retrieval.hits import Excluded, Hits
+from bseq_plugin.retrieval.search import search_items
 from bseq_plugin.schema.parts import IndexCapabilities
 
 

@@ -1,4 +1,4 @@
-"""Histories as sparse matrices: what the floors are computed from.
+"""Histories as sparse matrices: what floors and candidate sources are computed from.
 
 Shape letters: U users, b users of one block, S steps, T events, V items (columns are vocabulary rows, 0 = unknown).
 All matrices are float32 in CSR form.
@@ -53,6 +53,32 @@ def step_matrix(sequences: Sequences, n_items: int) -> Matrix:
 def step_users(sequences: Sequences) -> np.ndarray:
     """int64 [S], the user (0..U-1) of each step."""
     return sequences.user_index[np.flatnonzero(np.diff(steps(sequences), prepend=-1))]
+
+
+def transition_graph(
+    sequences: Sequences,
+    n_items: int,
+    distance_weights: tuple[float, ...] = (1.0, 0.5, 0.33),
+    backwards: float = 0.9,
+    popularity_power: float = 0.3,
+) -> Matrix:
+    """[V + 1, V + 1]: edges join the items of steps at distance 1, 2, 3 with weight 1, .5, .33, and backwards times
+    ``backwards``. A row is divided by the root of its sum, a column by popularity ** ``popularity_power``.
+
+    ``sequences``: known items only (``Sequences.known``).
+    """
+    held, users_S = step_matrix(sequences, n_items), step_users(sequences)
+    edges = count_matrix(np.empty(0, int), np.empty(0, int), (len(users_S), len(users_S)))
+    for distance, weight in enumerate(distance_weights, 1):
+        first = np.flatnonzero(users_S[:-distance] == users_S[distance:])
+        edges = edges + count_matrix(first, first + distance, edges.shape, np.full(len(first), weight))
+    graph = held.T.tocsr() @ ((edges + edges.T.tocsr() * np.float32(backwards)) @ held)
+    drop_diagonal(graph)
+    sums = np.asarray(graph.sum(axis=1)).ravel()
+    counts = np.maximum(np.bincount(sequences.items, minlength=n_items + 1).astype(np.float64), 1)
+    scale_rows(graph, 1 / np.sqrt(np.maximum(sums, 1e-9)))
+    scale_columns(graph, counts**-popularity_power)
+    return graph
 
 
 def history_matrix(

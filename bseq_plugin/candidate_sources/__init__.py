@@ -1,0 +1,1 @@
+"""Candidate sources that come with bseq: item neighbours, transition graph, popularity."""

@@ -1,0 +1,63 @@
+"""What everybody likes, for users of whom little is known.
+
+Shape letters: B users, V items.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from bseq_plugin.data.events import DAY_US
+from bseq_plugin.data.sequences import Sequences
+from bseq_plugin.schema.options import PartOptions
+from bseq_plugin.schema.sources import CandidateSource, SourceCandidates, SourceInputs
+
+
+class PopularityOptions(PartOptions):
+    """``days``: events of the last so many days count; None, or a log without times: all. ``cold_events``: a user with
+    so many known events gets half of the score, one with none all of it.
+    """
+
+    days: float | None = Field(28.0, gt=0)
+    cold_events: float = Field(5.0, gt=0)
+
+
+class PopularitySource(CandidateSource):
+    """``log1p(events) / log1p(most events)``, fading as the user's history grows. Equal counts: the lower row."""
+
+    name = "popularity"
+    description = "what everybody likes, for users of whom little is known"
+    Options = PopularityOptions
+
+    @classmethod
+    def fit(cls, histories: Sequences, n_items: int, options: Any = None) -> dict[str, Tensor]:
+        """Items with events, most first, and their scores."""
+        days = (cls.Options() if options is None else options).days
+        if days is not None and histories.timestamps is not None and histories.n_events:
+            until = int(histories.timestamps.max()) + 1
+            histories = histories.between(until - round(days * DAY_US), until)
+        counts = np.bincount(histories.items, minlength=n_items + 1)
+        counts[0] = 0
+        order = np.argsort(-counts, kind="stable")[: int((counts > 0).sum())]
+        scores = np.log1p(counts[order]) / np.log1p(max(counts.max(initial=0), 1))
+        return {
+            "items": torch.from_numpy(order.astype(np.int64)),
+            "scores": torch.from_numpy(scores.astype(np.float32)),
+        }
+
+    def find(self, inputs: SourceInputs, k: int) -> SourceCandidates:
+        """See ``CandidateSource.find``."""
+        items, scores = self.state["items"][:k], self.state["scores"][:k]
+        n_users = inputs.histories.n_users
+        lengths_B = torch.from_numpy(inputs.histories.lengths.astype(np.float32))
+        share_B = 1 / (1 + lengths_B / self.options.cold_events)
+        return SourceCandidates(
+            torch.arange(n_users).repeat_interleave(len(items)),
+            items.repeat(n_users),
+            (share_B[:, None] * scores).flatten(),
+        )

@@ -1,0 +1,100 @@
+"""Which items of a model can be published: each id once, every vector finite and, for cosine scores, with a direction.
+
+Shape letters: V items, D width, G items that stay. Rows here are index rows 0..V-1: vocabulary row minus 1.
+"""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import replace
+from typing import Literal
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from bseq_plugin.data.sequences import Sequences
+from bseq_plugin.errors import StoreError, UsageError
+from bseq_plugin.model.interest_model import InterestModel
+
+OnBad = Literal["error", "drop"]
+Dedup = Literal["error", "last"]
+
+
+def exportable(
+    model: InterestModel, histories: Sequences, on_bad: OnBad = "error", dedup: Dedup = "error"
+) -> tuple[InterestModel, Sequences]:
+    """The model and the histories as they can be published; the same objects if there is nothing to leave out.
+
+    Args:
+        on_bad: "drop" leaves out items without a usable vector; their events become events of unknown items.
+        dedup: "last" keeps the last row of an id that is there several times; events of the others move to it.
+
+    Raises:
+        StoreError: an id twice, a vector with NaN or Inf or without a direction, listed by id; or nothing is left.
+        UsageError: another ``on_bad`` or ``dedup``.
+    """
+    _check_choice("on_bad", on_bad, ("error", "drop"))
+    _check_choice("dedup", dedup, ("error", "last"))
+    ids_V = pd.Index(model.vocabulary.item_ids)
+    kept_V = ~ids_V.duplicated(keep="last")
+    if dedup == "error" and not kept_V.all():
+        raise StoreError(
+            f"{int((~kept_V).sum())} item ids are there more than once, for example "
+            f"{ids_V[~kept_V].unique()[:10].tolist()}; nothing is published: make them unique, or publish with "
+            "dedup='last'"
+        )
+    kept_V &= _usable(model, kept_V, on_bad)
+    if kept_V.all():
+        return model, histories
+    if not kept_V.any():
+        raise StoreError("no item has a usable vector; nothing is published: train again, with a lower learning rate")
+    return model.with_items(np.flatnonzero(kept_V)), _moved(histories, ids_V, kept_V)
+
+
+def require_finite(vectors_ND: Tensor, ids_N: np.ndarray, what: str, owners: str) -> None:
+    """Raises StoreError that lists the first ten ids whose vector has NaN or Inf."""
+    bad_N = ~torch.isfinite(vectors_ND).all(1).numpy()
+    if bad_N.any():
+        raise StoreError(
+            f"{what} of {int(bad_N.sum())} {owners} have NaN or Inf, for example {ids_N[bad_N][:10].tolist()}; "
+            "nothing is published: train again, with a lower learning rate"
+        )
+
+
+def _usable(model: InterestModel, kept_V: np.ndarray, on_bad: OnBad) -> np.ndarray:
+    """bool [V]: items whose vector can be searched for. With "error" the first fault is raised instead."""
+    vectors_VD, ids_V = model.item_vectors_VD[1:], model.vocabulary.item_ids
+    finite_V = torch.isfinite(vectors_VD).all(1).numpy()
+    usable_V = finite_V.copy()
+    if model.recipe.score == "cosine":  # nothing is divided by zero, but a vector of zeros has no cosine
+        # the popularity columns stand behind the direction and do not count
+        usable_V &= (vectors_VD[:, : model.recipe.dim].norm(dim=1) > 0.5).numpy()
+    bad_V = kept_V & ~usable_V
+    if on_bad == "error":
+        require_finite(vectors_VD[torch.from_numpy(kept_V)], ids_V[kept_V], "item vectors", "items")
+        if bad_V.any():
+            raise StoreError(
+                f"item vectors of {int(bad_V.sum())} items are zero and have no cosine, for example "
+                f"{ids_V[bad_V][:10].tolist()}; nothing is published: train again, or publish with on_bad='drop'"
+            )
+    elif bad_V.any():
+        warnings.warn(
+            f"{int(bad_V.sum())} items have no usable vector (NaN, Inf or zero) and are left out, for example "
+            f"{ids_V[bad_V][:10].tolist()}",
+            stacklevel=4,
+        )
+    return usable_V
+
+
+def _moved(histories: Sequences, ids_V: pd.Index, kept_V: np.ndarray) -> Sequences:
+    """The histories in rows of the items that stay; 0 for those that do not."""
+    places_V = pd.Index(ids_V[kept_V]).get_indexer(ids_V) + 1  # by id: a duplicate moves to the one that is kept
+    rows = np.concatenate([[0], places_V]).astype(np.int64)
+    return replace(histories, items=rows[histories.items])
+
+
+def _check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise UsageError(f"{name} = {value!r}; use {' or '.join(map(repr, choices))}")

@@ -1,0 +1,44 @@
+"""Golden queries: a few real ones with their true answers, stored with a version and repeated before it is served.
+
+Shape letters: U users, K interests, D width, G golden queries, V items.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from bseq_plugin.data.sequences import Sequences
+from bseq_plugin.indexes.exact import ExactIndex
+from bseq_plugin.model.interest_model import InterestModel
+from bseq_plugin.retrieval.measure import recall
+from bseq_plugin.schema.parts import VectorIndex
+
+N_GOLDEN, GOLDEN_K = 16, 10
+
+
+def golden_queries(
+    model: InterestModel, index: VectorIndex, histories: Sequences, interests_UKD: Tensor
+) -> dict[str, Any]:
+    """Real queries with their true answers, and what the index finds of them; readers repeat them first."""
+    with_events = np.flatnonzero(histories.lengths)
+    users = with_events[np.linspace(0, len(with_events) - 1, min(N_GOLDEN, len(with_events))).astype(np.int64)]
+    queries_GD = interests_UKD[torch.from_numpy(users), 0]
+    vectors_VD = model.item_vectors_VD[1:]
+    k = min(GOLDEN_K, len(vectors_VD))
+    scores_Gk, rows_Gk = ExactIndex.build(vectors_VD).search(queries_GD, k)
+    started = time.perf_counter()
+    _, found_Gk = index.search(queries_GD, k)
+    return {
+        "users": users.tolist(),
+        "queries": queries_GD.tolist(),
+        "k": k,
+        "item_ids": [model.vocabulary.item_ids[rows].tolist() for rows in rows_Gk.numpy()],
+        "scores": scores_Gk.tolist(),
+        "recall": recall(found_Gk, rows_Gk),
+        "search_seconds": time.perf_counter() - started,
+    }

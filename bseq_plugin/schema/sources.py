@@ -1,0 +1,79 @@
+"""Where candidates may come from beside interest search: the base class of a source, and what it may read.
+
+Shape letters: B users, T events, K interests, D width, V catalogue items, N candidates, Q queries, m neighbours.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from torch import Tensor
+
+from bseq_plugin.schema.options import PartOptions
+
+if TYPE_CHECKING:
+    from bseq_plugin.data.sequences import Sequences
+
+
+@dataclass(frozen=True)
+class SourceInputs:
+    """What a source may read to find candidates.
+
+    Attributes:
+        histories: of B users, known items only, oldest event first, in rows of the vocabulary.
+        interests_BKD: float32, as the model scores with them.
+        item_vectors_VD: float32 [V + 1, D]; row 0 is no item.
+        search: ``(queries_QD, m) -> (scores_Qm, rows_Qm)``, the m best vocabulary rows by inner product with any
+            vectors, by the index that is served; -1 where it finds fewer.
+    """
+
+    histories: Sequences
+    interests_BKD: Tensor
+    item_vectors_VD: Tensor
+    search: Callable[[Tensor, int], tuple[Tensor, Tensor]]
+
+
+@dataclass(frozen=True)
+class SourceCandidates:
+    """Flat lists, in any order; no pair of user and item twice.
+
+    Attributes:
+        users_N: int64, places 0..B-1.
+        rows_N: int64, vocabulary rows 1..V.
+        scores_N: float32, 0..1, more is better; an item that is not here counts as 0.
+    """
+
+    users_N: Tensor
+    rows_N: Tensor
+    scores_N: Tensor
+
+
+class CandidateSource(ABC):
+    """Candidates of its own, blended with those of interest search by a learned weight.
+
+    What a source remembers is made once, when a version is published (``fit``), and lies in the store as plain tensors.
+    Filters, seen items and the blend are not its business. ``options`` are those of its ``Options``.
+    """
+
+    name: ClassVar[str]
+    description: ClassVar[str]  # one sentence
+    Options: ClassVar[type[PartOptions]] = PartOptions
+
+    def __init__(self, state: Mapping[str, Tensor], options: Any = None) -> None:
+        self.state = state
+        self.options: Any = self.Options() if options is None else options
+
+    @classmethod
+    def fit(cls, histories: Sequences, n_items: int, options: Any = None) -> dict[str, Tensor]:
+        """What ``find`` needs to remember of the histories of all users (vocabulary rows 1..V; 0 = unknown)."""
+        return {}
+
+    @abstractmethod
+    def find(self, inputs: SourceInputs, k: int) -> SourceCandidates:
+        """At most ``k`` candidates for each user; a user it has nothing for is left out.
+
+        A user's candidates depend on nobody else of the batch.
+        """
