@@ -15,6 +15,7 @@ from bseq_plugin.cli.common import RecipeName, Settings, check_output, load_reci
 from bseq_plugin.errors import UsageError
 
 METRICS = ("recall@5", "ndcg@5", "recall@10", "ndcg@10")
+BLEND, BLEND_K = "blend", 10
 
 
 def register(app: typer.Typer) -> None:
@@ -30,11 +31,14 @@ def benchmark(
     recipe: RecipeName = "reference",
     settings: Settings = None,
     seeds: Annotated[str, typer.Option("--seeds", help="Seeds, separated by commas.")] = "0",
+    blend: Annotated[
+        bool, typer.Option("--blend", help="Also blend with the item-transition graph, by a weight from validation.")
+    ] = False,
     json_file: Annotated[Path | None, typer.Option("--json", help="Also write the figures to this file.")] = None,
 ) -> None:
     """Train a recipe once per seed and evaluate over the whole catalogue with seen items masked, beside the floors.
 
-    Example: `bseq benchmark sequences.txt --recipe reference --seeds 0,1,2 --json result.json`
+    Example: `bseq benchmark sequences.txt --recipe auto --seeds 0,1,2 --blend --json result.json`
     """
     if protocol != "leave-one-out":
         raise UsageError(f"--protocol {protocol!r}: leave-one-out is the one there is")
@@ -53,7 +57,7 @@ def benchmark(
     rows: list[dict[str, Any]] = []
     floors: dict[str, Any] = {}
     for seed in numbers:
-        row, measured = _one_seed(events, base.replace(seed=seed), floors=not floors)
+        row, measured = _one_seed(events, base.replace(seed=seed), not floors, blend)
         rows.append(row)
         floors = floors or measured
     document = {
@@ -66,7 +70,8 @@ def benchmark(
         "recipe": recipe,
         "settings": settings or [],
         "seeds": rows,
-        "mean": {metric: sum(row[metric] for row in rows) / len(rows) for metric in METRICS},
+        "mean": _means(rows),
+        **({"blend_mean": _means([row[BLEND] for row in rows])} if blend else {}),
         "floors": floors,
     }
     _show(document)
@@ -75,10 +80,14 @@ def benchmark(
         note.print(f"wrote {json_file}")
 
 
-def _one_seed(events: Any, recipe: Any, floors: bool) -> tuple[dict[str, Any], dict[str, Any]]:
+def _means(rows: list[dict[str, Any]]) -> dict[str, float]:
+    return {metric: sum(row[metric] for row in rows) / len(rows) for metric in METRICS}
+
+
+def _one_seed(events: Any, recipe: Any, floors: bool, blend: bool) -> tuple[dict[str, Any], dict[str, Any]]:
     import resource
 
-    from bseq_plugin.cli.measure import evaluate_run
+    from bseq_plugin.cli.measure import blend_with_transitions, evaluate_run
     from bseq_plugin.training.train import train
 
     with tempfile.TemporaryDirectory() as folder:
@@ -87,12 +96,16 @@ def _one_seed(events: Any, recipe: Any, floors: bool) -> tuple[dict[str, Any], d
         seconds = time.perf_counter() - started
         info = run.info
         lines = (run.path / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-        comparison, _ = evaluate_run(run.path, "test", [5, 10], floors=floors)
+        weight, ranker = blend_with_transitions(run.path, BLEND_K) if blend else (None, None)
+        others = {BLEND: ranker} if ranker else {}
+        comparison, _ = evaluate_run(run.path, "test", [5, 10], floors, others)
     import json
     import statistics
 
     epochs = [json.loads(line) for line in lines]
-    row = {metric: comparison.mean("model", metric) for metric in METRICS}
+    row = _figures(comparison, "model")
+    if blend:
+        row[BLEND] = {"weight": weight, **_figures(comparison, BLEND)}
     row |= {
         "seed": recipe.seed,
         "epochs": info["epochs"],
@@ -105,6 +118,12 @@ def _one_seed(events: Any, recipe: Any, floors: bool) -> tuple[dict[str, Any], d
     return row, {name: comparison.figures(name) for name in comparison.floors}
 
 
+def _figures(comparison: Any, ranker: str) -> dict[str, Any]:
+    """Means over users, and their 95 % bootstrap intervals."""
+    means = {metric: comparison.mean(ranker, metric) for metric in METRICS}
+    return {**means, "intervals": {metric: list(comparison.intervals[ranker][metric]) for metric in METRICS}}
+
+
 def _show(document: dict[str, Any]) -> None:
     table = Table(
         "", *METRICS, title=f"{document['dataset']['source']}, recipe {document['recipe']}, seen items masked"
@@ -113,5 +132,10 @@ def _show(document: dict[str, Any]) -> None:
         table.add_row(name, *(f"{figures[metric]:.4f}" for metric in METRICS))
     for row in document["seeds"]:
         table.add_row(f"seed {row['seed']}", *(f"{row[metric]:.4f}" for metric in METRICS))
-    table.add_row("[bold]mean[/bold]", *(f"[bold]{document['mean'][metric]:.4f}[/bold]" for metric in METRICS))
+        if BLEND in row:
+            name = f"seed {row['seed']}, blend (weight {row[BLEND]['weight']:g})"
+            table.add_row(name, *(f"{row[BLEND][metric]:.4f}" for metric in METRICS))
+    for title, key in (("mean", "mean"), ("mean, blend", "blend_mean")):
+        if key in document:
+            table.add_row(f"[bold]{title}[/bold]", *(f"[bold]{document[key][m]:.4f}[/bold]" for m in METRICS))
     out.print(table)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -10,15 +10,34 @@ from bseq_plugin.data.events import instant_us
 from bseq_plugin.data.prepare import evaluation_set
 from bseq_plugin.data.splits import training_part
 from bseq_plugin.errors import UsageError
+from bseq_plugin.evaluation.blended import best_weight, blended_ranker
 from bseq_plugin.evaluation.defaults import default_floors, fitted_rankers
-from bseq_plugin.evaluation.rankers import interest_ranker
+from bseq_plugin.evaluation.neighbours import TransitionGraph
+from bseq_plugin.evaluation.rankers import Ranker, interest_ranker
 from bseq_plugin.evaluation.report import MODEL, Comparison, compare
 from bseq_plugin.model.interest_model import InterestModel
 from bseq_plugin.training.run import Run
 
 
-def evaluate_run(path: Path, split: str, ks: Sequence[int], floors: bool = True) -> tuple[Comparison, dict[str, Any]]:
-    """(comparison, JSON-ready figures) of a finished run on its held-out part.
+def blend_with_transitions(path: Path, k: int) -> tuple[float, Ranker]:
+    """(weight, ranker) of the run's interests blended with the item-transition graph; weight from the validation part.
+
+    The graph is fitted on the training part; ``k`` is the cut-off of the NDCG that decides.
+    """
+    run = Run(path)
+    model = InterestModel.from_run(path)
+    sequences = run.sequences()
+    graph = TransitionGraph(second_hop=0.0 if sequences.session_ids is not None else 0.15)
+    graph.fit(training_part(sequences), model.vocabulary.n_items)
+    validation = evaluation_set(sequences, run.recipe, "validation")
+    weight, _ = best_weight(model, graph, validation, k, run.recipe.mask_seen)
+    return weight, blended_ranker(model, graph, weight)
+
+
+def evaluate_run(
+    path: Path, split: str, ks: Sequence[int], floors: bool = True, others: Mapping[str, Ranker] | None = None
+) -> tuple[Comparison, dict[str, Any]]:
+    """(comparison, JSON-ready figures) of a finished run, and of ``others`` made from it, on its held-out part.
 
     Floors see what the model may see: with a time split everything before the cut, else the training part.
     """
@@ -41,6 +60,7 @@ def evaluate_run(path: Path, split: str, ks: Sequence[int], floors: bool = True)
             rankers = fitted_rankers(default_floors(known), known, n_items)
     rankers[MODEL] = interest_ranker(model)
     seen: Literal["mask", "keep"] = "mask" if recipe.mask_seen else "keep"
-    comparison = compare(held_out, rankers, n_items, ks, seen)
+    rankers |= others or {}
+    comparison = compare(held_out, rankers, n_items, ks, seen, models=[MODEL, *(others or {})])
     protocol = {"split": recipe.split, "part": split, "seen": seen, "catalogue": n_items, "recipe": recipe.model_dump()}
     return comparison, {"protocol": protocol, **comparison.to_dict()}

@@ -13,6 +13,7 @@ AUTO = "auto"
 AUTO_DESCRIPTION = "Chosen from the log: its numbers of items and events, and the lengths of its histories."
 WHOLE_CATALOGUE = 4_096  # items up to which every one of them is a candidate: sampling would save little
 N_CANDIDATES = 1_024
+WIDE = 128  # width for more items than that: they have more to be told apart by
 EVENTS_A_BATCH = 768
 TARGETS = 5_000_000  # that a schedule goes through, again and again; a short log is not gone through more often than
 MOST_EPOCHS, FEWEST_EPOCHS = 40, 8
@@ -22,6 +23,7 @@ SMALL = 500_000  # events below which a model overfits first, whatever the lengt
 def auto_recipe(events: Events) -> Recipe:
     """The recipe for ``events``. Only counts of users, items and events decide, never what comes last.
 
+    - ``dim``: 128 for a large catalogue, else 64.
     - ``max_length``: the length that 95 of 100 histories stay within, between 50 and 200.
     - ``candidates``: the whole catalogue if it is small, else a mixed sample.
     - ``dropout``: 0.5 for a small log, 0.2 for a large one.
@@ -47,5 +49,5 @@ def auto_recipe(events: Events) -> Recipe:
     }
     values["patience"] = values["epochs"]  # a cosine schedule is best at its end
     if n_items > WHOLE_CATALOGUE:
-        values |= {"candidates": N_CANDIDATES, "sampling": "mixed"}
+        values |= {"dim": WIDE, "candidates": N_CANDIDATES, "sampling": "mixed"}
     return Recipe(**values)

@@ -160,6 +160,7 @@ def test_benchmark_of_a_sequence_file(bseq, tiny_frame, tmp_path, tiny_settings)
         *tiny_settings,
         "--seeds",
         "0,1",
+        "--blend",
         "--json",
         tmp_path / "b.json",
     )
@@ -169,6 +170,10 @@ def test_benchmark_of_a_sequence_file(bseq, tiny_frame, tmp_path, tiny_settings)
     assert [row["seed"] for row in document["seeds"]] == [0, 1]
     for metric, mean in document["mean"].items():
         assert mean == pytest.approx(np.mean([row[metric] for row in document["seeds"]]))
+        assert document["blend_mean"][metric] == pytest.approx(np.mean([r["blend"][metric] for r in document["seeds"]]))
+        for row in document["seeds"]:
+            low, high = row["intervals"][metric]
+            assert low <= row[metric] <= high
     assert {"popularity", "transition_graph"} <= set(document["floors"])
     needed = {
         "recall@5",

@@ -14,10 +14,11 @@ def log(n_users, length, n_items, seed=0):
     return Events.from_frame(pd.DataFrame({"user_id": users, "item_id": items, "timestamp": times}))
 
 
-def test_small_catalogues_are_candidates_as_a_whole():
-    assert auto_recipe(log(50, 90, 4_000)).candidates == "all"
+def test_small_catalogues_are_narrow_and_candidates_as_a_whole():
+    small = auto_recipe(log(50, 90, 4_000))
+    assert (small.candidates, small.dim) == ("all", 64)
     large = auto_recipe(log(60, 90, 5_000))
-    assert (large.candidates, large.sampling) == (1_024, "mixed")
+    assert (large.candidates, large.sampling, large.dim) == (1_024, "mixed", 128)
 
 
 @pytest.mark.parametrize(("length", "max_length"), [(3, 50), (19, 50), (120, 120), (900, 200)])
