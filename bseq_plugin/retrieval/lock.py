@@ -57,8 +57,8 @@ class Lease:
             held = read_holder(self._descriptor)
         if held is None or held.token != self._me.token:
             raise StoreError(
-        """Raises StoreError if the lease ran out and somebody took over: then nothing may be done any more."""
-                "not renew its lease in time (a frozen process, or a file system that hung); publish again"
+                f"the lock of {str(self._path.parent)!r} was taken over by {held or 'nobody known'}: this publisher "
+                "did not renew its lease in time (a frozen process, or a file system that hung); publish again"
             )
 
     def give_up(self) -> None:
