@@ -5,6 +5,7 @@ Shape letters: B queries, V vectors, D width, k hits of a query.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
@@ -36,8 +37,8 @@ def checked_vectors(vectors_VD: Tensor) -> Tensor:
     vectors_VD = _matrix(vectors_VD, "item vectors", "[V, D]")
     if vectors_VD.shape[0] < 1 or vectors_VD.shape[1] < 1:
         raise UsageError(f"item vectors have shape {tuple(vectors_VD.shape)}; an index needs at least one vector")
-    finite_V = torch.isfinite(vectors_VD).all(1)
-    if not bool(finite_V.all()):
+    if not all_finite(vectors_VD):
+        finite_V = torch.isfinite(vectors_VD).all(1)
         rows = torch.nonzero(~finite_V).flatten()[:10].tolist()
         raise UsageError(f"item vectors have NaN or Inf, for example in rows {rows}; remove them or train again")
     return vectors_VD
@@ -57,8 +58,8 @@ def checked_queries(queries_BD: Tensor, k: int, dim: int, n_vectors: int, max_k:
         raise UsageError(f"k = {k}; give 1..{n_vectors}, for the index has {n_vectors} vectors")
     if max_k is not None and k > max_k:
         raise UsageError(f"k = {k}; this backend returns at most {max_k}: ask for less or use index 'exact'")
-    finite_B = torch.isfinite(queries_BD).all(1)
-    if not bool(finite_B.all()):
+    if not all_finite(queries_BD):
+        finite_B = torch.isfinite(queries_BD).all(1)
         rows = torch.nonzero(~finite_B).flatten()[:10].tolist()
         raise UsageError(f"queries have NaN or Inf, for example in rows {rows}; check the histories they come from")
     return queries_BD
@@ -79,6 +80,11 @@ def checked_mask(mask: RowMask, n_queries: int, n_vectors: int) -> tuple[Tensor 
             raise UsageError(f"denied pairs have {int(values_P.min())}..{int(values_P.max())}; give 0..{limit - 1}")
     allowed_A = None if allowed_V is None else torch.nonzero(allowed_V.cpu()).flatten()
     return allowed_A, None if denied is None or not denied[0].numel() else denied
+
+
+def all_finite(values: Tensor) -> bool:
+    """Whether no value is NaN or Inf. A sum tells it in one pass over the memory, unless it overflows."""
+    return math.isfinite(float(values.sum())) or bool(torch.isfinite(values).all())
 
 
 def _matrix(values: Tensor, what: str, shape: str) -> Tensor:

@@ -60,9 +60,10 @@ class InterestModel:
         trained_until_us: int | None,
     ) -> InterestModel:
         """From the state of a ``SequenceInterestEncoder`` without attributes. Raises RunError if it does not fit."""
-        encoder = SequenceInterestEncoder(recipe, vocabulary.n_items, len(vocabulary.event_types))
+        # tables on the meta device: to fill a million rows with random numbers first would take longer than all else
+        encoder = SequenceInterestEncoder(recipe, vocabulary.n_items, len(vocabulary.event_types), device="meta")
         try:
-            encoder.load_state_dict(dict(state))
+            encoder.load_state_dict({name: value.detach().clone() for name, value in state.items()}, assign=True)
         except RuntimeError as error:
             raise RunError(f"the saved encoder does not fit its recipe: {error}") from None
         n_priors = 0 if item_priors_VP is None else item_priors_VP.shape[1]

@@ -1,4 +1,4 @@
-"""Files that are flushed, replaced, locked and verified: what the store is made of."""
+"""Files that are flushed, replaced and verified: what the store is made of."""
 
 from __future__ import annotations
 
@@ -8,9 +8,8 @@ import json
 import os
 import secrets
 import shutil
-import socket
 import stat
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -37,40 +36,6 @@ class Disk:
     def replace(self, source: Path, target: Path) -> None:
         """Rename atomically."""
         os.replace(source, target)
-
-
-@contextlib.contextmanager
-def publish_lock(path: Path) -> Iterator[None]:
-    """Hold ``path`` against other processes and threads. Raises StoreError if somebody else does.
-
-    The kernel drops the lock when its holder dies, so a dead publisher's lock is simply free. The file stays:
-    removing it would let two publishers lock two different files.
-    """
-    import fcntl  # not on Windows
-
-    try:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
-    except OSError as error:
-        raise StoreError(
-            f"can't write to the store {str(path.parent)!r}: {error.strerror}; check its permissions"
-        ) from error
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            holder = os.read(descriptor, 200).decode(errors="replace").strip()
-            raise StoreError(
-                f"another publisher ({holder or 'unknown'}) is at work in {str(path.parent)!r}; wait until it is done"
-            ) from error
-        with contextlib.suppress(OSError):  # only for the message above
-            os.ftruncate(descriptor, 0)
-            os.pwrite(descriptor, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
-        try:
-            yield
-        finally:
-            fcntl.flock(descriptor, fcntl.LOCK_UN)  # closing is not enough if a child process inherited the file
-    finally:
-        os.close(descriptor)
 
 
 def read_small(path: Path, limit: int) -> bytes:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from bseq_plugin.data.sequences import Sequences
 from bseq_plugin.errors import StoreError, UsageError
+from bseq_plugin.indexes.checks import all_finite
 from bseq_plugin.model.interest_model import InterestModel
 
 OnBad = Literal["error", "drop"]
@@ -55,8 +56,8 @@ def exportable(
 
 def require_finite(vectors_ND: Tensor, ids_N: np.ndarray, what: str, owners: str) -> None:
     """Raises StoreError that lists the first ten ids whose vector has NaN or Inf."""
-    bad_N = ~torch.isfinite(vectors_ND).all(1).numpy()
-    if bad_N.any():
+    if not all_finite(vectors_ND):
+        bad_N = ~torch.isfinite(vectors_ND).all(1).numpy()
         raise StoreError(
             f"{what} of {int(bad_N.sum())} {owners} have NaN or Inf, for example {ids_N[bad_N][:10].tolist()}; "
             "nothing is published: train again, with a lower learning rate"

@@ -15,7 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bseq_plugin.errors import UsageError
-from bseq_plugin.retrieval.disk import publish_lock, remove
+from bseq_plugin.retrieval.disk import remove
+from bseq_plugin.retrieval.lock import publish_lock
 from bseq_plugin.retrieval.store import LOCK, Store
 from bseq_plugin.retrieval.version import MANIFEST
 

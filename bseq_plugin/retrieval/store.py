@@ -28,10 +28,10 @@ from bseq_plugin.retrieval.disk import (
     file_entry,
     object_bytes,
     parse_object,
-    publish_lock,
     read_small,
     remove,
 )
+from bseq_plugin.retrieval.lock import publish_lock
 from bseq_plugin.retrieval.signing import SIGNATURE, checked_key, signature
 from bseq_plugin.retrieval.version import (
     MANIFEST,
@@ -47,6 +47,17 @@ from bseq_plugin.retrieval.version import (
 CURRENT, VERSIONS, LOCK = "CURRENT", "versions", "publish.lock"
 RESERVED = {"schema", "number", "parent", "created_at", "files"}
 Loaded = TypeVar("Loaded")
+
+
+def _now() -> datetime:
+    """The present, or what SOURCE_DATE_EPOCH says (seconds): then the same inputs give the same bytes."""
+    fixed = os.environ.get("SOURCE_DATE_EPOCH")
+    if not fixed:
+        return datetime.now(UTC)
+    try:
+        return datetime.fromtimestamp(int(fixed), UTC)
+    except (ValueError, OverflowError, OSError):
+        raise UsageError(f"SOURCE_DATE_EPOCH = {fixed!r}; give whole seconds since 1970, or unset it") from None
 
 
 class Store:
@@ -131,7 +142,7 @@ class Store:
             UsageError: ``manifest`` uses a reserved field or is not plain JSON.
         """
         self._make_folders()
-        with publish_lock(self.path / LOCK):
+        with publish_lock(self.path / LOCK) as lease:
             self._remove_leftovers()
             scratch = self._versions / f"{SCRATCH}{os.getpid()}-{secrets.token_hex(4)}"
             with self._undone_on_failure(scratch):
@@ -143,14 +154,16 @@ class Store:
             with self._undone_on_failure(scratch, folder):
                 self._disk.replace(scratch, folder)
                 self._disk.fsync(self._versions)
+                lease.check()
                 self._point(folder.name, sha256)
             return folder.name
 
     def point_to(self, name: str) -> None:
         """Make an existing version current again (rollback). Raises StoreError if it is not intact."""
-        with publish_lock(self.path / LOCK), self._undone_on_failure():
+        with publish_lock(self.path / LOCK) as lease, self._undone_on_failure():
             self.verify(name)
             raw = read_small(self._versions / name / MANIFEST, MAX_MANIFEST_BYTES)
+            lease.check()
             self._point(name, hashlib.sha256(raw).hexdigest())
 
     def rollback(self) -> str:
@@ -211,7 +224,7 @@ class Store:
             parent = self._read_current()[0]
             numbers.append(version_number(parent))
         head = {"schema": SCHEMA, "number": max(numbers, default=0) + 1, "parent": parent}
-        raw = object_bytes({**head, "created_at": datetime.now(UTC).isoformat(), **manifest, "files": files})
+        raw = object_bytes({**head, "created_at": _now().isoformat(), **manifest, "files": files})
         self._disk.write(scratch / MANIFEST, raw)
         self._disk.fsync(scratch / MANIFEST)
         if self._key is not None:

@@ -7,6 +7,7 @@ import os
 import re
 import weakref
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ MANIFEST = "MANIFEST.json"
 VERSION_NAME = re.compile(r"v(\d{8,18})-([0-9a-f]{8})", re.ASCII)
 MAX_MANIFEST_BYTES = 64 * 2**20
 MAX_CURRENT_BYTES = 4096
+HASH_THREADS = min(4, os.cpu_count() or 1)
 SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
@@ -85,6 +87,12 @@ def read_pointer(path: Path) -> tuple[str, str]:
     return name, sha256
 
 
+def _largest_first(item: tuple[str, Any]) -> int:
+    entry = item[1]
+    size = entry.get("bytes") if isinstance(entry, dict) else None
+    return -size if isinstance(size, int) else 0
+
+
 def verify_version(folder: Path, manifest_sha256: str | None = None, key: bytes | None = None) -> StoreVersion:
     """Check the manifest, then the size and sha256 of every file, before anything is parsed.
 
@@ -113,6 +121,8 @@ def verify_version(folder: Path, manifest_sha256: str | None = None, key: bytes 
     files = manifest.get("files")
     if manifest.get("number") != version_number(name) or not isinstance(files, dict):
         raise StoreError(f"version {name}: {MANIFEST} is of version number {manifest.get('number')!r}")
-    for file_name, entry in files.items():
-        verify_file(folder, file_name, entry)
+    # hashing lets other threads run, and several reads at once keep the device busy
+    with ThreadPoolExecutor(max_workers=min(HASH_THREADS, len(files) or 1)) as pool:
+        for done in [pool.submit(verify_file, folder, *item) for item in sorted(files.items(), key=_largest_first)]:
+            done.result()
     return StoreVersion(name, folder, manifest, lease)

@@ -11,7 +11,7 @@ import threading
 import pytest
 
 from bseq_plugin.errors import StoreError, UsageError
-from bseq_plugin.retrieval.disk import publish_lock
+from bseq_plugin.retrieval.lock import publish_lock
 from bseq_plugin.retrieval.retention import collect_garbage, in_use
 from bseq_plugin.retrieval.store import LOCK, Store
 

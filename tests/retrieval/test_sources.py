@@ -257,7 +257,7 @@ def test_weights_are_learned_and_the_metric_is_what_is_served(make_model, tmp_pa
     fit = fit_blend(model, held_out, cut_us, k, sources=["popularity", "transitions"])
     assert fit.weights.sources.get("transitions", 0) > 0
     assert fit.metric > 1.5 * plain.metric
-    assert fit.tried[: len(plain.tried)] == plain.tried
+    assert len(fit.tried) == len(plain.tried) + 2 * 6
     publish_model(model, held_out.histories, tmp_path / "store", blend=fit.weights)
     hits = Retriever.open(tmp_path / "store").retrieve(
         held_out.histories, k, exclude="none", at="2017-09-12T02:40:00+00:00"
