@@ -4,10 +4,11 @@
     python benchmarks/ranking.py --rows 100000
 
 Offline: all features of the default specification for `--rows` candidates of requests with 500 candidates each, in
-pieces as `write_features` makes them. In the same run, with interests given: the features that come from matrix products
-(cosines to interests, history, decayed and per-type means, attention), beside the same columns by float32 torch and
-NumPy code that knows all shapes beforehand and checks nothing, and beside those products alone. Online: one request of 500 candidates, encoder included. The
-model is an untrained causal encoder: its weights do not change what it costs. Writes benchmarks/results/ranking.json.
+pieces as `write_features` makes them. In the same run, with interests given: the features that come from matrix
+products (cosines to interests, history, decayed and per-type means, attention), beside the same columns by float32
+torch and NumPy code that knows all shapes beforehand and checks nothing, and beside those products alone. Online: one
+request of 500 candidates, encoder included. The model is an untrained causal encoder: its weights do not change what it
+costs. Writes benchmarks/results/ranking.json.
 """
 
 from __future__ import annotations
