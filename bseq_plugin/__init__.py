@@ -15,8 +15,10 @@ if TYPE_CHECKING:
     from bseq_plugin.data.events import Events as Events
     from bseq_plugin.data.sequences import Sequences as Sequences
     from bseq_plugin.data.vocabulary import Vocabulary as Vocabulary
+    from bseq_plugin.model.attach import attach as attach
     from bseq_plugin.model.encoder import SequenceInterestEncoder as SequenceInterestEncoder
     from bseq_plugin.model.interest_model import InterestModel as InterestModel
+    from bseq_plugin.model.target_attention import TargetAttention as TargetAttention
     from bseq_plugin.model.task import SequenceInterestTask as SequenceInterestTask
     from bseq_plugin.plugins import plugin_manager as plugin_manager
     from bseq_plugin.ranking.engine import FeatureEngine as FeatureEngine
@@ -71,9 +73,11 @@ _HOME = {
     "SourceCandidates": "schema.sources",
     "SourceInputs": "schema.sources",
     "StoredInterests": "ranking.interests",
+    "TargetAttention": "model.target_attention",
     "Targets": "schema.parts",
     "VectorIndex": "schema.parts",
     "Vocabulary": "data.vocabulary",
+    "attach": "model.attach",
     "fit_blend": "retrieval.fit_blend",
     "plugin_manager": "plugins",
     "publish": "retrieval.publish",

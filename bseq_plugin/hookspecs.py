@@ -12,7 +12,10 @@ from typing import TYPE_CHECKING
 import pluggy
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from bseq_plugin.data.events import Events
+    from bseq_plugin.model.encoder import SequenceInterestEncoder
     from bseq_plugin.schema.parts import RankingFeature, SequenceEncoder, SequenceLoss, VectorIndex
     from bseq_plugin.schema.sources import CandidateSource
 
@@ -51,3 +54,7 @@ class BseqSpecs:
         self, source: object, columns: Mapping[str, str] | None, timestamp_unit: str | None
     ) -> Events | None:
         """Read ``source`` if you recognise it, else return None so that the next reader is asked."""
+
+    @hookspec(firstresult=True)
+    def bseq_attach(self, host: nn.Module, interest: SequenceInterestEncoder, frozen: bool) -> nn.Module | None:
+        """Wire ``interest`` into ``host`` if you know such models, else return None. Leave ``host`` as it is."""

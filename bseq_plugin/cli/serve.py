@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich.progress import Progress
 from rich.table import Table
 
-from bseq_plugin.cli.common import Columns, Unit, check_output, column_mapping, note, out, read_table
+from bseq_plugin.cli.common import Columns, Items, Unit, check_output, column_mapping, note, out, read_table
 from bseq_plugin.errors import UsageError
 
 if TYPE_CHECKING:
@@ -147,31 +148,56 @@ def features(
     spec: Annotated[
         Path | None, typer.Option("--spec", help="TOML with the features to make; default: all built-in.")
     ] = None,
+    items: Items = None,
     columns: Columns = None,
     timestamp_unit: Unit = None,
 ) -> None:
     """Ranking features of (user, candidate) pairs, from events strictly before an instant.
 
+    A Parquet file of candidates is read and written in pieces, so that it may be larger than memory.
+
     Example: `bseq features store --candidates candidates.parquet --at 2017-12-01T00:00:00+00:00 --out features.parquet`
     """
     check_output(output)
-    import pandas as pd
-
-    table = read_table(candidates)
-    if at is None and "at" in table:
-        table["at"] = [pd.Timestamp(value) for value in table["at"]]
-    from bseq_plugin.ranking.engine import ranking_features
+    from bseq_plugin.ranking.engine import FeatureEngine
     from bseq_plugin.ranking.spec import FeatureSpec
+    from bseq_plugin.ranking.streaming import write_features
     from bseq_plugin.readers.read_events import read_events
     from bseq_plugin.retrieval.retriever import Retriever
 
+    table = _candidates(candidates, at)
     retriever = Retriever.open(store)
-    chosen = FeatureSpec.default() if spec is None else FeatureSpec.load(spec)
     log = (
         retriever.histories
         if events is None
         else read_events(events, columns=column_mapping(columns), timestamp_unit=timestamp_unit)
     )
-    made = ranking_features(table, log, at, chosen, model=retriever.model)
-    made.to_parquet(output)
-    note.print(f"wrote {len(table):,} rows, {len(made.names)} features to {output}")
+    chosen = FeatureSpec.default() if spec is None else FeatureSpec.load(spec)
+    engine = FeatureEngine(log, chosen, model=retriever.model, items=None if items is None else read_table(items))
+    with Progress(console=note, transient=True) as bar:
+        task = bar.add_task("rows", total=_count(table))
+        n_rows = write_features(engine, table, output, at, progress=lambda rows: bar.advance(task, rows))
+    note.print(f"wrote {n_rows:,} rows, {len(engine.parts)} features to {output}")
+
+
+def _candidates(path: Path, at: str | None) -> pd.DataFrame | Path:
+    """A Parquet file as it is, to be read in pieces; another table in memory, its times read."""
+    if path.suffix == ".parquet" and path.is_file():
+        return path
+    import pandas as pd
+
+    table = read_table(path)
+    if at is None and "at" in table:
+        table["at"] = [pd.Timestamp(value) for value in table["at"]]
+    return table
+
+
+def _count(table: pd.DataFrame | Path) -> int:
+    import pyarrow.parquet as pq
+
+    if not isinstance(table, Path):
+        return len(table)
+    try:
+        return int(pq.ParquetFile(table).metadata.num_rows)
+    except (ValueError, OSError) as error:  # pyarrow's errors are ValueErrors
+        raise UsageError(f"{table} can't be read: {error}") from None

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bseq_plugin.feature_generators.history import HistoryFeature, exact_scale
+from bseq_plugin.feature_generators.history import HistoryFeature
 from bseq_plugin.schema.ranking import GRID, FeatureInputs
 from bseq_plugin.schema.ranking_groups import RowGroup
 
@@ -75,29 +75,29 @@ def _attention(inputs: FeatureInputs) -> _Attention:
     n_rows, dim = inputs.candidate_N.shape[0], inputs.item_vectors_VD.shape[1]
     largest_N, entropy_N = (np.full(n_rows, np.nan, np.float32) for _ in range(2))
     context_ND = np.full((n_rows, dim), np.nan, np.float32)
-    for group in inputs.groups:
-        if group.event_gL.shape[1]:
-            largest_gn, total_gn, context_gnD = _attend(group)
-            # sum_j a_j <e(h_j), e(c)> = <ctx, e(c)>, which is exact, so the entropy needs no pass over the events
-            attended_gn = np.einsum("gnd,gnd->gn", context_gnD, group.candidates_gnD)
-            entropy_gn = np.log(total_gn) - (attended_gn - largest_gn) / TAU
-            group.put(1 / total_gn, largest_N)
-            group.put(np.maximum(entropy_gn, 0.0), entropy_N)
-            group.put(context_gnD, context_ND)
+    for piece in inputs.pieces:
+        total_gn, context_gnD = _attend(piece)
+        # sum_j a_j <e(h_j), e(c)> = <ctx, e(c)>, which is exact, so the entropy needs no pass over the events
+        attended_gn = np.einsum("gnd,gnd->gn", context_gnD, piece.candidates_gnD)
+        entropy_gn = np.log(total_gn) - (attended_gn - piece.largest_gn) / TAU
+        piece.put(1 / total_gn, largest_N)
+        piece.put(np.maximum(entropy_gn, 0.0), entropy_N)
+        piece.put(context_gnD, context_ND)
     return _Attention(largest_N, entropy_N, context_ND)
 
 
-def _attend(group: RowGroup) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(largest cosine [g, n], sum of exp((cosine - largest) / tau) [g, n], context [g, n, D] on the grid), float64."""
-    largest_gn = group.cosine_gnL.max(2)
-    weights_gnL = group.cosine_gnL - largest_gn[..., None]
+def _attend(group: RowGroup) -> tuple[np.ndarray, np.ndarray]:
+    """(sum of exp((cosine - largest) / tau) [g, n], context [g, n, D] on the grid), float64."""
+    weights_gnL = group.cosine_gnL - group.largest_gn[..., None]
     weights_gnL *= np.float32(1 / TAU)
     np.exp(weights_gnL, out=weights_gnL)  # numpy's: torch's may round an element by its place in memory
     # weights as whole numbers: products with vectors of the grid then add up exactly, in any order
-    weights_gnL *= exact_scale(group.lengths_g)[:, None, None].astype(np.float32)
+    weights_gnL *= group.scale_g[:, None, None].astype(np.float32)
     np.rint(weights_gnL, out=weights_gnL)
     wide_gnL = weights_gnL.astype(np.float64)
     total_gn1 = wide_gnL.sum(2, keepdims=True)
     context_gnD = np.matmul(wide_gnL, group.events_gLD)
-    context_gnD = np.rint(context_gnD / total_gn1 / GRID) * GRID
-    return largest_gn, total_gn1[..., 0] / exact_scale(group.lengths_g)[:, None], context_gnD
+    context_gnD *= 1 / (total_gn1 * GRID)
+    np.rint(context_gnD, out=context_gnD)
+    context_gnD *= GRID
+    return total_gn1[..., 0] / group.scale_g[:, None], context_gnD

@@ -115,13 +115,11 @@ class SecsSinceLastSimilar(CountFeature):
     def compute(self, inputs: FeatureInputs) -> Tensor:
         """float32 [N]."""
         latest_N = np.full(inputs.candidate_N.shape[0], -1, np.int64)
-        for group in inputs.groups:
-            if group.event_gL.shape[1]:
-                similar_gnL = group.cosine_gnL > np.float32(self.options.theta)
-                first_gn = similar_gnL.argmax(2)  # newest first
-                found_gn = np.take_along_axis(similar_gnL, first_gn[..., None], axis=2)[..., 0]
-                event_gn = np.take_along_axis(group.event_gL, first_gn, axis=1)
-                group.put(np.where(found_gn, event_gn, -1), latest_N)
+        for piece in inputs.pieces:
+            theta = np.float32(self.options.theta)
+            first_gn = (piece.cosine_gnL > theta).argmax(2)  # newest first
+            event_gn = np.take_along_axis(piece.event_gL, first_gn, axis=1)
+            piece.put(np.where(piece.largest_gn > theta, event_gn, -1), latest_N)
         return _seconds_since(inputs, latest_N)
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from bseq_plugin.schema.options import PartOptions
 from bseq_plugin.schema.parts import RankingFeature
-from bseq_plugin.schema.ranking import SUM_BITS, FeatureInputs, on_grid, unit_vectors
+from bseq_plugin.schema.ranking import FeatureInputs, on_grid, unit_vectors
 
 SECOND_US = 1_000_000
 SPANS = {"1h": 3_600, "1d": 86_400, "7d": 7 * 86_400, "30d": 30 * 86_400}  # seconds
@@ -159,19 +159,13 @@ def weighted_means(inputs: FeatureInputs, weights_MT: np.ndarray) -> Tensor:
     for group in inputs.groups:
         if group.event_gL.shape[1]:
             weights_gML = np.where(group.is_event_gL[:, None], weights_MT[:, group.event_gL].transpose(1, 0, 2), 0.0)
-            # products with vectors of the grid have to add up exactly, so that the order of addition can't show; how
-            # fine the weights may be follows from the request's own number of events
-            scale_g11 = exact_scale(group.lengths_g)[:, None, None]
+            # products with vectors of the grid have to add up exactly, so that the order of addition can't show
+            scale_g11 = group.scale_g[:, None, None]
             weights_gML = np.rint(weights_gML * scale_g11) / scale_g11
             with np.errstate(invalid="ignore"):  # 0/0 is the NaN of a request without such events
                 means_gMD = np.matmul(weights_gML, group.events_gLD) / weights_gML.sum(2, keepdims=True)
             means_RMD[group.request_g] = means_gMD
     return on_grid(torch.from_numpy(means_RMD))
-
-
-def exact_scale(counts: np.ndarray) -> np.ndarray:
-    """float64, the power of two such that ``count`` weights in [0, 1], as multiples of 1 / scale, add up exactly."""
-    return np.asarray(np.exp2(SUM_BITS - np.ceil(np.log2(np.maximum(counts, 1)))))
 
 
 def _mean_cosines(inputs: FeatureInputs) -> Tensor:
@@ -206,11 +200,10 @@ def _centroid_cosines(inputs: FeatureInputs, masks: list[Tensor]) -> Tensor:
 def _extremes(inputs: FeatureInputs) -> np.ndarray:
     """float32 [N, 2], the largest cosine to an event, and the 90th percentile by nearest rank."""
     result_N2 = np.full((inputs.candidate_N.shape[0], 2), np.nan, np.float32)
-    for group in inputs.groups:
-        length = group.event_gL.shape[1]
-        if length:
-            sorted_gnL = np.sort(group.cosine_gnL, axis=2)  # faster than a selection: it is vectorised
-            above_g = group.lengths_g - (9 * group.lengths_g + 9) // 10  # events above nearest rank ceil(0.9 length)
-            p90_gn = np.take_along_axis(sorted_gnL, (length - 1 - above_g)[:, None, None], axis=2)[..., 0]
-            group.put(np.stack([sorted_gnL[..., -1], p90_gn], 2), result_N2)
+    for piece in inputs.pieces:
+        length = piece.event_gL.shape[1]
+        sorted_gnL = np.sort(piece.cosine_gnL, axis=2)  # faster than a selection: it is vectorised
+        above_g = piece.lengths_g - (9 * piece.lengths_g + 9) // 10  # events above nearest rank ceil(0.9 length)
+        p90_gn = np.take_along_axis(sorted_gnL, (length - 1 - above_g)[:, None, None], axis=2)[..., 0]
+        piece.put(np.stack([piece.largest_gn, p90_gn], 2), result_N2)
     return np.clip(result_N2, -1.0, 1.0)

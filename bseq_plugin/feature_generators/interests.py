@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from bseq_plugin.schema.parts import RankingFeature
-from bseq_plugin.schema.ranking import FeatureInputs
+from bseq_plugin.schema.ranking import FeatureInputs, rows_of
 
 
 class VectorFeature(RankingFeature):
@@ -30,7 +30,7 @@ class UserInterests(VectorFeature):
 
     def compute(self, inputs: FeatureInputs) -> Tensor:
         """float32 [N, K * D]."""
-        return inputs.interest_units_RKD.flatten(1).float()[inputs.request_N]
+        return rows_of(inputs.interest_units_RKD.flatten(1).float(), inputs.request_N)
 
 
 class InterestMask(VectorFeature):
@@ -43,7 +43,7 @@ class InterestMask(VectorFeature):
 
     def compute(self, inputs: FeatureInputs) -> Tensor:
         """float32 [N, K]."""
-        return interest_present(inputs).float()[inputs.request_N]
+        return rows_of(interest_present(inputs).float(), inputs.request_N)
 
 
 class UserPooled(VectorFeature):
@@ -58,7 +58,7 @@ class UserPooled(VectorFeature):
 
     def compute(self, inputs: FeatureInputs) -> Tensor:
         """float32 [N, D]."""
-        return inputs.once(pooled_interest).float()[inputs.request_N]
+        return rows_of(inputs.once(pooled_interest).float(), inputs.request_N)
 
 
 class ItemVec(VectorFeature):
@@ -71,7 +71,7 @@ class ItemVec(VectorFeature):
     def compute(self, inputs: FeatureInputs) -> Tensor:
         """float32 [N, D]."""
         if inputs.item_units_VD is not None:
-            return inputs.item_units_VD[inputs.candidate_N]
+            return rows_of(inputs.item_units_VD, inputs.candidate_N)
         return inputs.candidate_units_ND.float()
 
 

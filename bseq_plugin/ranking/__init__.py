@@ -5,6 +5,15 @@ from __future__ import annotations
 from bseq_plugin.ranking.engine import FeatureEngine, ranking_features
 from bseq_plugin.ranking.interests import StoredInterests
 from bseq_plugin.ranking.spec import FeatureSpec
+from bseq_plugin.ranking.streaming import stream_features, write_features
 from bseq_plugin.ranking.table import FeatureTable
 
-__all__ = ["FeatureEngine", "FeatureSpec", "FeatureTable", "StoredInterests", "ranking_features"]
+__all__ = [
+    "FeatureEngine",
+    "FeatureSpec",
+    "FeatureTable",
+    "StoredInterests",
+    "ranking_features",
+    "stream_features",
+    "write_features",
+]

@@ -14,10 +14,10 @@ from bseq_plugin.errors import BseqError, PluginError
 from bseq_plugin.schema.parts import RankingFeature
 from bseq_plugin.schema.ranking import FeatureInputs
 
-BLOCK_NUMBERS = 4_000_000  # float64 numbers a block needs at once (about; padding can triple it): 32 MB
+BLOCK_NUMBERS = 8_000_000  # float64 numbers a block needs at once (about; padding can triple it): 64 MB
 
 
-def blocks(base: FeatureInputs, block_numbers: int) -> Iterator[tuple[np.ndarray, FeatureInputs]]:
+def blocks(base: FeatureInputs, block_numbers: int) -> Iterator[tuple[np.ndarray | slice, FeatureInputs]]:
     """Rows by request, cut where the vectors and cosines of a block would need more than ``block_numbers`` numbers.
 
     Yields the places of the block's rows in the input and their inputs, which hold only the requests they belong to.
@@ -30,7 +30,13 @@ def blocks(base: FeatureInputs, block_numbers: int) -> Iterator[tuple[np.ndarray
     cost_N = length_N + dim * (interests + 2) + new_N * dim * (length_N + interests)
     block_N = (cost_N.cumsum(0) - cost_N) // block_numbers
     for places in torch.split(order_N, torch.unique_consecutive(block_N, return_counts=True)[1].tolist()):
-        yield places.numpy(), _block(base, places)
+        yield _run(places.numpy()), _block(base, places)
+
+
+def _run(places: np.ndarray) -> np.ndarray | slice:
+    """Consecutive places as a slice, which is copied to in one go."""
+    first, stop = int(places[0]), int(places[-1]) + 1
+    return slice(first, stop) if stop - first == len(places) and (np.diff(places) == 1).all() else places
 
 
 def _block(base: FeatureInputs, places: Tensor) -> FeatureInputs:
@@ -85,8 +91,9 @@ def checked_columns(part: RankingFeature, inputs: FeatureInputs) -> Iterator[tup
 def _with_one_nan(part: RankingFeature, values: Tensor) -> np.ndarray:
     """The values; one NaN for all: its sign bit depends on how it came about, and bytes are to be equal."""
     array = values.numpy()
-    if np.isfinite(array.sum(dtype=np.float64)):  # one quick pass; a sum of float32 can't overflow float64
-        return array
+    with np.errstate(over="ignore", invalid="ignore"):
+        if np.isfinite(array.sum()):  # one quick pass for the usual case
+            return array
     if np.isinf(array).any():
         raise PluginError(f"ranking feature {part.name!r} gave an infinite value; undefined values are NaN")
     return np.where(np.isnan(array), np.float32(np.nan), array)

@@ -47,11 +47,10 @@ class CandidateRows:
                 raise SchemaError(f"candidates lack column {name!r}; found {[str(c) for c in candidates.columns]}")
         if candidates.empty:
             raise UsageError("there are no candidates: the table has no rows")
-        # candidates obey the same rules for ids as events, and get the same messages
-        ids = Events.in_order(candidates[USER].to_numpy(), candidates[ITEM].to_numpy()).frame
+        user_ids, item_ids = _ids(candidates)
         retrieval = {name: _numbers(candidates[name]) for name in RETRIEVAL_COLUMNS if name in candidates}
         requests = candidates[REQUEST].reset_index(drop=True) if REQUEST in candidates else None
-        return cls(ids[USER], ids[ITEM], _instants(candidates, at), retrieval, requests)
+        return cls(user_ids, item_ids, _instants(candidates, at), retrieval, requests)
 
     def __len__(self) -> int:
         return len(self.at_N)
@@ -173,6 +172,17 @@ def same_kind(known: pd.Series, asked: pd.Series) -> None:
         raise SchemaError(
             f"candidates' user_id is {asked.dtype}, the events' are {kind}: for example {known.head(1).tolist()[0]!r}"
         )
+
+
+def _ids(candidates: pd.DataFrame) -> tuple[pd.Series, pd.Series]:
+    """The columns of users and items; they obey the same rules for ids as events, and get the same messages."""
+    users, items = candidates[USER].to_numpy(), candidates[ITEM].to_numpy()
+    if all(
+        ids.dtype == np.int64 and ids.min() >= 0 for ids in (users, items)
+    ):  # nothing to convert: time counts online
+        return pd.Series(users), pd.Series(items)
+    frame = Events.in_order(users, items).frame
+    return frame[USER], frame[ITEM]
 
 
 def _instants(candidates: pd.DataFrame, at: object | None) -> np.ndarray:

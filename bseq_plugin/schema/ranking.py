@@ -49,6 +49,11 @@ def unit_table(vectors_VD: Tensor) -> Tensor:
     return units_VD
 
 
+def rows_of(table: Tensor, rows: Tensor) -> Tensor:
+    """``table[rows]`` for int64 ``rows`` of any shape; several times as fast as torch's own indexing."""
+    return table.index_select(0, rows.reshape(-1)).view(*rows.shape, *table.shape[1:])
+
+
 def first_at_or_after(times_T: np.ndarray, low_R: np.ndarray, high_R: np.ndarray, at_R: np.ndarray) -> np.ndarray:
     """int64 [R], the first place in [low, high) whose time is >= at, else high: one binary search for all requests."""
     while (unsettled_R := low_R < high_R).any():
@@ -119,7 +124,7 @@ class FeatureInputs:
         """float64 [..., D] on the grid, the L2-normalised item vectors e(.); NaN for row 0 and for zero vectors."""
         if self.item_units_VD is None:
             return unit_vectors(self.item_vectors(rows))
-        return self.item_units_VD[rows].double()
+        return rows_of(self.item_units_VD, rows).double()
 
     def once(self, function: Callable[[FeatureInputs], Shared]) -> Shared:
         """``function(self)``, computed at the first call: what several features share."""
@@ -170,6 +175,11 @@ class FeatureInputs:
         from bseq_plugin.schema.ranking_groups import row_groups
 
         return row_groups(self)
+
+    @property
+    def pieces(self) -> list[RowGroup]:
+        """The groups with events in pieces that stay in the cache: for work on all candidates x events."""
+        return [piece for group in self.groups for piece in group.pieces]
 
     def cosines(self, vectors_RMD: Tensor) -> Tensor:
         """float64 [N, M], inner products of e(candidate) with its request's vectors, clamped to [-1, 1]; NaN stays NaN.

@@ -5,13 +5,15 @@ Shape letters as in ``schema/ranking.py``; g requests of a group, n candidate ro
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property
 
 import numpy as np
+import torch
 
-from bseq_plugin.schema.ranking import FeatureInputs
+from bseq_plugin.schema.ranking import SUM_BITS, FeatureInputs
 
+PIECE_CELLS = 1 << 17  # cosines of a piece (about): they stay in a core's cache from one pass over them to the next
 PADDING = -4.0  # below every cosine, so that it loses every comparison and has no weight after an exponential
 
 
@@ -43,6 +45,34 @@ class RowGroup:
         return np.asarray(self.is_event_gL.sum(1))
 
     @cached_property
+    def pieces(self) -> list[RowGroup]:
+        """The same requests, a few at a time: for work on all candidates x events. None for a group without events."""
+        (n_requests, n_rows), length = self.row_gn.shape, self.event_gL.shape[1]
+        if length == 0:
+            return []
+        size = max(1, PIECE_CELLS // (n_rows * length))
+        parts = [slice(start, start + size) for start in range(0, n_requests, size)]
+        return [RowGroup(*(getattr(self, field.name)[part] for field in fields(self))) for part in parts]
+
+    @cached_property
+    def largest_gn(self) -> np.ndarray:
+        """float32, the largest cosine to an event."""
+        return torch.from_numpy(self.cosine_gnL).amax(2).numpy()  # torch's is several times as fast as NumPy's
+
+    @cached_property
+    def scale_g(self) -> np.ndarray:
+        """float64, powers of two: weights in [0, 1] as multiples of 1 / scale, times events, add up exactly.
+
+        It follows from the request's own number of events, so that a row's value does not depend on others.
+        """
+        return np.asarray(np.exp2(SUM_BITS - np.ceil(np.log2(np.maximum(self.lengths_g, 1)))))
+
+    @cached_property
+    def consecutive(self) -> bool:
+        """Whether the rows are one run without padding, as those of one request are in a table by request."""
+        return bool(self.real_gn.all() and (np.diff(self.row_gn.ravel()) == 1).all())
+
+    @cached_property
     def cosine_gnL(self) -> np.ndarray:
         """float32, cosine of each candidate with each event, ``PADDING`` for padding; NaN for an unknown candidate.
 
@@ -55,7 +85,9 @@ class RowGroup:
 
     def put(self, values_gn: np.ndarray, out_N: np.ndarray) -> None:
         """Write ``values_gn`` [g, n, ...] to their rows of ``out_N`` [N, ...]."""
-        if self.real_gn.all():
+        if self.consecutive:
+            out_N[self.row_gn[0, 0] : self.row_gn[-1, -1] + 1] = values_gn.reshape(-1, *values_gn.shape[2:])
+        elif self.real_gn.all():
             out_N[self.row_gn] = values_gn
         else:
             out_N[self.row_gn[self.real_gn]] = values_gn[self.real_gn]
@@ -83,7 +115,7 @@ def row_groups(inputs: FeatureInputs) -> list[RowGroup]:
         events_gLD = units_TD[event_gL]
         if not is_event_gL.all():
             events_gLD[~is_event_gL] = 0.0
-        candidates_gnD = inputs.candidate_units_ND.numpy()[row_gn]
+        candidates_gnD = inputs.item_units(inputs.candidate_N[torch.from_numpy(row_gn)]).numpy()
         groups.append(RowGroup(request_g, row_gn, real_gn, candidates_gnD, event_gL, is_event_gL, events_gLD))
     return groups
 

@@ -10,7 +10,9 @@ from pathlib import Path
 
 import pytest
 
-EXAMPLE = Path(__file__).parents[2] / "examples" / "bseq-window-mean"
+ROOT = Path(__file__).parents[2]
+EXAMPLE = ROOT / "examples" / "bseq-window-mean"
+INTEGRATIONS = {"dlrm": "bseq-dlrm", "two_tower": "bseq-two-tower"}
 
 BROKEN = """
 [build-system]
@@ -74,7 +76,11 @@ def environment(tmp_path_factory):
     made = Environment(folder)
     made.parent_before = installed_here()
     # copied, because a build leaves its products in the source
-    shutil.copytree(EXAMPLE, folder / "window", ignore=shutil.ignore_patterns("build", "*.egg-info", "__pycache__"))
+    products = shutil.ignore_patterns("build", "*.egg-info", "__pycache__")
+    shutil.copytree(EXAMPLE, folder / "window", ignore=products)
+    for name in INTEGRATIONS.values():
+        shutil.copytree(ROOT / "integrations" / name, folder / name, ignore=products)
+        made.install(folder / name)
     broken = folder / "broken"
     broken.mkdir()
     (broken / "pyproject.toml").write_text(BROKEN, encoding="utf-8")
@@ -99,6 +105,12 @@ def test_is_listed_with_its_distribution_and_parts(listed):
     assert (info["distribution"], info["version"]) == ("bseq-window-mean", "0.1.0")
     assert info["parts"]["encoder"] == ["window_mean"]
     assert info["error"] is None
+
+
+@pytest.mark.parametrize("name", INTEGRATIONS)
+def test_an_integration_comes_in_by_its_entry_point(listed, name):
+    info = listed[name]
+    assert (info["distribution"], info["hooks"], info["error"]) == (INTEGRATIONS[name], ["bseq_attach"], None)
 
 
 def test_a_broken_plugin_is_listed_with_its_cause_and_the_rest_works(listed):
