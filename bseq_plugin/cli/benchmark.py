@@ -15,7 +15,8 @@ from bseq_plugin.cli.common import RecipeName, Settings, check_output, load_reci
 from bseq_plugin.errors import UsageError
 
 METRICS = ("recall@5", "ndcg@5", "recall@10", "ndcg@10")
-BLEND, BLEND_K = "blend", 10
+BLEND, AVERAGE, AVERAGE_BLEND = "blend", "average", "average_blend"
+BLEND_K = 10
 
 
 def register(app: typer.Typer) -> None:
@@ -56,10 +57,13 @@ def benchmark(
     base = load_recipe(recipe, settings, events).replace(split="leave-one-out", mask_seen=True)
     rows: list[dict[str, Any]] = []
     floors: dict[str, Any] = {}
-    for seed in numbers:
-        row, measured = _one_seed(events, base.replace(seed=seed), not floors, blend)
-        rows.append(row)
-        floors = floors or measured
+    with tempfile.TemporaryDirectory() as folder:
+        paths = [Path(folder) / f"seed-{seed}" for seed in numbers]
+        for seed, path in zip(numbers, paths, strict=True):
+            row, measured = _one_seed(events, base.replace(seed=seed), path, not floors, blend)
+            rows.append(row)
+            floors = floors or measured
+        together = _together(paths) if blend and len(paths) > 1 else {}
     document = {
         "dataset": {
             "source": Path(sequences).name,
@@ -72,6 +76,7 @@ def benchmark(
         "seeds": rows,
         "mean": _means(rows),
         **({"blend_mean": _means([row[BLEND] for row in rows])} if blend else {}),
+        **together,
         "floors": floors,
     }
     _show(document)
@@ -84,24 +89,35 @@ def _means(rows: list[dict[str, Any]]) -> dict[str, float]:
     return {metric: sum(row[metric] for row in rows) / len(rows) for metric in METRICS}
 
 
-def _one_seed(events: Any, recipe: Any, floors: bool, blend: bool) -> tuple[dict[str, Any], dict[str, Any]]:
-    import resource
+def _together(paths: list[Path]) -> dict[str, Any]:
+    """All seeds as one model, alone and blended."""
+    from bseq_plugin.cli.measure import blend_with_transitions, evaluate_run, scorer_of
+    from bseq_plugin.evaluation.rankers import interest_ranker
 
-    from bseq_plugin.cli.measure import blend_with_transitions, evaluate_run
-    from bseq_plugin.training.train import train
+    scorer = scorer_of(paths)
+    weight, blended = blend_with_transitions(scorer, paths[0], BLEND_K)
+    others = {AVERAGE: interest_ranker(scorer), AVERAGE_BLEND: blended}
+    comparison, _ = evaluate_run(paths[0], "test", [5, 10], False, others)
+    figures = {name: _figures(comparison, name) for name in others}
+    figures[AVERAGE_BLEND]["weight"] = weight
+    return figures
 
-    with tempfile.TemporaryDirectory() as folder:
-        started = time.perf_counter()
-        run = train(events, recipe, Path(folder) / "run")
-        seconds = time.perf_counter() - started
-        info = run.info
-        lines = (run.path / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-        weight, ranker = blend_with_transitions(run.path, BLEND_K) if blend else (None, None)
-        others = {BLEND: ranker} if ranker else {}
-        comparison, _ = evaluate_run(run.path, "test", [5, 10], floors, others)
+
+def _one_seed(events: Any, recipe: Any, path: Path, floors: bool, blend: bool) -> tuple[dict[str, Any], dict[str, Any]]:
     import json
+    import resource
     import statistics
 
+    from bseq_plugin.cli.measure import blend_with_transitions, evaluate_run, scorer_of
+    from bseq_plugin.training.train import train
+
+    started = time.perf_counter()
+    run = train(events, recipe, path)
+    seconds = time.perf_counter() - started
+    info = run.info
+    lines = (run.path / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    weight, ranker = blend_with_transitions(scorer_of([path]), path, BLEND_K) if blend else (None, None)
+    comparison, _ = evaluate_run(run.path, "test", [5, 10], floors, {BLEND: ranker} if ranker else {})
     epochs = [json.loads(line) for line in lines]
     row = _figures(comparison, "model")
     if blend:
@@ -135,7 +151,8 @@ def _show(document: dict[str, Any]) -> None:
         if BLEND in row:
             name = f"seed {row['seed']}, blend (weight {row[BLEND]['weight']:g})"
             table.add_row(name, *(f"{row[BLEND][metric]:.4f}" for metric in METRICS))
-    for title, key in (("mean", "mean"), ("mean, blend", "blend_mean")):
+    titles = {"mean": "mean", "mean, blend": "blend_mean", "seeds averaged": AVERAGE, "averaged, blend": AVERAGE_BLEND}
+    for title, key in titles.items():
         if key in document:
             table.add_row(f"[bold]{title}[/bold]", *(f"[bold]{document[key][m]:.4f}[/bold]" for m in METRICS))
     out.print(table)

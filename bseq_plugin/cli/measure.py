@@ -10,28 +10,33 @@ from bseq_plugin.data.events import instant_us
 from bseq_plugin.data.prepare import evaluation_set
 from bseq_plugin.data.splits import training_part
 from bseq_plugin.errors import UsageError
-from bseq_plugin.evaluation.blended import best_weight, blended_ranker
+from bseq_plugin.evaluation.blended import AveragedScorer, best_weight, blended_ranker
 from bseq_plugin.evaluation.defaults import default_floors, fitted_rankers
 from bseq_plugin.evaluation.neighbours import TransitionGraph
-from bseq_plugin.evaluation.rankers import Ranker, interest_ranker
+from bseq_plugin.evaluation.rankers import InterestScorer, Ranker, interest_ranker
 from bseq_plugin.evaluation.report import MODEL, Comparison, compare
 from bseq_plugin.model.interest_model import InterestModel
 from bseq_plugin.training.run import Run
 
 
-def blend_with_transitions(path: Path, k: int) -> tuple[float, Ranker]:
-    """(weight, ranker) of the run's interests blended with the item-transition graph; weight from the validation part.
+def scorer_of(paths: Sequence[Path]) -> InterestScorer:
+    """The model of a run, or the average of those of several runs that differ by their seed."""
+    models = [InterestModel.from_run(path) for path in paths]
+    return models[0] if len(models) == 1 else AveragedScorer(models)
 
-    The graph is fitted on the training part; ``k`` is the cut-off of the NDCG that decides.
+
+def blend_with_transitions(scorer: InterestScorer, path: Path, k: int) -> tuple[float, Ranker]:
+    """(weight, ranker) of interests blended with the item-transition graph; weight from the validation part.
+
+    The graph is fitted on the training part of the run at ``path``; ``k`` is the cut-off of the NDCG that decides.
     """
     run = Run(path)
-    model = InterestModel.from_run(path)
     sequences = run.sequences()
     graph = TransitionGraph(second_hop=0.0 if sequences.session_ids is not None else 0.15)
-    graph.fit(training_part(sequences), model.vocabulary.n_items)
+    graph.fit(training_part(sequences), scorer.item_vectors_VD.shape[0] - 1)
     validation = evaluation_set(sequences, run.recipe, "validation")
-    weight, _ = best_weight(model, graph, validation, k, run.recipe.mask_seen)
-    return weight, blended_ranker(model, graph, weight)
+    weight, _ = best_weight(scorer, graph, validation, k, run.recipe.mask_seen)
+    return weight, blended_ranker(scorer, graph, weight)
 
 
 def evaluate_run(

@@ -1,11 +1,11 @@
-"""Interest scores blended with a floor's, by a weight from validation: what both together are worth.
+"""What several models, or a model and a floor, are worth together; weights come from validation.
 
 Shape letters: b users of one block, V items (row 0 = unknown), K interests, D width.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import torch
@@ -13,12 +13,31 @@ from torch import Tensor
 
 from bseq_plugin.data.sequences import Sequences
 from bseq_plugin.data.splits import EvaluationSet
+from bseq_plugin.errors import UsageError
 from bseq_plugin.evaluation.floors import Floor
 from bseq_plugin.evaluation.rankers import MAX_FLOOR_USERS, InterestScorer, Ranker
 from bseq_plugin.metrics import ranking_metrics, top_k_scores
 
 WEIGHTS = (0.0, 0.05, 0.1, 0.2, 0.3, 0.5, 0.8)
 LEAST_SHARE = 1e-5  # of an item that the floor has nothing to say about: its logarithm must exist
+
+
+class AveragedScorer:
+    """Models that differ by their seed, as one: the mean of their scores, as vectors side by side (K = 1).
+
+    Raises UsageError if a model has several interests: their order means nothing across models.
+    """
+
+    def __init__(self, models: Sequence[InterestScorer]) -> None:
+        self._models = models
+        self.item_vectors_VD = torch.cat([model.item_vectors_VD for model in models], 1) / len(models)
+
+    def encode(self, histories: Sequences) -> Tensor:
+        """``interests_B1D``, D = the sum of the models' widths."""
+        parts = [model.encode(histories) for model in self._models]
+        if any(part.shape[1] != 1 for part in parts):
+            raise UsageError("models with several interests can not be averaged; compare them one by one")
+        return torch.cat(parts, 2)
 
 
 def blended_ranker(model: InterestScorer, floor: Floor, weight: float) -> Ranker:

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from bseq_plugin.losses.precision import Products, multiplies_in_halves
 from bseq_plugin.schema.parts import Candidates, Targets
@@ -75,11 +76,15 @@ class _ChunkedLoss(torch.autograd.Function):
         halves = multiplies_in_halves(vectors_ND, matmul)
         chunk = chunk_size(n_states, n_candidates, 2 * CHUNK_ELEMENTS if halves else CHUNK_ELEMENTS)
         products = Products.of(vectors_ND, chunk, halves)
+        # oneDNN compiles a kernel for each shape of a bfloat16 product and keeps it: a last chunk of any length would
+        # be a new shape almost every step. States of zeros without targets fill it up.
+        filled = -(-n_states // CHUNK_STEP) * CHUNK_STEP if halves else n_states
+        states_QD = pad(states_QD, (0, 0, 0, filled - n_states))
         d_states_QD, d_target_SD = torch.empty_like(states_QD), torch.empty_like(target_SD)
         loss = states_QD.new_zeros(())
-        bounds = torch.searchsorted(targets.state_S, torch.arange(0, n_states + chunk, chunk, device=states_QD.device))
-        for number, start in enumerate(range(0, n_states, chunk)):
-            queries = slice(start, min(start + chunk, n_states))
+        bounds = torch.searchsorted(targets.state_S, torch.arange(0, filled + chunk, chunk, device=states_QD.device))
+        for number, start in enumerate(range(0, filled, chunk)):
+            queries = slice(start, min(start + chunk, filled))
             own = slice(int(bounds[number]), int(bounds[number + 1]))  # targets of these states
             state_CD, positive_SD, state_S = states_QD[queries], target_SD[own], targets.state_S[own] - start
             negative_NC = products.logits(state_CD)
@@ -95,7 +100,7 @@ class _ChunkedLoss(torch.autograd.Function):
         if targets.places_S is not None:
             products.d_vectors_ND.index_add_(0, targets.places_S, d_target_SD)
             d_target_SD = d_target_SD[:0]
-        ctx.save_for_backward(d_states_QD, d_target_SD, products.d_vectors_ND)
+        ctx.save_for_backward(d_states_QD[:n_states], d_target_SD, products.d_vectors_ND)
         return loss
 
     @staticmethod

@@ -32,7 +32,7 @@ from bseq_plugin.model.items import score_vectors
 from bseq_plugin.schema.recipe import Recipe
 
 ITEM_WEIGHT = f"embedding_collection.embeddings.{ITEM_TABLE}.weight"
-EVENTS_PER_CALL = 1 << 15  # bounds memory; large enough that calls cost little beside their arithmetic
+EVENTS_PER_CALL = 1 << 13  # bounds memory; large enough that calls cost little beside their arithmetic
 
 
 @dataclass

@@ -171,7 +171,7 @@ def test_benchmark_of_a_sequence_file(bseq, tiny_frame, tmp_path, tiny_settings)
     for metric, mean in document["mean"].items():
         assert mean == pytest.approx(np.mean([row[metric] for row in document["seeds"]]))
         assert document["blend_mean"][metric] == pytest.approx(np.mean([r["blend"][metric] for r in document["seeds"]]))
-        for row in document["seeds"]:
+        for row in [*document["seeds"], document["average"], document["average_blend"]]:
             low, high = row["intervals"][metric]
             assert low <= row[metric] <= high
     assert {"popularity", "transition_graph"} <= set(document["floors"])

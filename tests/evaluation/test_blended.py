@@ -7,7 +7,8 @@ import torch
 
 from bseq_plugin.data.sequences import Sequences
 from bseq_plugin.data.splits import EvaluationSet
-from bseq_plugin.evaluation.blended import LEAST_SHARE, best_weight, blended_ranker
+from bseq_plugin.errors import UsageError
+from bseq_plugin.evaluation.blended import LEAST_SHARE, AveragedScorer, best_weight, blended_ranker
 
 torch.set_num_threads(1)
 U, V, D = 30, 12, 4
@@ -23,6 +24,13 @@ class Model:
 
     def encode(self, histories):
         return self._interests[torch.from_numpy(histories.user_ids)]
+
+
+class Single(Model):
+    def __init__(self, seed):
+        generator = torch.Generator().manual_seed(seed)
+        self.item_vectors_VD = torch.randn(V + 1, D + seed, generator=generator)
+        self._interests = torch.randn(U, 1, D + seed, generator=generator)
 
 
 class Table:
@@ -80,3 +88,13 @@ def test_a_user_without_any_opinion_of_the_floor_is_ranked_by_interest():
     silent = SimpleNamespace(scores=lambda h: -torch.ones(h.n_users, V + 1))
     alone = blended_ranker(model, silent, 0.0)(log, 5, True)
     np.testing.assert_array_equal(blended_ranker(model, silent, 0.5)(log, 5, True), alone)
+
+
+def test_averaged_scores_are_the_mean_of_the_models():
+    models, log = [Single(seed) for seed in range(3)], histories()
+    together = AveragedScorer(models)
+    found = together.encode(log)[:, 0] @ together.item_vectors_VD.T
+    each = [model.encode(log)[:, 0] @ model.item_vectors_VD.T for model in models]
+    torch.testing.assert_close(found, sum(each) / 3)
+    with pytest.raises(UsageError, match="several interests"):
+        AveragedScorer([Model(), *models]).encode(log)
