@@ -107,9 +107,8 @@ class InterestModel:
             # one call for all, as for a single user, reads the histories where they are
             chosen = histories if len(users) == histories.n_users else histories.take(users)
             where = slice(None) if chosen is histories else torch.from_numpy(users)
-            interests_BKD[where] = direct_interests(self.encoder, chosen, self._wide if wide else None).view(
-                len(users), 1, -1
-            )
+            found = direct_interests(self.encoder, chosen, self._wide if wide else None)
+            interests_BKD[where] = found.float().view(len(users), 1, -1)
         return interests_BKD
 
     @cached_property

@@ -189,6 +189,15 @@ def test_offline_and_online_are_the_same_bytes(tiny_run, tiny_frame):
     parity(tiny_run, tiny_frame, 60)
 
 
+def test_wide_interests_are_the_same_bytes_in_calls_of_any_size(tiny_run, tiny_frame, monkeypatch):
+    model = InterestModel.from_run(tiny_run)
+    histories = Sequences.from_events(Events.from_frame(tiny_frame), model.vocabulary)
+    whole = model.encode(histories, wide=True)
+    monkeypatch.setattr("bseq_plugin.model.interest_model.EVENTS_PER_CALL", 40)
+    assert whole.numpy().tobytes() == model.encode(histories, wide=True).numpy().tobytes()
+    torch.testing.assert_close(whole, model.encode(histories), rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.slow
 def test_offline_and_online_are_the_same_bytes_for_a_thousand_requests(tiny_run, tiny_frame):
     parity(tiny_run, tiny_frame, 1_000)
