@@ -26,7 +26,7 @@ def auto_recipe(events: Events) -> Recipe:
     - ``dim``: 128 for a large catalogue, else 64.
     - ``max_length``: the length that 95 of 100 histories stay within, between 50 and 200.
     - ``candidates``: the whole catalogue if it is small, else a mixed sample.
-    - ``dropout``: 0.5 for a small log, 0.2 for a large one.
+    - ``dropout``: 0.5 for a small log, 0.2 for a large one; a small one also has its labels smoothed.
     - ``epochs``: of a cosine schedule, so many that all logs learn from a like number of targets.
     - batches hold a like number of events, whatever the lengths.
 
@@ -47,6 +47,8 @@ def auto_recipe(events: Events) -> Recipe:
         "schedule": "cosine",
         "table_learning_rate": 0.2,
     }
+    if len(events) < SMALL:
+        values["loss_options"] = {"label_smoothing": 0.1}
     values["patience"] = values["epochs"]  # a cosine schedule is best at its end
     if n_items > WHOLE_CATALOGUE:
         values |= {"dim": WIDE, "candidates": N_CANDIDATES, "sampling": "mixed"}

@@ -29,7 +29,9 @@ def test_lengths_decide_what_is_read(length, max_length):
 
 
 def test_small_logs_drop_more():
-    assert [auto_recipe(log(n_users, 50, 30)).dropout for n_users in (9_999, 10_000)] == [0.5, 0.2]
+    recipes = [auto_recipe(log(n_users, 50, 30)) for n_users in (9_999, 10_000)]
+    assert [recipe.dropout for recipe in recipes] == [0.5, 0.2]
+    assert [recipe.loss_options.get("label_smoothing", 0.0) for recipe in recipes] == [0.1, 0.0]
 
 
 def test_long_logs_take_fewer_epochs():
