@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from bseq_plugin.ranking.interests import StoredInterests as StoredInterests
     from bseq_plugin.ranking.spec import FeatureSpec as FeatureSpec
     from bseq_plugin.readers.read_events import read_events as read_events
+    from bseq_plugin.retrieval.delta import merge_delta as merge_delta
+    from bseq_plugin.retrieval.delta import publish_delta as publish_delta
     from bseq_plugin.retrieval.filters import Filters as Filters
     from bseq_plugin.retrieval.fit_blend import fit_blend as fit_blend
     from bseq_plugin.retrieval.publish import publish as publish
@@ -79,8 +81,10 @@ _HOME = {
     "Vocabulary": "data.vocabulary",
     "attach": "model.attach",
     "fit_blend": "retrieval.fit_blend",
+    "merge_delta": "retrieval.delta",
     "plugin_manager": "plugins",
     "publish": "retrieval.publish",
+    "publish_delta": "retrieval.delta",
     "ranking_features": "ranking.engine",
     "read_events": "readers.read_events",
     "train": "training.train",

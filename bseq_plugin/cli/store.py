@@ -1,4 +1,4 @@
-"""``bseq store list|verify|rollback|gc``."""
+"""``bseq store list|verify|rollback|gc|delta|merge``."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
-from bseq_plugin.cli.common import note, out
+from bseq_plugin.cli.common import note, out, read_table
 
 StorePath = Annotated[Path, typer.Argument(help="Store directory.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
@@ -17,11 +17,13 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a ta
 
 def register(app: typer.Typer) -> None:
     """Add the commands of this module."""
-    group = typer.Typer(no_args_is_help=True, help="Look after a store: list, verify, rollback, gc.")
+    group = typer.Typer(no_args_is_help=True, help="Look after a store: list, verify, rollback, gc, delta, merge.")
     group.command("list")(list_versions)
     group.command()(verify)
     group.command()(rollback)
     group.command()(gc)
+    group.command()(delta)
+    group.command()(merge)
     app.add_typer(group, name="store")
 
 
@@ -99,6 +101,56 @@ def gc(
         out.print(f"removed {name}", highlight=False)
     for name, why in done.kept.items():
         out.print(f"kept    {name}  {why}", highlight=False)
+
+
+def delta(
+    store: StorePath,
+    items: Annotated[
+        Path | None,
+        typer.Option("--items", help="Table with item_id and vector: new items, or new vectors of known ones."),
+    ] = None,
+    removed: Annotated[Path | None, typer.Option("--removed", help="Table with item_id: not shown any more.")] = None,
+) -> None:
+    """Publish the current version with some items new, changed or removed; its index is kept as it is.
+
+    Example: `bseq store delta store --items new.parquet --removed sold_out.csv`
+    """
+    import numpy as np
+    import torch
+
+    from bseq_plugin.errors import UsageError
+    from bseq_plugin.retrieval.delta import publish_delta
+
+    given = None if items is None else read_table(items)
+    gone = None if removed is None else read_table(removed)
+    for name, table, columns in (("--items", given, {"item_id", "vector"}), ("--removed", gone, {"item_id"})):
+        if table is not None and columns - set(table.columns):
+            raise UsageError(f"{name} needs the columns {', '.join(sorted(columns))}; found {list(table.columns)}")
+    rows = None
+    if given is not None:
+        lengths = {np.size(vector) for vector in given["vector"]}
+        if len(lengths) > 1:
+            raise UsageError(
+                f"--items has vectors of lengths {sorted(lengths)}; give all of them the width of the model"
+            )
+        rows = torch.from_numpy(np.array(given["vector"].tolist(), np.float32).reshape(len(given), -1))
+    ids: Any = [] if given is None else given["item_id"]
+    version = publish_delta(_store(store), ids, rows, removed=[] if gone is None else gone["item_id"])
+    note.print(f"published {version} in {store}")
+
+
+def merge(
+    store: StorePath,
+    index: Annotated[str | None, typer.Option("--index", help="Index by name; default: the one it has.")] = None,
+) -> None:
+    """Build the index of the current version again, over all items that are left after deltas.
+
+    Example: `bseq store merge store`
+    """
+    from bseq_plugin.retrieval.delta import merge_delta
+
+    version = merge_delta(_store(store), index=index)
+    note.print(f"published {version} in {store}")
 
 
 def _store(path: Path) -> Any:

@@ -128,6 +128,24 @@ class InterestModel:
         priors = None if self.item_priors_VP is None else self.item_priors_VP[table_rows]
         return InterestModel.from_state(self.recipe, chosen, state, priors, self.trained_until_us)
 
+    def with_rows(self, item_ids: np.ndarray, rows_ND: Tensor, priors_NP: Tensor | None = None) -> InterestModel:
+        """The same model with other rows of the item table for these items; unknown ids come after all others, in the
+        order given, with no event counted. ``priors_NP``: their popularity columns, if the recipe has any.
+        """
+        places = self.vocabulary.item_rows(item_ids) if len(item_ids) else np.empty(0, np.int64)
+        new = places == 0
+        places[new] = self.vocabulary.n_items + 1 + np.arange(int(new.sum()))
+        ids = np.concatenate([self.vocabulary.item_ids, np.asarray(item_ids, self.vocabulary.item_ids.dtype)[new]])
+        counts = np.concatenate([self.vocabulary.item_counts, np.zeros(int(new.sum()), np.int64)])
+        state = dict(self.encoder.state_dict())
+        at = torch.from_numpy(places)
+        state[ITEM_WEIGHT] = _with_rows(state[ITEM_WEIGHT], at, rows_ND, len(ids) + 1)
+        priors = self.item_priors_VP
+        if priors is not None and priors_NP is not None:
+            priors = _with_rows(priors, at, priors_NP, len(ids) + 1)
+        vocabulary = replace(self.vocabulary, item_ids=ids, item_counts=counts)
+        return InterestModel.from_state(self.recipe, vocabulary, state, priors, self.trained_until_us)
+
     def save(self, folder: Path) -> None:
         """Write the four files into ``folder``, which exists."""
         state = {name: value.contiguous() for name, value in self.encoder.state_dict().items()}
@@ -165,6 +183,14 @@ class InterestModel:
         if not folder.is_dir():
             raise RunError(f"{run} is not a finished run (no model/); train it first, or go on with --resume")
         return cls.load(folder)
+
+
+def _with_rows(table_VD: Tensor, at_N: Tensor, rows_ND: Tensor, n_rows: int) -> Tensor:
+    """A copy of ``n_rows`` rows, those at ``at_N`` replaced."""
+    longer_VD = table_VD.new_zeros(n_rows, table_VD.shape[1])
+    longer_VD[: len(table_VD)] = table_VD.detach()
+    longer_VD[at_N] = rows_ND.to(table_VD.dtype)
+    return longer_VD
 
 
 def _calls(histories: Sequences) -> list[np.ndarray]:

@@ -10,6 +10,7 @@ import secrets
 import shutil
 import stat
 from collections.abc import Mapping
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,17 @@ class Disk:
     def replace(self, source: Path, target: Path) -> None:
         """Rename atomically."""
         os.replace(source, target)
+
+
+def build_time() -> datetime:
+    """The present, or what SOURCE_DATE_EPOCH says (seconds): then the same inputs give the same bytes."""
+    fixed = os.environ.get("SOURCE_DATE_EPOCH")
+    if not fixed:
+        return datetime.now(UTC)
+    try:
+        return datetime.fromtimestamp(int(fixed), UTC)
+    except (ValueError, OverflowError, OSError):
+        raise UsageError(f"SOURCE_DATE_EPOCH = {fixed!r}; give whole seconds since 1970, or unset it") from None
 
 
 def read_small(path: Path, limit: int) -> bytes:

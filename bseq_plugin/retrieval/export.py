@@ -51,7 +51,9 @@ def exportable(
         return model, histories
     if not kept_V.any():
         raise StoreError("no item has a usable vector; nothing is published: train again, with a lower learning rate")
-    return model.with_items(np.flatnonzero(kept_V)), _moved(histories, ids_V, kept_V)
+    # by id: events of a duplicate move to the one that is kept
+    items_T = moved(histories.items, ids_V, pd.Index(ids_V[kept_V]))
+    return model.with_items(np.flatnonzero(kept_V)), replace(histories, items=items_T)
 
 
 def require_finite(vectors_ND: Tensor, ids_N: np.ndarray, what: str, owners: str) -> None:
@@ -89,11 +91,11 @@ def _usable(model: InterestModel, kept_V: np.ndarray, on_bad: OnBad) -> np.ndarr
     return usable_V
 
 
-def _moved(histories: Sequences, ids_V: pd.Index, kept_V: np.ndarray) -> Sequences:
-    """The histories in rows of the items that stay; 0 for those that do not."""
-    places_V = pd.Index(ids_V[kept_V]).get_indexer(ids_V) + 1  # by id: a duplicate moves to the one that is kept
-    rows = np.concatenate([[0], places_V]).astype(np.int64)
-    return replace(histories, items=rows[histories.items])
+def moved(items_T: np.ndarray, old_ids: pd.Index, new_ids: pd.Index) -> np.ndarray:
+    """Vocabulary rows of the old ids as rows of the new ones, which are unique; 0 for an id that is gone."""
+    rows = np.concatenate([[0], new_ids.get_indexer(old_ids) + 1]).astype(np.int64)
+    found: np.ndarray = rows[items_T]
+    return found
 
 
 def _check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:

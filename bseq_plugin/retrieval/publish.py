@@ -10,6 +10,7 @@ Files of a version, beside MANIFEST.json:
     interests.parquet       user_id, event_timestamp (newest event), n_events, interest_idx, vector
     popular.parquet         item_id, n_events in the training part of the log, most first
     blend.json              BlendWeights
+    overlay.safetensors     only in a delta version: what lies on top of the index (``overlay.py``)
     sources.safetensors     what the candidate sources that ``blend.json`` names remember, if it names any
 """
 
@@ -18,6 +19,7 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import platform
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -35,10 +37,11 @@ from bseq_plugin.data.sequences import Sequences
 from bseq_plugin.errors import RunError, StoreError, UsageError
 from bseq_plugin.model.interest_model import InterestModel
 from bseq_plugin.retrieval.blend import BlendWeights
-from bseq_plugin.retrieval.choose import IndexTarget, choose_index, named_index
+from bseq_plugin.retrieval.choose import Choice, IndexTarget, choose_index, named_index
 from bseq_plugin.retrieval.export import Dedup, OnBad, exportable, require_finite
 from bseq_plugin.retrieval.golden import golden_queries
 from bseq_plugin.retrieval.measure import spread_queries
+from bseq_plugin.retrieval.overlay import Overlay
 from bseq_plugin.retrieval.sources import fitted_sources, save_sources
 from bseq_plugin.retrieval.store import Store
 
@@ -131,13 +134,36 @@ def publish_model(
     vectors_VD = model.item_vectors_VD[1:]
     if index != "auto":  # before the histories are encoded: an unusable index is told at once
         choice = named_index(index, vectors_VD, index_options)
-    interests_UKD = model.encode(histories)
-    require_finite(interests_UKD.flatten(1), histories.user_ids, "interests", "users")
+    made = prepared(model, histories)
     if index == "auto":
         if index_options:
             raise UsageError(f"index_options = {index_options} need the index they are for; 'auto' chooses its own")
-        choice = choose_index(vectors_VD, spread_queries(interests_UKD, histories.lengths, N_TUNING), target)
-    blend = blend or BlendWeights()
+        queries_QD = spread_queries(made.interests_UKD, histories.lengths, N_TUNING)
+        choice = choose_index(vectors_VD, queries_QD, target)
+    return write_version(store, made, choice, blend or BlendWeights())
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A model with the histories it is served with, and their interests, all of them finite."""
+
+    model: InterestModel
+    histories: Sequences
+    interests_UKD: Tensor
+
+
+def prepared(model: InterestModel, histories: Sequences) -> Prepared:
+    """Encode the histories. Raises StoreError that lists users whose interests have NaN or Inf."""
+    interests_UKD = model.encode(histories)
+    require_finite(interests_UKD.flatten(1), histories.user_ids, "interests", "users")
+    return Prepared(model, histories, interests_UKD)
+
+
+def write_version(
+    store: Store | str | Path, made: Prepared, choice: Choice, blend: BlendWeights, overlay: Overlay | None = None
+) -> str:
+    """All files of a version, and its manifest, made current. Raises as ``publish``."""
+    model, histories, interests_UKD = made.model, made.histories, made.interests_UKD
     sources = fitted_sources(blend.asked, histories, model.vocabulary.n_items)
     manifest = _manifest(model, histories, interests_UKD)
     manifest["index"] = {"name": choice.name, "options": choice.options}
@@ -148,13 +174,15 @@ def publish_model(
     def write(folder: Path) -> None:
         model.save(folder)
         pq.write_table(pa.table({ITEM: pa.array(model.vocabulary.item_ids)}), folder / "item_ids.parquet")
-        save_file({"item_vectors": vectors_VD.contiguous()}, folder / "item_vectors.safetensors")
+        save_file({"item_vectors": model.item_vectors_VD[1:].contiguous()}, folder / "item_vectors.safetensors")
         histories.save(folder / "sequences.parquet", model.vocabulary)
         _write_interests(folder / "interests.parquet", histories, interests_UKD)
         _write_popular(folder / "popular.parquet", model)
         blend.save(folder / "blend.json")
         if sources:
             save_sources(sources, folder)
+        if overlay is not None:
+            overlay.save(folder)
         choice.index.save(folder / INDEX_FILE)
         manifest["encoder_id"] = _sha256(folder / "encoder.safetensors")
         manifest["item_table_hash"] = _sha256(folder / "items.safetensors")

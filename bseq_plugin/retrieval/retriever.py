@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -145,6 +145,8 @@ class Retriever:
                 )
             histories = histories.between(None, at_us)
         rules = (filters or Filters()).resolve(served.model.vocabulary, histories.user_ids)
+        allowed_V = served.overlay.allowed(rules.allowed_V, served.model.vocabulary.n_items)
+        rules = replace(rules, allowed_V=allowed_V)
         ask = _Asked(served, histories, exclude == "seen", blend, at_us, rules)
         with self._lock:
             self._n_unknown_items += ask.n_unknown

@@ -24,9 +24,11 @@ from bseq_plugin.errors import (
 )
 from bseq_plugin.indexes.exact import ExactIndex
 from bseq_plugin.indexes.faiss_gpu import FaissGpuIndex
+from bseq_plugin.indexes.layered import LayeredIndex
 from bseq_plugin.model.interest_model import InterestModel
 from bseq_plugin.plugins import plugin_manager
 from bseq_plugin.retrieval.blend import BlendWeights
+from bseq_plugin.retrieval.overlay import Overlay
 from bseq_plugin.retrieval.publish import INDEX_FILE
 from bseq_plugin.retrieval.sources import SOURCES_FILE, load_sources
 from bseq_plugin.retrieval.version import StoreVersion
@@ -52,6 +54,7 @@ class Served:
     popular_counts: np.ndarray
     blend: BlendWeights
     sources: dict[str, CandidateSource]
+    overlay: Overlay
 
     @property
     def watermark_us(self) -> int | None:
@@ -88,11 +91,12 @@ class Served:
         histories = Sequences.load(version.file("sequences.parquet"), model.vocabulary)
         blend = _load_blend(version)
         sources = load_sources(blend.asked, version.file(SOURCES_FILE)) if blend.asked else {}
+        overlay = Overlay.of(version, len(vectors_VD))
         popular = pq.read_table(version.file("popular.parquet")).to_pandas()
         return cls(
             version,
             model,
-            _load_index(version, vectors_VD, index),
+            _chosen_index(version, vectors_VD, index, overlay),
             ExactIndex.build(vectors_VD),
             histories,
             pd.Index(histories.user_ids),
@@ -100,6 +104,7 @@ class Served:
             popular["n_events"].to_numpy(np.int64),
             blend,
             sources,
+            overlay,
         )
 
 
@@ -110,11 +115,11 @@ def _load_blend(version: StoreVersion) -> BlendWeights:
         raise StoreError(f"version {version.name} can't be served: {error}") from error
 
 
-def _load_index(version: StoreVersion, vectors_VD: Tensor, name: str | None) -> VectorIndex:
+def _chosen_index(version: StoreVersion, vectors_VD: Tensor, name: str | None, overlay: Overlay) -> VectorIndex:
     """The index ``name``; None: FAISS on a GPU where there is one, else as published, else exact with a warning."""
     published, options = version.manifest["index"]["name"], version.manifest["index"]["options"]
     if name is not None:
-        return _build_or_load(version, vectors_VD, name)
+        return load_index(version, vectors_VD, name, overlay)
     # a published approximate index was chosen for its size: only exact ones move to the GPU by themselves
     if (
         published in ("exact", "faiss_cpu")
@@ -124,13 +129,21 @@ def _load_index(version: StoreVersion, vectors_VD: Tensor, name: str | None) -> 
     ):
         published = FaissGpuIndex.name
     try:
-        return _build_or_load(version, vectors_VD, published)
+        return load_index(version, vectors_VD, published, overlay)
     except (MissingDependencyError, UsageError) as error:
         warnings.warn(f"index {published!r} can't be used here ({error}); using index 'exact'", stacklevel=2)
         return ExactIndex.build(vectors_VD)
 
 
-def _build_or_load(version: StoreVersion, vectors_VD: Tensor, name: str) -> VectorIndex:
+def load_index(version: StoreVersion, vectors_VD: Tensor, name: str, overlay: Overlay) -> VectorIndex:
+    """The index ``name`` of a version, with what lies on top of it. Raises as ``VectorIndex.load`` and ``build``."""
+    base = _load_base(version, vectors_VD[: overlay.n_base], name)
+    if overlay.n_base == len(vectors_VD) and not len(overlay.stale_S):
+        return base
+    return LayeredIndex(base, vectors_VD, overlay.n_base, torch.from_numpy(overlay.stale_S))
+
+
+def _load_base(version: StoreVersion, vectors_VD: Tensor, name: str) -> VectorIndex:
     part = plugin_manager().part("index", name)
     options = version.manifest["index"]["options"] if name == version.manifest["index"]["name"] else None
     found: VectorIndex

@@ -17,7 +17,6 @@ import os
 import secrets
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -25,6 +24,7 @@ from bseq_plugin.errors import StoreError, UsageError
 from bseq_plugin.retrieval.disk import (
     SCRATCH,
     Disk,
+    build_time,
     file_entry,
     object_bytes,
     parse_object,
@@ -47,17 +47,6 @@ from bseq_plugin.retrieval.version import (
 CURRENT, VERSIONS, LOCK = "CURRENT", "versions", "publish.lock"
 RESERVED = {"schema", "number", "parent", "created_at", "files"}
 Loaded = TypeVar("Loaded")
-
-
-def _now() -> datetime:
-    """The present, or what SOURCE_DATE_EPOCH says (seconds): then the same inputs give the same bytes."""
-    fixed = os.environ.get("SOURCE_DATE_EPOCH")
-    if not fixed:
-        return datetime.now(UTC)
-    try:
-        return datetime.fromtimestamp(int(fixed), UTC)
-    except (ValueError, OverflowError, OSError):
-        raise UsageError(f"SOURCE_DATE_EPOCH = {fixed!r}; give whole seconds since 1970, or unset it") from None
 
 
 class Store:
@@ -224,7 +213,7 @@ class Store:
             parent = self._read_current()[0]
             numbers.append(version_number(parent))
         head = {"schema": SCHEMA, "number": max(numbers, default=0) + 1, "parent": parent}
-        raw = object_bytes({**head, "created_at": _now().isoformat(), **manifest, "files": files})
+        raw = object_bytes({**head, "created_at": build_time().isoformat(), **manifest, "files": files})
         self._disk.write(scratch / MANIFEST, raw)
         self._disk.fsync(scratch / MANIFEST)
         if self._key is not None:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import shutil
 
+import pandas as pd
 import pytest
 
 from bseq_plugin.retrieval.publish import publish
+from bseq_plugin.retrieval.retriever import Retriever
 from bseq_plugin.retrieval.store import Store
 
 
@@ -57,3 +60,36 @@ def test_rollback_and_gc(bseq, three):
 def test_a_folder_without_a_store_is_a_failure(bseq, tmp_path, command):
     code, _, err = bseq("store", command, tmp_path / "nothing")
     assert (code, "nothing is published" in err) == (1, True)
+
+
+def test_delta_and_merge(bseq, tiny_store, tmp_path):
+    shutil.copytree(tiny_store, tmp_path / "store")
+    store = tmp_path / "store"
+    opened = Retriever.open(store)
+    dim, gone = opened.model.recipe.dim, opened.retrieve(opened.histories.user_ids[:1], k=1).item_id.tolist()
+    pd.DataFrame({"item_id": [99_999], "vector": [[100.0] * dim]}).to_parquet(tmp_path / "new.parquet")
+    pd.DataFrame({"item_id": gone}).to_csv(tmp_path / "gone.csv", index=False)
+    code, _, err = bseq(
+        "store", "delta", store, "--items", tmp_path / "new.parquet", "--removed", tmp_path / "gone.csv"
+    )
+    assert code == 0, err
+    found = Retriever.open(store).retrieve(opened.histories.user_ids, k=50)
+    assert 99_999 in set(found.item_id)
+    assert not set(gone) & set(found.item_id)
+    assert bseq("store", "merge", store)[0] == 0
+    merged = Retriever.open(store)
+    assert merged.model.vocabulary.n_items == opened.model.vocabulary.n_items
+    again = merged.retrieve(opened.histories.user_ids, k=50)
+    assert set(zip(again.user_id, again.item_id, strict=True)) == set(zip(found.user_id, found.item_id, strict=True))
+    before = Store(store).versions()
+    pd.DataFrame({"item_id": [1, 2], "vector": [[1.0], [1.0, 2.0]]}).to_parquet(tmp_path / "ragged.parquet")
+    for arguments, message in [
+        ([], "a delta of nothing"),
+        (["--items", tmp_path / "gone.csv"], "needs the columns item_id, vector"),
+        (["--items", tmp_path / "ragged.parquet"], "vectors of lengths [1, 2]"),
+        (["--removed", tmp_path / "missing.csv"], "there is no file"),
+    ]:
+        code, _, err = bseq("store", "delta", store, *arguments)
+        assert code == 2
+        assert message in err
+    assert Store(store).versions() == before

@@ -150,7 +150,7 @@ def test_a_store_that_can_not_be_used_says_so(tmp_path, publish_text, what):
     )
     if what != "unreadable" and os.getuid() != 0:
         path.chmod(0o555) if path.exists() else path.parent.chmod(0o555)
-    done = subprocess.run([sys.executable, "-c", code, path], capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run([sys.executable, "-c", code, path], capture_output=True, text=True, timeout=240, check=False)
     path.chmod(0o755) if path.exists() else tmp_path.chmod(0o755)
     assert done.returncode == 0, done.stderr
     read, write = done.stdout.splitlines()

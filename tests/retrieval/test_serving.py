@@ -237,7 +237,7 @@ def test_use_after_a_fork_is_refused(shop):
         "    os._exit(0 if refused == 3 else 1)\n"
         "sys.exit(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))\n"
     )
-    done = subprocess.run([sys.executable, "-c", code, str(shop[0].path)], capture_output=True, text=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", code, str(shop[0].path)], capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr
 
 

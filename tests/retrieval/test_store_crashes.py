@@ -139,7 +139,7 @@ def test_a_publisher_killed_half_way_is_cleaned_up_by_the_next(tmp_path, publish
         "    os.kill(os.getpid(), signal.SIGKILL)\n"
         "Store(sys.argv[1]).publish(write, {})\n"
     )
-    done = subprocess.run([sys.executable, "-c", code, str(path)], timeout=60)
+    done = subprocess.run([sys.executable, "-c", code, str(path)], timeout=240)
     assert done.returncode == -signal.SIGKILL
     assert [p for p in (path / "versions").iterdir() if p.name.startswith(".tmp-")]
     assert served(Store(path)) == "old"
@@ -163,7 +163,7 @@ def test_of_two_publishers_one_loses(tmp_path, publish_text):
     with pytest.raises(StoreError, match=rf"another publisher \(process {os.getpid()} on .*\) is at work"):
         publish_text(store, "loser")
     code = "import sys; from bseq_plugin.retrieval.store import Store; Store(sys.argv[1]).publish(lambda f: None, {})"
-    other = subprocess.run([sys.executable, "-c", code, str(store.path)], capture_output=True, text=True, timeout=60)
+    other = subprocess.run([sys.executable, "-c", code, str(store.path)], capture_output=True, text=True, timeout=240)
     assert "another publisher" in other.stderr
     leave.set()
     first.join()

@@ -1,0 +1,73 @@
+"""An index with a few items on top that changed since it was built: the big one stays, and is not asked for them.
+
+Shape letters: B queries, V vectors, D width, S stale rows of the base, U rows on top, k hits of a query.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bseq_plugin.errors import UsageError
+from bseq_plugin.indexes.checks import best_first, checked_queries
+from bseq_plugin.indexes.exact import ExactIndex
+from bseq_plugin.schema.parts import IndexCapabilities, VectorIndex
+
+
+class LayeredIndex(VectorIndex):
+    """Rows 0..n-1 by ``base``, but those that are stale; the stale ones and all rows from n on exactly.
+
+    Exact where the base is. It is made of other indexes and has no options; it writes what its base writes.
+    """
+
+    def __init__(self, base: VectorIndex, vectors_VD: Tensor, n_base: int, stale_S: Tensor) -> None:
+        """``vectors_VD``: all vectors, changed ones in their new form. ``stale_S``: int64, ascending, < ``n_base``."""
+        self.name = base.name  # type: ignore[misc]  # it stands for the index that was published
+        self._base, self._vectors_VD, self._n_base = base, vectors_VD, n_base
+        self._rows_U = torch.cat([stale_S, torch.arange(n_base, len(vectors_VD))])
+        self._on_top = ExactIndex.build(vectors_VD[self._rows_U]) if len(self._rows_U) else None
+        self._n_stale = len(stale_S)
+        self._stale_V = torch.zeros(n_base + 1, dtype=torch.bool)  # the last place: for the row -1 of a missing hit
+        self._stale_V[stale_S] = True
+        limit = base.capabilities.max_k
+        if limit is not None and limit <= self._n_stale:
+            raise UsageError(f"{self._n_stale} items changed since the index was built; build it again")
+        self.capabilities = IndexCapabilities(
+            exact=base.capabilities.exact,
+            device=base.capabilities.device,
+            max_k=None if limit is None else limit - self._n_stale,
+        )
+
+    @classmethod
+    def build(cls, vectors_VD: Tensor, options: Any = None) -> VectorIndex:
+        """Not a part: raises UsageError."""
+        raise UsageError("a layered index is made of another one; build that")
+
+    @torch.no_grad()
+    def search(self, queries_BD: Tensor, k: int) -> tuple[Tensor, Tensor]:
+        """``(scores_Bk float32, rows_Bk int64)``, best first. See ``VectorIndex``."""
+        n_vectors, dim = self._vectors_VD.shape
+        queries_BD = checked_queries(queries_BD, k, dim, n_vectors, self.capabilities.max_k)
+        scores_Bn, rows_Bn = self._base.search(queries_BD, min(k + self._n_stale, self._n_base))
+        gone_Bn = self._stale_V[rows_Bn] | (rows_Bn < 0)
+        found = [(scores_Bn.masked_fill(gone_Bn, -torch.inf), rows_Bn.masked_fill(gone_Bn, -1))]
+        if self._on_top is not None:
+            scores_Bu, places_Bu = self._on_top.search(queries_BD, min(k, len(self._rows_U)))
+            found.append((scores_Bu, self._rows_U[places_Bu]))
+        scores_Bm, rows_Bm = (torch.cat(parts, dim=1) for parts in zip(*found, strict=True))
+        scores_Bm, rows_Bm = best_first(scores_Bm, rows_Bm)
+        missing = max(0, k - scores_Bm.shape[1])
+        pad = torch.nn.functional.pad
+        return pad(scores_Bm[:, :k], (0, missing), value=-torch.inf), pad(rows_Bm[:, :k], (0, missing), value=-1)
+
+    def save(self, path: Path) -> None:
+        """What the base writes: the rest is in the vectors."""
+        self._base.save(path)
+
+    @classmethod
+    def load(cls, path: Path, vectors_VD: Tensor, options: Any = None) -> VectorIndex:
+        """Not a part: raises UsageError."""
+        raise UsageError("a layered index is made of another one; load that")
