@@ -37,6 +37,7 @@ from bseq_plugin import Recipe
 from bseq_plugin.data.events import Events
 from bseq_plugin.data.prepare import PreparedLog, prepare
 from bseq_plugin.data.training_data import TrainingData
+from bseq_plugin.losses.precision import multiplies_in_halves
 from bseq_plugin.model.task import SequenceInterestTask
 from bseq_plugin.readers.read_events import read_events
 
@@ -100,7 +101,7 @@ def peer(program: dict[str, str]) -> dict[str, float]:
 
 
 def rates(threads: int) -> dict[str, float]:
-    """Best matrix products (GFLOP/s) of a whole-catalogue head's shapes, and exponentials (G/s), of this machine."""
+    """Best matrix products (GFLOP/s, of float32 and of the type that training takes) and exponentials (G/s) here."""
     generator = torch.Generator().manual_seed(0)
     square = torch.randn(1024, 1024, generator=generator)
     logits_NC, h_CD = torch.randn(12_288, 64, generator=generator), torch.randn(64, 64, generator=generator)
@@ -114,13 +115,17 @@ def rates(threads: int) -> dict[str, float]:
             taken.append(time.perf_counter() - started)
         return min(taken)
 
-    flop = 2 * 12_288 * 64 * 64 / 1e9
-    gemm = max(
-        2 * 1024**3 / 1e9 / best(lambda: square @ square), flop / best(lambda: torch.mm(logits_NC, h_CD, out=out))
-    )
+    def gflops(dtype: torch.dtype) -> float:
+        a, b, c, d = (x.to(dtype) for x in (square, logits_NC, h_CD, out))
+        flop = 2 * 12_288 * 64 * 64 / 1e9
+        return max(2 * 1024**3 / 1e9 / best(lambda: a @ a), flop / best(lambda: torch.mm(b, c, out=d)))
+
+    halves = multiplies_in_halves(logits_NC, "auto")
     return {
         "threads": threads,
-        "gemm_gflops": gemm,
+        "bfloat16": float(halves),
+        "float32_gflops": gflops(torch.float32),
+        "gemm_gflops": gflops(torch.bfloat16 if halves else torch.float32),
         "exp_gps": out.numel() / 1e9 / best(lambda: torch.exp(logits_NC, out=out)),
     }
 
@@ -179,8 +184,25 @@ def claims(own: dict[str, float], limit: dict[str, float], peers: dict[str, dict
     ratios = {
         f"epoch / {name}'s": (own["epoch_seconds"] / p["epoch_seconds"], aims.get(name)) for name, p in peers.items()
     }
+    softmax = [p["peak_mb"] for name, p in peers.items() if name != "raw_loop"]
+    if softmax:
+        ratios["peak memory / leanest peer's"] = (own["peak_mb"] / min(softmax), 0.5)
     ratios["epoch / arithmetic bound"] = (own["epoch_seconds"] / limit["seconds"], 2.0)
     return [{"name": n, "value": v, "target": t, "holds": t is None or v <= t} for n, (v, t) in ratios.items()]
+
+
+def draw(shares: dict[str, float], path: Path) -> None:
+    """The parts of a step as bars."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6, 0.45 * len(shares) + 0.9), layout="constrained")
+    axes = figure.subplots()
+    names = sorted(shares, key=lambda name: shares[name])
+    bars = axes.barh(names, [shares[name] for name in names], color="#4c72b0")
+    axes.bar_label(bars, fmt="%.1f", padding=3)
+    axes.set_xlabel("ms of one step")
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path)
 
 
 def main() -> None:
@@ -189,6 +211,7 @@ def main() -> None:
     parser.add_argument("sequences", nargs="?", type=Path)
     parser.add_argument("--peers", type=Path, help="TOML file, see above")
     parser.add_argument("--epochs", type=int, default=6)
+    parser.add_argument("--picture", type=Path, help="draw the parts of a step here (.svg, .png)")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     chosen = parser.parse_args()
     torch.set_num_threads(chosen.threads)
@@ -204,6 +227,8 @@ def main() -> None:
         limit, shares = bound(log, machine), step_shares(log)
         own = own_epochs(sequences, chosen.epochs)
         peers = {name: peer(program) for name, program in programs.items()}
+    if chosen.picture:
+        draw(shares, chosen.picture)
     found = claims(own, limit, peers)
     for title, figures in {"bseq train": own, "machine": machine, "bound": limit, "ms a step": shares, **peers}.items():
         print(f"{title:<12}", "  ".join(f"{name} {value:,.3g}" for name, value in figures.items()))

@@ -1,9 +1,9 @@
 """A faster row-wise Adagrad update of sequence look-ups on CPU, by fbgemm's own kernel for pooled look-ups.
 
 fbgemm's CPU kernel for look-ups without pooling sums the gradients of a row in nested hash maps, in one thread, and
-spends its time allocating. A look-up without pooling is a pooled one whose bags hold one row each, and the pooled kernel
-sorts, vectorises and runs on all threads (``benchmarks/row_update.py`` measures both). Both are exact: the gradients of a
-row are summed before it is updated.
+spends its time allocating. A look-up without pooling is a pooled one whose bags hold one row each, and the pooled
+kernel sorts, vectorises and runs on all threads (``benchmarks/row_update.py`` measures both). Both are exact: the
+gradients of a row are summed before it is updated.
 
 Shape letters: N looked-up rows, D width, F features (keys) of the look-up.
 """
