@@ -251,5 +251,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.path.insert(0, str(Path(__file__).parents[1] / "integrations" / "bseq-dlrm"))
     main()
