@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from bseq_plugin.retrieval.retriever import Retriever
 
+FEAST_VIEW = "bseq_features"
 StorePath = Annotated[Path, typer.Argument(help="Store directory.")]
 
 
@@ -149,6 +150,9 @@ def features(
         Path | None, typer.Option("--spec", help="TOML with the features to make; default: all built-in.")
     ] = None,
     items: Items = None,
+    feast: Annotated[
+        Path | None, typer.Option("--feast", help="Also write a Feast feature view of the file, as Python source.")
+    ] = None,
     columns: Columns = None,
     timestamp_unit: Unit = None,
 ) -> None:
@@ -159,7 +163,9 @@ def features(
     Example: `bseq features store --candidates candidates.parquet --at 2017-12-01T00:00:00+00:00 --out features.parquet`
     """
     check_output(output)
+    check_output(feast)
     from bseq_plugin.ranking.engine import FeatureEngine
+    from bseq_plugin.ranking.feast import feast_feature_view
     from bseq_plugin.ranking.spec import FeatureSpec
     from bseq_plugin.ranking.streaming import write_features
     from bseq_plugin.readers.read_events import read_events
@@ -178,6 +184,9 @@ def features(
         task = bar.add_task("rows", total=_count(table))
         n_rows = write_features(engine, table, output, at, progress=lambda rows: bar.advance(task, rows))
     note.print(f"wrote {n_rows:,} rows, {len(engine.parts)} features to {output}")
+    if feast is not None:
+        feast.write_text(feast_feature_view(output, FEAST_VIEW, chosen.ttl_days or 0), encoding="utf-8")
+        note.print(f"wrote the Feast feature view {FEAST_VIEW} to {feast}")
 
 
 def _candidates(path: Path, at: str | None) -> pd.DataFrame | Path:

@@ -140,13 +140,15 @@ def test_features_of_candidates(bseq, tiny_store, tiny_frame, tmp_path):
     pairs.to_csv(tmp_path / "candidates.csv", index=False)
     at = (tiny_frame.timestamp.max() + pd.Timedelta(days=1)).isoformat()
     code, _, err = bseq(
-        "features", tiny_store, "--candidates", tmp_path / "candidates.csv", "--at", at, "--out", tmp_path / "f.parquet"
-    )
+        "features", tiny_store, "--candidates", tmp_path / "candidates.csv", "--at", at,
+        "--out", tmp_path / "f.parquet", "--feast", tmp_path / "views.py",
+    )  # fmt: skip
     assert code == 0, err
     table = pd.read_parquet(tmp_path / "f.parquet")
     assert len(table) == 20
     assert table[["user_id", "item_id"]].to_numpy().tolist() == pairs.to_numpy().tolist()
     assert table.select_dtypes("float32").shape[1] >= 5
+    assert 'name="bseq_features"' in (tmp_path / "views.py").read_text()
 
 
 def test_benchmark_of_a_sequence_file(bseq, tiny_frame, tmp_path, tiny_settings):
