@@ -14,6 +14,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from pydantic import Field
 from torch import Tensor
@@ -106,15 +107,15 @@ class FaissCpuIndex(VectorIndex):
         scores_Bk, rows_Bk = self._search(queries_BD, min(k * self._refine, n_vectors))
         if self._rescored:
             scores_Bk = inner_products(queries_BD, self._vectors_VD, rows_Bk)
-        elif not bool((scores_Bk[:, 1:] == scores_Bk[:, :-1]).any()):  # sorted by score, and no ties to put in order
+        elif not (scores_Bk[:, 1:] == scores_Bk[:, :-1]).any():  # sorted by score, and no ties to put in order
             return scores_Bk, rows_Bk
         return tuple(x[:, :k] for x in best_first(scores_Bk, rows_Bk))  # type: ignore[return-value]
 
     def _search(self, queries_BD: Tensor, k: int) -> tuple[Tensor, Tensor]:
-        scores_Bk, rows_Bk = (torch.from_numpy(x) for x in self._index.search(queries_BD.numpy(), k))
-        if not self._flat:  # FAISS pads with the lowest float32
-            scores_Bk.masked_fill_(rows_Bk < 0, -torch.inf)
-        return scores_Bk, rows_Bk
+        scores_Bk, rows_Bk = self._index.search(queries_BD.numpy(), k)
+        if not self._flat and (rows_Bk[:, -1] < 0).any():  # FAISS pads behind with the lowest float32
+            scores_Bk[rows_Bk < 0] = -np.inf
+        return torch.from_numpy(scores_Bk), torch.from_numpy(rows_Bk)
 
     def efforts(self) -> list[dict[str, Any]]:
         """``nprobe`` of an IVF index, ``ef_search`` of a graph, in powers of two."""

@@ -82,9 +82,7 @@ class _Search:
         queries_QD = interests_BKD.reshape(n_users * n_interests, dim)
         users_Q = np.repeat(np.arange(n_users), n_interests)
         hits, found_Q, in_order = self._kept(self.index, queries_QD, np.arange(len(users_Q)), users_Q, depth, excluded)
-        n_allowed = self.n_items if self.allowed_V is None else int(self.allowed_V.sum())
-        wanted_Q = np.minimum(self.k, n_allowed - excluded.counts_B[users_Q])
-        short_S = np.flatnonzero(found_Q < wanted_Q)
+        short_S = self._short(found_Q, users_Q, excluded)
         if n_interests == 1 and in_order and not len(short_S):  # nothing to merge
             return Hits(hits.users_N, hits.rows_N, hits.scores_N, np.zeros_like(hits.users_N))
         if len(short_S):
@@ -95,6 +93,13 @@ class _Search:
                 parts.append(self._kept(self.oracle, queries_CD, queries_C, users_Q, self.k, excluded)[0])
             hits = Hits.join(parts)
         return Hits(hits.users_N, hits.rows_N, hits.scores_N, hits.interests_N % n_interests).top(self.k)
+
+    def _short(self, found_Q: np.ndarray, users_Q: np.ndarray, excluded: Excluded) -> np.ndarray:
+        """Queries that found fewer than k, though the catalogue has more for them."""
+        if not len(found_Q) or found_Q.min() >= self.k:
+            return np.empty(0, np.int64)
+        n_allowed = self.n_items if self.allowed_V is None else int(self.allowed_V.sum())
+        return np.flatnonzero(found_Q < np.minimum(self.k, n_allowed - excluded.counts_B[users_Q]))
 
     def _kept(
         self,
@@ -114,8 +119,7 @@ class _Search:
             found = index.search_masked(queries_CD, depth, self._mask(users_C, excluded))
         else:
             found = index.search(queries_CD, depth)
-        scores_Cn, rows_Cn, all_there = _checked(index, found, len(queries_C), depth, self.n_items)
-        in_order = bool((scores_Cn[:, 1:] < scores_Cn[:, :-1]).all())
+        scores_Cn, rows_Cn, all_there, in_order = _checked(index, found, len(queries_C), depth, self.n_items)
         if all_there and not anything_left_out:
             scores_Cn, rows_Cn = scores_Cn[:, : self.k], rows_Cn[:, : self.k]
             n_hits = rows_Cn.shape[1]
@@ -142,8 +146,8 @@ class _Search:
 
 def _checked(
     index: VectorIndex, found: tuple[Tensor, Tensor], n_queries: int, k: int, n_items: int
-) -> tuple[np.ndarray, np.ndarray, bool]:
-    """What an index gave, as numpy, and whether no hit is missing.
+) -> tuple[np.ndarray, np.ndarray, bool, bool]:
+    """What an index gave, as numpy; whether no hit is missing; whether scores descend without equal ones.
 
     Raises PluginError if it is not what the contract says: it may be a plugin's.
     """
@@ -156,11 +160,12 @@ def _checked(
         )
     scores, rows = scores_Cn.numpy(), rows_Cn.numpy()
     if not rows.size:
-        return scores, rows, True
+        return scores, rows, True, True
     lowest = rows.min()
-    if lowest < -1 or rows.max() >= n_items or np.isnan(scores).any():
+    in_order = bool((scores[:, 1:] < scores[:, :-1]).all()) and k > 1  # then none of them is NaN
+    if lowest < -1 or rows.max() >= n_items or (not in_order and np.isnan(scores).any()):
         raise PluginError(
             f"index {index.name!r} gave rows {lowest}..{rows.max()} of {n_items} items, or a score that is not a "
             "number: disable the plugin it comes from, or use 'exact'"
         )
-    return scores, rows, bool(lowest >= 0)
+    return scores, rows, bool(lowest >= 0), in_order

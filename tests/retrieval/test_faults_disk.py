@@ -62,10 +62,11 @@ def test_some_operations_of_all_libraries_fail(publisher, shim):
 def test_every_operation_of_all_libraries_fails_in_turn(publisher, shim):
     found = publisher("fail", 1, 1, preload=shim)
     happened = found["happened"]
-    assert sum(happened.values()) == found["operations"]  # each one was made to fail once
+    assert sum(happened.values()) >= found["operations"] > 100  # each one was made to fail once
     assert happened["visible"] == 1  # only the very last flush
-    # without harm: making two folders that are there, and writing into the lock file who holds it
-    assert happened.get("published", 0) <= 3
+    # without harm: making two folders that are there, and saying at the end that nobody holds the lock
+    # (two operations; two more if a slow machine renewed its lease meanwhile)
+    assert happened.get("published", 0) <= 6
 
 
 def test_files_that_can_not_grow(publisher):
