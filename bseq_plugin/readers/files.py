@@ -28,10 +28,11 @@ def read(source: object, columns: Mapping[str, str] | None, timestamp_unit: str 
         ".inter": _read_recbole,
         ".txt": _read_sequence_text,
     }.get(Path(source).suffix)
-    return None if reader is None else reader(_files(str(source)), columns, timestamp_unit)
+    return None if reader is None else reader(files_of(str(source)), columns, timestamp_unit)
 
 
-def _files(pattern: str) -> list[Path]:
+def files_of(pattern: str) -> list[Path]:
+    """The files of a path or glob, in the order of their names. Raises UsageError if there is none."""
     found = [pattern] if Path(pattern).is_file() else sorted(glob.glob(pattern, recursive=True))
     files = [Path(path) for path in found if Path(path).suffix == ".parquet" or Path(path).is_file()]
     if not files:
