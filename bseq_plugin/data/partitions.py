@@ -29,7 +29,7 @@ from bseq_plugin.errors import SchemaError
 
 SCHEMA = 1
 HEAD, ITEMS, PART = "sequences.json", "items.parquet", "part-*.parquet"
-COLUMNS = ("item_ids", "timestamps", "event_types", "session_ids")
+COLUMNS = ("item_ids", "timestamps", "event_types", "session_ids", "created_timestamps")
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class PartitionedSequences:
     """What ``sequences.json`` says; histories are read with ``read``.
 
     Attributes:
-        columns: which of "item_ids", "timestamps", "event_types", "session_ids" there are.
+        columns: which of ``COLUMNS`` there are.
         event_types: names in ascending order.
         last_us: time of the newest event, None without times.
     """

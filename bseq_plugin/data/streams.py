@@ -18,7 +18,7 @@ from bseq_plugin.data.batches import Batch
 from bseq_plugin.data.candidates import CandidateSampler
 from bseq_plugin.data.examples import Examples, NextEvent
 from bseq_plugin.data.items import PopularityPrior
-from bseq_plugin.data.partitions import PartitionedSequences
+from bseq_plugin.data.partitions import COLUMNS, PartitionedSequences
 from bseq_plugin.data.sequences import Sequences
 from bseq_plugin.data.training_data import ORDER_STREAM, STEP_STREAM, TrainingData
 from bseq_plugin.data.vocabulary import Vocabulary
@@ -110,7 +110,7 @@ def check_streams(n_partitions: int, world_size: int, recipe: Recipe) -> None:
 def nobody(log: PartitionedSequences) -> Sequences:
     """One user without events, with the columns of the log."""
     none = np.empty(0, np.int64)
-    columns = [none if name in log.columns else None for name in ("timestamps", "event_types", "session_ids")]
+    columns = [none if name in log.columns else None for name in COLUMNS[1:]]
     return Sequences(np.zeros(1, np.int64), np.zeros(2, np.int64), none, *columns)
 
 

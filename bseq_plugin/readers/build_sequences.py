@@ -19,8 +19,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from bseq_plugin.data.events import EVENT_TYPE, ITEM, SESSION, TIME, USER
-from bseq_plugin.data.partitions import ITEMS, Partition, PartitionedSequences
+from bseq_plugin.data.events import CREATED, EVENT_TYPE, ITEM, SESSION, TIME, USER
+from bseq_plugin.data.partitions import COLUMNS, ITEMS, Partition, PartitionedSequences
 from bseq_plugin.errors import BseqError, MissingDependencyError, SchemaError, UsageError
 from bseq_plugin.readers.checks_sql import column_checks
 from bseq_plugin.readers.files import files_of
@@ -29,6 +29,7 @@ MIN_MEMORY_MB = 300
 USERS_PER_ROW_GROUP = 1024  # what training reads at a time
 DUCKDB_SHARE = 0.45  # of the memory: it counts its buffers only, and Python and the sorted part want the rest
 BYTES_PER_EVENT = 200  # of a part while it is sorted and cut, all copies together
+LISTS = dict(zip((ITEM, TIME, EVENT_TYPE, SESSION, CREATED), COLUMNS, strict=True))
 Report = Callable[[str, int, int], None]  # (what, done, of)
 
 
@@ -169,8 +170,7 @@ class _Build:
         types = []
         if EVENT_TYPE in kinds:
             types = [row[0] for row in self._rows(f"SELECT DISTINCT {EVENT_TYPE} FROM {every} ORDER BY 1")]
-        lists = {TIME: "timestamps", EVENT_TYPE: "event_types", SESSION: "session_ids"}
-        columns = ["item_ids", *(lists[name] for name in lists if name in kinds)]
+        columns = [LISTS[name] for name in LISTS if name in kinds]
         PartitionedSequences(self.out, found, columns, sorted(types), last_us).save_head()
 
     def _rows(self, text: str) -> list[tuple[Any, ...]]:
@@ -211,7 +211,7 @@ class _Build:
         return kinds, int(n_events)
 
     def _part(self, folder: Path, number: int, kinds: dict[str, str]) -> tuple[Partition, int | None]:
-        names = [name for name in (USER, ITEM, TIME, EVENT_TYPE, SESSION) if name in kinds]
+        names = [name for name in (USER, *LISTS) if name in kinds]
         if folder.is_dir():
             files = f"read_parquet({_quoted(f'{folder}/*.parquet')}, hive_partitioning = false)"
             order = f"{USER}, {TIME}, place" if TIME in kinds else f"{USER}, place"
@@ -236,13 +236,12 @@ def _write_part(events: pa.Table, path: Path) -> int:
     same = pc.equal(users.slice(1), users.slice(0, max(len(users) - 1, 0))).to_numpy(zero_copy_only=False)
     starts = np.concatenate([np.zeros(min(len(users), 1), np.int64), np.flatnonzero(~same.astype(bool)) + 1])
     offsets = pa.array(np.append(starts, len(users)).astype(np.int32))
-    names = {ITEM: "item_ids", TIME: "timestamps", EVENT_TYPE: "event_types", SESSION: "session_ids"}
     columns = {USER: users.take(pa.array(starts))}
     for name, values in flat.items():
         if name == SESSION:
             values = pa.array(pd.factorize(values.to_pandas())[0].astype(np.int64))
-        if name in names:
-            columns[names[name]] = pa.ListArray.from_arrays(offsets, values)
+        if name in LISTS:
+            columns[LISTS[name]] = pa.ListArray.from_arrays(offsets, values)
     pq.write_table(pa.table(columns), path, row_group_size=USERS_PER_ROW_GROUP)
     return len(starts)
 

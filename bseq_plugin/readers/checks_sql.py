@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from bseq_plugin.data.events import DAY_US, EARLIEST_US, EVENT_TYPE, ITEM, MICROSECONDS, SESSION, TIME, USER
+from bseq_plugin.data.events import CREATED, DAY_US, EARLIEST_US, EVENT_TYPE, ITEM, MICROSECONDS, SESSION, TIME, USER
 from bseq_plugin.errors import SchemaError
 
 Rows = Callable[[str], list[tuple[Any, ...]]]
@@ -50,8 +50,11 @@ def column_checks(
         if column in types:
             kinds[name], more = _ids(column, types[column], sql, scan)
             checks += more
-    kinds[TIME], more = _times(source_name(TIME), types[source_name(TIME)], unit, sql, scan)
-    checks += more
+    for name in (TIME, CREATED):
+        column = source_name(name)
+        if column in types:
+            kinds[name], more = _times(column, types[column], unit, sql, scan)
+            checks += more
     if source_name(EVENT_TYPE) in types:
         column = source_name(EVENT_TYPE)
         kinds[EVENT_TYPE] = f"CAST({_name(column)} AS VARCHAR)"

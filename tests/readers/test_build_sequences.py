@@ -26,7 +26,8 @@ def histories(sequences, vocabulary):
         times = None if sequences.timestamps is None else sequences.timestamps[own].tolist()
         types = None if sequences.event_types is None else names[sequences.event_types[own]].tolist()
         sessions = None if sequences.session_ids is None else pd.factorize(sequences.session_ids[own])[0].tolist()
-        found[user] = (vocabulary.item_ids[sequences.items[own] - 1].tolist(), times, types, sessions)
+        created = None if sequences.created is None else sequences.created[own].tolist()
+        found[user] = (vocabulary.item_ids[sequences.items[own] - 1].tolist(), times, types, sessions, created)
     return found
 
 
@@ -59,6 +60,7 @@ def log():
             "timestamp": pd.to_datetime(1_600_000_000 + random.integers(0, 40, n) * 3600, unit="s", utc=True),
             "event_type": random.choice(["buy", "view", "cart"], n),
             "session_id": random.integers(0, 9, n),
+            "created_timestamp": pd.to_datetime(1_600_200_000 + random.integers(0, 999, n), unit="s", utc=True),
         }
     )
 
@@ -81,7 +83,7 @@ def test_it_is_what_the_road_in_memory_builds(log, tmp_path, partitions):
 
 
 def test_csv_with_other_names_integer_times_and_ids_that_look_like_numbers(log, tmp_path):
-    log = log.drop(columns=["event_type", "session_id"])
+    log = log.drop(columns=["event_type", "session_id", "created_timestamp"])
     log["item_id"] = log.item_id.str[1:]  # 007 stays 007
     log["t"] = log.pop("timestamp").dt.as_unit("s").astype("int64")
     log.rename(columns={"user_id": "who"}).to_csv(tmp_path / "log.csv", index=False)
@@ -94,7 +96,8 @@ def test_csv_with_other_names_integer_times_and_ids_that_look_like_numbers(log, 
 
 
 def test_times_of_a_text_file_need_an_offset(log, tmp_path):
-    log["timestamp"] = log.timestamp.dt.strftime("%Y-%m-%dT%H:%M:%S+00:00")
+    for name in ("timestamp", "created_timestamp"):
+        log[name] = log[name].dt.strftime("%Y-%m-%dT%H:%M:%S+00:00")
     log.to_csv(tmp_path / "log.csv", index=False)
     found = build_sequences(str(tmp_path / "log.csv"), tmp_path / "out")
     assert histories(read_all(found), found.vocabulary) == in_memory(tmp_path / "log.csv")[0]
