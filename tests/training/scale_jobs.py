@@ -29,6 +29,7 @@ from bseq_plugin.schema.recipe import Recipe
 from bseq_plugin.training import plan
 from bseq_plugin.training.checkpoint import Checkpoints, Position, identity
 from bseq_plugin.training.distributed import world
+from bseq_plugin.training.row_update import pooled_row_update
 from bseq_plugin.training.sharding import shard
 from bseq_plugin.training.train import train
 from bseq_plugin.training.trainer import build_task
@@ -82,7 +83,8 @@ def learn(job, here):
     """Some steps from given weights; a checkpoint, losses and item vectors after them."""
     sharded = Sharded(job, here)
     sharded.start_from(job["start"])
-    losses = sharded.losses(0, job["steps"])
+    with pooled_row_update():  # as in training
+        losses = sharded.losses(0, job["steps"])
     vectors = sharded.vectors()
     if job.get("save"):
         Checkpoints(Path(job["save"]), sharded.identity).save(sharded.task, {}, Position(1), set(), here)
