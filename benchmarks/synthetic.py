@@ -23,7 +23,9 @@ DRIFT = 7  # places in the catalogue by which a group's taste moves in a week
 STRIDE = 2_654_435_761  # spreads ranks over the catalogue: popular items do not stand together
 
 
-def chunks(n_events: int, n_users: int, n_items: int, seed: int) -> Iterator[dict[str, np.ndarray]]:
+def chunks(
+    n_events: int, n_users: int, n_items: int, seed: int, cover: bool = False
+) -> Iterator[dict[str, np.ndarray]]:
     """user_id, item_id, timestamp (int64, microseconds), ascending by time."""
     for number, start in enumerate(range(0, n_events, CHUNK)):
         n = min(CHUNK, n_events - start)
@@ -37,14 +39,17 @@ def chunks(n_events: int, n_users: int, n_items: int, seed: int) -> Iterator[dic
         taste = users % N_TASTES
         shift = np.where(rng.random(n) < OWN_TASTE, (1 + taste) * (n_items // N_TASTES) + week * DRIFT, 0)
         items = (ranks * STRIDE + shift) % n_items
+        if cover:  # every item occurs: the catalogue is as large as it is said to be
+            first = np.arange(start, start + n)
+            items = np.where(first < n_items, first, items)
         yield {"user_id": users, "item_id": items, "timestamp": times}
 
 
-def write_log(path: Path, n_events: int, n_users: int, n_items: int, seed: int) -> None:
+def write_log(path: Path, n_events: int, n_users: int, n_items: int, seed: int, cover: bool = False) -> None:
     """The log as one Parquet file."""
     schema = pa.schema([("user_id", pa.int64()), ("item_id", pa.int64()), ("timestamp", pa.timestamp("us", "UTC"))])
     with pq.ParquetWriter(path, schema) as writer:
-        for chunk in chunks(n_events, n_users, n_items, seed):
+        for chunk in chunks(n_events, n_users, n_items, seed, cover):
             columns = [pa.array(chunk["user_id"]), pa.array(chunk["item_id"])]
             writer.write_table(pa.table([*columns, pa.array(chunk["timestamp"]).cast(schema[2].type)], schema=schema))
 
@@ -57,8 +62,9 @@ def main() -> None:
     parser.add_argument("--users", type=int, default=10_000)
     parser.add_argument("--items", type=int, default=10_000)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--cover", action="store_true", help="the first events are one of each item")
     chosen = parser.parse_args()
-    write_log(chosen.out, chosen.events, chosen.users, chosen.items, chosen.seed)
+    write_log(chosen.out, chosen.events, chosen.users, chosen.items, chosen.seed, chosen.cover)
 
 
 if __name__ == "__main__":

@@ -175,7 +175,9 @@ class InterestModel:
         state[ITEM_WEIGHT] = items["item_table"]
         recipe = Recipe.parse(header["recipe"], f"{folder / 'recipe.json'}")
         vocabulary = Vocabulary.load(folder / "vocabulary.parquet")
-        return cls.from_state(recipe, vocabulary, state, items.get("item_priors"), header["trained_until_us"], copy=False)
+        return cls.from_state(
+            recipe, vocabulary, state, items.get("item_priors"), header["trained_until_us"], copy=False
+        )
 
     @classmethod
     def from_run(cls, run: str | Path) -> InterestModel:

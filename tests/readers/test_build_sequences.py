@@ -32,13 +32,7 @@ def histories(sequences, vocabulary):
 
 
 def read_all(found):
-    vocabulary = found.vocabulary
-    parts = [
-        found.read(number, list(range(len(found.row_group_users(number)))), vocabulary)
-        for number in range(len(found.partitions))
-        if found.partitions[number].users
-    ]
-    return Sequences.join(parts)
+    return found.read_all(found.vocabulary)
 
 
 def in_memory(source, **how):

@@ -130,7 +130,8 @@ def run(job, here):
         FileSystemWriter.write_data = fails
     source = Path(job["source"])
     events = PartitionedSequences.open(source) if source.is_dir() else Events.from_frame(pd.read_parquet(source))
-    if broken == "partition missing":  # on this rank's machine only
+    dist.barrier()  # every rank has found all partitions there
+    if broken == "partition missing":
         (source / "part-00001.parquet").unlink()
     train(
         events,
