@@ -168,7 +168,7 @@ def commit() -> str:
 
 
 PARTS = {"sequences": sequences, "catalogue": catalogue}
-SIZES = {"sequences": (100_000_000, 1_000_000, 1_000_000), "catalogue": (20_000_000, 100_000, 10_000_000)}
+SIZES = {"sequences": (100_000_000, 1_000_000, 1_000_000), "catalogue": (20_000_000, 20_000, 10_000_000)}
 
 
 def main() -> None:
@@ -181,7 +181,7 @@ def main() -> None:
     parser.add_argument("--partitions", type=int, default=32)
     parser.add_argument("--memory-mb", type=int, default=2000)
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
-    parser.add_argument("--factory", default="IVF4096,PQ32x4fs")
+    parser.add_argument("--factory", default="IVF1024,PQ32x4fs")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--work", type=Path, help="a folder with room; default: a temporary one")
     given = parser.parse_args()
