@@ -44,6 +44,9 @@ def train(
     checkpoint_steps: Annotated[
         int | None, typer.Option("--checkpoint-steps", help="Also a checkpoint every so many steps within an epoch.")
     ] = None,
+    warm_start: Annotated[
+        Path | None, typer.Option("--warm-start", help="A finished run to begin with; its items keep their rows by id.")
+    ] = None,
 ) -> None:
     """Train an encoder on a log and leave a run directory.
 
@@ -67,7 +70,15 @@ def train(
     else:
         events = read_events(source, columns=column_mapping(columns), timestamp_unit=timestamp_unit)
         chosen = load_recipe(recipe, settings, events)
-    done = run_training(events, chosen, run, items=table, resume=resume, checkpoint_steps=checkpoint_steps)
+    done = run_training(
+        events,
+        chosen,
+        run,
+        items=table,
+        resume=resume,
+        checkpoint_steps=checkpoint_steps,
+        warm_start=warm_start,
+    )
     if int(os.environ.get("RANK", "0")):  # under torchrun one rank speaks for all
         return
     info = done.info

@@ -27,6 +27,7 @@ from bseq_plugin.training.row_update import pooled_row_update
 from bseq_plugin.training.run import Run
 from bseq_plugin.training.sharding import shard
 from bseq_plugin.training.trainer import Trainer, build_task
+from bseq_plugin.training.warm_start import WarmStart
 
 
 def train(
@@ -38,6 +39,7 @@ def train(
     resume: bool = False,
     progress: bool = True,
     checkpoint_steps: int | None = None,
+    warm_start: str | Path | None = None,
 ) -> Run:
     """Train ``recipe`` on ``events`` and leave a run at ``out``; under torchrun every rank calls it alike.
 
@@ -47,6 +49,7 @@ def train(
         resume: go on after the last complete checkpoint of ``out`` (from the start if there is none yet).
         progress: progress bar and one line an epoch on stderr.
         checkpoint_steps: also write a checkpoint after so many steps within an epoch; default: after each epoch.
+        warm_start: a finished run to begin with: its items keep their rows by id, new ones begin at the mean.
 
     Raises:
         RecipeError, SchemaError, UsageError: bad settings or data, before anything is written.
@@ -63,12 +66,16 @@ def train(
         # built before anything is written, so that bad options and unknown names fail first
         task = here.on_all(lambda: _checked_task(log, here))
         data = here.on_all(lambda: _batches(log, here))
+        warm = None if warm_start is None else here.on_all(lambda: WarmStart.open(warm_start, log))
         here.on_first(lambda: _check_out(run, log, resume))
         if here.on_first(lambda: _is_complete(run)):
             return run
         here.on_first(lambda: _begin(run, log))  # nobody goes on before the run directory stands
         _settle_machine_choices(task.objective.loss, log.recipe.dim, run, here)
-        trainer = Trainer(log, data, shard(task, log.recipe, here), run, here, progress, checkpoint_steps)
+        sharded = shard(task, log.recipe, here)
+        if warm is not None:  # a checkpoint of the run itself, if there is one, is loaded over it
+            here.on_all(lambda: warm.apply(sharded, log.vocabulary))
+        trainer = Trainer(log, data, sharded, run, here, progress, checkpoint_steps)
         with pooled_row_update():
             trainer.fit()
     return run

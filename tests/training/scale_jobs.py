@@ -140,6 +140,7 @@ def run(job, here):
         resume=job.get("resume", False),
         progress=False,
         checkpoint_steps=job.get("checkpoint_steps"),
+        warm_start=job.get("warm_start"),
     )
     return "fine"
 
