@@ -115,3 +115,44 @@ def test_a_pair_of_ranks_killed_fifty_times_resumes(ranks, read_lines, weights, 
     assert len(killed["survivors"]) > 5  # often one rank alone was killed
     told = [s for s in killed["survivors"] if "error" in s]
     print(json.dumps({"kills": 50, "told": len(told)}))
+
+
+DIES_ONCE = """
+import os, signal, sys
+from pathlib import Path
+from bseq_plugin.cli.main import main
+from bseq_plugin.training.trainer import Trainer
+
+marker, save = Path(sys.argv[1]), Trainer._save
+
+def dies_once(self):
+    save(self)
+    if self.state.epoch == 1 and os.environ["RANK"] == "1" and not marker.exists():
+        marker.write_text("dead")
+        os.kill(os.getpid(), signal.SIGKILL)
+
+Trainer._save = dies_once
+sys.argv = ["bseq", *sys.argv[2:]]
+main()
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_torchrun_restarts_what_was_killed(python, tiny_source, tiny_settings, tmp_path, read_lines, weights):
+    """With ``--resume`` from the start, ``--max-restarts`` is all it takes."""
+    (tmp_path / "dies.py").write_text(DIES_ONCE)
+    settings = [*tiny_settings, "--set", "loss_options.matmul=float32", "--set", "epochs=3", "--set", "patience=3"]
+    torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--max-restarts", "2")
+    train_words = ("train", tiny_source, "--resume", *settings)
+    done = python(
+        *torchrun, tmp_path / "dies.py", tmp_path / "dead", *train_words, "--out", tmp_path / "run", timeout=400
+    )
+    assert (tmp_path / "dead").exists(), done.stderr[-2000:]
+    (tmp_path / "unharmed").write_text("")
+    python(
+        *torchrun, tmp_path / "dies.py", tmp_path / "unharmed", *train_words, "--out", tmp_path / "whole", timeout=400
+    )
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["status"] == "complete", done.stderr[-2000:]
+    assert read_lines(tmp_path / "run") == read_lines(tmp_path / "whole")
+    assert weights(tmp_path / "run") == weights(tmp_path / "whole")
