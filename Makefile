@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check-faults lint bench lock clean
+.PHONY: help demo test check-faults check-scale lint bench lock clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -24,6 +24,9 @@ lint: $(READY) ## ruff and mypy
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+check-scale: $(READY) ## any number of ranks, any checkpoint, killed at any moment: all cells, in minutes
+	$(BIN)/python benchmarks/check_scale.py $(ARGS)
 
 bench: ## list the benchmarks; make bench-NAME runs one
 	@for file in benchmarks/*.py; do \

@@ -18,7 +18,7 @@ import venv
 from pathlib import Path
 
 FOLDER = Path(__file__).resolve().parent
-EXTRAS = ("cpu", "demo", "report", "rankers", "dev")
+EXTRAS = ("cpu", "demo", "report", "rankers", "scale", "dev")
 LEFT_OUT = re.compile(r"(torch|bseq-plugin|pip|wheel|triton.*|nvidia-.*|cuda-.*)")
 WITHOUT_DEPENDENCIES = "torchrec"
 HEADER = """\

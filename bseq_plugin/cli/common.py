@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from bseq_plugin.data.events import Events
+    from bseq_plugin.data.partitions import PartitionedSequences
     from bseq_plugin.schema.recipe import Recipe
 
 out = Console()  # results
@@ -36,12 +37,18 @@ Items = Annotated[
 ]
 
 
-def load_recipe(name: str | None, settings: list[str] | None, events: Events | None = None) -> Recipe:
-    """The recipe of the options ``--recipe`` and ``--set``; "auto" needs the events."""
+def load_recipe(
+    name: str | None, settings: list[str] | None, events: Events | PartitionedSequences | None = None
+) -> Recipe:
+    """The recipe of the options ``--recipe`` and ``--set``; "auto" needs the events, in memory."""
     from bseq_plugin.data.auto import AUTO, auto_recipe
     from bseq_plugin.schema.recipe import Recipe
 
     if name == AUTO:  # without events: only to see whether the settings can be right at all
+        from bseq_plugin.data.partitions import PartitionedSequences
+
+        if isinstance(events, PartitionedSequences):
+            raise UsageError("--recipe auto needs the log in memory; name another recipe for partitioned sequences")
         recipe = Recipe() if events is None else auto_recipe(events)
     else:
         recipe = Recipe() if name is None else Recipe.load(name)

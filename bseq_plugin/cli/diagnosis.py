@@ -18,6 +18,7 @@ from packaging.version import Version
 from bseq_plugin.errors import BseqError
 
 OPENMP = re.compile(r"^lib(g|i)?omp[-.\d]*")
+SMOKE_SECONDS = 180
 
 
 @dataclass(frozen=True)
@@ -30,9 +31,14 @@ class Finding:
     remedy: str = ""
 
 
-def diagnose(store: Path | None = None) -> list[Finding]:
-    """All checks, with those of a store if one is given; none of them changes anything."""
-    checks = (_python, _torch_pair, _torchrec, _fbgemm_wheels, _faiss, _openmp, _devices, _threads, _plugins)
+def diagnose(store: Path | None = None, *, smoke: bool = True) -> list[Finding]:
+    """All checks, with those of a store if one is given; none of them changes anything.
+
+    ``smoke``: also let two processes train a step, which takes longest.
+    """
+    checks = [_python, _torch_pair, _torchrec, _fbgemm_wheels, _faiss, _openmp, _devices, _backends, _threads, _plugins]
+    if smoke:
+        checks.append(_two_processes)
     findings = [finding for check in checks for finding in check()]
     return findings if store is None else [*findings, *_store(store)]
 
@@ -147,11 +153,60 @@ def _devices() -> Iterator[Finding]:
         import torch
     except ImportError:
         return
-    if torch.cuda.is_available():
-        yield Finding("ok", "device", f"{torch.cuda.device_count()} x {torch.cuda.get_device_name(0)}, nccl")
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    name = f"{torch.cuda.device_count()} x {torch.cuda.get_device_name(0)}" if device == "cuda" else "CPU"
+    yield Finding("ok", "device", name)
+    try:
+        from bseq_plugin.cli.capabilities import shardings, table_optimizers
+    except ImportError:  # told of by the checks of torchrec and fbgemm
+        return
+    offered, missing = shardings(device)
+    yield Finding("ok", "sharding", ", ".join(offered))
+    for kind, reason in missing.items():
+        yield Finding("note", f"sharding {kind}", f"not offered: {reason}", "use sharding = 'row_wise'")
+    works, fails = table_optimizers(device)
+    if works:
+        yield Finding("ok", "table optimizers", ", ".join(works))
     else:
-        can = "sharding row_wise, table_wise, column_wise; table optimizers rowwise_adagrad, adagrad, sgd"
-        yield Finding("ok", "device", f"CPU, gloo; {can}")
+        yield Finding("bad", "table optimizers", "fbgemm has none here", "see the lines on torch and fbgemm")
+    for kind, reason in fails.items():
+        yield Finding("note", f"optimizer {kind}", reason, "use table_optimizer = 'rowwise_adagrad'")
+
+
+def _backends() -> Iterator[Finding]:
+    try:
+        import torch
+        from torch import distributed as dist
+    except ImportError:
+        return
+    there = [name for name, has in (("gloo", dist.is_gloo_available()), ("nccl", dist.is_nccl_available())) if has]
+    needed = "nccl" if torch.cuda.is_available() else "gloo"
+    if needed in there:
+        yield Finding("ok", "backends", ", ".join(there))
+    else:
+        found = f"{needed} is missing; there are: {', '.join(there) or '(none)'}"
+        yield Finding("bad", "backends", found, "install a build of torch with it: pip install --force-reinstall torch")
+
+
+def _two_processes() -> Iterator[Finding]:
+    if version_of("torch") is None or version_of("torchrec") is None:
+        return
+    command = [sys.executable, "-m", "bseq_plugin.cli.smoke"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    remedy = "the host's name has to resolve: add it to the hosts file, or set GLOO_SOCKET_IFNAME=lo; see also above"
+    try:
+        done = subprocess.run(
+            command, capture_output=True, text=True, check=False, env=environment, timeout=SMOKE_SECONDS
+        )
+    except subprocess.TimeoutExpired:
+        yield Finding("bad", "two processes", f"did not train a step within {SMOKE_SECONDS} s", remedy)
+        return
+    if done.returncode or done.stdout.strip() != "fine":
+        told = [line for line in done.stderr.splitlines() if line.startswith("rank ")]
+        last = (told or done.stderr.strip().splitlines() or ["no message"])[-1]
+        yield Finding("bad", "two processes", f"can't train together (gloo): {last[:300]}", remedy)
+    else:
+        yield Finding("ok", "two processes", "shard a table and train a step together (gloo)")
 
 
 def _threads() -> Iterator[Finding]:

@@ -68,14 +68,15 @@ def recipes(name: Annotated[str | None, typer.Argument(help="Show this one whole
 def doctor(
     store: Annotated[Path | None, typer.Option("--store", help="Check this store as well.")] = None,
     as_json: AsJson = False,
+    quick: Annotated[bool, typer.Option("--quick", help="Leave out the two processes that train a step.")] = False,
 ) -> None:
-    """Check versions, backends, threads and clashes of wheels, with the remedy for each finding.
+    """Check versions, wheels, what this device can shard and optimise, threads, and two processes training a step.
 
-    Example: `bseq doctor --store store`. Ends with 1 if something will not work.
+    Each finding comes with its remedy. Example: `bseq doctor --store store`. Ends with 1 if something will not work.
     """
     from bseq_plugin.cli.diagnosis import diagnose
 
-    findings = diagnose(store)
+    findings = diagnose(store, smoke=not quick)
     if as_json:
         typer.echo(json.dumps([asdict(finding) for finding in findings], indent=1))
     else:

@@ -41,20 +41,44 @@ def train(
     columns: Columns = None,
     timestamp_unit: Unit = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on after the last complete checkpoint.")] = False,
+    checkpoint_steps: Annotated[
+        int | None, typer.Option("--checkpoint-steps", help="Also a checkpoint every so many steps within an epoch.")
+    ] = None,
+    warm_start: Annotated[
+        Path | None, typer.Option("--warm-start", help="A finished run to begin with; its items keep their rows by id.")
+    ] = None,
 ) -> None:
     """Train an encoder on a log and leave a run directory.
 
     Example: `bseq train events.parquet --out runs/today --set split=time --set epochs=20`
 
+    A log larger than memory: `bseq sequences 'logs/*.parquet' --out parts`, then `bseq train parts --out runs/today`
+
     On several processes: `torchrun --nproc-per-node 2 -m bseq_plugin.cli.main train events.parquet --out runs/today`
     """
     load_recipe(recipe, settings)  # wrong settings end here, before a long log is read
+    from bseq_plugin.data.events import Events
+    from bseq_plugin.data.partitions import PartitionedSequences
     from bseq_plugin.readers.read_events import read_events
     from bseq_plugin.training.train import train as run_training
 
-    events = read_events(source, columns=column_mapping(columns), timestamp_unit=timestamp_unit)
     table = None if items is None else read_table(items)
-    done = run_training(events, load_recipe(recipe, settings, events), run, items=table, resume=resume)
+    events: Events | PartitionedSequences
+    if Path(source).is_dir():
+        events = PartitionedSequences.open(Path(source))
+        chosen = load_recipe(recipe, settings, events)
+    else:
+        events = read_events(source, columns=column_mapping(columns), timestamp_unit=timestamp_unit)
+        chosen = load_recipe(recipe, settings, events)
+    done = run_training(
+        events,
+        chosen,
+        run,
+        items=table,
+        resume=resume,
+        checkpoint_steps=checkpoint_steps,
+        warm_start=warm_start,
+    )
     if int(os.environ.get("RANK", "0")):  # under torchrun one rank speaks for all
         return
     info = done.info

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -31,49 +32,67 @@ class CandidateSampler:
     A mixed set is the batch's own targets, each once and for certain, and n of the other items, drawn evenly without
     replacement: an estimate of the whole softmax in which nothing that the batch knows is left to chance. It needs no
     second look-up of the targets.
+
+    The set belongs to the global batch: every rank has the same one, so that the loss of a batch and the ``logQ`` of
+    its candidates do not depend on how many ranks there are.
     """
 
     def __init__(self, vocabulary: Vocabulary, recipe: Recipe) -> None:
         self.n_items = vocabulary.n_items
         self.n_candidates = recipe.candidates
         self.mixed = recipe.sampling == "mixed"
-        counts = vocabulary.item_counts.astype(np.float64)
-        weights = counts + 1.0 if recipe.sampling == "popularity" else np.ones_like(counts)
-        self.probability = weights / weights.sum()
-        self._all = np.arange(1, self.n_items + 1)
+        # arrays over the catalogue are made only where they are needed: it may have many millions of items
+        self._weights = vocabulary.item_counts + 1.0 if recipe.sampling == "popularity" else None
 
     def draw(
-        self, catalogue: np.ndarray | None, targets: np.ndarray, rng: np.random.Generator, rank: int, world_size: int
+        self, catalogue: np.ndarray | None, targets: np.ndarray, batch_targets: np.ndarray, rng: np.random.Generator
     ) -> Drawn:
-        """The candidates of this rank's part of a batch.
+        """The candidates of a batch.
 
         Args:
             catalogue: rows that may be drawn, ascending; None = all.
-            targets: int64 [S], rows of ``catalogue``.
-            rng: in the same state on every rank; ranks draw different negatives from it.
+            targets: int64 [S], rows of ``catalogue``, of this rank.
+            batch_targets: int64, the targets of all ranks.
+            rng: in the same state on every rank.
         """
         if self.n_candidates == "all":
             ids = self._all if catalogue is None else catalogue
             return Drawn(ids, places=np.searchsorted(ids, targets))
         if self.mixed:
-            return self._mixed(self._all if catalogue is None else catalogue, targets, rng.spawn(world_size)[rank])
-        probability = self.probability if catalogue is None else self.probability[catalogue - 1]
-        cumulative = np.cumsum(probability)
-        # every rank draws for all ranks and keeps its own, so that ranks differ and one seed rules them all
-        draws = rng.random((world_size, self.n_candidates))[rank] * cumulative[-1]
-        places = np.minimum(np.searchsorted(cumulative, draws, side="right"), len(cumulative) - 1)
+            return self._mixed(catalogue, targets, batch_targets, rng.spawn(1)[0])
+        n_rows = self.n_items if catalogue is None else len(catalogue)
+        draws = rng.random(self.n_candidates)
+        if self._weights is None:
+            places = (draws * n_rows).astype(np.int64)
+            log_count = np.full(self.n_candidates, np.log(self.n_candidates / n_rows))
+        else:
+            cumulative = self._cumulative if catalogue is None else np.cumsum(self._weights[catalogue - 1])
+            places = np.minimum(np.searchsorted(cumulative, draws * cumulative[-1], side="right"), n_rows - 1)
+            weights = self._weights[places if catalogue is None else catalogue[places] - 1]
+            log_count = np.log(self.n_candidates * weights / cumulative[-1])
         rows = places + 1 if catalogue is None else catalogue[places]
-        log_count = np.log(self.n_candidates * probability[places] / cumulative[-1])
         return Drawn(rows, log_count.astype(np.float32))
 
-    def _mixed(self, catalogue: np.ndarray, targets: np.ndarray, rng: np.random.Generator) -> Drawn:
-        own, places = np.unique(targets, return_inverse=True)
-        n_others = len(catalogue) - len(own)
+    @cached_property
+    def _all(self) -> np.ndarray:
+        return np.arange(1, self.n_items + 1)
+
+    @cached_property
+    def _cumulative(self) -> np.ndarray:
+        return np.cumsum(np.asarray(self._weights))
+
+    def _mixed(
+        self, catalogue: np.ndarray | None, targets: np.ndarray, batch_targets: np.ndarray, rng: np.random.Generator
+    ) -> Drawn:
+        own = np.unique(batch_targets)
+        n_rows = self.n_items if catalogue is None else len(catalogue)
+        n_others = n_rows - len(own)
         n_drawn = min(int(self.n_candidates), n_others)
         drawn = rng.choice(n_others, n_drawn, replace=False, shuffle=False)
         # the r-th item that is no target of the batch: skip the targets that stand before it
-        before = np.searchsorted(catalogue, own) - np.arange(len(own))
-        others = catalogue[drawn + np.searchsorted(before, drawn, side="right")]
+        before = (own - 1 if catalogue is None else np.searchsorted(catalogue, own)) - np.arange(len(own))
+        places = drawn + np.searchsorted(before, drawn, side="right")
+        others = places + 1 if catalogue is None else catalogue[places]
         log_count = np.zeros(len(own) + n_drawn, np.float32)
         log_count[len(own) :] = np.log(n_drawn / max(n_others, 1)) if n_drawn else 0.0
-        return Drawn(np.concatenate([own, others]), log_count, places)
+        return Drawn(np.concatenate([own, others]), log_count, np.searchsorted(own, targets))

@@ -26,6 +26,7 @@ class Examples:
         target_ids: int64 [S].
         target_state: int64 [S], ascending places in ``state_rows``.
         n_targets: targets of all ranks together.
+        batch_targets: int64, the target ids of all ranks, in any order and with repeats.
         at_us: the instant that separates histories from targets, None if each target has its own.
     """
 
@@ -34,14 +35,18 @@ class Examples:
     target_ids: np.ndarray
     target_state: np.ndarray
     n_targets: int
+    batch_targets: np.ndarray
     at_us: int | None = None
 
 
-def share(users: np.ndarray, rank: int, world_size: int) -> np.ndarray:
-    """The rank's part of a global batch; a batch smaller than the world repeats users, so that no rank is empty."""
-    if len(users) < world_size:
-        users = np.resize(users, world_size)
-    return np.array_split(users, world_size)[rank]
+def share(users: np.ndarray, rank: int, world_size: int) -> tuple[np.ndarray, bool]:
+    """(the rank's part of a global batch, True); or (some user, False) for a rank that gets none.
+
+    Every rank takes part in a step's look-ups, so none may be without a user; but that user's targets are another
+    rank's, and must not count twice.
+    """
+    part = np.array_split(users, world_size)[rank]
+    return (part, True) if len(part) else (users[:1], False)
 
 
 class NextEvent:
@@ -60,13 +65,21 @@ class NextEvent:
 
     def examples(self, users: np.ndarray, rank: int, world_size: int, rng: np.random.Generator) -> Examples:
         """This rank's examples from a global batch of users."""
-        every = np.concatenate([share(users, r, world_size) for r in range(world_size)])
-        users = share(users, rank, world_size)
-        starts, ends = self.sequences.offsets[:-1][users], self.sequences.offsets[1:][users]
-        histories = self.sequences.slices(users, starts, ends - 1)
-        following = self.sequences.slices(users, starts + 1, ends).items
-        rows = np.flatnonzero(following > 0)
-        return Examples(histories, rows, following[rows], np.arange(len(rows)), int(self.n_targets[every].sum()))
+        part, counts = share(users, rank, world_size)
+        starts, ends = self.sequences.offsets[:-1][part], self.sequences.offsets[1:][part]
+        histories = self.sequences.slices(part, starts, ends - 1)
+        following = self._following(part)
+        rows = np.flatnonzero(following > 0) if counts else np.empty(0, np.int64)
+        every = following if len(part) == len(users) else self._following(users)
+        n_targets = int(self.n_targets[users].sum())
+        return Examples(histories, rows, following[rows], np.arange(len(rows)), n_targets, every[every > 0])
+
+    def _following(self, users: np.ndarray) -> np.ndarray:
+        """int64, every event of the users but their first one."""
+        starts, ends = self.sequences.offsets[:-1][users] + 1, self.sequences.offsets[1:][users]
+        lengths = ends - starts
+        places = np.arange(lengths.sum()) + np.repeat(starts - np.concatenate([[0], np.cumsum(lengths[:-1])]), lengths)
+        return np.asarray(self.sequences.items[places])
 
     def catalogue(self, at_us: int) -> np.ndarray | None:
         """All items."""
@@ -92,13 +105,13 @@ class NextOfPrefix:
 
     def examples(self, users: np.ndarray, rank: int, world_size: int, rng: np.random.Generator) -> Examples:
         """This rank's examples from a global batch of targets."""
-        n_targets = sum(len(share(users, r, world_size)) for r in range(world_size))
-        places = share(users, rank, world_size)
+        places, counts = share(users, rank, world_size)
         owners = self.user_index[places]
         starts = np.maximum(self.sequences.offsets[:-1][owners], places - self.max_length)
         histories = self.sequences.slices(owners, starts, places)
-        targets = self.sequences.items[places]
-        return Examples(histories, histories.offsets[1:] - 1, targets, np.arange(len(places)), n_targets)
+        own = np.arange(len(places) if counts else 0)
+        targets, every = self.sequences.items[places][own], self.sequences.items[users]
+        return Examples(histories, histories.offsets[1:][own] - 1, targets, own, len(users), every)
 
     def catalogue(self, at_us: int) -> np.ndarray | None:
         """All items."""
@@ -181,14 +194,12 @@ class TargetWindow:
         chosen = np.flatnonzero(usable) if usable.any() else np.zeros(1, np.int64)
         users, places, ends = users[chosen], places[chosen], np.where(usable[chosen], ends[chosen], places[chosen])
         ids, owner = self._targets(users, places, ends, cut)
-        part = share(np.arange(len(users)), rank, world_size)
-        mine = (owner >= part[0]) & (owner <= part[-1])
+        part, counts = share(np.arange(len(users)), rank, world_size)
+        mine = (owner >= part[0]) & (owner <= part[-1]) & counts
         starts = np.maximum(offsets[:-1][users[part]], places[part] - self.recipe.max_length)
         histories = self.sequences.slices(users[part], starts, places[part])
         with_target, state = np.unique(owner[mine] - part[0], return_inverse=True)
-        counts = np.bincount(owner, minlength=len(users))
-        n_targets = sum(int(counts[share(np.arange(len(users)), r, world_size)].sum()) for r in range(world_size))
-        return Examples(histories, histories.offsets[1:][with_target] - 1, ids[mine], state, n_targets, cut)
+        return Examples(histories, histories.offsets[1:][with_target] - 1, ids[mine], state, len(ids), ids, cut)
 
     def _targets(
         self, users: np.ndarray, places: np.ndarray, ends: np.ndarray, at_us: int

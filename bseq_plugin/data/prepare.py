@@ -11,6 +11,7 @@ import pandas as pd
 
 from bseq_plugin.data.events import DAY_US, EVENT_TYPE, Events, instant_us
 from bseq_plugin.data.items import ItemAttributes, PopularityPrior
+from bseq_plugin.data.partitions import PartitionedSequences
 from bseq_plugin.data.sequences import Sequences
 from bseq_plugin.data.splits import EvaluationSet, leave_one_out, time_window, training_part
 from bseq_plugin.data.vocabulary import Vocabulary
@@ -25,6 +26,9 @@ class PreparedLog:
     Attributes:
         recipe: with ``event_features`` cut to those the log has, and the instants of a time split filled in.
         sequences: the whole log; only ``training`` and ``validation`` may be used to choose anything.
+        partitions: where the log is, if it is read a piece at a time; ``sequences`` is then a sample of users, and
+            ``training`` is empty.
+        newest_us: time of the newest training event in the partitions.
     """
 
     recipe: Recipe
@@ -33,6 +37,8 @@ class PreparedLog:
     training: Sequences
     validation: EvaluationSet | None
     attributes: ItemAttributes | None
+    partitions: PartitionedSequences | None = None
+    newest_us: int | None = None
 
     @cached_property
     def item_priors(self) -> np.ndarray | None:
@@ -45,6 +51,8 @@ class PreparedLog:
     @property
     def trained_until_us(self) -> int | None:
         """Time of the newest training event."""
+        if self.partitions is not None:
+            return self.newest_us
         times = self.training.timestamps
         return None if times is None or len(times) == 0 else int(times.max())
 
@@ -58,17 +66,21 @@ def prepare(events: Events, recipe: Recipe, items: pd.DataFrame | None = None) -
     Raises:
         SchemaError: the split leaves nothing to train on or to validate with; the items table is missing or unfit.
     """
-    recipe = _resolve(events, recipe)
+    newest_us = int(events.frame["timestamp"].max()) if events.has_times else None
+    recipe = resolve(recipe, EVENT_TYPE in events.frame, newest_us)
     vocabulary, sequences, training = _split(events, recipe)
     validation = None if recipe.split == "none" else evaluation_set(sequences, recipe, "validation")
     attributes = None
     if recipe.item_attributes:
-        if items is None:
-            raise SchemaError(
-                f"the recipe reads item attributes {recipe.item_attributes}; give the items table (--items)"
-            )
-        attributes = ItemAttributes.from_frame(items, recipe.item_attributes, vocabulary)
+        attributes = ItemAttributes.from_frame(require_items(recipe, items), recipe.item_attributes, vocabulary)
     return PreparedLog(recipe, vocabulary, sequences, training, validation, attributes)
+
+
+def require_items(recipe: Recipe, items: pd.DataFrame | None) -> pd.DataFrame:
+    """The items table. Raises SchemaError if there is none."""
+    if items is None:
+        raise SchemaError(f"the recipe reads item attributes {recipe.item_attributes}; give the items table (--items)")
+    return items
 
 
 def _split(events: Events, recipe: Recipe) -> tuple[Vocabulary, Sequences, Sequences]:
@@ -113,13 +125,17 @@ def evaluation_set(sequences: Sequences, recipe: Recipe, part: Literal["validati
     return new
 
 
-def _resolve(events: Events, recipe: Recipe) -> Recipe:
-    has = {"event_type": EVENT_TYPE in events.frame, "time_gap": events.has_times}
+def resolve(recipe: Recipe, has_event_types: bool, newest_us: int | None) -> Recipe:
+    """The recipe with what a log lacks left out and the instants of a time split filled in.
+
+    ``newest_us``: time of the newest event, None for a log without times.
+    """
+    has = {"event_type": has_event_types, "time_gap": newest_us is not None}
     values: dict[str, object] = {"event_features": tuple(f for f in recipe.event_features if has[f])}
     if recipe.split == "time":
-        if not events.has_times:
+        if newest_us is None:
             raise SchemaError("split = 'time' needs a log with times; use split = 'leave-one-out'")
-        newest = int(events.frame["timestamp"].max()) + 1
+        newest = newest_us + 1
         horizon = int(recipe.horizon_days * DAY_US)
         for key, default in (("test_at", newest - horizon), ("validation_at", newest - 2 * horizon)):
             values[key] = getattr(recipe, key) or pd.Timestamp(default, unit="us", tz="UTC").isoformat()

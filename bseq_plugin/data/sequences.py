@@ -141,6 +141,17 @@ class Sequences:
         """Only events whose item is in the vocabulary."""
         return self.where(self.items > 0)
 
+    @staticmethod
+    def join(parts: list[Sequences]) -> Sequences:
+        """The users of all parts, one part after the other; all parts have the same columns."""
+        chosen: dict[str, Any] = {}
+        for name in EVENT_COLUMNS:
+            columns = [getattr(part, name) for part in parts]
+            chosen[name] = None if columns[0] is None else np.concatenate(columns)
+        lengths = np.concatenate([part.lengths for part in parts])
+        offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+        return Sequences(np.concatenate([part.user_ids for part in parts]), offsets, **chosen)
+
     def rows(self, rows: np.ndarray) -> Sequences:
         """The events at ``rows`` of the flat arrays; ``offsets`` stay, and the caller sets what fits."""
         chosen: dict[str, Any] = {}
@@ -170,16 +181,21 @@ class Sequences:
     @classmethod
     def load(cls, path: Path, vocabulary: Vocabulary) -> Sequences:
         """Read the Parquet form. Raises SchemaError for missing columns or lists of unequal length."""
-        table = pq.read_table(path).combine_chunks()
-        for name in (USER, "item_ids"):
-            if name not in table.column_names:
-                raise SchemaError(f"{path.name} lacks column {name!r}; found {table.column_names}")
+        return cls.from_table(pq.read_table(path), vocabulary, path.name)
+
+    @classmethod
+    def from_table(cls, table: pa.Table, vocabulary: Vocabulary, name: str) -> Sequences:
+        """From the Parquet form in memory, called ``name`` in errors. Raises as ``load``."""
+        table = table.combine_chunks()
+        for column in (USER, "item_ids"):
+            if column not in table.column_names:
+                raise SchemaError(f"{name} lacks column {column!r}; found {table.column_names}")
         flat = {n: table[n].combine_chunks() for n in table.column_names if n != USER}
         flat = {n: c.chunk(0) if isinstance(c, pa.ChunkedArray) else c for n, c in flat.items()}
         lengths = {n: c.value_lengths().to_numpy(zero_copy_only=False) for n, c in flat.items()}
-        for name, values in lengths.items():
+        for column, values in lengths.items():
             if not np.array_equal(values, lengths["item_ids"]):
-                raise SchemaError(f"{path.name}: lists of {name!r} and 'item_ids' differ in length")
+                raise SchemaError(f"{name}: lists of {column!r} and 'item_ids' differ in length")
         ids = flat["item_ids"].flatten()
         # null = unknown item; no real id is negative, and none holds a NUL character
         ids = ids.fill_null(-1 if pa.types.is_integer(ids.type) else "\0")

@@ -94,9 +94,11 @@ class TrainingData:
         return np.searchsorted(np.cumsum(lengths) - lengths, steps * self._n_events / self.steps_per_epoch)
 
     def _batch(self, users: np.ndarray, rng: np.random.Generator) -> Batch:
-        examples = self.source.examples(users, self.rank, self.world_size, rng)
+        return self._batch_of(self.source.examples(users, self.rank, self.world_size, rng), rng)
+
+    def _batch_of(self, examples: Examples, rng: np.random.Generator) -> Batch:
         catalogue = None if examples.at_us is None else self.source.catalogue(examples.at_us)
-        drawn = self.candidates.draw(catalogue, examples.target_ids, rng, self.rank, self.world_size)
+        drawn = self.candidates.draw(catalogue, examples.target_ids, examples.batch_targets, rng)
         priors_VP = self.popularity.at(examples.at_us) if self.recipe.popularity_days else None
         n_users, n_targets = examples.histories.n_users, len(examples.target_ids)
         negatives_per_user = np.zeros(n_users, np.int64)

@@ -19,6 +19,8 @@ import pyarrow.parquet as pq
 from bseq_plugin.data.events import EVENT_TYPE, ITEM, Events
 from bseq_plugin.errors import SchemaError
 
+SEARCHED = 1_000_000  # with more items, integer ids are found by bisection
+
 
 @dataclass(frozen=True)
 class Vocabulary:
@@ -46,6 +48,10 @@ class Vocabulary:
             raise SchemaError(f"no item has min_item_count = {min_item_count} events or more; lower it")
         types = sorted(events.frame[EVENT_TYPE].unique()) if EVENT_TYPE in events.frame else []
         return cls(_plain(counts.index.to_numpy()), counts.to_numpy(np.int64), tuple(types))
+
+    def with_counts(self, counts: np.ndarray) -> Vocabulary:
+        """The same items with other counts, int64 [V]."""
+        return replace(self, item_counts=counts)
 
     def recounted(self, item_rows: np.ndarray) -> Vocabulary:
         """The same items, counted in ``item_rows`` (int64, a training part) instead."""
@@ -75,7 +81,17 @@ class Vocabulary:
             kind = "integers" if pd.api.types.is_integer_dtype(self._item_index) else "strings"
             example = self.item_ids[:1].tolist()[0]
             raise SchemaError(f"item ids are {ids.dtype}, but this vocabulary has {kind}: for example {example!r}")
+        if self.n_items > SEARCHED and np.issubdtype(self.item_ids.dtype, np.integer):
+            return self._searched_rows(ids.to_numpy())
         return np.asarray(self._item_index.get_indexer(ids) + 1, dtype=np.int64)
+
+    def _searched_rows(self, ids: np.ndarray) -> np.ndarray:
+        """``item_rows`` without a hash table, which for many millions of items takes more memory than their ids."""
+        first, last = int(self.item_ids[0]), int(self.item_ids[-1])
+        if last - first + 1 == self.n_items:  # numbered without a gap
+            return np.where((ids >= first) & (ids <= last), ids - first + 1, 0).astype(np.int64)
+        places = np.searchsorted(self.item_ids, ids).clip(max=self.n_items - 1)
+        return np.where(self.item_ids[places] == ids, places + 1, 0).astype(np.int64)
 
     def event_type_rows(self, event_types: np.ndarray | pd.Series | Sequence[str]) -> np.ndarray:
         """int64 rows, 0 for an unknown event type."""

@@ -29,6 +29,7 @@ from bseq_plugin.errors import RunError
 from bseq_plugin.model.direct import WideModules, direct_interests
 from bseq_plugin.model.encoder import ITEM_TABLE, SequenceInterestEncoder
 from bseq_plugin.model.items import score_vectors
+from bseq_plugin.model.tensor_file import create, write
 from bseq_plugin.schema.recipe import Recipe
 
 ITEM_WEIGHT = f"embedding_collection.embeddings.{ITEM_TABLE}.weight"
@@ -58,12 +59,17 @@ class InterestModel:
         state: Mapping[str, Tensor],
         item_priors_VP: Tensor | None,
         trained_until_us: int | None,
+        copy: bool = True,
     ) -> InterestModel:
-        """From the state of a ``SequenceInterestEncoder`` without attributes. Raises RunError if it does not fit."""
+        """From the state of a ``SequenceInterestEncoder`` without attributes. Raises RunError if it does not fit.
+
+        ``copy=False`` takes the tensors as they are: tables that are mapped files stay on the disk.
+        """
         # tables on the meta device: to fill a million rows with random numbers first would take longer than all else
         encoder = SequenceInterestEncoder(recipe, vocabulary.n_items, len(vocabulary.event_types), device="meta")
+        values = {name: value.detach().clone() if copy else value for name, value in state.items()}
         try:
-            encoder.load_state_dict({name: value.detach().clone() for name, value in state.items()}, assign=True)
+            encoder.load_state_dict(values, assign=True)
         except RuntimeError as error:
             raise RunError(f"the saved encoder does not fit its recipe: {error}") from None
         n_priors = 0 if item_priors_VP is None else item_priors_VP.shape[1]
@@ -152,15 +158,10 @@ class InterestModel:
         items = {"item_table": state.pop(ITEM_WEIGHT)}
         if self.item_priors_VP is not None:
             items["item_priors"] = self.item_priors_VP.contiguous()
-        save_file(state, folder / "encoder.safetensors")
-        save_file(items, folder / "items.safetensors")
-        header = {
-            "recipe": self.recipe.model_dump(),
-            "trained_until_us": self.trained_until_us,
-            "bseq_version": __version__,
-        }
-        (folder / "recipe.json").write_text(json.dumps(header, indent=1), encoding="utf-8")
-        self.vocabulary.save(folder / "vocabulary.parquet")
+        save_parts(folder, self.recipe, self.vocabulary, state, self.trained_until_us)
+        create(folder / "items.safetensors", {name: (value.shape[0], value.shape[1]) for name, value in items.items()})
+        for name, value in items.items():
+            write(folder / "items.safetensors", name, value.detach())
 
     @classmethod
     def load(cls, folder: Path) -> InterestModel:
@@ -174,7 +175,9 @@ class InterestModel:
         state[ITEM_WEIGHT] = items["item_table"]
         recipe = Recipe.parse(header["recipe"], f"{folder / 'recipe.json'}")
         vocabulary = Vocabulary.load(folder / "vocabulary.parquet")
-        return cls.from_state(recipe, vocabulary, state, items.get("item_priors"), header["trained_until_us"])
+        return cls.from_state(
+            recipe, vocabulary, state, items.get("item_priors"), header["trained_until_us"], copy=False
+        )
 
     @classmethod
     def from_run(cls, run: str | Path) -> InterestModel:
@@ -191,6 +194,20 @@ def _with_rows(table_VD: Tensor, at_N: Tensor, rows_ND: Tensor, n_rows: int) -> 
     longer_VD[: len(table_VD)] = table_VD.detach()
     longer_VD[at_N] = rows_ND.to(table_VD.dtype)
     return longer_VD
+
+
+def save_parts(
+    folder: Path,
+    recipe: Recipe,
+    vocabulary: Vocabulary,
+    state: Mapping[str, Tensor],
+    trained_until_us: int | None,
+) -> None:
+    """The files of a model but ``items.safetensors``; ``state`` is the encoder's without the item table."""
+    save_file({name: value.contiguous() for name, value in state.items()}, folder / "encoder.safetensors")
+    header = {"recipe": recipe.model_dump(), "trained_until_us": trained_until_us, "bseq_version": __version__}
+    (folder / "recipe.json").write_text(json.dumps(header, indent=1), encoding="utf-8")
+    vocabulary.save(folder / "vocabulary.parquet")
 
 
 def _calls(histories: Sequences) -> list[np.ndarray]:

@@ -17,7 +17,7 @@ class ItemTower(nn.Module):
     """Adds the vectors of an item's attributes to its looked-up row.
 
     Attributes have few values, so their table is a dense parameter, copied to every rank; the item table alone is
-    sharded. When a trained model is exported the sums are written into the item table (``fold``) and the tower is
+    sharded. When a trained model is exported the sums are written into the item table (``folded``) and the tower is
     empty.
     """
 
@@ -49,11 +49,14 @@ class ItemTower(nn.Module):
         return [row + more for row, more in zip(rows, added, strict=True)]
 
     @torch.no_grad()
-    def fold(self, table_VD: Tensor) -> Tensor:
-        """The item table with attributes summed in, ``[V + 1, D]``."""
+    def folded(self, rows_ND: Tensor, first_row: int = 0, columns: slice = slice(None)) -> Tensor:
+        """Rows ``first_row``... of the item table, or some of their columns, with attributes summed in."""
         if self.attribute_table is None:
-            return table_VD
-        return table_VD + self.membership @ self.attribute_table.weight
+            return rows_ND
+        starts = self.membership.crow_indices()[first_row : first_row + len(rows_ND) + 1]
+        codes = self.membership.col_indices()[starts[0] : starts[-1]].view(len(rows_ND), -1)
+        added_ND: Tensor = self.attribute_table.weight[codes].sum(1)[:, columns]
+        return rows_ND + added_ND.to(rows_ND.device)
 
 
 def _membership(attributes: ItemAttributes) -> Tensor:

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from bseq_plugin.data.events import EVENT_TYPE, ITEM, SESSION, TIME, USER, Events
+from bseq_plugin.data.events import CREATED, EVENT_TYPE, ITEM, SESSION, TIME, USER, Events
 from bseq_plugin.errors import SchemaError, UsageError
 
 
@@ -28,10 +28,11 @@ def read(source: object, columns: Mapping[str, str] | None, timestamp_unit: str 
         ".inter": _read_recbole,
         ".txt": _read_sequence_text,
     }.get(Path(source).suffix)
-    return None if reader is None else reader(_files(str(source)), columns, timestamp_unit)
+    return None if reader is None else reader(files_of(str(source)), columns, timestamp_unit)
 
 
-def _files(pattern: str) -> list[Path]:
+def files_of(pattern: str) -> list[Path]:
+    """The files of a path or glob, in the order of their names. Raises UsageError if there is none."""
     found = [pattern] if Path(pattern).is_file() else sorted(glob.glob(pattern, recursive=True))
     files = [Path(path) for path in found if Path(path).suffix == ".parquet" or Path(path).is_file()]
     if not files:
@@ -47,9 +48,10 @@ def _read_table(files: list[Path], columns: Mapping[str, str] | None, timestamp_
     if files[0].suffix != ".parquet":
         for name in set(ids) & set(frame.columns):
             frame[name] = plain_ids(frame[name])
-    time = (columns or {}).get(TIME, TIME)
-    if time in frame and pd.api.types.is_string_dtype(frame[time]):  # text of a CSV: ISO times with an offset
-        frame[time] = _parse_times(frame[time], time)
+    for name in (TIME, CREATED):
+        time = (columns or {}).get(name, name)
+        if time in frame and pd.api.types.is_string_dtype(frame[time]):  # text of a CSV: ISO times with an offset
+            frame[time] = _parse_times(frame[time], time)
     return Events.from_frame(frame, columns, timestamp_unit)
 
 

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.metadata
+import json
 import platform
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,13 +30,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import save_file
 from torch import Tensor
 
 from bseq_plugin.data.events import ITEM, USER
+from bseq_plugin.data.partitions import PartitionedSequences
 from bseq_plugin.data.sequences import Sequences
+from bseq_plugin.data.vocabulary import Vocabulary
 from bseq_plugin.errors import RunError, StoreError, UsageError
 from bseq_plugin.model.interest_model import InterestModel
+from bseq_plugin.model.tensor_file import create
+from bseq_plugin.model.tensor_file import write as write_rows
 from bseq_plugin.retrieval.blend import BlendWeights
 from bseq_plugin.retrieval.choose import Choice, IndexTarget, choose_index, named_index
 from bseq_plugin.retrieval.export import Dedup, OnBad, exportable, require_finite
@@ -98,9 +102,7 @@ def publish(
     folder = Path(run) if isinstance(run, str | Path) else run.path
     model = InterestModel.from_run(folder)
     if histories is None:
-        if not (folder / "sequences.parquet").is_file():
-            raise RunError(f"{folder} has no sequences.parquet; is it a run directory?")
-        histories = Sequences.load(folder / "sequences.parquet", model.vocabulary)
+        histories = _histories(folder, model.vocabulary)
     weights = BlendWeights.load(folder / "blend.json") if (folder / "blend.json").is_file() else BlendWeights()
     return publish_model(
         model,
@@ -113,6 +115,19 @@ def publish(
         dedup=dedup,
         target=target,
     )
+
+
+def _histories(run: Path, vocabulary: Vocabulary) -> Sequences:
+    """The whole log of a run; of one that was trained on partitions, from these."""
+    if not (run / "sequences.parquet").is_file():
+        raise RunError(f"{run} has no sequences.parquet; is it a run directory?")
+    info = json.loads((run / "run.json").read_text(encoding="utf-8")) if (run / "run.json").is_file() else {}
+    if "partitions" not in info:
+        return Sequences.load(run / "sequences.parquet", vocabulary)
+    log = PartitionedSequences.open(Path(info["partitions"]))
+    if log.digest != info["log_sha256"]:
+        raise RunError(f"{log.folder} is not what {run} was trained on; give the histories to serve: histories=")
+    return log.read_all(vocabulary)
 
 
 def publish_model(
@@ -174,7 +189,9 @@ def write_version(
     def write(folder: Path) -> None:
         model.save(folder)
         pq.write_table(pa.table({ITEM: pa.array(model.vocabulary.item_ids)}), folder / "item_ids.parquet")
-        save_file({"item_vectors": model.item_vectors_VD[1:].contiguous()}, folder / "item_vectors.safetensors")
+        vectors_VD = model.item_vectors_VD[1:]
+        create(folder / "item_vectors.safetensors", {"item_vectors": (vectors_VD.shape[0], vectors_VD.shape[1])})
+        write_rows(folder / "item_vectors.safetensors", "item_vectors", vectors_VD)
         histories.save(folder / "sequences.parquet", model.vocabulary)
         _write_interests(folder / "interests.parquet", histories, interests_UKD)
         _write_popular(folder / "popular.parquet", model)
@@ -202,7 +219,7 @@ def _manifest(model: InterestModel, histories: Sequences, interests_UKD: Tensor)
         "dim": vectors_VD.shape[1],
         "dtype": "float32",
         "metric": "inner_product",
-        "normalised": bool((vectors_VD.norm(dim=1) - 1).abs().max() < 1e-3),
+        "normalised": all(_has_length_1(block_ND) for block_ND in torch.split(vectors_VD, 1 << 18)),
         "interests_per_user": interests_UKD.shape[1],
         "n_items": model.vocabulary.n_items,
         "n_users": histories.n_users,
@@ -210,6 +227,10 @@ def _manifest(model: InterestModel, histories: Sequences, interests_UKD: Tensor)
         "watermark_us": int(times.max()) if times is not None and len(times) else None,
         "trained_until_us": model.trained_until_us,
     }
+
+
+def _has_length_1(vectors_ND: Tensor) -> bool:
+    return bool(((vectors_ND.norm(dim=1) - 1).abs() < 1e-3).all())
 
 
 def _package_versions() -> dict[str, str]:

@@ -9,10 +9,19 @@ from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from bseq_plugin.errors import RecipeError
 from bseq_plugin.schema.options import describe_errors, parse_options
+
+Sharding = Literal["auto", "row_wise", "table_wise", "column_wise"]
+# What TorchRec knows besides, and why it is not offered.
+NOT_OFFERED = {
+    "data_parallel": "fbgemm's look-up for copied tables pools a history instead of giving one row an event on CPU",
+    "table_row_wise": "TorchRec shards sequence tables (EmbeddingCollection) by row, table or column only",
+    "table_column_wise": "TorchRec shards sequence tables (EmbeddingCollection) by row, table or column only",
+    "grid_shard": "TorchRec shards sequence tables (EmbeddingCollection) by row, table or column only",
+}
 
 
 class Recipe(BaseModel):
@@ -89,7 +98,9 @@ class Recipe(BaseModel):
     table_optimizer: Literal["rowwise_adagrad", "adagrad", "sgd", "adam"] = "rowwise_adagrad"
     table_init: float = Field(0.02, gt=0, description="standard deviation of new item and attribute rows")
     table_learning_rate: float = Field(0.05, gt=0)
-    sharding: Literal["auto", "row_wise", "table_wise", "column_wise"] = "auto"
+    sharding: Sharding | dict[str, Sharding] = Field(
+        "auto", description="of all tables, or by table: {item = 'row_wise', time_gap = 'table_wise'}"
+    )
     seed: int = Field(0, ge=0)
 
     def __init__(self, **values: Any) -> None:
@@ -97,6 +108,18 @@ class Recipe(BaseModel):
             super().__init__(**values)
         except ValidationError as error:
             raise RecipeError(f"recipe: {describe_errors(type(self), error)}") from None
+
+    @field_validator("sharding", mode="before")
+    @classmethod
+    def _offered(cls, value: Any) -> Any:
+        """Says why a sharding of TorchRec is not among the choices; pydantic refuses everything else."""
+        for name in value.values() if isinstance(value, Mapping) else [value]:
+            if isinstance(name, str) and name in NOT_OFFERED:
+                raise ValueError(
+                    f"sharding = {name!r} is not offered: {NOT_OFFERED[name]}; use 'row_wise' (or 'table_wise' for a "
+                    "small table)"
+                )
+        return value
 
     @model_validator(mode="after")
     def _consistent(self) -> Recipe:

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import distributed as dist
 
-from bseq_plugin.errors import PluginError
+from bseq_plugin.errors import BseqError, PluginError, RunError
 from bseq_plugin.plugins import plugin_manager
+
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,40 @@ class World:
         dist.all_gather_object(values, value)
         return values
 
+    def on_first(self, work: Callable[[], Result]) -> Result:
+        """What ``work`` gives on rank 0, on every rank; what it raises there is raised on every rank.
+
+        A rank that raised by itself would leave the others waiting for it.
+        """
+        found: list[Any] = [_outcome(work) if self.is_first else None]
+        dist.broadcast_object_list(found, 0)
+        result, error = found[0]
+        if error is not None:
+            raise error
+        return cast(Result, result)
+
+    def on_all(self, work: Callable[[], Result]) -> Result:
+        """What ``work`` gives on this rank; if it raises on any rank, every rank raises that.
+
+        ``work`` must not communicate: a rank that failed in it would be missed by the others.
+        """
+        result, error = _outcome(work)
+        for rank, raised in enumerate(self.gather(error)):
+            if raised is not None:
+                raise type(raised)(f"{raised} (on rank {rank} of {self.size})") if self.size > 1 else raised
+        return cast(Result, result)
+
+
+def _outcome(work: Callable[[], Any]) -> tuple[Any, BseqError | None]:
+    """(result, None) or (None, error); an error that is not ours is told in one line of ours, which can be sent."""
+    try:
+        return work(), None
+    except BseqError as error:
+        return None, error
+    except Exception as error:
+        first = next(iter(str(error).splitlines()), "")
+        return None, RunError(f"{type(error).__name__}: {first}")
+
 
 @contextmanager
 def world() -> Iterator[World]:
@@ -55,11 +91,27 @@ def world() -> Iterator[World]:
             dist.init_process_group(backend, store=memory, rank=0, world_size=1)
     try:
         here = World(dist.get_rank(), dist.get_world_size(), device)
-        _same_plugins(here)
-        yield here
+        with _peers_that_die(here):
+            _same_plugins(here)
+            yield here
     finally:
         if own:
             dist.destroy_process_group()
+
+
+@contextmanager
+def _peers_that_die(here: World) -> Iterator[None]:
+    """A process that ends closes its connections: the others learn it at once, from an error that names no cause."""
+    try:
+        yield
+    except RuntimeError as error:
+        text = str(error)
+        if here.size == 1 or not any(sign in text for sign in ("Connection", "gloo", "NCCL", "Timed out", "timeout")):
+            raise
+        raise RunError(
+            f"rank {here.rank} of {here.size} lost another process of this run: it was killed, failed or does not "
+            f"answer; look at its output, then go on with --resume ({text.splitlines()[0][:200]})"
+        ) from error
 
 
 def _device() -> torch.device:

@@ -45,8 +45,8 @@ class RunLog:
             self._tensorboard.close()
 
     @contextmanager
-    def epoch(self, number: int, steps: int) -> Iterator[Report]:
-        """A progress bar over the steps of an epoch; call the yielded function after each step."""
+    def epoch(self, number: int, steps: int, done: int = 0) -> Iterator[Report]:
+        """A progress bar over the steps of an epoch, ``done`` of them already; call the yielded function after each."""
         columns = (
             TextColumn("{task.description}"),
             BarColumn(),
@@ -57,7 +57,7 @@ class RunLog:
         started, events, seen, total = time.perf_counter(), 0, 0, 0.0
         hidden = not self.console.is_terminal  # a log file gets one line an epoch and no bars
         with Progress(*columns, console=self.console, transient=True, disable=hidden) as bar:
-            task = bar.add_task(f"epoch {number}/{self.epochs}", total=steps, state="")
+            task = bar.add_task(f"epoch {number}/{self.epochs}", total=steps, completed=done, state="")
 
             def report(loss: float, n_events: int) -> None:
                 nonlocal events, seen, total

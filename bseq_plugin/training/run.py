@@ -54,7 +54,7 @@ class Run:
         return Vocabulary.load(self.path / "vocabulary.parquet")
 
     def sequences(self) -> Sequences:
-        """The whole log, held-out part included."""
+        """The whole log, held-out part included; of a log in partitions, a sample of users."""
         return Sequences.load(self.path / "sequences.parquet", self.vocabulary())
 
     def begin(self, log: PreparedLog) -> None:
@@ -64,7 +64,10 @@ class Run:
         log.vocabulary.save(self.path / "vocabulary.parquet")
         log.sequences.save(self.path / "sequences.parquet", log.vocabulary)
         digest = None if log.attributes is None else log.attributes.digest
-        self.update({"status": "training", "attributes_sha256": digest})
+        info = {"status": "training", "attributes_sha256": digest}
+        if log.partitions is not None:
+            info |= {"partitions": str(log.partitions.folder.resolve()), "log_sha256": log.partitions.digest}
+        self.update(info)
 
     def update(self, info: dict[str, Any]) -> None:
         """Replace ``run.json``."""

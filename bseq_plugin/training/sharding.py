@@ -9,22 +9,18 @@ from typing import Any, cast
 
 import torch
 from fbgemm_gpu.split_embedding_configs import EmbOptimType
-from torch import distributed as dist
 from torch import nn
 from torchrec.distributed.embedding import EmbeddingCollectionSharder
 from torchrec.distributed.model_parallel import DistributedModelParallel
-from torchrec.distributed.planner import EmbeddingShardingPlanner, Topology
-from torchrec.distributed.planner.storage_reservations import FixedPercentageStorageReservation
-from torchrec.distributed.planner.types import ParameterConstraints
-from torchrec.distributed.types import ModuleSharder, ShardingType
+from torchrec.distributed.types import ModuleSharder
 from torchrec.optim.keyed import CombinedOptimizer, KeyedOptimizerWrapper
 from torchrec.optim.optimizers import in_backward_optimizer_filter
 from torchrec.optim.rowwise_adagrad import RowWiseAdagrad
 
-from bseq_plugin.errors import RecipeError
 from bseq_plugin.model.task import SequenceInterestTask
 from bseq_plugin.schema.recipe import Recipe
 from bseq_plugin.training.distributed import World
+from bseq_plugin.training.plan import check_device, make_plan
 
 TABLE_OPTIMIZERS = {
     "rowwise_adagrad": EmbOptimType.EXACT_ROWWISE_ADAGRAD,
@@ -32,16 +28,7 @@ TABLE_OPTIMIZERS = {
     "sgd": EmbOptimType.EXACT_SGD,
     "adam": EmbOptimType.ADAM,
 }
-# Data-parallel tables are never offered: fbgemm's CPU look-up for them pools instead of giving one row an event, and
-# on a GPU the planner's other choices serve small tables as well.
 RANK_STRIDE = 1_000_003  # seeds of ranks lie apart, and rank 0 keeps the recipe's own
-RESERVED_STORAGE = 0.15  # share of the device that the planner leaves for activations and dense parameters
-SHARDING_TYPES = {
-    "auto": [ShardingType.ROW_WISE.value, ShardingType.TABLE_WISE.value, ShardingType.COLUMN_WISE.value],
-    "row_wise": [ShardingType.ROW_WISE.value],
-    "table_wise": [ShardingType.TABLE_WISE.value],
-    "column_wise": [ShardingType.COLUMN_WISE.value],
-}
 
 
 @dataclass(frozen=True)
@@ -66,32 +53,12 @@ class ShardedTask:
         return {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict()}
 
 
-def check_device(recipe: Recipe, device: torch.device) -> None:
-    """Refuse what the device can't do, before anything is planned: a planner error on one rank hangs the others.
-
-    Raises RecipeError with the alternative.
-    """
-    if device.type == "cpu" and recipe.table_optimizer == "adam":
-        raise RecipeError(
-            "table_optimizer = 'adam' is not fused on CPU (fbgemm has SGD, Adagrad and row-wise Adagrad there); "
-            "use table_optimizer = 'rowwise_adagrad'"
-        )
-
-
 def shard(task: SequenceInterestTask, recipe: Recipe, here: World) -> ShardedTask:
     """Plan, shard, and give table rows the fused optimizer and dense parameters AdamW."""
-    check_device(recipe, here.device)
+    check_device(recipe, here.device, here.size)
     fused = {"optimizer": TABLE_OPTIMIZERS[recipe.table_optimizer], "learning_rate": recipe.table_learning_rate}
     sharders = [cast(ModuleSharder[nn.Module], EmbeddingCollectionSharder(fused_params=fused))]
-    tables = [config.name for config in task.interest_encoder.embedding_collection.embedding_configs()]
-    constraints = {name: ParameterConstraints(sharding_types=SHARDING_TYPES[recipe.sharding]) for name in tables}
-    planner = EmbeddingShardingPlanner(
-        topology=Topology(world_size=here.size, compute_device=here.device.type),
-        # the planner's default reservation is deprecated in torchrec 1.8
-        storage_reservation=FixedPercentageStorageReservation(percentage=RESERVED_STORAGE),
-        constraints=constraints,
-    )
-    plan = planner.collective_plan(task, sharders, dist.group.WORLD)
+    plan = make_plan(task, sharders, recipe, here)
     # Each rank fills its own shards: from one seed they would all begin with the same rows. Dense parameters, which
     # must be equal, exist already and come from rank 0.
     torch.manual_seed(recipe.seed + RANK_STRIDE * here.rank)

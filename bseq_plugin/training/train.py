@@ -2,102 +2,160 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
+from torch import distributed as dist
 
 from bseq_plugin.data.events import Events
+from bseq_plugin.data.partitions import PartitionedSequences
 from bseq_plugin.data.prepare import PreparedLog, prepare
+from bseq_plugin.data.prepare_partitions import count_partitions, cut, prepare_partitions, resolved
+from bseq_plugin.data.streams import StreamedData, check_streams
 from bseq_plugin.data.training_data import TrainingData
-from bseq_plugin.errors import RunError
+from bseq_plugin.errors import RunError, UsageError
+from bseq_plugin.model.task import SequenceInterestTask
 from bseq_plugin.schema.parts import SequenceLoss
 from bseq_plugin.schema.recipe import Recipe
 from bseq_plugin.training.distributed import World, world
+from bseq_plugin.training.plan import check_device, sharding_types, table_names
 from bseq_plugin.training.row_update import pooled_row_update
 from bseq_plugin.training.run import Run
-from bseq_plugin.training.sharding import check_device, shard
+from bseq_plugin.training.sharding import shard
 from bseq_plugin.training.trainer import Trainer, build_task
+from bseq_plugin.training.warm_start import WarmStart
 
 
 def train(
-    events: Events,
+    events: Events | PartitionedSequences,
     recipe: Recipe,
     out: str | Path,
     *,
     items: pd.DataFrame | None = None,
     resume: bool = False,
     progress: bool = True,
+    checkpoint_steps: int | None = None,
+    warm_start: str | Path | None = None,
 ) -> Run:
     """Train ``recipe`` on ``events`` and leave a run at ``out``; under torchrun every rank calls it alike.
 
     Args:
+        events: a log in memory, or partitions of one (``bseq sequences``) that are read as they are trained on.
         items: item attributes, if the recipe reads any; see ``prepare``.
         resume: go on after the last complete checkpoint of ``out`` (from the start if there is none yet).
         progress: progress bar and one line an epoch on stderr.
+        checkpoint_steps: also write a checkpoint after so many steps within an epoch; default: after each epoch.
+        warm_start: a finished run to begin with: its items keep their rows by id, new ones begin at the mean.
 
     Raises:
         RecipeError, SchemaError, UsageError: bad settings or data, before anything is written.
-        RunError: ``out`` holds a run and ``resume`` is False, or a run of another recipe or log.
+        RunError: ``out`` holds a run and ``resume`` is False, or a run of another recipe or log; another process died.
     """
-    log = prepare(events, recipe, items)
+    if checkpoint_steps is not None and checkpoint_steps < 1:
+        raise UsageError(f"checkpoint_steps = {checkpoint_steps}; give 1 or more")
     run = Run(Path(out))
-    # built once here so that bad options and unknown names fail before anything is written
-    torch.manual_seed(log.recipe.seed)
-    task = build_task(log, device="meta")
     with world() as here:
-        check_device(log.recipe, here.device)
-        data = TrainingData(log.training, log.vocabulary, log.recipe, here.rank, here.size)
-        _check_out(run, log, resume, here)
-        if _is_complete(run):
+        if isinstance(events, Events):
+            log = here.on_all(lambda: prepare(events, recipe, items))
+        else:
+            log = _prepared_partitions(events, recipe, items, here)
+        # built before anything is written, so that bad options and unknown names fail first
+        task = here.on_all(lambda: _checked_task(log, here))
+        data = here.on_all(lambda: _batches(log, here))
+        warm = None if warm_start is None else here.on_all(lambda: WarmStart.open(warm_start, log))
+        here.on_first(lambda: _check_out(run, log, resume))
+        if here.on_first(lambda: _is_complete(run)):
             return run
-        if (here.is_first and not resume) or (here.is_first and not (run.path / "run.json").is_file()):
-            run.begin(log)
-        here.gather(None)  # nobody goes on before the run directory stands
+        here.on_first(lambda: _begin(run, log))  # nobody goes on before the run directory stands
         _settle_machine_choices(task.objective.loss, log.recipe.dim, run, here)
-        trainer = Trainer(log, data, shard(task, log.recipe, here), run, here, progress)
+        sharded = shard(task, log.recipe, here)
+        if warm is not None:  # a checkpoint of the run itself, if there is one, is loaded over it
+            here.on_all(lambda: warm.apply(sharded, log.vocabulary))
+        trainer = Trainer(log, data, sharded, run, here, progress, checkpoint_steps)
         with pooled_row_update():
             trainer.fit()
     return run
+
+
+def _prepared_partitions(
+    log: PartitionedSequences, recipe: Recipe, items: pd.DataFrame | None, here: World
+) -> PreparedLog:
+    """Every rank counts its own partitions. Collective."""
+
+    def count() -> tuple[Recipe, np.ndarray, int]:
+        check_streams(len(log.partitions), here.size, recipe)
+        ready = resolved(log, recipe)
+        return ready, *count_partitions(log, ready, list(range(here.rank, len(log.partitions), here.size)))
+
+    ready, counts, newest_us = here.on_all(count)
+    total = torch.from_numpy(counts).to(here.device)
+    dist.all_reduce(total)
+    newest_us = max(here.gather(newest_us))
+    return here.on_all(lambda: prepare_partitions(log, ready, total.cpu().numpy(), newest_us, items))
+
+
+def _checked_task(log: PreparedLog, here: World) -> SequenceInterestTask:
+    check_device(log.recipe, here.device, here.size)
+    torch.manual_seed(log.recipe.seed)
+    task = build_task(log, device="meta")
+    sharding_types(log.recipe, table_names(task), here.size)
+    return task
+
+
+def _batches(log: PreparedLog, here: World) -> TrainingData:
+    if log.partitions is None:
+        return TrainingData(log.training, log.vocabulary, log.recipe, here.rank, here.size)
+    training = partial(cut, log.recipe)
+    return StreamedData(log.partitions, log.vocabulary, log.recipe, training, here.gather, here.rank, here.size)
+
+
+def _begin(run: Run, log: PreparedLog) -> None:
+    if not (run.path / "run.json").is_file():
+        run.begin(log)
+
+
+def _settle_machine_choices(loss: SequenceLoss, dim: int, run: Run, here: World) -> None:
+    """Rank 0 measures, or reads what the run was begun with; see ``SequenceLoss.machine_choices``."""
+
+    def choose() -> dict[str, Any]:
+        choices: dict[str, Any] | None = run.info.get("machine_choices")
+        if choices is None:
+            choices = loss.machine_choices(dim)
+            run.update({**run.info, "machine_choices": choices})
+        return choices
+
+    loss.options = loss.options.model_copy(update=here.on_first(choose))
 
 
 def _is_complete(run: Run) -> bool:
     return (run.path / "run.json").is_file() and run.info["status"] == "complete"
 
 
-def _check_out(run: Run, log: PreparedLog, resume: bool, here: World) -> None:
-    """Every rank raises what rank 0 found, so that none waits for the others."""
-    problem = None
-    if here.is_first and (run.path / "run.json").is_file():
-        if not resume:
-            problem = f"{run.path} already holds a run; give another --out, or go on with it (--resume)"
-        elif run.recipe != log.recipe:
-            changed = [k for k, v in log.recipe.model_dump().items() if v != run.recipe.model_dump()[k]]
-            problem = (
-                f"{run.path} was begun with another recipe (different: {', '.join(changed)}); use the same to resume"
-            )
-        elif not _same_log(run, log):
-            problem = f"{run.path} was begun on another log (its events differ); resume with the same source"
-        elif run.info.get("attributes_sha256") != (log.attributes.digest if log.attributes else None):
-            problem = f"{run.path} was begun with another items table; resume with the same --items"
-    elif here.is_first and run.path.exists() and not (resume and run.is_half_begun) and not _is_empty(run.path):
-        problem = f"{run.path} is not empty and not a run; give another --out"
-    problem = next((p for p in here.gather(problem) if p), None)
-    if problem:
-        raise RunError(problem)
-
-
-def _settle_machine_choices(loss: SequenceLoss, dim: int, run: Run, here: World) -> None:
-    """Rank 0 measures, or reads what the run was begun with; see ``SequenceLoss.machine_choices``."""
-    choices = None
-    if here.is_first:
-        choices = run.info.get("machine_choices")
-        if choices is None:
-            choices = loss.machine_choices(dim)
-            run.update({**run.info, "machine_choices": choices})
-    choices = here.gather(choices)[0]
-    loss.options = loss.options.model_copy(update=choices)
+def _check_out(run: Run, log: PreparedLog, resume: bool) -> None:
+    if not (run.path / "run.json").is_file():
+        if run.path.exists() and not (resume and run.is_half_begun) and not _is_empty(run.path):
+            raise RunError(f"{run.path} is not empty and not a run; give another --out")
+        return
+    if not resume:
+        raise RunError(f"{run.path} already holds a run; give another --out, or go on with it (--resume)")
+    # where tables lie may change from one start to the next: it does not change what is learned
+    begun = run.recipe.replace(sharding=log.recipe.sharding)
+    if begun != log.recipe:
+        changed = [k for k, v in log.recipe.model_dump().items() if v != begun.model_dump()[k]]
+        raise RunError(
+            f"{run.path} was begun with another recipe (different: {', '.join(changed)}); use the same to resume"
+        )
+    if log.partitions is not None:
+        if run.info.get("log_sha256") != log.partitions.digest:
+            raise RunError(f"{run.path} was begun on another log; resume with the same partitions")
+    elif not _same_log(run, log):
+        raise RunError(f"{run.path} was begun on another log (its events differ); resume with the same source")
+    if run.info.get("attributes_sha256") != (log.attributes.digest if log.attributes else None):
+        raise RunError(f"{run.path} was begun with another items table; resume with the same --items")
 
 
 def _is_empty(folder: Path) -> bool:

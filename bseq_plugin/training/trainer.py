@@ -1,12 +1,11 @@
-"""The training loop: epochs, validation, checkpoints, export."""
+"""The training loop: epochs, validation, checkpoints."""
 
 from __future__ import annotations
 
 import math
-import shutil
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
@@ -16,11 +15,11 @@ from bseq_plugin.data.batches import Batch
 from bseq_plugin.data.prepare import PreparedLog
 from bseq_plugin.data.training_data import TrainingData
 from bseq_plugin.errors import BseqError
-from bseq_plugin.model.interest_model import ITEM_WEIGHT, InterestModel
 from bseq_plugin.model.task import SequenceInterestTask
 from bseq_plugin.schema.recipe import Recipe
-from bseq_plugin.training.checkpoint import Checkpoints
+from bseq_plugin.training.checkpoint import Checkpoints, Position, identity
 from bseq_plugin.training.distributed import World
+from bseq_plugin.training.export import export_model
 from bseq_plugin.training.log import RunLog
 from bseq_plugin.training.run import Run
 from bseq_plugin.training.sharding import ShardedTask
@@ -39,13 +38,24 @@ def build_task(log: PreparedLog, device: str) -> SequenceInterestTask:
 
 @dataclass
 class Progress:
-    """Where a run stands after an epoch; saved with each checkpoint."""
+    """Where a run stands; saved with each checkpoint.
+
+    ``epoch`` counts complete epochs and ``step`` the steps of the next one, whose sums over all ranks are ``sums``:
+    (loss x targets, targets, events, seconds).
+    """
 
     epoch: int = 0
     best_epoch: int = 0
     best_score: float = -1.0  # below any metric; JSON has no infinity
     best_metrics: dict[str, float] | None = None
     seconds: float = 0.0
+    step: int = 0
+    sums: list[float] = field(default_factory=lambda: [0.0] * 4)
+
+    @property
+    def position(self) -> Position:
+        """Of the checkpoint that holds this."""
+        return Position(self.epoch, self.step)
 
     def stops(self, recipe: Recipe, has_validation: bool) -> bool:
         """True once all epochs are done, or ``patience`` of them brought nothing better."""
@@ -58,19 +68,30 @@ class Trainer:
     """Runs epochs until the recipe says stop, then exports the best one."""
 
     def __init__(
-        self, log: PreparedLog, data: TrainingData, sharded: ShardedTask, run: Run, here: World, progress: bool
+        self,
+        log: PreparedLog,
+        data: TrainingData,
+        sharded: ShardedTask,
+        run: Run,
+        here: World,
+        progress: bool,
+        checkpoint_steps: int | None = None,
     ) -> None:
         self.log, self.recipe, self.data = log, log.recipe, data
         self.sharded, self.run, self.here, self.show = sharded, run, here, progress
-        self.checkpoints = Checkpoints(run.path)
+        self.checkpoint_steps = checkpoint_steps
+        self.checkpoints = Checkpoints(run.path, identity(log.recipe, log.vocabulary))
         self.pipeline = TrainPipelineSparseDist(sharded.model, sharded.optimizer, here.device)
         priors = log.item_priors
         self.item_priors_VP = None if priors is None else torch.from_numpy(priors)
         self.base_rates = [float(group["lr"]) for group in sharded.optimizer.param_groups]
+        self.state = Progress()
+        self._generator_restored = False
 
     def fit(self) -> None:
-        """Train, checkpoint each epoch, stop early, export."""
-        state = self._resume()
+        """Train, checkpoint each epoch (and within, if asked to), stop early, export."""
+        self._resume()
+        state = self.state
         with RunLog(
             self.run.path,
             enabled=self.here.is_first,
@@ -80,35 +101,39 @@ class Trainer:
         ) as log:
             while not state.stops(self.recipe, self.log.validation is not None):
                 self._epoch(state, log)
-        if self.here.is_first:
-            self._export(state)
-        self.here.gather(None)
+        best = Position(state.best_epoch)
+        if best != state.position:
+            self.checkpoints.load_weights(self.sharded, best, self.here)
+        export_model(self.log, self.sharded, self.checkpoints, best, self.run, self.here)
+        self.here.on_first(lambda: self._complete(state))
 
-    def _resume(self) -> Progress:
-        epochs = self.checkpoints.epochs()
-        last = min(self.here.gather(epochs[-1] if epochs else 0))
-        if last == 0:
-            return Progress()
-        return Progress(**self.checkpoints.load(self.sharded, last))
+    def _resume(self) -> None:
+        positions = self.here.on_first(self.checkpoints.positions)
+        if positions:
+            state, self._generator_restored = self.checkpoints.load(self.sharded, positions[-1], self.here)
+            self.state = Progress(**state)
 
     def _epoch(self, state: Progress, log: RunLog) -> None:
-        started = time.perf_counter()
-        with log.epoch(state.epoch + 1, self.data.steps_per_epoch) as report:
-            loss, n_targets, n_events = self._steps(state.epoch, report)
-        seconds = time.perf_counter() - started
-        loss_sum, targets, events = self.here.sum([loss * n_targets, n_targets, n_events])
-        state.epoch += 1
+        with log.epoch(state.epoch + 1, self.data.steps_per_epoch, state.step) as report:
+            self._steps(state.epoch, report)
+        loss, targets, events, seconds = state.sums
+        state.epoch, state.step, state.sums = state.epoch + 1, 0, [0.0] * 4
         state.seconds += seconds
         line: dict[str, Any] = {
             "epoch": state.epoch,
-            "loss": loss_sum / max(targets, 1.0),
+            "loss": loss / max(targets, 1.0),
             "seconds": seconds,
             "events_per_second": events / seconds,
         }
         self._judge(state, line)
         # The line first: a resumed run strikes lines beyond its checkpoint, but could not make up for a missing one.
         log.write(line, "(best)" if state.best_epoch == state.epoch and self.log.validation is not None else "")
-        self.checkpoints.save(self.sharded, asdict(state), state.epoch, {state.best_epoch}, self.here)
+        self._save()
+
+    def _save(self) -> None:
+        state = self.state
+        keep = {Position(state.best_epoch)}
+        self.checkpoints.save(self.sharded, asdict(state), state.position, keep, self.here)
 
     def _judge(self, state: Progress, line: dict[str, Any]) -> None:
         """Validate; without a validation set the newest epoch is the best."""
@@ -125,32 +150,50 @@ class Trainer:
             state.best_epoch, state.best_score = state.epoch, metrics[self.recipe.validation_metric]
             state.best_metrics = metrics
 
-    def _steps(self, epoch: int, report: Any) -> tuple[float, float, float]:
-        """One epoch of steps: (mean loss a target, targets, events) of this rank."""
-        # dropout of an epoch depends on (seed, epoch, rank) alone, so that a resumed run repeats the uninterrupted one
-        torch.manual_seed(hash((self.recipe.seed, epoch, self.here.rank)) & 0x7FFF_FFFF)
+    def _steps(self, epoch: int, report: Any) -> None:
+        """The steps of an epoch that are left, added up in ``self.state.sums``."""
+        state, saved_at = self.state, self.state.step
+        if not self._generator_restored:
+            # Dropout of an epoch depends on (seed, epoch, rank) alone, so that a resumed run repeats the uninterrupted
+            # one. A checkpoint in the middle of an epoch has the generators' states, for as many ranks.
+            place = (epoch, self.here.rank) if saved_at == 0 else (epoch, self.here.rank, saved_at)
+            torch.manual_seed(hash((self.recipe.seed, *place)) & 0x7FFF_FFFF)
+        self._generator_restored = False
         self.sharded.model.train()
         self.pipeline.attach(self.sharded.model)
         counted: list[int] = []
-        batches = self._counted(self.data.batches(epoch), counted)
-        loss_sum, targets, step = 0.0, 0, 0
+        batches = self._counted(self.data.batches(epoch, saved_at), counted)
+        own, started, first = [0.0, 0.0, 0.0], time.perf_counter(), saved_at
         while True:
-            self._set_learning_rate(epoch * self.data.steps_per_epoch + step)
+            self._set_learning_rate(epoch * self.data.steps_per_epoch + state.step)
             try:
                 outputs = self.pipeline.progress(batches)
             except StopIteration:
                 break
             loss, n_targets = float(outputs["loss"]), int(outputs["n_targets"])
-            if not math.isfinite(loss):
-                raise BseqError(
-                    f"the loss is {loss} in epoch {epoch + 1}, step {step + 1}; lower learning_rate or "
-                    f"table_learning_rate. The last good checkpoint is kept in {self.checkpoints.folder}"
-                )
-            loss_sum, targets = loss_sum + loss * n_targets, targets + n_targets
-            report(loss, counted[step])
-            step += 1
+            self._require_finite(loss, epoch, state.step)
+            n_events = counted[state.step - first]
+            own = [own[0] + loss * n_targets, own[1] + n_targets, own[2] + n_events]
+            report(loss, n_events)
+            state.step += 1
+            if self.checkpoint_steps and state.step - saved_at >= self.checkpoint_steps:
+                self._add(own, started)
+                self._save()
+                own, started, saved_at = [0.0, 0.0, 0.0], time.perf_counter(), state.step
         self.pipeline.detach()
-        return loss_sum / max(targets, 1), float(targets), float(sum(counted))
+        self._add(own, started)
+
+    def _add(self, own: list[float], started: float) -> None:
+        """Add this rank's sums to those of all ranks; a resumed run adds the same numbers in the same order."""
+        totals = [*self.here.sum(own), time.perf_counter() - started]
+        self.state.sums = [old + new for old, new in zip(self.state.sums, totals, strict=True)]
+
+    def _require_finite(self, loss: float, epoch: int, step: int) -> None:
+        if not math.isfinite(loss):
+            raise BseqError(
+                f"the loss is {loss} in epoch {epoch + 1}, step {step + 1}; lower learning_rate or "
+                f"table_learning_rate. The last good checkpoint is kept in {self.checkpoints.folder}"
+            )
 
     @staticmethod
     def _counted(batches: Iterator[Batch], counted: list[int]) -> Iterator[Batch]:
@@ -167,22 +210,7 @@ class Trainer:
         for group, rate in zip(self.sharded.optimizer.param_groups, self.base_rates, strict=True):
             group["lr"] = rate * max(factor, 0.02)
 
-    def _export(self, state: Progress) -> None:
-        """The best epoch as a plain model, then mark the run complete."""
-        plain = build_task(self.log, device="cpu")
-        self.checkpoints.load_plain(plain, state.best_epoch)
-        encoder = plain.interest_encoder
-        weights = {k: v for k, v in encoder.state_dict().items() if not k.startswith("item_tower.")}
-        weights[ITEM_WEIGHT] = encoder.item_tower.fold(weights[ITEM_WEIGHT])
-        model = InterestModel.from_state(
-            self.recipe, self.log.vocabulary, weights, self.item_priors_VP, self.log.trained_until_us
-        )
-        aside = self.run.path / ".model"
-        shutil.rmtree(aside, ignore_errors=True)
-        aside.mkdir()
-        model.save(aside)
-        shutil.rmtree(self.run.path / "model", ignore_errors=True)
-        aside.rename(self.run.path / "model")
+    def _complete(self, state: Progress) -> None:
         self.run.update(
             {
                 **self.run.info,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -9,14 +11,14 @@ from torch import Tensor
 from bseq_plugin.data.batches import NEGATIVE, TARGET, history_features
 from bseq_plugin.data.sequences import Sequences
 from bseq_plugin.data.splits import EvaluationSet
-from bseq_plugin.metrics import ranking_metrics, top_k_items
+from bseq_plugin.metrics import Excluded, ranking_metrics, top_k_items
 from bseq_plugin.model.encoder import SequenceInterestEncoder
 from bseq_plugin.model.interest_model import EVENTS_PER_CALL
 from bseq_plugin.model.items import score_vectors
 from bseq_plugin.schema.recipe import Recipe
 from bseq_plugin.training.distributed import World
 
-ITEMS_PER_CALL = 1 << 20
+ITEMS_PER_CALL = 1 << 19
 
 
 @torch.no_grad()
@@ -34,14 +36,12 @@ def validate(
     calls it with the same evaluation set. ``item_priors_VP``: popularity columns as of the start of the validation.
     """
     k = int(recipe.validation_metric.split("@")[1])
-    rows_VD = item_rows(encoder, n_items, recipe, evaluation.histories, here)
-    priors_VP = None if item_priors_VP is None else item_priors_VP.to(here.device)
-    items_VD = score_vectors(rows_VD, priors_VP, recipe.score == "cosine")
     own = np.array_split(np.arange(evaluation.n_users), here.size)[here.rank]
     interests_BD = _interests(encoder, evaluation, own, recipe, here)
     own_histories = evaluation.histories.take(own)
     excluded = (own_histories.offsets, own_histories.items) if recipe.mask_seen else None
-    top_UK = top_k_items(interests_BD, items_VD, k, excluded)
+    chunks = _score_vectors(encoder, item_priors_VP, n_items, recipe, evaluation.histories, here)
+    top_UK = _top_of_chunks(interests_BD, chunks, k, excluded)
     first, last = (int(own[0]), int(own[-1]) + 1) if len(own) else (0, 0)
     offsets = evaluation.target_offsets[first : last + 1]
     metrics = ranking_metrics(top_UK, offsets - offsets[0], evaluation.target_items[offsets[0] : offsets[-1]], [k])
@@ -54,18 +54,72 @@ def item_rows(
     encoder: SequenceInterestEncoder, n_items: int, recipe: Recipe, histories: Sequences, here: World
 ) -> Tensor:
     """``[V + 1, D]`` float32, looked up through the (sharded) collection. Collective."""
+    return torch.cat([rows_ND for _, rows_ND in _item_chunks(encoder, n_items, recipe, histories, here)])
+
+
+def _item_chunks(
+    encoder: SequenceInterestEncoder, n_items: int, recipe: Recipe, histories: Sequences, here: World
+) -> Iterator[tuple[int, Tensor]]:
+    """(first row, rows [N, D]) of ``item_rows``, so that no rank ever holds the whole table. Collective."""
     # A sharded collection takes the key order of its first input for granted, so this one has all the same keys:
     # one user of ``histories`` without events, whose negatives are the rows asked for.
     nobody = histories.slices(np.zeros(1, np.int64), np.zeros(1, np.int64), np.zeros(1, np.int64))
     nothing = (np.empty(0, np.int64), np.zeros(1, np.int64))
-    chunks = []
     for start in range(0, n_items + 1, ITEMS_PER_CALL):
         rows = np.arange(start, min(start + ITEMS_PER_CALL, n_items + 1))
         asked = {TARGET: nothing, NEGATIVE: (rows, np.array([len(rows)]))}
         features = history_features(nobody, recipe.event_features, asked).to(here.device)
         looked_up = encoder.embedding_collection(features)
-        chunks.append(encoder.item_tower(looked_up, features, [NEGATIVE])[0])
-    return torch.cat(chunks)
+        yield start, encoder.item_tower(looked_up, features, [NEGATIVE])[0]
+
+
+def _score_vectors(
+    encoder: SequenceInterestEncoder,
+    item_priors_VP: Tensor | None,
+    n_items: int,
+    recipe: Recipe,
+    histories: Sequences,
+    here: World,
+) -> Iterator[tuple[int, Tensor]]:
+    """``_item_chunks`` as an interest is multiplied with them."""
+    for first, rows_ND in _item_chunks(encoder, n_items, recipe, histories, here):
+        priors_NP = None if item_priors_VP is None else item_priors_VP[first : first + len(rows_ND)].to(here.device)
+        yield first, score_vectors(rows_ND, priors_NP, recipe.score == "cosine")
+
+
+def _top_of_chunks(
+    interests_BD: Tensor, chunks: Iterator[tuple[int, Tensor]], k: int, excluded: Excluded | None
+) -> np.ndarray:
+    """``top_k_items`` over all chunks: int64 [B, k], by score, then by row."""
+    found: list[tuple[np.ndarray, Tensor]] = []
+    for first, vectors_ND in chunks:
+        if first:  # row 0 of what is ranked is never returned: only the first chunk has a row for that
+            vectors_ND = torch.cat([vectors_ND.new_zeros(1, vectors_ND.shape[1]), vectors_ND])
+        shift = max(first - 1, 0)
+        rows_BK = top_k_items(interests_BD, vectors_ND, k, _within(excluded, shift, len(vectors_ND)))
+        scores_BK = torch.einsum("bd,bkd->bk", interests_BD, vectors_ND[torch.from_numpy(rows_BK.clip(min=0))])
+        scores_BK[torch.from_numpy(rows_BK < 0)] = -torch.inf
+        found.append((np.where(rows_BK < 0, -1, rows_BK + shift), scores_BK))
+        if len(found) > 1:
+            found = [_best(found, k)]
+    return found[0][0]
+
+
+def _best(found: list[tuple[np.ndarray, Tensor]], k: int) -> tuple[np.ndarray, Tensor]:
+    """The k best of both lists; the first one has the smaller rows, and equal scores keep this order."""
+    rows_BN = np.concatenate([rows for rows, _ in found], axis=1)
+    scores_BN, order = torch.cat([scores for _, scores in found], dim=1).sort(dim=1, descending=True, stable=True)
+    return np.take_along_axis(rows_BN, order.numpy(), axis=1)[:, :k], scores_BN[:, :k]
+
+
+def _within(excluded: Excluded | None, shift: int, n_rows: int) -> Excluded | None:
+    """The excluded rows of a chunk, numbered from its row ``shift`` on; row 0 is nobody's business."""
+    if excluded is None:
+        return None
+    offsets, rows = excluded
+    inside = (rows > shift) & (rows < shift + n_rows)
+    kept = np.concatenate([[0], np.cumsum(inside)])
+    return kept[offsets], rows[inside] - shift
 
 
 def _interests(

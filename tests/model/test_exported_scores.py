@@ -17,7 +17,7 @@ from bseq_plugin.model.items import score_vectors
 from bseq_plugin.model.task import SequenceInterestTask
 from bseq_plugin.plugins import plugin_manager
 from bseq_plugin.schema.recipe import Recipe
-from bseq_plugin.training.checkpoint import Checkpoints
+from bseq_plugin.training.checkpoint import Checkpoints, Position
 from bseq_plugin.training.train import train
 
 VARIANTS = {
@@ -59,7 +59,7 @@ def trained(request, tiny_frame, shelf, tmp_path_factory):
     task = SequenceInterestTask(
         log.recipe, log.vocabulary.n_items, len(log.vocabulary.event_types), attributes=log.attributes
     )
-    Checkpoints(run.path).load_plain(task, run.info["best_epoch"])
+    Checkpoints(run.path).load_plain(task, Position(run.info["best_epoch"]))
     return log, task.eval(), InterestModel.from_run(run.path)
 
 

@@ -18,7 +18,6 @@ from bseq_plugin.data.sequences import Sequences
 from bseq_plugin.errors import MissingDependencyError, RunError, StoreError, UsageError
 from bseq_plugin.indexes.exact import ExactIndex
 from bseq_plugin.model.interest_model import InterestModel
-from bseq_plugin.retrieval import publish as publish_module
 from bseq_plugin.retrieval.blend import BlendWeights
 from bseq_plugin.retrieval.publish import publish, publish_model
 from bseq_plugin.retrieval.retriever import Retriever
@@ -204,14 +203,24 @@ def test_a_user_with_two_histories_is_refused(run, tmp_path):
         publish(run.path, tmp_path / "store", histories=twice)
 
 
-@pytest.mark.parametrize("error", [SafetensorError("No space left on device"), OSError(28, "No space left on device")])
-def test_a_full_disk_publishes_nothing(run, tmp_path, monkeypatch, error):
+FULL = "No space left on device"
+
+
+@pytest.mark.parametrize(
+    ("writer", "error"),
+    [
+        ("bseq_plugin.model.interest_model.save_file", SafetensorError(FULL)),
+        ("bseq_plugin.model.interest_model.create", OSError(28, FULL)),
+        ("bseq_plugin.retrieval.publish.create", OSError(28, FULL)),
+    ],
+)
+def test_a_full_disk_publishes_nothing(run, tmp_path, monkeypatch, writer, error):
     def full(*_):
         raise error
 
     publish(run.path, tmp_path / "store")
     before = Store(tmp_path / "store").current().name
-    monkeypatch.setattr(publish_module, "save_file", full)
+    monkeypatch.setattr(writer, full)
     with pytest.raises(StoreError, match=r"No space left on device.*nothing was published"):
         publish(run.path, tmp_path / "store")
     assert Store(tmp_path / "store").current().name == before

@@ -37,3 +37,22 @@ def weights():
         return {name: (run / "model" / name).read_bytes() for name in ("encoder.safetensors", "items.safetensors")}
 
     return read
+
+
+@pytest.fixture
+def ranks(python, tmp_path):
+    """A function that runs jobs of ``scale_jobs.py`` and gives their results: name -> one a rank."""
+    import json
+    from pathlib import Path
+
+    def run(jobs, timeout=240):
+        folder = tmp_path / "jobs"
+        folder.mkdir(exist_ok=True)
+        (folder / "jobs.json").write_text(json.dumps({"folder": str(folder), "jobs": jobs}))
+        done = python(Path(__file__).with_name("scale_jobs.py"), folder / "jobs.json", timeout=timeout)
+        found = {job["name"]: folder / f"{job['name']}.json" for job in jobs}
+        missing = [name for name, path in found.items() if not path.exists()]
+        assert missing == [], done.stderr[-3000:]
+        return {name: json.loads(path.read_text()) for name, path in found.items()}
+
+    return run

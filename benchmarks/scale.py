@@ -1,0 +1,217 @@
+"""Catalogues and logs larger than memory: `make bench-scale`, or one part of it.
+
+    python benchmarks/scale.py sequences --events 100000000          # events -> partitions, against DuckDB alone
+    python benchmarks/scale.py catalogue --items 10000000            # train on 2 ranks, checkpoint, publish, retrieve
+    python benchmarks/scale.py steps                                 # a step's seconds and bytes, and a model of them
+
+Each part writes its figures to benchmarks/results/scale-PART.json, with the claims of docs/scale.md, computed from what
+was measured. The log is benchmarks/synthetic.py's. The files (up to 25 GB) are in --work, and are removed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import shlex
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+MEASURED = """
+import json, resource, sys, time
+started = time.perf_counter()
+try:
+{code}
+finally:
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    figures = {{"seconds": time.perf_counter() - started, "cpu_seconds": used.ru_utime + used.ru_stime}}
+    print("MEASURED", json.dumps({{**figures, "peak_mb": used.ru_maxrss / 1024}}), flush=True)
+"""
+DUCKDB = """
+    import duckdb
+    connection = duckdb.connect(config={{"temp_directory": {spill!r}, "threads": {threads}}})
+    connection.execute("SET enable_progress_bar = false")
+    connection.execute("COPY (SELECT user_id, list(item_id ORDER BY timestamp) AS items, list(timestamp ORDER BY "
+        "timestamp) AS times FROM read_parquet({source!r}) GROUP BY user_id) TO {out!r} (FORMAT parquet)")
+"""
+SEQUENCES = """
+    from bseq_plugin.readers.build_sequences import build_sequences
+    build_sequences({source!r}, {out!r}, memory_mb={memory_mb}, partitions={partitions}, threads={threads})
+"""
+RANK = """
+    import os
+    import torch
+    torch.set_num_threads(1)
+    from pathlib import Path
+    from torch import distributed as dist
+    from bseq_plugin import Recipe, train
+    from bseq_plugin.data.partitions import PartitionedSequences
+    dist.init_process_group("gloo", init_method="file://" + {store!r}, rank={rank}, world_size={size})
+    train(PartitionedSequences.open(Path({source!r})), Recipe(**{recipe!r}), {out!r}, progress=False)
+    dist.destroy_process_group()
+"""
+PUBLISH = """
+    import bseq_plugin as bseq
+    bseq.publish({run!r}, {store!r}, index="faiss_cpu", index_options={options!r})
+"""
+RETRIEVE = """
+    import bseq_plugin as bseq
+    retriever = bseq.Retriever.open({store!r})
+    opened = time.perf_counter() - started
+    users = retriever.histories.user_ids[:100]
+    hits = retriever.retrieve(users, k=20)
+    assert len(hits) == 2000, len(hits)
+    print("OPENED", opened, "ANSWERED", time.perf_counter() - started - opened)
+"""
+
+
+def measured(code: str, **values: Any) -> dict[str, float]:
+    """Seconds, CPU seconds and peak MB of a process of its own that runs ``code``."""
+    return finish(begin(code, **values))
+
+
+def begin(code: str, **values: Any) -> subprocess.Popen[str]:
+    """Start such a process."""
+    script = MEASURED.format(code=code.format(**values))
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    return subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True, env=environment)
+
+
+def finish(process: subprocess.Popen[str]) -> dict[str, float]:
+    """Wait for it; its figures."""
+    text, _ = process.communicate()
+    if process.returncode:
+        raise SystemExit(f"a part of the benchmark failed: {text[-2000:]}")
+    found: dict[str, float] = json.loads(text.rpartition("MEASURED")[2])
+    for line in text.splitlines():
+        if line.startswith("OPENED"):
+            _, opened, _, answered = line.split()
+            found |= {"open_seconds": float(opened), "answer_100_users_seconds": float(answered)}
+    return found
+
+
+def make_log(path: Path, chosen: argparse.Namespace, cover: bool = False) -> None:
+    """The made-up log."""
+    sizes = ["--events", chosen.events, "--users", chosen.users, "--items", chosen.items, "--seed", chosen.seed]
+    command = [sys.executable, str(ROOT / "benchmarks" / "synthetic.py"), str(path), *map(str, sizes)]
+    subprocess.run([*command, *(["--cover"] if cover else [])], check=True)
+
+
+def sequences(chosen: argparse.Namespace, work: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Events to partitions under 2 GB, against what DuckDB alone takes with all the memory there is."""
+    source = work / "events.parquet"
+    make_log(source, chosen)
+    how = {"source": str(source), "threads": chosen.threads}
+    ours = measured(SEQUENCES, out=str(work / "parts"), memory_mb=chosen.memory_mb, partitions=chosen.partitions, **how)
+    alone = measured(DUCKDB, out=str(work / "alone.parquet"), spill=str(work / "spill"), **how)
+    claims = [
+        claim("peak memory, MB", ours["peak_mb"], chosen.memory_mb),
+        claim("seconds / DuckDB alone, sort and group", ours["seconds"] / alone["seconds"], 2.0),
+    ]
+    return {"ours": ours, "duckdb_alone": alone, "events_per_second": chosen.events / ours["seconds"]}, claims
+
+
+def catalogue(chosen: argparse.Namespace, work: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Train a large catalogue row-wise on several ranks, checkpoint, publish, retrieve."""
+    source, parts = work / "events.parquet", work / "parts"
+    make_log(source, chosen, cover=True)
+    how = {"source": str(source), "memory_mb": chosen.memory_mb, "partitions": chosen.partitions}
+    figures: dict[str, Any] = {"sequences": measured(SEQUENCES, out=str(parts), threads=chosen.threads, **how)}
+    source.unlink()
+    recipe = {
+        "dim": 64, "candidates": 1024, "split": "none", "epochs": 1, "event_features": (),
+        "batch_users": 256, "sharding": "row_wise", "encoder_options": {"n_blocks": 1, "n_heads": 2},
+        "loss_options": {"matmul": "float32"},
+    }  # fmt: skip
+    ranks = [
+        begin(RANK, store=str(work / "group"), rank=rank, size=chosen.ranks, source=str(parts), recipe=recipe,
+              out=str(work / "run"))
+        for rank in range(chosen.ranks)
+    ]  # fmt: skip
+    figures["ranks"] = [finish(process) for process in ranks]
+    line = json.loads((work / "run" / "metrics.jsonl").read_text(encoding="utf-8").splitlines()[-1])
+    figures["epoch"] = line
+    size = sum(file.stat().st_size for file in (work / "run" / "checkpoints").rglob("*") if file.is_file())
+    figures["checkpoint_mb"] = size / 2**20
+    options = {"factory": chosen.factory, "nprobe": 32, "refine": 8}
+    figures["publish"] = measured(PUBLISH, run=str(work / "run"), store=str(work / "store"), options=options)
+    shutil.rmtree(work / "run")
+    figures["retrieve"] = measured(RETRIEVE, store=str(work / "store"))
+    shard_mb = (chosen.items + 1) / chosen.ranks * (64 + 1) * 4 / 2**20
+    constant_mb = CONSTANT_MB + BYTES_PER_ITEM * chosen.items / 2**20
+    figures |= {"shard_and_optimizer_mb": shard_mb, "constant_mb": constant_mb}
+    peak = max(rank["peak_mb"] for rank in figures["ranks"])
+    return figures, [claim("peak MB of a rank / (shard + optimizer + constant)", peak / (shard_mb + constant_mb), 1.3)]
+
+
+# Stated, not fitted: torch, torchrec and the batches of a rank; ids and counts of the items, each twice while they are
+# brought together.
+CONSTANT_MB, BYTES_PER_ITEM = 700, 32
+
+
+def claim(name: str, value: float, target: float) -> dict[str, Any]:
+    """A claim that holds if the value is at most the target."""
+    return {"name": name, "value": value, "target": target, "holds": value <= target}
+
+
+def commit() -> str:
+    """The commit of the checkout."""
+    command = ["git", "rev-parse", "--short", "HEAD"]
+    return subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT).stdout.strip() or "unknown"
+
+
+PARTS = {"sequences": sequences, "catalogue": catalogue}
+SIZES = {"sequences": (100_000_000, 1_000_000, 1_000_000), "catalogue": (20_000_000, 20_000, 10_000_000)}
+
+
+def main() -> None:
+    """Measure, print, write."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("part", nargs="?", choices=[*PARTS, "all"], default="all")
+    for name in ("events", "users", "items"):
+        parser.add_argument(f"--{name}", type=int)
+    parser.add_argument("--ranks", type=int, default=2)
+    parser.add_argument("--partitions", type=int, default=32)
+    parser.add_argument("--memory-mb", type=int, default=2000)
+    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--factory", default="IVF1024,PQ32x4fs")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--work", type=Path, help="a folder with room; default: a temporary one")
+    given = parser.parse_args()
+    failed = False
+    for part in PARTS if given.part == "all" else [given.part]:
+        chosen = argparse.Namespace(**vars(given))
+        for name, value in zip(("events", "users", "items"), SIZES[part], strict=True):
+            setattr(chosen, name, getattr(given, name) or value)
+        started = time.perf_counter()
+        with tempfile.TemporaryDirectory(dir=given.work) as folder:
+            figures, claims = PARTS[part](chosen, Path(folder))
+        document = {
+            "command": shlex.join(["python", "benchmarks/scale.py", *sys.argv[1:]]),
+            "commit": commit(),
+            "machine": f"{platform.machine()}, {chosen.threads} threads",
+            "figures": {"events": chosen.events, "users": chosen.users, "items": chosen.items, **figures},
+            "claims": claims,
+        }
+        print(json.dumps(document["figures"], indent=1))
+        for one in claims:
+            print(
+                f"{one['name']:<55} {one['value']:10.2f}  aim {one['target']}  {'holds' if one['holds'] else 'MISSED'}"
+            )
+        print(f"{time.perf_counter() - started:.0f} s in all")
+        failed |= not all(one["holds"] for one in claims)
+        path = ROOT / "benchmarks" / "results" / f"scale-{part}.json"
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+    sys.exit(int(failed))
+
+
+if __name__ == "__main__":
+    main()

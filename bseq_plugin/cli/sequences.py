@@ -1,0 +1,86 @@
+"""``bseq sequences``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from bseq_plugin.cli.common import Columns, Unit, column_mapping, note
+from bseq_plugin.errors import UsageError
+
+if TYPE_CHECKING:
+    from bseq_plugin.data.partitions import PartitionedSequences
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command of this module."""
+    app.command()(sequences)
+
+
+def sequences(
+    source: Annotated[str, typer.Argument(help="Log: .parquet, .csv or .tsv, also globs; with --seal a folder.")],
+    folder: Annotated[Path | None, typer.Option("--out", help="Folder to write; `bseq train` reads it.")] = None,
+    memory_mb: Annotated[int, typer.Option("--memory-mb", help="The most memory to take.")] = 2000,
+    partitions: Annotated[
+        int | None, typer.Option("--partitions", help="Files to write; so many processes, or a divisor, train on them.")
+    ] = None,
+    threads: Annotated[int | None, typer.Option("--threads", help="Threads; default: all cores.")] = None,
+    columns: Columns = None,
+    timestamp_unit: Unit = None,
+    seal: Annotated[
+        bool, typer.Option("--seal", help="Describe parts that Spark or Ray wrote (see docs/formats.md).")
+    ] = False,
+) -> None:
+    """Turn a log larger than memory into sequences, one row a user, in partitions by user.
+
+    Example: `bseq sequences \'logs/*.parquet\' --out sequences --memory-mb 2000`, then
+    `bseq train sequences --out runs/today`. Needs DuckDB: `pip install duckdb`.
+    """
+    if seal:
+        if folder is not None:
+            raise UsageError("--seal describes a folder as it is: leave --out away")
+        from bseq_plugin.data.partitions import seal as describe
+
+        found = describe(Path(source))
+    else:
+        if folder is None:
+            raise UsageError("say where to write: --out FOLDER")
+        found = _build(source, folder, memory_mb, partitions, threads, columns, timestamp_unit)
+    note.print(
+        f"{found.n_events:,} events of {found.n_users:,} users in {len(found.partitions)} partitions: {found.folder}"
+    )
+
+
+def _build(
+    source: str,
+    folder: Path,
+    memory_mb: int,
+    partitions: int | None,
+    threads: int | None,
+    columns: list[str] | None,
+    timestamp_unit: str | None,
+) -> PartitionedSequences:
+    from rich.progress import Progress, TaskID
+
+    from bseq_plugin.readers.build_sequences import build_sequences
+
+    with Progress(console=note, transient=True, disable=not note.is_terminal) as bar:
+        tasks: dict[str, TaskID] = {}
+
+        def report(what: str, done: int, of: int) -> None:
+            if what not in tasks:
+                tasks[what] = bar.add_task(what, total=of)
+            bar.update(tasks[what], completed=done)
+
+        return build_sequences(
+            source,
+            folder,
+            columns=column_mapping(columns),
+            timestamp_unit=timestamp_unit,
+            memory_mb=memory_mb,
+            partitions=partitions,
+            threads=threads,
+            report=report,
+        )

@@ -1,0 +1,213 @@
+"""Sequences in files that are read a piece at a time: the form of a log larger than memory.
+
+    DIR/sequences.json        {"schema", "partitions": [{"file", "users", "events", "bytes"}], ...}, written last
+    DIR/part-00000.parquet    one row a user, as ``sequences.parquet``; a user stands in one file only
+    DIR/items.parquet         item_id ascending, count
+
+Any engine may write the parts (docs/formats.md); ``seal`` then writes the other two files.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from bseq_plugin.data.events import ITEM, USER
+from bseq_plugin.data.sequences import Sequences
+from bseq_plugin.data.vocabulary import Vocabulary
+from bseq_plugin.errors import SchemaError
+
+SCHEMA = 1
+HEAD, ITEMS, PART = "sequences.json", "items.parquet", "part-*.parquet"
+COLUMNS = ("item_ids", "timestamps", "event_types", "session_ids", "created_timestamps")
+
+
+@dataclass(frozen=True)
+class Partition:
+    """One file: its name, how many users and events it has, and its size in bytes."""
+
+    file: str
+    users: int
+    events: int
+    bytes: int
+
+
+@dataclass(frozen=True)
+class PartitionedSequences:
+    """What ``sequences.json`` says; histories are read with ``read``.
+
+    Attributes:
+        columns: which of ``COLUMNS`` there are.
+        event_types: names in ascending order.
+        last_us: time of the newest event, None without times.
+    """
+
+    folder: Path
+    partitions: list[Partition]
+    columns: list[str]
+    event_types: list[str] = field(default_factory=list)
+    last_us: int | None = None
+
+    @classmethod
+    def open(cls, folder: Path) -> PartitionedSequences:
+        """Read ``sequences.json`` and see that every file is there in full. Raises SchemaError naming the file."""
+        try:
+            document = json.loads((folder / HEAD).read_text(encoding="utf-8"))
+            if document["schema"] != SCHEMA:
+                raise SchemaError(f"{folder / HEAD} has schema {document['schema']!r}, this bseq reads {SCHEMA}")
+            partitions = [Partition(**entry) for entry in document["partitions"]]
+            found = cls(folder, partitions, document["columns"], document["event_types"], document["last_us"])
+        except FileNotFoundError:
+            raise SchemaError(
+                f"{folder} has no {HEAD}; make it with `bseq sequences`, or, for parts of another engine, "
+                f"`bseq sequences {folder} --seal`"
+            ) from None
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise SchemaError(f"{folder / HEAD} can't be read: {type(error).__name__}: {error}") from None
+        for partition in partitions:
+            found._require_whole(partition)
+        return found
+
+    def _require_whole(self, partition: Partition) -> None:
+        path = self.folder / partition.file
+        if not path.is_file():
+            raise SchemaError(f"partition {path} is missing; copy it again, or run `bseq sequences` again")
+        if path.stat().st_size != partition.bytes:
+            raise SchemaError(
+                f"partition {path} has {path.stat().st_size} bytes, written were {partition.bytes}: it is truncated or "
+                "was changed; copy it again, or run `bseq sequences` again"
+            )
+
+    @property
+    def n_users(self) -> int:
+        """In all partitions."""
+        return sum(partition.users for partition in self.partitions)
+
+    @property
+    def n_events(self) -> int:
+        """In all partitions."""
+        return sum(partition.events for partition in self.partitions)
+
+    @property
+    def digest(self) -> str:
+        """sha256 of what ``sequences.json`` says."""
+        head = json.dumps([self.columns, self.event_types, [asdict(partition) for partition in self.partitions]])
+        return hashlib.sha256(head.encode()).hexdigest()
+
+    @cached_property
+    def vocabulary(self) -> Vocabulary:
+        """All items of the log, with their counts in the whole of it."""
+        table = _read(self.folder / ITEMS)
+        ids = table[ITEM].to_pandas().to_numpy()
+        ids = ids if np.issubdtype(ids.dtype, np.integer) else ids.astype(object)
+        return Vocabulary(ids, table["count"].to_numpy(), tuple(self.event_types))
+
+    def row_group_users(self, partition: int) -> np.ndarray:
+        """int64, the users of each row group of a partition."""
+        metadata = self._file(partition).metadata
+        return np.array([metadata.row_group(n).num_rows for n in range(metadata.num_row_groups)], np.int64)
+
+    def read(self, partition: int, row_groups: list[int], vocabulary: Vocabulary) -> Sequences:
+        """The histories of some row groups, in this order. Raises SchemaError if they can't be read."""
+        path = self.folder / self.partitions[partition].file
+        try:
+            table = self._file(partition).read_row_groups(row_groups, columns=[USER, *self.columns])
+        except (OSError, pa.ArrowException) as error:
+            raise SchemaError(f"partition {path} is damaged: {error}; copy it again") from None
+        return Sequences.from_table(table, vocabulary, path.name)
+
+    def read_all(self, vocabulary: Vocabulary) -> Sequences:
+        """The histories of all users, in memory: 8 bytes an event and column."""
+        parts = []
+        for number, partition in enumerate(self.partitions):
+            if partition.users:
+                parts.append(self.read(number, list(range(len(self.row_group_users(number)))), vocabulary))
+        return Sequences.join(parts)
+
+    def _file(self, partition: int) -> pq.ParquetFile:
+        path = self.folder / self.partitions[partition].file
+        try:
+            return pq.ParquetFile(path)
+        except (OSError, pa.ArrowException) as error:
+            raise SchemaError(f"partition {path} can't be read as Parquet: {error}; copy it again") from None
+
+    def save_head(self) -> None:
+        """Write ``sequences.json``, beside and renamed."""
+        document: dict[str, Any] = {
+            "schema": SCHEMA,
+            "n_users": self.n_users,
+            "n_events": self.n_events,
+            "columns": self.columns,
+            "event_types": self.event_types,
+            "last_us": self.last_us,
+            "partitions": [asdict(partition) for partition in self.partitions],
+        }
+        aside = self.folder / f".{HEAD}.tmp"
+        aside.write_text(json.dumps(document, indent=1), encoding="utf-8")
+        os.replace(aside, self.folder / HEAD)
+
+
+def seal(folder: Path) -> PartitionedSequences:
+    """Describe parts that another engine wrote: counts, sizes, items. Memory: one row group, and the items.
+
+    Raises SchemaError for a folder without parts, missing columns, or lists of unequal length.
+    """
+    paths = sorted(folder.glob(PART))
+    if not paths:
+        raise SchemaError(f"{folder} has no files {PART}; write one row a user with lists (docs/formats.md)")
+    partitions, types, last_us = [], set(), None
+    counts: Any = None
+    columns = [name for name in COLUMNS if name in pq.read_schema(paths[0]).names]
+    for path in paths:
+        lacking = {USER, "item_ids", *columns} - set(pq.read_schema(path).names)
+        if lacking:
+            raise SchemaError(f"{path} lacks column(s) {', '.join(sorted(lacking))}, which the first part has")
+        file, events = pq.ParquetFile(path), 0
+        for number in range(file.num_row_groups):
+            table = file.read_row_group(number, columns=columns)
+            flat = {name: _flat(table[name]) for name in columns}
+            if len({len(values) for values in flat.values()}) > 1:
+                raise SchemaError(f"{path}: the lists of {', '.join(columns)} differ in length")
+            events += len(flat["item_ids"])
+            counts = _add(counts, pc.value_counts(flat["item_ids"]))
+            if "event_types" in flat:
+                types |= set(pc.unique(flat["event_types"]).to_pylist())
+            if "timestamps" in flat and len(flat["timestamps"]):
+                newest = int(pc.max(flat["timestamps"]).as_py())
+                last_us = newest if last_us is None else max(last_us, newest)
+        partitions.append(Partition(path.name, file.metadata.num_rows, events, path.stat().st_size))
+    pq.write_table(counts.sort_by(ITEM), folder / ITEMS)
+    names = sorted(name for name in types if name)
+    found = PartitionedSequences(folder, partitions, columns, names, last_us)
+    found.save_head()
+    return found
+
+
+def _flat(column: pa.ChunkedArray) -> pa.Array:
+    flat = pc.list_flatten(column)
+    return flat.combine_chunks() if isinstance(flat, pa.ChunkedArray) else flat
+
+
+def _add(counts: Any, found: pa.StructArray) -> pa.Table:
+    """Counts by item, merged so that memory is that of the items, not of the parts."""
+    new = pa.table({ITEM: found.field("values"), "count": found.field("counts")})
+    both = new if counts is None else pa.concat_tables([counts, new])
+    merged = both.filter(pc.is_valid(both[ITEM])).group_by(ITEM).aggregate([("count", "sum")])
+    return merged.rename_columns([ITEM, "count"])
+
+
+def _read(path: Path) -> pa.Table:
+    try:
+        return pq.read_table(path)
+    except (OSError, pa.ArrowException) as error:
+        raise SchemaError(f"{path} can't be read: {error}; run `bseq sequences` again") from None

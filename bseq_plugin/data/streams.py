@@ -1,0 +1,163 @@
+"""Batches of a log larger than memory: every partition is a stream, every rank reads its own ones.
+
+A global batch takes its share of users from every stream, in proportion to their sizes, so that all streams end an
+epoch together. Streams are dealt out to the ranks; a number of ranks that divides their number sees the same global
+batches as any other. A stream is read a few row groups at a time, in an order of their own each epoch, and the users of
+these are shuffled: that is the shuffle buffer, and all that is held in memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from bseq_plugin.data.batches import Batch
+from bseq_plugin.data.candidates import CandidateSampler
+from bseq_plugin.data.examples import Examples, NextEvent
+from bseq_plugin.data.items import PopularityPrior
+from bseq_plugin.data.partitions import COLUMNS, PartitionedSequences
+from bseq_plugin.data.sequences import Sequences
+from bseq_plugin.data.training_data import ORDER_STREAM, STEP_STREAM, TrainingData
+from bseq_plugin.data.vocabulary import Vocabulary
+from bseq_plugin.errors import RecipeError, SchemaError, UsageError
+from bseq_plugin.schema.recipe import Recipe
+
+BUFFERED_USERS = 32_768  # of all streams of a global batch together
+Gather = Callable[[Any], list[Any]]  # the values of all ranks
+
+
+class StreamedData(TrainingData):
+    """``TrainingData`` over partitions, with ``targets = "next"``.
+
+    Args:
+        training: cuts the part that may be trained on out of whole histories.
+        gather: brings the ranks' values together; called once a batch, in the same order on all ranks. The number of
+            targets of a global batch is known only then.
+
+    Raises:
+        UsageError: the number of ranks does not divide that of the partitions.
+        RecipeError: settings that need the whole log in memory.
+    """
+
+    def __init__(
+        self,
+        log: PartitionedSequences,
+        vocabulary: Vocabulary,
+        recipe: Recipe,
+        training: Callable[[Sequences], Sequences],
+        gather: Gather = lambda value: [value],
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        check_streams(len(log.partitions), world_size, recipe)
+        self.log, self.vocabulary, self.recipe, self.training, self.gather = log, vocabulary, recipe, training, gather
+        self.rank, self.world_size = rank, world_size
+        self.candidates = CandidateSampler(vocabulary, recipe)
+        self.popularity = PopularityPrior(nobody(log), vocabulary.n_items, ())
+        each = len(log.partitions) // world_size
+        self.own = list(range(rank * each, (rank + 1) * each))
+        self.streams = [Stream(log, number, vocabulary, recipe.seed, len(log.partitions)) for number in self.own]
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Batches of an epoch, equal on every rank."""
+        if self.recipe.batch_events is None:
+            return max(1, -(-self.log.n_users // self.recipe.batch_users))
+        return max(1, self.log.n_events // self.recipe.batch_events)
+
+    def batches(self, epoch: int, start: int = 0) -> Iterator[Batch]:
+        """This rank's batches of ``epoch``, from step ``start`` on."""
+        steps = self.steps_per_epoch
+        parts = [stream.parts(epoch, start, steps) for stream in self.streams]
+        for step in range(start, steps):
+            taken = [part for part in (next(part) for part in parts) if part is not None]
+            histories = self.training(Sequences.join(taken)) if taken else nobody(self.log)
+            rng = np.random.default_rng([self.recipe.seed, STEP_STREAM, epoch, step])
+            yield self._batch_of(self._examples(histories, rng), rng)
+
+    def _examples(self, histories: Sequences, rng: np.random.Generator) -> Examples:
+        source = NextEvent(histories, self.recipe)
+        if len(source.users):
+            examples = source.examples(source.users, 0, 1, rng)
+        else:  # every rank takes part in a step's look-ups, with a user who has done nothing if need be
+            none = np.empty(0, np.int64)
+            examples = Examples(nobody(self.log), none, none, none, 0, none)
+        mixed = self.recipe.sampling == "mixed" and self.recipe.candidates != "all"
+        own = (examples.n_targets, np.unique(examples.batch_targets) if mixed else None)
+        every = self.gather(own)
+        targets = np.concatenate([ids for _, ids in every]) if mixed else examples.batch_targets
+        return replace(examples, n_targets=sum(n for n, _ in every), batch_targets=targets)
+
+
+def check_streams(n_partitions: int, world_size: int, recipe: Recipe) -> None:
+    """Raises UsageError or RecipeError for what ``StreamedData`` can't do."""
+    if n_partitions % world_size:
+        fitting = [n for n in range(1, n_partitions + 1) if n_partitions % n == 0]
+        raise UsageError(
+            f"{n_partitions} partitions can't be dealt out to {world_size} processes; use "
+            f"{', '.join(map(str, fitting))} of them, or make the partitions again: `bseq sequences --partitions "
+            f"{world_size * max(1, n_partitions // world_size)}`"
+        )
+    if recipe.targets != "next":
+        raise RecipeError(
+            f"targets = {recipe.targets!r} needs the log in memory; use targets = 'next', or a smaller log"
+        )
+
+
+def nobody(log: PartitionedSequences) -> Sequences:
+    """One user without events, with the columns of the log."""
+    none = np.empty(0, np.int64)
+    columns = [none if name in log.columns else None for name in COLUMNS[1:]]
+    return Sequences(np.zeros(1, np.int64), np.zeros(2, np.int64), none, *columns)
+
+
+class Stream:
+    """The users of one partition, in an order that is a function of (seed, epoch, partition)."""
+
+    def __init__(
+        self, log: PartitionedSequences, number: int, vocabulary: Vocabulary, seed: int, n_streams: int
+    ) -> None:
+        self.log, self.number, self.vocabulary, self.seed = log, number, vocabulary, seed
+        self.group_users = log.row_group_users(number)
+        self.n_users = int(self.group_users.sum())
+        if self.n_users != log.partitions[number].users:
+            raise SchemaError(
+                f"partition {log.folder / log.partitions[number].file} has {self.n_users} users, sequences.json says "
+                f"{log.partitions[number].users}; copy it again"
+            )
+        largest = int(self.group_users.max(initial=1))
+        self.groups_at_once = max(1, BUFFERED_USERS // n_streams // largest)
+
+    def parts(self, epoch: int, start: int, steps: int) -> Iterator[Sequences | None]:
+        """What steps ``start``... take: users from ``step * n // steps`` on, None where that is nobody."""
+        first = start * self.n_users // steps
+        users = self._users(epoch, first)
+        held: list[Sequences] = []
+        for step in range(start, steps):
+            wanted = (step + 1) * self.n_users // steps - step * self.n_users // steps
+            while sum(part.n_users for part in held) < wanted:
+                held.append(next(users))
+            if not wanted:
+                yield None
+                continue
+            joined = held[0] if len(held) == 1 else Sequences.join(held)
+            yield joined.take(np.arange(wanted))
+            held = [joined.take(np.arange(wanted, joined.n_users))]
+
+    def _users(self, epoch: int, first: int) -> Iterator[Sequences]:
+        """The users from place ``first`` of the epoch's order on, one buffer after the other."""
+        rng = np.random.default_rng([self.seed, ORDER_STREAM, epoch, self.number])
+        order = rng.permutation(len(self.group_users))
+        passed = 0
+        for place in range(0, len(order), self.groups_at_once):
+            groups = order[place : place + self.groups_at_once]
+            n_users = int(self.group_users[groups].sum())
+            inside = rng.permutation(n_users)  # drawn even if it is skipped: the next ones must be the same
+            passed += n_users
+            if passed <= first:
+                continue
+            skipped = max(0, first - (passed - n_users))
+            yield self.log.read(self.number, groups.tolist(), self.vocabulary).take(inside[skipped:])

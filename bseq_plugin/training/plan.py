@@ -1,0 +1,138 @@
+"""Which rank holds which part of which table: what is refused, and what TorchRec's planner is asked.
+
+Everything that a device can't do is refused here, on every rank and before anything is planned: a planner that raises
+on one rank leaves the others waiting.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import cast
+
+import torch
+from torch import nn
+from torchrec.distributed.planner import EmbeddingShardingPlanner, Topology
+from torchrec.distributed.planner.storage_reservations import FixedPercentageStorageReservation
+from torchrec.distributed.planner.types import ParameterConstraints
+from torchrec.distributed.types import ModuleSharder, ShardingPlan, ShardingType
+from torchrec.modules.embedding_configs import EmbeddingConfig
+
+from bseq_plugin.errors import RecipeError
+from bseq_plugin.model.task import SequenceInterestTask
+from bseq_plugin.schema.recipe import Recipe
+from bseq_plugin.training.distributed import World
+
+RESERVED_STORAGE = 0.15  # share of the device that the planner leaves for activations and dense parameters
+COLUMNS = 4  # fbgemm's kernels work on pieces of four columns
+ROW, TABLE, COLUMN = ShardingType.ROW_WISE.value, ShardingType.TABLE_WISE.value, ShardingType.COLUMN_WISE.value
+# numbers that an optimizer keeps: (a row, a number of the row)
+STATE = {"rowwise_adagrad": (1, 0), "adagrad": (0, 1), "sgd": (0, 0), "adam": (0, 2)}
+
+
+def table_names(task: SequenceInterestTask) -> list[str]:
+    """Of its embedding tables."""
+    return [table.name for table in task.interest_encoder.embedding_collection.embedding_configs()]
+
+
+def sharding_types(recipe: Recipe, tables: Sequence[str], world_size: int) -> dict[str, list[str]]:
+    """Table -> the ways of sharding the planner may choose from. Raises RecipeError for a table there is not."""
+    given = recipe.sharding if isinstance(recipe.sharding, Mapping) else dict.fromkeys(tables, recipe.sharding)
+    unknown = sorted(set(given) - set(tables))
+    if unknown:
+        raise RecipeError(
+            f"sharding names the table(s) {', '.join(unknown)}, which this model does not have; its tables are: "
+            f"{', '.join(tables)}"
+        )
+    # columns are cut only where it is asked for: it rules out optimizers and widths (see check_device)
+    auto = [ROW, TABLE]
+    return {name: auto if given.get(name, "auto") == "auto" else [given[name]] for name in tables}
+
+
+def check_device(recipe: Recipe, device: torch.device, world_size: int = 1) -> None:
+    """Refuse what the device can't do with these settings. Raises RecipeError with the reason and the alternative."""
+    if device.type == "cpu" and recipe.table_optimizer == "adam":
+        raise RecipeError(
+            "table_optimizer = 'adam' is not fused on CPU (fbgemm has SGD, Adagrad and row-wise Adagrad there); "
+            "use table_optimizer = 'rowwise_adagrad'"
+        )
+    given = recipe.sharding.values() if isinstance(recipe.sharding, Mapping) else [recipe.sharding]
+    if COLUMN not in given or world_size == 1:
+        return
+    if recipe.table_optimizer == "rowwise_adagrad":
+        raise RecipeError(
+            f"sharding = 'column_wise' on {world_size} processes does not go with table_optimizer = 'rowwise_adagrad': "
+            "it keeps one number a row, and a row in pieces would have one for each, so that the run would learn "
+            "something else than on one process; use table_optimizer = 'adagrad', or sharding = 'row_wise'"
+        )
+    if recipe.dim % (COLUMNS * world_size):
+        fitting = [n for n in range(1, recipe.dim // COLUMNS + 1) if recipe.dim % (COLUMNS * n) == 0]
+        raise RecipeError(
+            f"sharding = 'column_wise' can't cut dim = {recipe.dim} into {world_size} pieces of whole fours; use "
+            f"{' or '.join(map(str, fitting)) or 'one'} process(es), another dim, or sharding = 'row_wise'"
+        )
+
+
+def check_memory(recipe: Recipe, tables: Sequence[EmbeddingConfig], here: World) -> None:
+    """Refuse tables that the ranks of this machine can't hold. Raises RecipeError with the figures."""
+    types = sharding_types(recipe, [table.name for table in tables], here.size)
+    of_row, of_number = STATE[recipe.table_optimizer]
+    needed = 0.0
+    for table in tables:
+        numbers = table.num_embeddings * (of_row + table.embedding_dim * (1 + of_number))
+        needed += 4 * numbers / (1 if types[table.name] == [TABLE] else here.size)
+    limit = device_bytes(here) * (1 - RESERVED_STORAGE)
+    if needed > limit:
+        raise RecipeError(
+            f"the tables and their optimizer need {needed / 2**30:.1f} GiB on a process, and it has "
+            f"{limit / 2**30:.1f} GiB for them; use sharding = 'row_wise' on more processes (on more machines), a "
+            "smaller dim, or a larger min_item_count"
+        )
+
+
+def device_bytes(here: World) -> int:
+    """Memory that one rank may take: of its GPU, or its share of the machine's (or container's) RAM."""
+    if here.device.type == "cuda":
+        return int(torch.cuda.get_device_properties(here.device).total_memory)
+    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    limit = Path("/sys/fs/cgroup/memory.max")
+    if limit.is_file() and (text := limit.read_text(encoding="ascii").strip()).isdecimal():
+        total = min(total, int(text))
+    return total // int(os.environ.get("LOCAL_WORLD_SIZE", here.size))
+
+
+def make_plan(
+    task: SequenceInterestTask, sharders: list[ModuleSharder[nn.Module]], recipe: Recipe, here: World
+) -> ShardingPlan:
+    """The plan, made on rank 0 and equal on all. Collective. Raises RecipeError on every rank if there is none."""
+    tables = task.interest_encoder.embedding_collection.embedding_configs()
+
+    def plan() -> ShardingPlan:
+        check_memory(recipe, tables, here)
+        types = sharding_types(recipe, [table.name for table in tables], here.size)
+        constraints = {
+            name: ParameterConstraints(
+                sharding_types=allowed,
+                # else the planner leaves tables of fewer than 128 columns whole
+                min_partition=recipe.dim // here.size if COLUMN in allowed else None,
+            )
+            for name, allowed in types.items()
+        }
+        memory = device_bytes(here)
+        planner = EmbeddingShardingPlanner(
+            topology=Topology(world_size=here.size, compute_device=here.device.type, hbm_cap=memory, ddr_cap=memory),
+            # the planner's default reservation is deprecated in torchrec 1.8
+            storage_reservation=FixedPercentageStorageReservation(percentage=RESERVED_STORAGE),
+            constraints=constraints,
+        )
+        try:
+            return planner.plan(task, sharders)
+        except Exception as error:  # PlannerError, and whatever an estimator meets
+            first = next(iter(str(error).splitlines()), type(error).__name__)
+            raise RecipeError(
+                f"TorchRec's planner finds no plan for sharding = {recipe.sharding!r} on {here.size} process(es): "
+                f"{first}; use sharding = 'auto'"
+            ) from error
+
+    return cast(ShardingPlan, here.on_first(plan))

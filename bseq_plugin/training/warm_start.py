@@ -1,0 +1,122 @@
+"""Begin a run with what another one has learned: every id keeps its row, wherever the row now stands.
+
+Known items and event types are found by id; new items begin at the mean of the known ones, with the optimizer's memory
+of a row that was never trained. Nothing is taken over by place: a vocabulary that has grown by one item in front would
+shift every row.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import cast
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.distributed import checkpoint as dcp
+from torch.distributed.checkpoint.filesystem import FileSystemReader
+from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+
+from bseq_plugin.data.batches import EVENT_TYPE, TIME_GAP
+from bseq_plugin.data.prepare import PreparedLog
+from bseq_plugin.data.vocabulary import Vocabulary
+from bseq_plugin.errors import RecipeError
+from bseq_plugin.model.encoder import ITEM_TABLE
+from bseq_plugin.model.interest_model import InterestModel
+from bseq_plugin.training.checkpoint import Checkpoints, Position
+from bseq_plugin.training.run import Run
+from bseq_plugin.training.sharding import ShardedTask
+
+# What decides the shapes and the meaning of weights.
+SHARED = ("encoder", "encoder_options", "dim", "max_length", "event_features", "score", "popularity_days")
+TABLES = "interest_encoder.embedding_collection.embeddings"
+ROWS = 1 << 16
+
+
+@dataclass(frozen=True)
+class WarmStart:
+    """A finished run whose weights another one begins with. Raises RunError (not finished) or RecipeError."""
+
+    run: Run
+    model: InterestModel
+
+    @classmethod
+    def open(cls, path: str | Path, log: PreparedLog) -> WarmStart:
+        """Read ``path`` and see that it fits ``log``'s recipe."""
+        run, model = Run(Path(path)), InterestModel.from_run(path)
+        old, new = model.recipe.model_dump(), log.recipe.model_dump()
+        different = [name for name in SHARED if old[name] != new[name]]
+        if different:
+            raise RecipeError(
+                f"warm start from {path}: it has another {', '.join(different)} "
+                f"({', '.join(f'{name} = {old[name]!r}' for name in different)}); use the same, or start cold"
+            )
+        if old["item_attributes"] or new["item_attributes"]:
+            raise RecipeError(
+                "warm start with item_attributes is not offered: a finished model has them summed into its item rows, "
+                "and they would be added twice; start cold"
+            )
+        return cls(run, model)
+
+    def known_rows(self, vocabulary: Vocabulary) -> np.ndarray:
+        """int64 [V + 1], the old row of every new one; -1 for a new item. Row 0 stays the unknown items'."""
+        rows = self.model.vocabulary.item_rows(vocabulary.item_ids)
+        return np.concatenate([[0], np.where(rows > 0, rows, -1)])
+
+    @torch.no_grad()
+    def apply(self, sharded: ShardedTask, vocabulary: Vocabulary) -> int:
+        """Put the old weights into a task that has just been sharded; the number of items taken over.
+
+        Every rank fills its own shards; collective only in that every rank has to do it.
+        """
+        state = sharded.model.state_dict()
+        old = {f"interest_encoder.{name}": value for name, value in self.model.encoder.state_dict().items()}
+        rows = {ITEM_TABLE: self.known_rows(vocabulary), EVENT_TYPE: self._known_types(vocabulary)}
+        for name, value in state.items():
+            if not name.startswith(TABLES):
+                if name in old:
+                    value.copy_(old[name])
+                continue
+            table = name.removeprefix(f"{TABLES}.").removesuffix(".weight")
+            old_rows = rows.get(table, np.arange(len(old[name])) if table == TIME_GAP else None)
+            if old_rows is not None:
+                _fill(value, old[name], old_rows)
+        self._fill_optimizer(sharded, rows)
+        return int((rows[ITEM_TABLE][1:] > 0).sum())
+
+    def _known_types(self, vocabulary: Vocabulary) -> np.ndarray:
+        rows = self.model.vocabulary.event_type_rows(list(vocabulary.event_types))
+        return np.concatenate([[0], np.where(rows > 0, rows, -1)])
+
+    def _fill_optimizer(self, sharded: ShardedTask, rows: dict[str, np.ndarray]) -> None:
+        """Adagrad's sums: without them the first steps would be as large as for rows that were never trained."""
+        path = Checkpoints(self.run.path).path(Position(self.run.info["best_epoch"]))
+        there = FileSystemReader(str(path)).read_metadata().state_dict_metadata
+        for name, of_table in sharded.model.fused_optimizer.state_dict()["state"].items():
+            table = name.rpartition("embeddings.")[2].removesuffix(".weight")
+            for key, value in of_table.items():
+                flat = f"optimizer.state.{name}.{key}"
+                if flat not in there or not hasattr(value, "local_shards"):
+                    continue
+                old = torch.zeros(cast(TensorStorageMetadata, there[flat]).size)
+                dcp.load({flat: old}, checkpoint_id=str(path), no_dist=True)  # type: ignore[attr-defined]
+                old_rows = rows.get(table, np.arange(len(old)))
+                _fill(value, old, old_rows, new=0.0)
+
+
+def _fill(sharded: object, old: Tensor, old_rows: np.ndarray, new: float | None = None) -> None:
+    """This rank's part of a table (or of a state of its rows): old rows by number, ``new`` or the mean where -1."""
+    mean = old[1:].double().mean(0).float() if new is None else torch.full(old.shape[1:], new)
+    for shard in sharded.local_shards():  # type: ignore[attr-defined]
+        first = shard.metadata.shard_offsets[0]
+        columns = slice(None)
+        if old.dim() == 2:
+            start = shard.metadata.shard_offsets[1]
+            columns = slice(start, start + shard.tensor.shape[1])
+        for start in range(0, len(shard.tensor), ROWS):
+            block = shard.tensor[start : start + ROWS]
+            wanted = torch.from_numpy(old_rows[first + start : first + start + len(block)])
+            values = old[wanted.clamp_min(0)]
+            values[wanted < 0] = mean
+            block.copy_(values[:, columns] if old.dim() == 2 else values)
