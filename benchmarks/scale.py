@@ -2,7 +2,6 @@
 
     python benchmarks/scale.py sequences --events 100000000          # events -> partitions, against DuckDB alone
     python benchmarks/scale.py catalogue --items 10000000            # train on 2 ranks, checkpoint, publish, retrieve
-    python benchmarks/scale.py steps                                 # a step's seconds and bytes, and a model of them
 
 Each part writes its figures to benchmarks/results/scale-PART.json, with the claims of docs/scale.md, computed from what
 was measured. The log is benchmarks/synthetic.py's. The files (up to 25 GB) are in --work, and are removed.
