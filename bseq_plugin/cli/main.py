@@ -61,8 +61,8 @@ def _quiet() -> None:
 
 def main() -> None:
     """Entry point: errors become one or two lines on stderr and an exit code."""
-    # oneDNN keeps a compiled kernel for each of the last 1,024 shapes it met, and histories have ever new ones: hundreds
-    # of megabytes for nothing. It reads this when it is first used.
+    # oneDNN keeps a compiled kernel for each of the last 1,024 shapes it met, and histories have ever new ones: some
+    # hundreds of megabytes for nothing. It reads this when it is first used.
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
     try:
         app()
