@@ -11,8 +11,7 @@ from bseq_plugin.data.prepare import evaluation_set
 from bseq_plugin.data.splits import training_part
 from bseq_plugin.errors import UsageError
 from bseq_plugin.evaluation.blended import AveragedScorer, best_weight, blended_ranker
-from bseq_plugin.evaluation.defaults import default_floors, fitted_rankers
-from bseq_plugin.evaluation.neighbours import TransitionGraph
+from bseq_plugin.evaluation.defaults import default_floors, default_graph, fitted_rankers
 from bseq_plugin.evaluation.rankers import InterestScorer, Ranker, interest_ranker
 from bseq_plugin.evaluation.report import MODEL, Comparison, compare
 from bseq_plugin.model.interest_model import InterestModel
@@ -32,8 +31,9 @@ def blend_with_transitions(scorer: InterestScorer, path: Path, k: int) -> tuple[
     """
     run = Run(path)
     sequences = run.sequences()
-    graph = TransitionGraph(second_hop=0.0 if sequences.session_ids is not None else 0.15)
-    graph.fit(training_part(sequences), scorer.item_vectors_VD.shape[0] - 1)
+    training = training_part(sequences)
+    graph = default_graph(training)
+    graph.fit(training, scorer.item_vectors_VD.shape[0] - 1)
     validation = evaluation_set(sequences, run.recipe, "validation")
     weight, _ = best_weight(scorer, graph, validation, k, run.recipe.mask_seen)
     return weight, blended_ranker(scorer, graph, weight)

@@ -28,10 +28,15 @@ def default_floors(training: Sequences, until_us: int | None = None) -> list[Flo
     floors.append(PersonalFrequency(until_us=until_us))
     if timed:
         floors.append(PersonalFrequency(HALF_LIFE_DAYS, until_us))
-    floors.append(TransitionGraph(second_hop=0.0 if sessions else 0.15, until_us=until_us))
+    floors.append(default_graph(training, until_us))
     if sessions:
         floors += [SessionKnn(until_us=until_us), BasketCooccurrence(until_us=until_us)]
     return [*floors, UserKnn(until_us=until_us)]
+
+
+def default_graph(training: Sequences, until_us: int | None = None) -> TransitionGraph:
+    """The item-transition graph for this log, not yet fitted; see ``default_floors``."""
+    return TransitionGraph(second_hop=0.0 if training.session_ids is not None else 0.15, until_us=until_us)
 
 
 def fitted_rankers(floors: list[Floor], training: Sequences, n_items: int) -> dict[str, Ranker]:
