@@ -185,29 +185,37 @@ def finish(job, folder, pids):
 
 
 def killed(job, folder):
-    """SIGKILL for one rank, or all of them, at random moments until ``job["kills"]`` have hit; then to the end."""
-    chance, hits, told, number = random.Random(job["seed"]), 0, [], 0
-    while hits < job["kills"]:
-        attempt = {**job["run"], "name": f"{job['name']}-{number}", "out": f"{job['out']}-{hits // job['kills_a_run']}"}
-        number += 1
+    """SIGKILL for one rank, or all of them, at random moments until ``job["kills"]`` have hit; then to the end.
+
+    The moments spread over what a run took that was left alone (job ``job["like"]``): a fixed wait would come
+    after the end on a fast machine. A run that ended before its kill, or was hit often enough, gives way to a new one.
+    """
+    alone = max(part["seconds"] for part in json.loads((folder / f"{job['like']}.json").read_text()))
+    chance, hits, told, outs = random.Random(job["seed"]), [0], [], []
+    for number in range(10 * job["kills"]):
+        attempt = {**job["run"], "name": f"{job['name']}-{number}", "out": f"{job['out']}-{len(hits)}"}
         pids = start(attempt, folder)
-        time.sleep(chance.uniform(*job["wait"]))
+        time.sleep(alone * chance.uniform(0.1, 0.9))
         victims = pids if chance.random() < 0.5 else [chance.choice(pids)]
         for pid in victims:
             os.kill(pid, signal.SIGKILL)
         codes = {pid: os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in pids}
-        hits += sum(codes[pid] == -signal.SIGKILL for pid in victims) == len(victims)
         for rank, pid in enumerate(pids):
             part = folder / f"{attempt['name']}.{rank}"
             if pid not in victims and part.exists():
                 told.append(json.loads(part.read_text()))
-    outs = sorted({f"{job['out']}-{hit // job['kills_a_run']}" for hit in range(job["kills"])})
+        hits[-1] += all(codes[pid] == -signal.SIGKILL for pid in victims)
+        outs = sorted({*outs, attempt["out"]})
+        if sum(hits) >= job["kills"]:
+            break
+        if not any(codes.values()) or hits[-1] == job["kills_a_run"]:
+            hits.append(0)
     for number, out in enumerate(outs):
         attempt = {**job["run"], "name": f"{job['name']}-last-{number}", "out": out}
         finish(attempt, folder, start(attempt, folder))
     ends = [json.loads((folder / f"{job['name']}-last-{n}.json").read_text()) for n in range(len(outs))]
     (folder / f"{job['name']}.json").write_text(
-        json.dumps({"hits": hits, "survivors": told, "outs": outs, "ends": ends})
+        json.dumps({"hits": sum(hits), "survivors": told, "outs": outs, "ends": ends})
     )
 
 

@@ -81,7 +81,7 @@ def killed_and_resumed(ranks, read_lines, weights, source, recipe, folder, kills
         {**run, "name": "whole", "out": str(folder / "whole")},
         {
             "name": "killed", "do": "killed", "run": run, "out": str(folder / "run"), "kills": kills,
-            "kills_a_run": kills_a_run, "seed": 3, "wait": [0.2, 2.5],
+            "kills_a_run": kills_a_run, "seed": 3, "like": "whole",
         },
     ]  # fmt: skip
     found = ranks(jobs, timeout=800)
