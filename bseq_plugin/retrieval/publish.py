@@ -16,7 +16,6 @@ Files of a version, beside MANIFEST.json:
 
 from __future__ import annotations
 
-import hashlib
 import importlib.metadata
 import json
 import platform
@@ -42,6 +41,7 @@ from bseq_plugin.model.tensor_file import create
 from bseq_plugin.model.tensor_file import write as write_rows
 from bseq_plugin.retrieval.blend import BlendWeights
 from bseq_plugin.retrieval.choose import Choice, IndexTarget, choose_index, named_index
+from bseq_plugin.retrieval.disk import sha256
 from bseq_plugin.retrieval.export import Dedup, OnBad, exportable, require_finite
 from bseq_plugin.retrieval.golden import golden_queries
 from bseq_plugin.retrieval.measure import spread_queries
@@ -201,8 +201,8 @@ def write_version(
         if overlay is not None:
             overlay.save(folder)
         choice.index.save(folder / INDEX_FILE)
-        manifest["encoder_id"] = _sha256(folder / "encoder.safetensors")
-        manifest["item_table_hash"] = _sha256(folder / "items.safetensors")
+        manifest["encoder_id"] = sha256(folder / "encoder.safetensors")
+        manifest["item_table_hash"] = sha256(folder / "items.safetensors")
 
     store = store if isinstance(store, Store) else Store(store)
     try:
@@ -266,8 +266,3 @@ def _write_popular(path: Path, model: InterestModel) -> None:
     order = np.argsort(-model.vocabulary.item_counts, kind="stable")
     frame = pd.DataFrame({ITEM: model.vocabulary.item_ids[order], "n_events": model.vocabulary.item_counts[order]})
     pq.write_table(pa.Table.from_pandas(frame, preserve_index=False), path)
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
