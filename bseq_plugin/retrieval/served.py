@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -85,27 +86,30 @@ class Served:
             version.file(name)
         model = InterestModel.load(version.folder)
         vectors_VD = model.item_vectors_VD[1:]
-        item_ids = pq.read_table(version.file("item_ids.parquet"))[ITEM].to_pandas().to_numpy()
-        if not np.array_equal(item_ids, model.vocabulary.item_ids):
-            raise StoreError(f"version {version.name}: item_ids.parquet and vocabulary.parquet differ")
-        histories = Sequences.load(version.file("sequences.parquet"), model.vocabulary)
-        blend = _load_blend(version)
-        sources = load_sources(blend.asked, version.file(SOURCES_FILE)) if blend.asked else {}
         overlay = Overlay.of(version, len(vectors_VD))
-        popular = pq.read_table(version.file("popular.parquet")).to_pandas()
-        return cls(
-            version,
-            model,
-            _chosen_index(version, vectors_VD, index, overlay),
-            ExactIndex.build(vectors_VD),
-            histories,
-            pd.Index(histories.user_ids),
-            model.vocabulary.item_rows(popular[ITEM]) - 1,
-            popular["n_events"].to_numpy(np.int64),
-            blend,
-            sources,
-            overlay,
-        )
+        with ThreadPoolExecutor(max_workers=1) as pool:  # an index is the largest file: it is read beside the others
+            loading = pool.submit(_chosen_index, version, vectors_VD, index, overlay)
+            item_ids = pq.read_table(version.file("item_ids.parquet"))[ITEM].to_pandas().to_numpy()
+            if not np.array_equal(item_ids, model.vocabulary.item_ids):
+                raise StoreError(f"version {version.name}: item_ids.parquet and vocabulary.parquet differ")
+            histories = Sequences.load(version.file("sequences.parquet"), model.vocabulary)
+            blend = _load_blend(version)
+            sources = load_sources(blend.asked, version.file(SOURCES_FILE)) if blend.asked else {}
+            popular = pq.read_table(version.file("popular.parquet")).to_pandas()
+            popular_rows = model.vocabulary.item_rows(popular[ITEM]) - 1
+            return cls(
+                version,
+                model,
+                loading.result(),
+                ExactIndex.build(vectors_VD),
+                histories,
+                pd.Index(histories.user_ids),
+                popular_rows,
+                popular["n_events"].to_numpy(np.int64),
+                blend,
+                sources,
+                overlay,
+            )
 
 
 def _load_blend(version: StoreVersion) -> BlendWeights:
