@@ -88,16 +88,15 @@ def _attention(inputs: FeatureInputs) -> _Attention:
 
 def _attend(group: RowGroup) -> tuple[np.ndarray, np.ndarray]:
     """(sum of exp((cosine - largest) / tau) [g, n], context [g, n, D] on the grid), float64."""
-    weights_gnL = group.cosine_gnL - group.largest_gn[..., None]
-    weights_gnL *= np.float32(1 / TAU)
-    np.exp(weights_gnL, out=weights_gnL)  # numpy's: torch's may round an element by its place in memory
+    # torch's threads share all passes but the exponential, which torch may round by an element's place in memory
+    weights_gnL = torch.from_numpy(group.cosine_gnL) - torch.from_numpy(group.largest_gn)[..., None]
+    weights_gnL *= 1 / TAU
+    np.exp(weights_gnL.numpy(), out=weights_gnL.numpy())
     # weights as whole numbers: products with vectors of the grid then add up exactly, in any order
-    weights_gnL *= group.scale_g[:, None, None].astype(np.float32)
-    np.rint(weights_gnL, out=weights_gnL)
-    wide_gnL = weights_gnL.astype(np.float64)
-    total_gn1 = wide_gnL.sum(2, keepdims=True)
-    context_gnD = np.matmul(wide_gnL, group.events_gLD)
+    weights_gnL *= torch.from_numpy(group.scale_g.astype(np.float32))[:, None, None]
+    wide_gnL = weights_gnL.round_().double()
+    total_gn1 = wide_gnL.sum(2, keepdim=True)
+    context_gnD = torch.matmul(wide_gnL, torch.from_numpy(group.events_gLD))
     context_gnD *= 1 / (total_gn1 * GRID)
-    np.rint(context_gnD, out=context_gnD)
-    context_gnD *= GRID
-    return total_gn1[..., 0] / group.scale_g[:, None], context_gnD
+    context_gnD.round_().mul_(GRID)
+    return total_gn1[..., 0].numpy() / group.scale_g[:, None], context_gnD.numpy()

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from bseq_plugin.schema.options import PartOptions
 from bseq_plugin.schema.parts import RankingFeature
-from bseq_plugin.schema.ranking import FeatureInputs, on_grid, unit_vectors
+from bseq_plugin.schema.ranking import FeatureInputs, on_grid, products, unit_vectors
 
 SECOND_US = 1_000_000
 SPANS = {"1h": 3_600, "1d": 86_400, "7d": 7 * 86_400, "30d": 30 * 86_400}  # seconds
@@ -163,7 +163,7 @@ def weighted_means(inputs: FeatureInputs, weights_MT: np.ndarray) -> Tensor:
             scale_g11 = group.scale_g[:, None, None]
             weights_gML = np.rint(weights_gML * scale_g11) / scale_g11
             with np.errstate(invalid="ignore"):  # 0/0 is the NaN of a request without such events
-                means_gMD = np.matmul(weights_gML, group.events_gLD) / weights_gML.sum(2, keepdims=True)
+                means_gMD = products(weights_gML, group.events_gLD) / weights_gML.sum(2, keepdims=True)
             means_RMD[group.request_g] = means_gMD
     return on_grid(torch.from_numpy(means_RMD))
 

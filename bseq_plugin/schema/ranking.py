@@ -26,6 +26,11 @@ SUM_BITS = 53 - 24  # of weights whose products with grid vectors are to be adde
 Shared = TypeVar("Shared")
 
 
+def products(left: np.ndarray, right: np.ndarray) -> np.ndarray:
+    """Batched matrix products, as ``np.matmul``, by torch: two libraries' threads would wait for each other's cores."""
+    return torch.matmul(torch.from_numpy(left), torch.from_numpy(right)).numpy()
+
+
 def on_grid(x: Tensor) -> Tensor:
     """float64, every element rounded to the nearest multiple of ``GRID``; for elements in [-1, 1]."""
     return torch.round(x.double() / GRID) * GRID
@@ -190,7 +195,7 @@ class FeatureInputs:
         product_NM = np.empty((self.candidate_N.shape[0], vectors_RMD.shape[1]))
         vectors_RDM = vectors_RMD.numpy().transpose(0, 2, 1)
         for group in self.groups:
-            group.put(np.matmul(group.candidates_gnD, vectors_RDM[group.request_g]), product_NM)
+            group.put(products(group.candidates_gnD, vectors_RDM[group.request_g]), product_NM)
         return torch.from_numpy(product_NM).clamp_(-1.0, 1.0)
 
     @cached_property

@@ -11,9 +11,9 @@ from functools import cached_property
 import numpy as np
 import torch
 
-from bseq_plugin.schema.ranking import SUM_BITS, FeatureInputs
+from bseq_plugin.schema.ranking import SUM_BITS, FeatureInputs, products
 
-PIECE_CELLS = 1 << 17  # cosines of a piece (about): they stay in a core's cache from one pass over them to the next
+PIECE_CELLS = 1 << 18  # cosines of a piece (about): they stay in a core's cache from one pass over them to the next
 PADDING = -4.0  # below every cosine, so that it loses every comparison and has no weight after an exponential
 
 
@@ -78,10 +78,12 @@ class RowGroup:
 
         Exact up to the rounding to float32; may exceed 1 by as much as the grid allows: clamp what is made of it.
         """
-        cosine_gnL: np.ndarray = np.matmul(self.candidates_gnD, self.events_gLD.transpose(0, 2, 1)).astype(np.float32)
+        events_gDL = self.events_gLD.transpose(0, 2, 1)
+        # torch's threads share the rounding too
+        cosine_gnL = torch.from_numpy(products(self.candidates_gnD, events_gDL)).float().numpy()
         if not self.is_event_gL.all():
             np.copyto(cosine_gnL, np.float32(PADDING), where=~self.is_event_gL[:, None])
-        return cosine_gnL
+        return np.asarray(cosine_gnL)
 
     def put(self, values_gn: np.ndarray, out_N: np.ndarray) -> None:
         """Write ``values_gn`` [g, n, ...] to their rows of ``out_N`` [N, ...]."""
