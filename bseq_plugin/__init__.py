@@ -13,6 +13,7 @@ from bseq_plugin.hookspecs import hookimpl
 
 if TYPE_CHECKING:
     from bseq_plugin.data.events import Events as Events
+    from bseq_plugin.data.pseudonyms import Pseudonymiser as Pseudonymiser
     from bseq_plugin.data.sequences import Sequences as Sequences
     from bseq_plugin.data.vocabulary import Vocabulary as Vocabulary
     from bseq_plugin.model.attach import attach as attach
@@ -63,6 +64,7 @@ _HOME = {
     "InterestModel": "model.interest_model",
     "PackedEvents": "schema.packed",
     "PartOptions": "schema.options",
+    "Pseudonymiser": "data.pseudonyms",
     "RankingFeature": "schema.parts",
     "Recipe": "schema.recipe",
     "Retriever": "retrieval.retriever",
