@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from bseq_plugin.retrieval.fit_blend import fit_blend as fit_blend
     from bseq_plugin.retrieval.publish import publish as publish
     from bseq_plugin.retrieval.retriever import Retriever as Retriever
+    from bseq_plugin.schema.heads import BehaviourHead as BehaviourHead
     from bseq_plugin.schema.options import PartOptions as PartOptions
     from bseq_plugin.schema.packed import PackedEvents as PackedEvents
     from bseq_plugin.schema.parts import Candidates as Candidates
@@ -53,6 +54,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOME = {
+    "BehaviourHead": "schema.heads",
     "CandidateSource": "schema.sources",
     "Candidates": "schema.parts",
     "Events": "data.events",
