@@ -13,6 +13,7 @@ from bseq_plugin.hookspecs import hookimpl
 
 if TYPE_CHECKING:
     from bseq_plugin.data.events import Events as Events
+    from bseq_plugin.data.pseudonyms import Pseudonymiser as Pseudonymiser
     from bseq_plugin.data.sequences import Sequences as Sequences
     from bseq_plugin.data.vocabulary import Vocabulary as Vocabulary
     from bseq_plugin.model.attach import attach as attach
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from bseq_plugin.retrieval.fit_blend import fit_blend as fit_blend
     from bseq_plugin.retrieval.publish import publish as publish
     from bseq_plugin.retrieval.retriever import Retriever as Retriever
+    from bseq_plugin.schema.heads import BehaviourHead as BehaviourHead
     from bseq_plugin.schema.options import PartOptions as PartOptions
     from bseq_plugin.schema.packed import PackedEvents as PackedEvents
     from bseq_plugin.schema.parts import Candidates as Candidates
@@ -52,6 +54,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOME = {
+    "BehaviourHead": "schema.heads",
     "CandidateSource": "schema.sources",
     "Candidates": "schema.parts",
     "Events": "data.events",
@@ -63,6 +66,7 @@ _HOME = {
     "InterestModel": "model.interest_model",
     "PackedEvents": "schema.packed",
     "PartOptions": "schema.options",
+    "Pseudonymiser": "data.pseudonyms",
     "RankingFeature": "schema.parts",
     "Recipe": "schema.recipe",
     "Retriever": "retrieval.retriever",

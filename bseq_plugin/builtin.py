@@ -9,6 +9,7 @@ from bseq_plugin.hookspecs import hookimpl
 
 if TYPE_CHECKING:
     from bseq_plugin.data.events import Events
+    from bseq_plugin.schema.heads import BehaviourHead
     from bseq_plugin.schema.parts import RankingFeature, SequenceEncoder, SequenceLoss, VectorIndex
     from bseq_plugin.schema.sources import CandidateSource
 
@@ -31,6 +32,15 @@ def bseq_losses() -> list[type[SequenceLoss]]:
     from bseq_plugin.losses.softmax import SoftmaxLoss
 
     return [SoftmaxLoss, BCELoss, GeneralisedBCELoss]
+
+
+@hookimpl
+def bseq_heads() -> list[type[BehaviourHead]]:
+    """``mlp`` and ``mmoe``."""
+    from bseq_plugin.heads.mlp import MlpHead
+    from bseq_plugin.heads.mmoe import MmoeHead
+
+    return [MlpHead, MmoeHead]
 
 
 @hookimpl

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from bseq_plugin.data.events import Events
     from bseq_plugin.model.encoder import SequenceInterestEncoder
+    from bseq_plugin.schema.heads import BehaviourHead
     from bseq_plugin.schema.parts import RankingFeature, SequenceEncoder, SequenceLoss, VectorIndex
     from bseq_plugin.schema.sources import CandidateSource
 
@@ -36,6 +37,10 @@ class BseqSpecs:
     @hookspec
     def bseq_losses(self) -> list[type[SequenceLoss]]:  # type: ignore[empty-body]
         """Losses of (state, target, candidates)."""
+
+    @hookspec
+    def bseq_heads(self) -> list[type[BehaviourHead]]:  # type: ignore[empty-body]
+        """From user vectors to what the user will do: one logit a task."""
 
     @hookspec
     def bseq_indexes(self) -> list[type[VectorIndex]]:  # type: ignore[empty-body]

@@ -24,6 +24,7 @@ BUILTIN = "builtin"
 PART_HOOKS = {
     "encoder": "bseq_encoders",
     "loss": "bseq_losses",
+    "head": "bseq_heads",
     "index": "bseq_indexes",
     "candidate source": "bseq_candidate_sources",
     "ranking feature": "bseq_ranking_features",

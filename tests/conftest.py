@@ -132,6 +132,28 @@ def python():
     return run
 
 
+@pytest.fixture
+def bseq(monkeypatch, capsys):
+    """A function that runs ``bseq ARGS`` in this process and gives (exit code, standard output, standard error)."""
+    from bseq_plugin.cli.main import main
+
+    # set, then deleted, so that what --debug leaves behind is undone
+    monkeypatch.setenv("BSEQ_DEBUG", "")
+    monkeypatch.setenv("COLUMNS", "200")
+
+    def run(*args):
+        monkeypatch.setattr(sys, "argv", ["bseq", *map(str, args)])
+        capsys.readouterr()
+        code = 0
+        try:
+            main()
+        except SystemExit as end:
+            code = end.code or 0
+        return (code, *capsys.readouterr())
+
+    return run
+
+
 class FakeGpu:
     """A module that looks like GPU FAISS and refuses what the real one can't do (faults.md 0.1, 0.7; facts.md 1.2)."""
 

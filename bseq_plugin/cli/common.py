@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from bseq_plugin.data.events import Events
     from bseq_plugin.data.partitions import PartitionedSequences
+    from bseq_plugin.data.pseudonyms import Pseudonymiser
     from bseq_plugin.schema.recipe import Recipe
 
 out = Console()  # results
@@ -32,6 +33,10 @@ Columns = Annotated[
     list[str] | None, typer.Option("--column", help="ours=theirs, e.g. user_id=household_id; repeat it.")
 ]
 Unit = Annotated[str | None, typer.Option("--timestamp-unit", help="s, ms or us, for integer times.")]
+KeyFile = Annotated[
+    Path | None,
+    typer.Option("--pseudonymise", help="File with a secret key: user ids become keyed hashes as they are read."),
+]
 Items = Annotated[
     Path | None, typer.Option("--items", help="Table with item_id and attribute columns (.parquet, .csv).")
 ]
@@ -64,6 +69,13 @@ def column_mapping(columns: list[str] | None) -> dict[str, str]:
             raise UsageError(f"--column {text!r}: write ours=theirs, for example user_id=household_id")
         mapping[ours] = theirs
     return mapping
+
+
+def pseudonymiser(key_file: Path | None) -> Pseudonymiser | None:
+    """Of the option ``--pseudonymise``. Raises UsageError."""
+    from bseq_plugin.data.pseudonyms import Pseudonymiser
+
+    return None if key_file is None else Pseudonymiser.from_file(key_file)
 
 
 def read_table(path: Path) -> pd.DataFrame:

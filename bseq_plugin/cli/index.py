@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.table import Table
 
-from bseq_plugin.cli.common import Columns, Unit, column_mapping, note, out, write_json
+from bseq_plugin.cli.common import Columns, KeyFile, Unit, column_mapping, note, out, pseudonymiser, write_json
 from bseq_plugin.errors import UsageError
 
 if TYPE_CHECKING:
@@ -44,6 +44,7 @@ def report(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
     columns: Columns = None,
     timestamp_unit: Unit = None,
+    pseudonymise: KeyFile = None,
 ) -> None:
     """Recall, latency, memory and building time of each kind of index on this store, with real interests as queries.
 
@@ -52,10 +53,13 @@ def report(
     if not 0 < recall <= 1:
         raise UsageError(f"--recall {recall}: give a share, more than 0 and at most 1")
     kinds = _kinds(indexes)
+    hide = pseudonymiser(pseudonymise)
     from bseq_plugin.readers.read_events import read_events
     from bseq_plugin.retrieval.index_report import index_report
 
-    later = None if test is None else read_events(test, columns=column_mapping(columns), timestamp_unit=timestamp_unit)
+    later = None
+    if test is not None:
+        later = read_events(test, columns=column_mapping(columns), timestamp_unit=timestamp_unit, pseudonymise=hide)
     with note.status("measuring") as status:
         found = index_report(
             store,

@@ -11,6 +11,7 @@ import typer
 from bseq_plugin.cli.common import (
     Columns,
     Items,
+    KeyFile,
     RecipeName,
     Settings,
     Source,
@@ -21,9 +22,11 @@ from bseq_plugin.cli.common import (
     note,
     out,
     parse_ks,
+    pseudonymiser,
     read_table,
     write_json,
 )
+from bseq_plugin.errors import UsageError
 
 
 def register(app: typer.Typer) -> None:
@@ -40,6 +43,7 @@ def train(
     items: Items = None,
     columns: Columns = None,
     timestamp_unit: Unit = None,
+    pseudonymise: KeyFile = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on after the last complete checkpoint.")] = False,
     checkpoint_steps: Annotated[
         int | None, typer.Option("--checkpoint-steps", help="Also a checkpoint every so many steps within an epoch.")
@@ -52,10 +56,13 @@ def train(
 
     Example: `bseq train events.parquet --out runs/today --set split=time --set epochs=20`
 
+    Without raw user ids in the run, nor in what is made of it: `--pseudonymise key`, a file of 32 random bytes.
+
     A log larger than memory: `bseq sequences 'logs/*.parquet' --out parts`, then `bseq train parts --out runs/today`
 
     On several processes: `torchrun --nproc-per-node 2 -m bseq_plugin.cli.main train events.parquet --out runs/today`
     """
+    hide = pseudonymiser(pseudonymise)
     load_recipe(recipe, settings)  # wrong settings end here, before a long log is read
     from bseq_plugin.data.events import Events
     from bseq_plugin.data.partitions import PartitionedSequences
@@ -65,10 +72,12 @@ def train(
     table = None if items is None else read_table(items)
     events: Events | PartitionedSequences
     if Path(source).is_dir():
+        if hide is not None:
+            raise UsageError("--pseudonymise belongs to `bseq sequences`, which reads the raw ids; leave it away here")
         events = PartitionedSequences.open(Path(source))
         chosen = load_recipe(recipe, settings, events)
     else:
-        events = read_events(source, columns=column_mapping(columns), timestamp_unit=timestamp_unit)
+        events = read_events(source, columns=column_mapping(columns), timestamp_unit=timestamp_unit, pseudonymise=hide)
         chosen = load_recipe(recipe, settings, events)
     done = run_training(
         events,

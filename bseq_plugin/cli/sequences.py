@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from bseq_plugin.cli.common import Columns, Unit, column_mapping, note
+from bseq_plugin.cli.common import Columns, KeyFile, Unit, column_mapping, note, pseudonymiser
 from bseq_plugin.errors import UsageError
 
 if TYPE_CHECKING:
@@ -29,6 +29,7 @@ def sequences(
     threads: Annotated[int | None, typer.Option("--threads", help="Threads; default: all cores.")] = None,
     columns: Columns = None,
     timestamp_unit: Unit = None,
+    pseudonymise: KeyFile = None,
     seal: Annotated[
         bool, typer.Option("--seal", help="Describe parts that Spark or Ray wrote (see docs/formats.md).")
     ] = False,
@@ -41,13 +42,15 @@ def sequences(
     if seal:
         if folder is not None:
             raise UsageError("--seal describes a folder as it is: leave --out away")
+        if pseudonymise is not None:
+            raise UsageError("--seal describes a folder as it is: --pseudonymise can't change its user ids")
         from bseq_plugin.data.partitions import seal as describe
 
         found = describe(Path(source))
     else:
         if folder is None:
             raise UsageError("say where to write: --out FOLDER")
-        found = _build(source, folder, memory_mb, partitions, threads, columns, timestamp_unit)
+        found = _build(source, folder, memory_mb, partitions, threads, columns, timestamp_unit, pseudonymise)
     note.print(
         f"{found.n_events:,} events of {found.n_users:,} users in {len(found.partitions)} partitions: {found.folder}"
     )
@@ -61,7 +64,9 @@ def _build(
     threads: int | None,
     columns: list[str] | None,
     timestamp_unit: str | None,
+    key_file: Path | None,
 ) -> PartitionedSequences:
+    hide = pseudonymiser(key_file)
     from rich.progress import Progress, TaskID
 
     from bseq_plugin.readers.build_sequences import build_sequences
@@ -82,5 +87,6 @@ def _build(
             memory_mb=memory_mb,
             partitions=partitions,
             threads=threads,
+            pseudonymise=hide,
             report=report,
         )

@@ -10,7 +10,18 @@ import typer
 from rich.progress import Progress
 from rich.table import Table
 
-from bseq_plugin.cli.common import Columns, Items, Unit, check_output, column_mapping, note, out, read_table
+from bseq_plugin.cli.common import (
+    Columns,
+    Items,
+    KeyFile,
+    Unit,
+    check_output,
+    column_mapping,
+    note,
+    out,
+    pseudonymiser,
+    read_table,
+)
 from bseq_plugin.errors import UsageError
 
 if TYPE_CHECKING:
@@ -80,11 +91,15 @@ def retrieve(
         str, typer.Option("--exclude", help="seen: only items new to the user; none: blended with history.")
     ] = "seen",
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+    pseudonymise: KeyFile = None,
 ) -> None:
     """Candidates for a user of the store, or for a history given here.
 
     Example: `bseq retrieve store --user 42 --k 10`, or `bseq retrieve store --items 1001,1002 --json`
+
+    In a store of pseudonyms `--pseudonymise key` finds the raw id that `--user` names.
     """
+    hide = pseudonymiser(pseudonymise)
     if (user is None) == (items is None):
         raise UsageError("give either --user ID or --items a,b,c")
     if exclude not in ("seen", "none"):
@@ -93,6 +108,8 @@ def retrieve(
         raise UsageError(f"--k {k}: give a whole number of 1 or more")
     from bseq_plugin.retrieval.retriever import Retriever
 
+    if user is not None and hide is not None:
+        user = hide.pseudonym(user)
     retriever = Retriever.open(store)
     found = _answer(retriever, user, items, k, exclude)
     if retriever.n_unknown_items:
@@ -155,8 +172,11 @@ def features(
     ] = None,
     columns: Columns = None,
     timestamp_unit: Unit = None,
+    pseudonymise: KeyFile = None,
 ) -> None:
     """Ranking features of (user, candidate) pairs, from events strictly before an instant.
+
+    `--pseudonymise key` is for the ids of `--events`; candidates from a store of pseudonyms have pseudonyms already.
 
     A Parquet file of candidates is read and written in pieces, so that it may be larger than memory.
 
@@ -164,6 +184,7 @@ def features(
     """
     check_output(output)
     check_output(feast)
+    hide = pseudonymiser(pseudonymise)
     from bseq_plugin.ranking.engine import FeatureEngine
     from bseq_plugin.ranking.feast import feast_feature_view
     from bseq_plugin.ranking.spec import FeatureSpec
@@ -176,7 +197,7 @@ def features(
     log = (
         retriever.histories
         if events is None
-        else read_events(events, columns=column_mapping(columns), timestamp_unit=timestamp_unit)
+        else read_events(events, columns=column_mapping(columns), timestamp_unit=timestamp_unit, pseudonymise=hide)
     )
     chosen = FeatureSpec.default() if spec is None else FeatureSpec.load(spec)
     engine = FeatureEngine(log, chosen, model=retriever.model, items=None if items is None else read_table(items))

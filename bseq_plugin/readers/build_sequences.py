@@ -21,6 +21,7 @@ import pyarrow.parquet as pq
 
 from bseq_plugin.data.events import CREATED, EVENT_TYPE, ITEM, SESSION, TIME, USER
 from bseq_plugin.data.partitions import COLUMNS, ITEMS, Partition, PartitionedSequences
+from bseq_plugin.data.pseudonyms import Pseudonymiser
 from bseq_plugin.errors import BseqError, MissingDependencyError, SchemaError, UsageError
 from bseq_plugin.readers.checks_sql import column_checks
 from bseq_plugin.readers.files import files_of
@@ -42,6 +43,7 @@ def build_sequences(
     memory_mb: int = 2000,
     partitions: int | None = None,
     threads: int | None = None,
+    pseudonymise: Pseudonymiser | None = None,
     report: Report = lambda what, done, of: None,
 ) -> PartitionedSequences:
     """Write ``out`` (see ``PartitionedSequences``) from Parquet or CSV files; equal times keep the order of the log.
@@ -51,6 +53,7 @@ def build_sequences(
         memory_mb: the most memory the process takes.
         partitions: how many files; as many processes, or a divisor of it, can train on them. Default: 8, or as many
             as the memory asks for.
+        pseudonymise: user ids become pseudonyms as they are read; no raw id is written, not to work files either.
 
     Raises:
         SchemaError: the log breaks the documented format: nothing is written.
@@ -64,12 +67,14 @@ def build_sequences(
     target = Path(out)
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise UsageError(f"{target} is there already and not empty; give another --out")
-    log = _Log(source, dict(columns or {}), timestamp_unit)
+    log = _Log(source, dict(columns or {}), timestamp_unit, pseudonymise is not None)
     aside = target.with_name(f".{target.name}.tmp-{os.getpid()}")
     shutil.rmtree(aside, ignore_errors=True)
     try:
         aside.mkdir(parents=True)
         with _connect(aside, memory_mb, threads) as connection:
+            if pseudonymise is not None:
+                _teach(connection, pseudonymise)
             _Build(connection, log, aside, memory_mb, partitions, report).run()
         shutil.rmtree(aside / "work")
         if target.is_dir():
@@ -101,6 +106,15 @@ def _connect(folder: Path, memory_mb: int, threads: int | None) -> Any:
     return connection
 
 
+def _teach(connection: Any, pseudonymise: Pseudonymiser) -> None:
+    """Give DuckDB the function ``bseq_pseudonym``: text in, text out, a column at a time."""
+
+    def column(ids: Any) -> Any:
+        return pa.array(pseudonymise.pseudonyms(ids.to_pandas()), pa.string())
+
+    connection.create_function("bseq_pseudonym", column, ["VARCHAR"], "VARCHAR", type="arrow")
+
+
 @dataclass(frozen=True)
 class _Log:
     """A source, and how its columns are called in SQL."""
@@ -108,6 +122,7 @@ class _Log:
     source: str
     columns: dict[str, str]
     unit: str | None
+    pseudonyms: bool = False
 
     def scan(self) -> str:
         """A table function over the files, with the place of each row."""
@@ -208,6 +223,8 @@ class _Build:
                 shown = f"SELECT {check.shown} FROM {self.log.scan()} WHERE {check.bad} ORDER BY bseq_place LIMIT 1"
                 [(example,)] = self._rows(shown)
                 raise SchemaError(f"{check.told} ({count} rows, for example {example!r}); {check.remedy}")
+        if self.log.pseudonyms:
+            kinds[USER] = f"bseq_pseudonym(CAST({kinds[USER]} AS VARCHAR))"
         return kinds, int(n_events)
 
     def _part(self, folder: Path, number: int, kinds: dict[str, str]) -> tuple[Partition, int | None]:

@@ -5,12 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from bseq_plugin.data.events import Events
+from bseq_plugin.data.pseudonyms import Pseudonymiser
 from bseq_plugin.errors import PluginError, UsageError
 from bseq_plugin.plugins import plugin_manager
 
 
 def read_events(
-    source: object, *, columns: Mapping[str, str] | None = None, timestamp_unit: str | None = None
+    source: object,
+    *,
+    columns: Mapping[str, str] | None = None,
+    timestamp_unit: str | None = None,
+    pseudonymise: Pseudonymiser | None = None,
 ) -> Events:
     """Events from a DataFrame, a Parquet or CSV file or glob, a RecBole ``.inter`` file, or sequence text.
 
@@ -20,6 +25,7 @@ def read_events(
         source: what to read.
         columns: our column name -> the source's, for columns that are called something else.
         timestamp_unit: "s", "ms" or "us" for integer times.
+        pseudonymise: user ids become pseudonyms here, so that nothing made of these events holds a raw id.
 
     Raises:
         SchemaError: the data break the documented format.
@@ -33,4 +39,4 @@ def read_events(
         )
     if not isinstance(found, Events):
         raise PluginError(f"a reader plugin gave {type(found).__name__} for {source!r}; it has to give Events")
-    return found
+    return found if pseudonymise is None else pseudonymise.events(found)

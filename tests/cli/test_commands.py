@@ -255,3 +255,20 @@ def test_a_recipe_file_may_write_times_as_toml_has_them(tmp_path):
 
     (tmp_path / "recipe.toml").write_text('split = "time"\nvalidation_at = 2024-02-01T00:00:00Z\n')
     assert Recipe.load(tmp_path / "recipe.toml").validation_at == "2024-02-01T00:00:00+00:00"
+
+
+def test_pseudonyms_from_the_command_line(bseq, tiny_source, tiny_settings, tmp_path):
+    key = tmp_path / "key"
+    key.write_bytes(b"0123456789abcdef\n")
+    run, store = tmp_path / "run", tmp_path / "store"
+    code, _, err = bseq("train", tiny_source, "--out", run, *tiny_settings, "--pseudonymise", key)
+    assert code == 0, err
+    assert bseq("publish", run, "--store", store, "--index", "exact")[0] == 0
+    user = int(pd.read_parquet(tiny_source).user_id[0])
+    code, printed, err = bseq("retrieve", store, "--user", user, "--k", 3, "--json", "--pseudonymise", key)
+    assert code == 0, err
+    assert len(json.loads(printed)["candidates"]) == 3
+    code, _, err = bseq("retrieve", store, "--user", user, "--k", 3)
+    assert code == 2
+    assert "not in this store" in err
+    assert bseq("train", tmp_path, "--out", tmp_path / "other", "--pseudonymise", key)[0] == 2

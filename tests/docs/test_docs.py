@@ -14,6 +14,7 @@ from bseq_plugin.feature_generators import FEATURES
 from bseq_plugin.hookspecs import BseqSpecs
 from bseq_plugin.plugins import PART_HOOKS, PluginManager, hook_names, plugin_manager
 from bseq_plugin.testing.encoders import EncoderTests
+from bseq_plugin.testing.heads import HeadTests
 from bseq_plugin.testing.indexes import IndexTests
 from bseq_plugin.testing.losses import LossTests
 from bseq_plugin.testing.ranking_features import RankingFeatureTests
@@ -68,6 +69,10 @@ class TestEncoderOfTheReadme(EncoderTests):
 
 class TestLossOfTheGuide(LossTests):
     loss = plugin("bseq_losses()").BPR
+
+
+class TestHeadOfTheGuide(HeadTests):
+    head = plugin("bseq_heads()").CosineHead
 
 
 class TestIndexOfTheGuide(IndexTests):

@@ -15,9 +15,9 @@ LEVELS = [
     {"hookspecs", "schema"},
     {"plugins"},
     {"data", "metrics"},
-    {"encoders", "losses", "indexes", "feature_generators", "readers", "candidate_sources"},
+    {"encoders", "losses", "heads", "indexes", "feature_generators", "readers", "candidate_sources"},
     {"model"},
-    {"training", "retrieval", "ranking", "evaluation"},
+    {"training", "retrieval", "ranking", "evaluation", "behaviour"},
     {"report"},
     {"cli"},
 ]
