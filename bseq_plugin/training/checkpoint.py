@@ -131,8 +131,7 @@ class Checkpoints:
         values = sharded.state()
         with _told_in_one_line(f"{self.path(at)} is damaged; remove it to go on from the one before, if there is one"):
             dcp.load(values, checkpoint_id=str(self.path(at)))  # type: ignore[attr-defined]
-        sharded.model.load_state_dict(values["model"])
-        sharded.optimizer.load_state_dict(values["optimizer"])
+        sharded.load(values)
         states = document["random_states"]
         restored = states is not None and document["world_size"] == here.size
         if restored:

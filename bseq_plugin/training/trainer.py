@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import torch
@@ -17,6 +17,7 @@ from bseq_plugin.data.training_data import TrainingData
 from bseq_plugin.errors import BseqError
 from bseq_plugin.model.task import SequenceInterestTask
 from bseq_plugin.schema.recipe import Recipe
+from bseq_plugin.training.averaging import WeightAverage
 from bseq_plugin.training.checkpoint import Checkpoints, Position, identity
 from bseq_plugin.training.distributed import World
 from bseq_plugin.training.export import export_model
@@ -85,6 +86,9 @@ class Trainer:
         priors = log.item_priors
         self.item_priors_VP = None if priors is None else torch.from_numpy(priors)
         self.base_rates = [float(group["lr"]) for group in sharded.optimizer.param_groups]
+        if self.recipe.ema_half_life:
+            average = WeightAverage(sharded.model, self.recipe.ema_half_life, data.steps_per_epoch)
+            self.sharded = replace(sharded, average=average)
         self.state = Progress()
         self._generator_restored = False
 
@@ -102,9 +106,10 @@ class Trainer:
             while not state.stops(self.recipe, self.log.validation is not None):
                 self._epoch(state, log)
         best = Position(state.best_epoch)
-        if best != state.position:
-            self.checkpoints.load_weights(self.sharded, best, self.here)
-        export_model(self.log, self.sharded, self.checkpoints, best, self.run, self.here)
+        with self.sharded.averaged():
+            if best != state.position:
+                self.checkpoints.load_weights(self.sharded, best, self.here)
+            export_model(self.log, self.sharded, self.checkpoints, best, self.run, self.here)
         self.here.on_first(lambda: self._complete(state))
 
     def _resume(self) -> None:
@@ -133,7 +138,8 @@ class Trainer:
     def _save(self) -> None:
         state = self.state
         keep = {Position(state.best_epoch)}
-        self.checkpoints.save(self.sharded, asdict(state), state.position, keep, self.here)
+        with self.sharded.averaged():
+            self.checkpoints.save(self.sharded, asdict(state), state.position, keep, self.here)
 
     def _judge(self, state: Progress, line: dict[str, Any]) -> None:
         """Validate; without a validation set the newest epoch is the best."""
@@ -142,9 +148,10 @@ class Trainer:
             return
         self.sharded.model.eval()
         encoder = self.sharded.task.interest_encoder
-        metrics = validate(
-            encoder, self.log.validation, self.item_priors_VP, self.log.vocabulary.n_items, self.recipe, self.here
-        )
+        with self.sharded.averaged():
+            metrics = validate(
+                encoder, self.log.validation, self.item_priors_VP, self.log.vocabulary.n_items, self.recipe, self.here
+            )
         line.update(metrics)
         if metrics[self.recipe.validation_metric] > state.best_score:
             state.best_epoch, state.best_score = state.epoch, metrics[self.recipe.validation_metric]
@@ -176,6 +183,8 @@ class Trainer:
             own = [own[0] + loss * n_targets, own[1] + n_targets, own[2] + n_events]
             report(loss, n_events)
             state.step += 1
+            if self.sharded.average is not None:
+                self.sharded.average.update(epoch * self.data.steps_per_epoch + state.step)
             if self.checkpoint_steps and state.step - saved_at >= self.checkpoint_steps:
                 self._add(own, started)
                 self._save()

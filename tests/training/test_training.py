@@ -159,6 +159,7 @@ RESUMED = [
         "dropout": 0.3,
     },
     {"split": "none"},
+    {"ema_half_life": 0.7, "dropout": 0.3, "schedule": "cosine"},
 ]
 
 
@@ -328,7 +329,9 @@ def test_training_stops_early_and_exports_the_best_epoch(events, tiny_recipe, tm
     assert (two.info["epochs"], two.info["best_epoch"], two.info["validation"]) == (2, 2, None)
 
 
-def test_the_exported_model_is_that_of_the_best_epoch(events, tiny_recipe, tmp_path, monkeypatch, weights):
+@pytest.mark.parametrize("half_life", [0.0, 0.7])
+def test_the_exported_model_is_that_of_the_best_epoch(events, tiny_recipe, tmp_path, monkeypatch, weights, half_life):
+    tiny_recipe = tiny_recipe.replace(ema_half_life=half_life)
     scores = iter([0.5, 0.4, 0.3])
     monkeypatch.setattr("bseq_plugin.training.trainer.validate", lambda *a: {"ndcg@10": next(scores, 0.0)})
     three = quietly(events, tiny_recipe.replace(epochs=3), tmp_path / "three")
