@@ -19,7 +19,9 @@ import torch
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "check-scale.json"
-TESTS = ("test_equality.py", "test_positions.py", "test_refusals.py", "test_partitions.py", "test_processes.py")
+TESTS = tuple(
+    f"test_{name}.py" for name in ("equality", "positions", "restarts", "refusals", "partitions", "processes")
+)
 LIMIT_SECONDS = 15 * 60
 
 

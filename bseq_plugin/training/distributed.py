@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import time
+import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -10,6 +12,7 @@ from typing import Any, TypeVar, cast
 
 import torch
 from torch import distributed as dist
+from torch._C._distributed_c10d import HashStore, PrefixStore, Store
 
 from bseq_plugin.errors import BseqError, PluginError, RunError
 from bseq_plugin.plugins import plugin_manager
@@ -83,15 +86,10 @@ def world() -> Iterator[World]:
     own = not dist.is_initialized()
     device = _device()
     if own:
-        backend = "nccl" if device.type == "cuda" else "gloo"
-        if "WORLD_SIZE" in os.environ:
-            dist.init_process_group(backend)
-        else:  # a store in memory: a single process opens no port
-            memory = dist.HashStore()  # type: ignore[attr-defined]
-            dist.init_process_group(backend, store=memory, rank=0, world_size=1)
+        _join("nccl" if device.type == "cuda" else "gloo")
     try:
         here = World(dist.get_rank(), dist.get_world_size(), device)
-        with _peers_that_die(here):
+        with _peers_that_die(here.rank, here.size):
             _same_plugins(here)
             yield here
     finally:
@@ -99,17 +97,57 @@ def world() -> Iterator[World]:
             dist.destroy_process_group()
 
 
+def _join(backend: str) -> None:
+    if "WORLD_SIZE" not in os.environ:  # a store in memory: a single process opens no port
+        dist.init_process_group(backend, store=HashStore(), rank=0, world_size=1)
+        return
+    rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    with _peers_that_die(rank, size):
+        if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+            store, _, _ = next(dist.rendezvous("env://"))  # type: ignore[attr-defined]
+            dist.init_process_group(backend, store=store_of_attempt(store, rank, size), rank=rank, world_size=size)
+        else:
+            dist.init_process_group(backend)
+
+
+def store_of_attempt(store: Store, rank: int, size: int) -> Store:
+    """A part of ``store`` that the processes of this start share with each other, and with nobody before them.
+
+    torchrun keeps one store over ``--max-restarts``. The addresses of an earlier start are still in it, and a process
+    that reads one of them waits for somebody who is dead. Starts can't be told apart by torchrun's own counter: every
+    agent has its own. So rank 0 draws a name and gives it to whoever asks with a word that was never used before.
+    """
+    if rank != 0:
+        word = uuid.uuid4().hex
+        store.set(f"bseq/asks/{rank}", word)
+        name = store.get(f"bseq/answer/{word}").decode()  # waits, as long as the store's timeout allows
+        store.set(f"bseq/{name}/has/{rank}", "")
+        return PrefixStore(name, store)
+    name, missing = uuid.uuid4().hex, set(range(1, size))
+    ends = time.monotonic() + store.timeout.total_seconds()  # type: ignore[attr-defined]
+    while missing:
+        for other in sorted(missing):
+            if store.check([f"bseq/{name}/has/{other}"]):
+                missing.remove(other)
+            elif store.check([f"bseq/asks/{other}"]):  # maybe the question of somebody who is dead: it harms nobody
+                store.set(f"bseq/answer/{store.get(f'bseq/asks/{other}').decode()}", name)
+        if time.monotonic() > ends:
+            raise RunError(f"ranks {sorted(missing)} of {size} have not come; look at the output of each")
+        time.sleep(0.01)
+    return PrefixStore(name, store)
+
+
 @contextmanager
-def _peers_that_die(here: World) -> Iterator[None]:
+def _peers_that_die(rank: int, size: int) -> Iterator[None]:
     """A process that ends closes its connections: the others learn it at once, from an error that names no cause."""
     try:
         yield
     except RuntimeError as error:
         text = str(error)
-        if here.size == 1 or not any(sign in text for sign in ("Connection", "gloo", "NCCL", "Timed out", "timeout")):
+        if size == 1 or not any(sign in text for sign in ("Connection", "gloo", "NCCL", "Timed out", "timeout")):
             raise
         raise RunError(
-            f"rank {here.rank} of {here.size} lost another process of this run: it was killed, failed or does not "
+            f"rank {rank} of {size} lost another process of this run: it was killed, failed or does not "
             f"answer; look at its output, then go on with --resume ({text.splitlines()[0][:200]})"
         ) from error
 

@@ -20,6 +20,7 @@ LEVELS = [
     {"training", "retrieval", "ranking", "evaluation", "behaviour"},
     {"report"},
     {"cli"},
+    {"__main__"},
 ]
 LEVEL = {name: level for level, names in enumerate(LEVELS) for name in names}
 # `__init__` (names on demand) and `builtin` (the registration point) may import anything, but only inside functions;

@@ -219,12 +219,54 @@ def killed(job, folder):
     )
 
 
+def restarted(job, folder):
+    """Pairs that join one after another by one store, as under ``torchrun --max-restarts``.
+
+    Each is killed: after both have met, or one alone before the other comes. Each writes NAME-NUMBER.RANK.
+    """
+    agent = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    agents = {
+        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(agent.port), "WORLD_SIZE": "2",
+        "TORCHELASTIC_USE_AGENT_STORE": "True",
+    }  # fmt: skip
+    ends = []
+    for number, alone in enumerate([None, 1, None, 0, None]):
+        marks = [folder / f"{job['name']}-{number}.{rank}" for rank in range(2)]
+        pids = [join(rank, {**agents, "RANK": str(rank)}, marks[rank]) for rank in range(2) if alone in (None, rank)]
+        waited = time.monotonic() + 20
+        while alone is None and not all(mark.exists() for mark in marks) and time.monotonic() < waited:
+            time.sleep(0.01)
+        time.sleep(0.3 if alone is not None else 0)
+        for pid in pids:
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+        if alone is None:
+            ends.append([json.loads(mark.read_text()) if mark.exists() else None for mark in marks])
+    (folder / f"{job['name']}.json").write_text(json.dumps(ends))
+
+
+def join(rank, agents, mark):
+    """Fork a rank that joins, tells whom it has met, and stays until it is killed."""
+    pid = os.fork()
+    if pid == 0:
+        os.environ.update(agents)
+        try:
+            with world() as here:
+                met = here.gather(os.getpid())
+                mark.with_suffix(f".tmp{rank}").write_text(json.dumps(met))
+                mark.with_suffix(f".tmp{rank}").rename(mark)
+                time.sleep(60)
+        finally:
+            os._exit(1)
+    return pid
+
+
 def main():
     given = json.loads(Path(sys.argv[1]).read_text())
     folder = Path(given["folder"])
     for job in given["jobs"]:
-        if job["do"] == "killed":
-            killed(job, folder)
+        if job["do"] in ("killed", "restarted"):
+            globals()[job["do"]](job, folder)
             continue
         finish(job, folder, start(job, folder))
 
