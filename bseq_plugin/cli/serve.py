@@ -132,15 +132,15 @@ def _answer(retriever: Retriever, user: str | None, items: str | None, k: int, e
 
     how = cast(Literal["seen", "none"], exclude)
     if user is not None:
-        return retriever.retrieve([_id(user, retriever.histories.user_ids, "--user")], k, how)
+        return retriever.retrieve([as_id(user, retriever.histories.user_ids, "--user")], k, how)
     given = [part.strip() for part in (items or "").split(",") if part.strip()]
     if not given:
         raise UsageError("--items is empty; give item ids separated by commas")
     known = retriever.model.vocabulary.item_ids
-    return retriever.retrieve_items([_id(item, known, "--items") for item in given], k, how)
+    return retriever.retrieve_items([as_id(item, known, "--items") for item in given], k, how)
 
 
-def _id(text: str, known: object, option: str) -> int | str:
+def as_id(text: str, known: object, option: str) -> int | str:
     """The text as this store writes ids: a number where ids are numbers."""
     import numpy as np
 

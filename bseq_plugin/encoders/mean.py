@@ -62,6 +62,12 @@ class MeanEncoder(SequenceEncoder):
         sums_BD = sums_BD.index_add(0, events.user_T, self._weighted(events))
         return self._finish(sums_BD[users_Q], events.x_TD.dtype)
 
+    def attention(self, events: PackedEvents) -> Tensor | None:
+        """``[T]``, the weights of the mean."""
+        weights_T = self._weights(events)
+        sums_B = weights_T.new_zeros(events.n_users).index_add(0, events.user_T, weights_T)
+        return weights_T / sums_B[events.user_T]
+
     def _finish(self, sums_ND: Tensor, dtype: torch.dtype) -> Tensor:
         """Means from sums of (weighted x, weight), then the feed-forward part."""
         mean_ND = (sums_ND[:, :-1] / sums_ND[:, -1:].clamp_min(1e-30)).to(dtype)

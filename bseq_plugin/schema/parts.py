@@ -49,6 +49,13 @@ class SequenceEncoder(nn.Module, ABC):
         states_QD: Tensor = self(events)[rows_Q]
         return states_QD
 
+    def attention(self, events: PackedEvents) -> Tensor | None:
+        """``[T]``, what share of each user's newest state comes from each event, summing to 1 a user; for pictures.
+
+        None, the default: the part has no such weights.
+        """
+        return None
+
 
 @dataclass(frozen=True)
 class Targets:

@@ -39,6 +39,7 @@ class TestMmoe(HeadTests):
     head = MmoeHead
 
 
+@settings(deadline=None)
 @given(scored)
 def test_auroc_counts_pairs(rows):
     labels, scores = np.array([yes for yes, _ in rows], float), np.array([s for _, s in rows], float)
