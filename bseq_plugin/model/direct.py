@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from bseq_plugin.data.batches import EVENT_TYPE, TIME_GAP, time_gap_buckets
+from bseq_plugin.data.event_features import session_numbers
+from bseq_plugin.data.events import EVENT_TYPE
 from bseq_plugin.data.sequences import Sequences
 from bseq_plugin.model.encoder import ITEM_TABLE, SequenceInterestEncoder, StateReader
 from bseq_plugin.model.items import InterestHead
@@ -62,19 +63,17 @@ def direct_interests(encoder: SequenceInterestEncoder, histories: Sequences, wid
 def packed_events(encoder: SequenceInterestEncoder, histories: Sequences) -> PackedEvents:
     """The embedded events, ``x_TD`` summed in the order of the ``EventEmbedder``. Raises as ``direct_interests``."""
     tables = encoder.embedding_collection.embeddings
-    event_types = histories.event_types
+    inputs = encoder.event_embedder.inputs
     x_TD = F.embedding(_tensor(histories.items), tables[ITEM_TABLE].weight)
-    for name in encoder.event_embedder.event_features:
-        rows_T = time_gap_buckets(histories) if name == TIME_GAP else event_types
-        if rows_T is None:
-            raise ValueError("the model reads event types, but these histories have none")
-        x_TD = x_TD + F.embedding(_tensor(rows_T), tables[name].weight)
-    reads_types = EVENT_TYPE in encoder.event_embedder.event_features
+    rows = {name: _tensor(rows_T) for name, rows_T in inputs.rows(histories).items()}
+    for name, rows_T in rows.items():
+        x_TD = x_TD + F.embedding(rows_T, tables[name].weight)
     return PackedEvents(
         x_TD,
         _tensor(histories.offsets),
         None if histories.timestamps is None else _tensor(histories.timestamps),
-        _tensor(event_types) if reads_types and event_types is not None else None,
+        rows.get(EVENT_TYPE),
+        _tensor(session_numbers(histories, inputs.session_gap_us)) if inputs.sessions else None,
     )
 
 

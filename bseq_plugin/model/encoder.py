@@ -12,7 +12,9 @@ import torch
 from torch import Tensor, nn
 from torchrec import EmbeddingCollection, EmbeddingConfig, JaggedTensor, KeyedJaggedTensor, KeyedTensor
 
-from bseq_plugin.data.batches import EVENT, EVENT_TYPE, N_TIME_GAPS, NEGATIVE, TARGET, TIME_GAP, TIMESTAMP
+from bseq_plugin.data.batches import EVENT, NEGATIVE, SESSION_NUMBER, TARGET, TIMESTAMP
+from bseq_plugin.data.event_features import TABLE_ROWS, EventInputs
+from bseq_plugin.data.events import EVENT_TYPE
 from bseq_plugin.data.items import ItemAttributes
 from bseq_plugin.errors import PluginError, RecipeError
 from bseq_plugin.model.items import InterestHead, ItemTower
@@ -24,6 +26,7 @@ from bseq_plugin.schema.recipe import Recipe
 
 USER_INTEREST = "user_interest"
 ITEM_TABLE = "item"
+FEATURE_ORDER = (EVENT_TYPE, *TABLE_ROWS)  # of the tables
 
 
 class SequenceInterestEncoder(nn.Module):
@@ -40,7 +43,8 @@ class SequenceInterestEncoder(nn.Module):
         device: of the embedding tables; "meta" leaves them to the planner of ``DistributedModelParallel``.
 
     Input keys: ``event`` and those of ``recipe.event_features`` (int64 rows, oldest first, at most ``max_length`` a
-    user), optionally ``timestamp`` (int64 microseconds) as the *first* key; see ``history_features``.
+    user), optionally ``timestamp`` (int64 microseconds), and ``session_number`` if the encoder reads sessions, as the
+    *first* keys; ``history_features(sequences, recipe)`` makes them all.
     """
 
     def __init__(
@@ -63,7 +67,7 @@ class SequenceInterestEncoder(nn.Module):
         tables = _tables(recipe, n_items, n_event_types, candidate_keys)
         self.embedding_collection = EmbeddingCollection(tables=tables, device=torch.device(device) if device else None)
         self.item_tower = ItemTower(recipe.dim, attributes, recipe.table_init)
-        self.event_embedder = EventEmbedder(recipe.event_features, recipe.max_length)
+        self.event_embedder = EventEmbedder(EventInputs.of(recipe), recipe.max_length)
         self.sequence_encoder = StateReader(part)
         self.interest_head = InterestHead(
             recipe.dim, len(recipe.popularity_days), recipe.score == "cosine", recipe.temperature
@@ -115,18 +119,18 @@ class StateReader(nn.Module):
 
 
 class EventEmbedder(nn.Module):
-    """Sums the looked-up vectors of an event: item + event type + time gap."""
+    """Sums the looked-up vectors of an event: its item's and those of its features (see ``event_features``)."""
 
-    def __init__(self, event_features: tuple[str, ...], max_length: int) -> None:
+    def __init__(self, inputs: EventInputs, max_length: int) -> None:
         super().__init__()
-        self.event_features = event_features
+        self.inputs = inputs
         self.max_length = max_length
 
     def forward(self, item_TD: Tensor, looked_up: dict[str, JaggedTensor], history: KeyedJaggedTensor) -> PackedEvents:
         """Packed events. Raises ValueError if a history is longer than ``max_length``."""
         event = looked_up[EVENT]
         x_TD = item_TD
-        for name in self.event_features:
+        for name in self.inputs.features:
             x_TD = x_TD + looked_up[name].values()
         lengths_B = event.lengths().to(torch.int64)
         if len(lengths_B) and int(lengths_B.max()) > self.max_length:
@@ -138,7 +142,8 @@ class EventEmbedder(nn.Module):
         keys = history.keys()
         timestamps_T = history[TIMESTAMP].values() if TIMESTAMP in keys else None
         event_types_T = history[EVENT_TYPE].values() if EVENT_TYPE in keys else None
-        return PackedEvents(x_TD, offsets_B1, timestamps_T, event_types_T)
+        sessions_T = history[SESSION_NUMBER].values() if SESSION_NUMBER in keys else None
+        return PackedEvents(x_TD, offsets_B1, timestamps_T, event_types_T, sessions_T)
 
 
 class LastState(nn.Module):
@@ -165,10 +170,8 @@ def _tables(recipe: Recipe, n_items: int, n_event_types: int, candidate_keys: bo
     item_keys = [EVENT, TARGET, NEGATIVE] if candidate_keys else [EVENT]
     rows = {ITEM_TABLE: (n_items + 1, item_keys, recipe.table_init)}
     # context tables start at zero: an event is its item until the data says more
-    if EVENT_TYPE in recipe.event_features:
-        rows[EVENT_TYPE] = (n_event_types + 1, [EVENT_TYPE], 0.0)
-    if TIME_GAP in recipe.event_features:
-        rows[TIME_GAP] = (N_TIME_GAPS, [TIME_GAP], 0.0)
+    for name in sorted(set(recipe.event_features), key=FEATURE_ORDER.index):
+        rows[name] = (n_event_types + 1 if name == EVENT_TYPE else TABLE_ROWS[name], [name], 0.0)
     return [
         EmbeddingConfig(
             name=name,

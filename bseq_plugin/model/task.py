@@ -34,7 +34,10 @@ class SequenceInterestTask(nn.Module):
         self.objective = Objective(build_loss_part(recipe), recipe.score == "cosine")
 
     def forward(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        """``(loss, {"loss", "n_targets"})``; the loss is scaled so that its mean over ranks is the global batch's."""
+        """``(loss, {"loss", "n_targets"})``; the loss is scaled so that its mean over ranks is the global batch's.
+
+        ``n_targets`` float32, each target counted with its weight.
+        """
         encoder = self.interest_encoder
         looked_up = encoder.embedding_collection(batch.features)
         rows = encoder.item_tower(looked_up, batch.features, [EVENT, TARGET, NEGATIVE])
@@ -65,7 +68,7 @@ class Objective(nn.Module):
         targets = Targets(target_SD, batch.target_ids_S, batch.target_state_S, batch.target_weights_S, places_S)
         candidates = Candidates(negative_ND, batch.candidate_ids_N, batch.log_expected_count_N)
         loss = self.loss(interests_QD, targets, candidates)
-        n_targets = torch.tensor(batch.target_ids_S.shape[0])
+        n_targets = batch.target_weights_S.sum()
         return loss * batch.loss_scale, {"loss": loss.detach(), "n_targets": n_targets}
 
 

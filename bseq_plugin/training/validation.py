@@ -68,7 +68,7 @@ def _item_chunks(
     for start in range(0, n_items + 1, ITEMS_PER_CALL):
         rows = np.arange(start, min(start + ITEMS_PER_CALL, n_items + 1))
         asked = {TARGET: nothing, NEGATIVE: (rows, np.array([len(rows)]))}
-        features = history_features(nobody, recipe.event_features, asked).to(here.device)
+        features = history_features(nobody, recipe, asked).to(here.device)
         looked_up = encoder.embedding_collection(features)
         yield start, encoder.item_tower(looked_up, features, [NEGATIVE])[0]
 
@@ -132,6 +132,6 @@ def _interests(
     for users in np.array_split(own, max(1, n_calls)):
         asked = users if len(users) else np.zeros(1, np.int64)  # a rank without users takes part all the same
         empty = (np.empty(0, np.int64), np.zeros(len(asked), np.int64))
-        features = history_features(histories.take(asked), recipe.event_features, {TARGET: empty, NEGATIVE: empty})
+        features = history_features(histories.take(asked), recipe, {TARGET: empty, NEGATIVE: empty})
         interests.append(encoder(features.to(here.device)).values()[: len(users)])
     return torch.cat(interests)

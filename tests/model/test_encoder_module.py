@@ -26,6 +26,11 @@ VARIANTS = {
     "cosine": {"encoder": "mean", "score": "cosine"},
     "priors": {"encoder": "causal", "score": "cosine", "targets": "window", "popularity_days": (7.0, 28.0)},
     "bare": {"encoder": "causal", "event_features": ()},
+    "all features": {
+        "encoder": "causal",
+        "event_features": ("value", "session", "time_of_week", "event_type", "time_gap"),
+        "time_zone": "America/New_York",
+    },
 }
 
 
@@ -51,11 +56,13 @@ def histories(lengths, seed=0):
         [np.sort(random.integers(0, 10**13, length)) for length in lengths] + [np.empty(0, np.int64)]
     )
     items, types = random.integers(0, N_ITEMS + 1, n), random.integers(0, N_TYPES + 1, n)
-    return Sequences(np.arange(len(lengths)), offsets, items, times.astype(np.int64), types)
+    sessions = times.astype(np.int64) // 3_000_000_000_000
+    values = np.where(random.random(n) < 0.2, np.nan, random.normal(0, 20, n))
+    return Sequences(np.arange(len(lengths)), offsets, items, times.astype(np.int64), types, sessions, values=values)
 
 
 def features(sequences, recipe):
-    return history_features(sequences, recipe.event_features)
+    return history_features(sequences, recipe)
 
 
 def interests(encoder, recipe, sequences):
@@ -81,7 +88,7 @@ def test_the_direct_way_is_the_way_through_torchrec(encoder, recipe, lengths, ti
         found = direct_interests(encoder, given)
     hook.remove()
     assert torch.equal(found, through_torchrec)
-    for name in ("x_TD", "offsets_B1", "timestamps_T", "event_types_T"):
+    for name in ("x_TD", "offsets_B1", "timestamps_T", "event_types_T", "sessions_T"):
         theirs, ours = (getattr(events, name) for events in handed)
         assert (theirs is None and ours is None) or torch.equal(theirs, ours), name
 
@@ -210,8 +217,8 @@ def test_created_on_meta_it_is_sharded_inside_a_host(recipe):
 
 
 def test_wrong_settings_are_named():
-    with pytest.raises(UsageError, match="unknown encoder 'gru'; there are: .*causal"):
-        SequenceInterestEncoder(Recipe(encoder="gru"), N_ITEMS)
+    with pytest.raises(UsageError, match="unknown encoder 'gru5'; there are: .*causal"):
+        SequenceInterestEncoder(Recipe(encoder="gru5"), N_ITEMS)
     with pytest.raises(
         RecipeError, match="encoder_options of 'causal'.*unknown key 'n_bloks'; the keys are: .*n_blocks"
     ):
