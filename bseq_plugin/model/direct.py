@@ -20,6 +20,7 @@ from bseq_plugin.data.event_features import session_numbers
 from bseq_plugin.data.events import EVENT_TYPE
 from bseq_plugin.data.sequences import Sequences
 from bseq_plugin.model.encoder import ITEM_TABLE, SequenceInterestEncoder, StateReader
+from bseq_plugin.model.interests import MultiInterests
 from bseq_plugin.model.items import InterestHead
 from bseq_plugin.schema.packed import PackedEvents
 
@@ -29,15 +30,28 @@ class WideModules:
     """The dense modules of an encoder in float64; the tables stay as they are."""
 
     sequence_encoder: StateReader
+    multi_interests: MultiInterests | None
     interest_head: InterestHead
 
     @classmethod
     def of(cls, encoder: SequenceInterestEncoder) -> WideModules:
         """Copies of ``encoder``'s modules."""
+        multi = encoder.multi_interests
         return cls(
             copy.deepcopy(encoder.sequence_encoder).double().eval(),
+            None if multi is None else copy.deepcopy(multi).double().eval(),
             copy.deepcopy(encoder.interest_head).double().eval(),
         )
+
+    def interests(self, events: PackedEvents) -> Tensor:
+        """``[B * K, D]`` float64, as ``SequenceInterestEncoder.interests``."""
+        events = replace(events, x_TD=events.x_TD.double())
+        if self.multi_interests is None:
+            states = self.sequence_encoder(events)
+        else:
+            states = self.multi_interests(events, self.sequence_encoder(events, None, True))
+        found: Tensor = self.interest_head(states)
+        return found
 
 
 def direct_interests(encoder: SequenceInterestEncoder, histories: Sequences, wide: WideModules | None = None) -> Tensor:
@@ -51,13 +65,9 @@ def direct_interests(encoder: SequenceInterestEncoder, histories: Sequences, wid
     Raises:
         ValueError: if the histories lack what an event feature needs.
     """
-    if wide is not None:
-        events = packed_events(encoder, histories)
-        wide_BD: Tensor = wide.interest_head(wide.sequence_encoder(replace(events, x_TD=events.x_TD.double())))
-        return wide_BD
-    states_BD: Tensor = encoder.sequence_encoder(packed_events(encoder, histories))
-    interests: Tensor = encoder.interest_head(states_BD)
-    return interests
+    events = packed_events(encoder, histories)
+    interests_ND = encoder.interests(events) if wide is None else wide.interests(events)
+    return interests_ND.reshape(histories.n_users, encoder.readout.width)
 
 
 def packed_events(encoder: SequenceInterestEncoder, histories: Sequences) -> PackedEvents:

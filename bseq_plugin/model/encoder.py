@@ -17,6 +17,7 @@ from bseq_plugin.data.event_features import TABLE_ROWS, EventInputs
 from bseq_plugin.data.events import EVENT_TYPE
 from bseq_plugin.data.items import ItemAttributes
 from bseq_plugin.errors import PluginError, RecipeError
+from bseq_plugin.model.interests import MultiInterests
 from bseq_plugin.model.items import InterestHead, ItemTower
 from bseq_plugin.plugins import plugin_manager
 from bseq_plugin.schema.options import parse_options
@@ -72,19 +73,35 @@ class SequenceInterestEncoder(nn.Module):
         self.interest_head = InterestHead(
             recipe.dim, len(recipe.popularity_days), recipe.score == "cosine", recipe.temperature
         )
-        self.readout = LastState(recipe.interest_dim)
+        self.multi_interests = (
+            MultiInterests(recipe.dim, recipe.n_interests, recipe.interest_method, recipe.interests_by_length)
+            if recipe.readout == "multi"
+            else None
+        )
+        self.readout = Readout(recipe.interest_dim, recipe.interests_per_user)
 
     def forward(self, history: KeyedJaggedTensor) -> KeyedTensor:
-        """``{"user_interest": [B, K * D]}``, float32, D = ``recipe.interest_dim``; K = 1.
+        """``{"user_interest": [B, K * D]}``, float32, D = ``recipe.interest_dim``, K = ``recipe.interests_per_user``.
 
         A user without events has the interest of a state of zeros: for inner-product scores without priors, zeros.
         """
         looked_up = self.embedding_collection(history)
         (item_TD,) = self.item_tower(looked_up, history, [EVENT])
         events = self.event_embedder(item_TD, looked_up, history)
-        states_BD = self.sequence_encoder(events)
-        interest: KeyedTensor = self.readout(self.interest_head(states_BD))
+        interest: KeyedTensor = self.readout(self.interests(events))
         return interest
+
+    def interests(self, events: PackedEvents, rows_Q: Tensor | None = None) -> Tensor:
+        """``[Q * K, D]`` of the packed rows ``rows_Q``, or of all users; with K > 1 rows are newest events.
+
+        A straight line too, whatever the batch holds.
+        """
+        if self.multi_interests is None:
+            states = self.sequence_encoder(events, rows_Q)
+        else:
+            states = self.multi_interests(events, self.sequence_encoder(events, None, True), rows_Q)
+        found: Tensor = self.interest_head(states)
+        return found
 
 
 class StateReader(nn.Module):
@@ -94,8 +111,12 @@ class StateReader(nn.Module):
         super().__init__()
         self.part = part
 
-    def forward(self, events: PackedEvents, rows_Q: Tensor | None = None) -> Tensor:
-        """``[Q, D]``, the states of ``rows_Q``; or ``[B, D]``, each user's newest, zeros for one without events."""
+    def forward(self, events: PackedEvents, rows_Q: Tensor | None = None, every: bool = False) -> Tensor:
+        """``[Q, D]``, the states of ``rows_Q``; with ``every`` ``[T, D]``, all; else ``[B, D]``, each user's newest,
+        zeros for one without events.
+        """
+        if every:
+            return self._states(events, None)
         if rows_Q is not None:
             return self._states(events, rows_Q)
         active = events.lengths_B > 0
@@ -105,10 +126,10 @@ class StateReader(nn.Module):
         states_BD[active] = self._states(events, events.offsets_B1[1:][active] - 1)
         return states_BD
 
-    def _states(self, events: PackedEvents, rows_Q: Tensor) -> Tensor:
+    def _states(self, events: PackedEvents, rows_Q: Tensor | None) -> Tensor:
         """What the part gives, checked: it may be a plugin's, and a wrong width would be found far from here."""
-        states_QD = self.part.states_at(events, rows_Q)
-        wanted = (len(rows_Q), events.x_TD.shape[1])
+        states_QD = self.part(events) if rows_Q is None else self.part.states_at(events, rows_Q)
+        wanted = (len(events.x_TD) if rows_Q is None else len(rows_Q), events.x_TD.shape[1])
         if not isinstance(states_QD, Tensor) or states_QD.shape != wanted:
             found = tuple(states_QD.shape) if isinstance(states_QD, Tensor) else type(states_QD).__name__
             raise PluginError(
@@ -146,16 +167,17 @@ class EventEmbedder(nn.Module):
         return PackedEvents(x_TD, offsets_B1, timestamps_T, event_types_T, sessions_T)
 
 
-class LastState(nn.Module):
-    """Readout with K = 1; a module of its own because the trace can't build a KeyedTensor."""
+class Readout(nn.Module):
+    """A module of its own because the trace can't build a KeyedTensor."""
 
-    def __init__(self, dim: int) -> None:
+    def __init__(self, dim: int, n_interests: int) -> None:
         super().__init__()
-        self.dim = dim
+        self.width = n_interests * dim
 
-    def forward(self, interests_BD: Tensor) -> KeyedTensor:
-        """``{"user_interest": [B, D]}``."""
-        return KeyedTensor(keys=[USER_INTEREST], length_per_key=[self.dim], values=interests_BD)
+    def forward(self, interests_ND: Tensor) -> KeyedTensor:
+        """``{"user_interest": [B, K * D]}`` of ``[B * K, D]``."""
+        values = interests_ND.reshape(-1, self.width)
+        return KeyedTensor(keys=[USER_INTEREST], length_per_key=[self.width], values=values)
 
 
 def build_encoder_part(recipe: Recipe) -> SequenceEncoder:

@@ -57,6 +57,16 @@ class Recipe(BaseModel):
         "inner", description="'cosine' = item rows of length 1, learned temperature"
     )
     temperature: float = Field(0.1, gt=0, description="initial temperature of cosine scores")
+    readout: Literal["last", "multi"] = Field(
+        "last", description="'last' = one interest, of the newest state; 'multi' = n_interests, of all states"
+    )
+    n_interests: int = Field(4, ge=1, le=64, description="interests a user, for readout='multi'")
+    interest_method: Literal["self_attention", "routing"] = Field(
+        "self_attention", description="how readout='multi' reads them: ComiRec-SA, or dynamic routing as MIND does"
+    )
+    interests_by_length: bool = Field(
+        False, description="a history of n events has log2(n) interests, at least 1 and at most n_interests"
+    )
     # objective
     loss: str = Field("softmax", description="name of a loss (see `bseq plugins`)")
     loss_options: dict[str, Any] = Field(default_factory=dict)
@@ -148,6 +158,11 @@ class Recipe(BaseModel):
     def _consistent(self) -> Recipe:
         if self.popularity_days and self.targets != "window":
             raise ValueError("popularity_days goes with targets = 'window' (the popularity at the start of the window)")
+        if self.readout == "multi" and self.targets == "next":
+            raise ValueError(
+                "readout = 'multi' reads a history as a whole, not at every position; use targets = 'prefix' or "
+                "'window'"
+            )
         stray = sorted(set(self.event_type_weights) - set(self.target_event_types)) if self.target_event_types else []
         if stray:
             raise ValueError(f"event_type_weights names {stray}, which are not among target_event_types")
@@ -161,6 +176,11 @@ class Recipe(BaseModel):
     def interest_dim(self) -> int:
         """Width of interests and of the vectors in the index: ``dim`` and one column for each popularity span."""
         return self.dim + len(self.popularity_days)
+
+    @property
+    def interests_per_user(self) -> int:
+        """K."""
+        return self.n_interests if self.readout == "multi" else 1
 
     @classmethod
     def parse(cls, values: Mapping[str, Any], where: str = "recipe") -> Recipe:

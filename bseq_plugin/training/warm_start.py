@@ -39,6 +39,9 @@ SHARED = (
     "time_zone",
     "session_gap_minutes",
     "score",
+    "readout",
+    "n_interests",
+    "interest_method",
     "popularity_days",
 )
 TABLES = "interest_encoder.embedding_collection.embeddings"
