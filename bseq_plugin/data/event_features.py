@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from bseq_plugin.data.events import MICROSECONDS, VALUE
+from bseq_plugin.data.events import EVENT_TYPE, MICROSECONDS, VALUE
 from bseq_plugin.data.sequences import Sequences
 from bseq_plugin.plugins import plugin_manager
 
@@ -78,6 +78,17 @@ class EventInputs:
     def needs_times(self) -> bool:
         """Whether times are needed, sessions left aside."""
         return TIME_GAP in self.features or TIME_OF_WEEK in self.features
+
+    def lacking(self, sequences: Sequences) -> list[str]:
+        """What is read and not there: "event types", "the times of events", "values", "session ids or times"."""
+        timed = sequences.timestamps is not None
+        needed = {
+            "event types": EVENT_TYPE in self.features and sequences.event_types is None,
+            "the times of events": self.needs_times and not timed,
+            "values": VALUE in self.features and sequences.values is None,
+            "session ids or times": self.needs_sessions and sequences.session_ids is None and not timed,
+        }
+        return [what for what, lacks in needed.items() if lacks]
 
     def rows(self, sequences: Sequences) -> dict[str, np.ndarray]:
         """Feature -> int64 [T]. Raises ValueError if the sequences lack what a feature needs."""

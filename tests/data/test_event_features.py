@@ -152,6 +152,19 @@ def test_what_is_missing_is_named():
             history_features(bare, (feature,))
 
 
+@given(st.lists(st.sampled_from(ALL), unique=True), st.booleans(), *[st.booleans()] * 3)
+@settings(max_examples=60, deadline=None)
+def test_what_is_lacking_is_what_can_not_be_computed(features, sessions, has_times, has_ids, has_values):
+    log = sequences([2], [1, 2] if has_times else None, [1, 1] if has_ids else None, [1, 2] if has_values else None)
+    inputs = EventInputs(tuple(features), sessions=sessions)
+    try:
+        history_features(log, inputs)
+        fails = False
+    except ValueError:
+        fails = True
+    assert bool(inputs.lacking(log)) == fails
+
+
 def test_a_time_zone_is_checked_where_it_is_written():
     with pytest.raises(RecipeError, match=r"time_zone = 'Mars/Base' is not known here; give an IANA name"):
         Recipe(time_zone="Mars/Base")
