@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from bseq_plugin.readers.read_events import read_events as read_events
     from bseq_plugin.retrieval.delta import merge_delta as merge_delta
     from bseq_plugin.retrieval.delta import publish_delta as publish_delta
+    from bseq_plugin.retrieval.diversity import Diversity as Diversity
     from bseq_plugin.retrieval.filters import Filters as Filters
     from bseq_plugin.retrieval.fit_blend import fit_blend as fit_blend
     from bseq_plugin.retrieval.publish import publish as publish
@@ -61,6 +62,7 @@ _HOME = {
     "FeatureEngine": "ranking.engine",
     "FeatureInputs": "schema.ranking",
     "FeatureSpec": "ranking.spec",
+    "Diversity": "retrieval.diversity",
     "Filters": "retrieval.filters",
     "IndexCapabilities": "schema.parts",
     "InterestModel": "model.interest_model",

@@ -18,11 +18,14 @@ if TYPE_CHECKING:
 
 @hookimpl
 def bseq_encoders() -> list[type[SequenceEncoder]]:
-    """``causal`` and ``mean``."""
+    """``causal``, ``cross_session``, ``gru``, ``hstu`` and ``mean``."""
     from bseq_plugin.encoders.causal import CausalEncoder
+    from bseq_plugin.encoders.cross_session import CrossSessionEncoder
+    from bseq_plugin.encoders.gru import GruEncoder
+    from bseq_plugin.encoders.hstu import HstuEncoder
     from bseq_plugin.encoders.mean import MeanEncoder
 
-    return [CausalEncoder, MeanEncoder]
+    return [CausalEncoder, CrossSessionEncoder, GruEncoder, HstuEncoder, MeanEncoder]
 
 
 @hookimpl

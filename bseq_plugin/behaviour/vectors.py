@@ -5,7 +5,7 @@ from __future__ import annotations
 import pandas as pd
 from torch import Tensor
 
-from bseq_plugin.data.batches import EVENT_TYPE, TIME_GAP
+from bseq_plugin.data.event_features import EventInputs
 from bseq_plugin.data.sequences import Sequences
 from bseq_plugin.errors import SchemaError, UsageError
 from bseq_plugin.model.interest_model import InterestModel
@@ -33,11 +33,9 @@ def user_vectors(model: InterestModel, log: Sequences, at_us: int, allow_future_
         SchemaError: the log lacks what the encoder reads.
     """
     check_instant(model, at_us, allow_future_model)
-    features = model.recipe.event_features
-    if EVENT_TYPE in features and log.event_types is None:
-        raise SchemaError("the encoder reads event types, but the log has none")
-    if TIME_GAP in features and log.timestamps is None:
-        raise SchemaError("the encoder reads the times of events, but the log has none")
+    lacking = EventInputs.of(model.recipe).lacking(log)
+    if lacking:
+        raise SchemaError(f"the encoder reads {' and '.join(lacking)}, but the log has none")
     return model.encode(log.between(None, at_us)).flatten(1)
 
 

@@ -157,7 +157,7 @@ def served_ranker(retriever: Retriever) -> Ranker:
     def rank(histories: Sequences, k: int, mask_seen: bool) -> np.ndarray:
         numbered = Sequences(
             np.arange(histories.n_users), histories.offsets, histories.items, histories.timestamps,
-            histories.event_types, histories.session_ids,
+            histories.event_types, histories.session_ids, values=histories.values,
         )  # fmt: skip
         hits = retriever.retrieve(numbered, k, exclude="seen" if mask_seen else "none", at=TEST_AT)
         top_UK = np.full((histories.n_users, k), -1, np.int64)

@@ -6,8 +6,9 @@ One ``KeyedJaggedTensor`` carries it all, so that TorchRec's pipeline can start 
     user 0      [t, t, t]   [i, i, i]   [e, e, e]   [g, g, g]   [i, i]     [n, n, ... all N]
     user 1      [t]         [i]         [e]         [g]         [i]        []
 
-``event``, ``target`` and ``negative`` are rows of the item table. ``timestamp`` is looked up nowhere; it stands first
-because a sharded collection then reorders, and so drops, the keys that are not its own.
+``event``, ``target`` and ``negative`` are rows of the item table; what stands between them are event features, see
+``event_features``. ``timestamp`` is looked up nowhere, nor is ``session_number``, which is there for encoders that read
+sessions; they stand first because a sharded collection then reorders, and so drops, the keys that are not its own.
 """
 
 from __future__ import annotations
@@ -22,13 +23,11 @@ from torch import Tensor
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 from torchrec.streamable import Pipelineable
 
-from bseq_plugin.data.events import MICROSECONDS
+from bseq_plugin.data.event_features import EventInputs, event_inputs, session_numbers
 from bseq_plugin.data.sequences import Sequences
+from bseq_plugin.schema.recipe import Recipe
 
-TIMESTAMP, EVENT, EVENT_TYPE, TIME_GAP, TARGET, NEGATIVE = (
-    "timestamp", "event", "event_type", "time_gap", "target", "negative",
-)  # fmt: skip
-N_TIME_GAPS = 32  # buckets of log2 seconds; the last one begins at 2^30 s, 34 years
+TIMESTAMP, SESSION_NUMBER, EVENT, TARGET, NEGATIVE = "timestamp", "session_number", "event", "target", "negative"
 
 
 @dataclass
@@ -87,27 +86,27 @@ class Batch(Pipelineable):  # type: ignore[misc]  # torchrec is not typed
 
 
 def history_features(
-    sequences: Sequences, event_features: Sequence[str], extra: dict[str, tuple[np.ndarray, np.ndarray]] | None = None
+    sequences: Sequences,
+    events: EventInputs | Recipe | Sequence[str],
+    extra: dict[str, tuple[np.ndarray, np.ndarray]] | None = None,
 ) -> KeyedJaggedTensor:
     """The KeyedJaggedTensor of histories as they are (cut them with ``latest`` first).
 
     Args:
-        event_features: which of "event_type" and "time_gap" to include.
+        events: the recipe of the encoder, or the names of its event features.
         extra: further keys with (values, lengths per user), put behind the history's.
 
     Raises:
         ValueError: if the sequences lack what a feature needs.
     """
     columns: dict[str, tuple[np.ndarray, np.ndarray]] = {}
+    inputs = event_inputs(events)
     if sequences.timestamps is not None:
         columns[TIMESTAMP] = (sequences.timestamps, sequences.lengths)
+    if inputs.sessions:
+        columns[SESSION_NUMBER] = (session_numbers(sequences, inputs.session_gap_us), sequences.lengths)
     columns[EVENT] = (sequences.items, sequences.lengths)
-    if EVENT_TYPE in event_features:
-        if sequences.event_types is None:
-            raise ValueError("the model reads event types, but these histories have none")
-        columns[EVENT_TYPE] = (sequences.event_types, sequences.lengths)
-    if TIME_GAP in event_features:
-        columns[TIME_GAP] = (time_gap_buckets(sequences), sequences.lengths)
+    columns.update({name: (rows, sequences.lengths) for name, rows in inputs.rows(sequences).items()})
     columns.update(extra or {})
     return KeyedJaggedTensor(
         keys=list(columns),
@@ -115,16 +114,3 @@ def history_features(
         lengths=torch.from_numpy(np.concatenate([lengths for _, lengths in columns.values()])),
         stride=sequences.n_users,  # also right for a batch of no users
     )
-
-
-def time_gap_buckets(sequences: Sequences) -> np.ndarray:
-    """int64 [T]: 0 for a user's first event, else 1 + floor(log2(1 + seconds since the event before))."""
-    if sequences.timestamps is None:
-        raise ValueError("the model reads time gaps, but these histories have no times")
-    gaps = np.diff(sequences.timestamps, prepend=0) // MICROSECONDS["s"]
-    first = sequences.offsets[:-1][sequences.lengths > 0]
-    gaps[first] = 0
-    buckets = 1 + np.log2(1.0 + np.maximum(gaps, 0)).astype(np.int64)
-    buckets[first] = 0
-    bounded: np.ndarray = np.minimum(buckets, N_TIME_GAPS - 1)
-    return bounded

@@ -12,6 +12,7 @@ import numpy as np
 
 from bseq_plugin.data.events import DAY_US
 from bseq_plugin.data.sequences import Sequences
+from bseq_plugin.data.target_types import target_weights
 from bseq_plugin.errors import SchemaError
 from bseq_plugin.schema.recipe import Recipe
 
@@ -25,7 +26,8 @@ class Examples:
         state_rows: int64 [Q], ascending packed rows whose states predict something.
         target_ids: int64 [S].
         target_state: int64 [S], ascending places in ``state_rows``.
-        n_targets: targets of all ranks together.
+        target_weights: float32 [S], above 0.
+        total_weight: of the targets of all ranks together.
         batch_targets: int64, the target ids of all ranks, in any order and with repeats.
         at_us: the instant that separates histories from targets, None if each target has its own.
     """
@@ -34,7 +36,8 @@ class Examples:
     state_rows: np.ndarray
     target_ids: np.ndarray
     target_state: np.ndarray
-    n_targets: int
+    target_weights: np.ndarray
+    total_weight: float
     batch_targets: np.ndarray
     at_us: int | None = None
 
@@ -54,13 +57,14 @@ class NextEvent:
 
     passes = 1
 
-    def __init__(self, sequences: Sequences, recipe: Recipe) -> None:
+    def __init__(self, sequences: Sequences, recipe: Recipe, of_type: np.ndarray | None = None) -> None:
         # one more than the encoder reads: the last one is only a target
         self.sequences = sequences.latest(recipe.max_length + 1)
-        known = np.concatenate([[0], np.cumsum(self.sequences.items > 0)])
+        self.weights = target_weights(self.sequences, of_type)
+        passed = np.concatenate([[0.0], np.cumsum(self.weights, dtype=np.float64)])
         first = np.minimum(self.sequences.offsets[:-1] + 1, self.sequences.offsets[1:])
-        self.n_targets = known[self.sequences.offsets[1:]] - known[first]
-        self.users = np.flatnonzero(self.n_targets > 0)
+        self.total_weight = passed[self.sequences.offsets[1:]] - passed[first]
+        self.users = np.flatnonzero(self.total_weight > 0)
         self.lengths = self.sequences.lengths[self.users] - 1
 
     def examples(self, users: np.ndarray, rank: int, world_size: int, rng: np.random.Generator) -> Examples:
@@ -69,17 +73,24 @@ class NextEvent:
         starts, ends = self.sequences.offsets[:-1][part], self.sequences.offsets[1:][part]
         histories = self.sequences.slices(part, starts, ends - 1)
         following = self._following(part)
-        rows = np.flatnonzero(following > 0) if counts else np.empty(0, np.int64)
+        rows = np.flatnonzero(self.weights[following] > 0) if counts else np.empty(0, np.int64)
         every = following if len(part) == len(users) else self._following(users)
-        n_targets = int(self.n_targets[users].sum())
-        return Examples(histories, rows, following[rows], np.arange(len(rows)), n_targets, every[every > 0])
+        return Examples(
+            histories,
+            rows,
+            self.sequences.items[following[rows]],
+            np.arange(len(rows)),
+            self.weights[following[rows]],
+            float(self.total_weight[users].sum()),
+            self.sequences.items[every[self.weights[every] > 0]],
+        )
 
     def _following(self, users: np.ndarray) -> np.ndarray:
-        """int64, every event of the users but their first one."""
+        """int64, the places of every event of the users but their first one."""
         starts, ends = self.sequences.offsets[:-1][users] + 1, self.sequences.offsets[1:][users]
         lengths = ends - starts
-        places = np.arange(lengths.sum()) + np.repeat(starts - np.concatenate([[0], np.cumsum(lengths[:-1])]), lengths)
-        return np.asarray(self.sequences.items[places])
+        before = np.cumsum(lengths) - lengths
+        return np.asarray(np.arange(lengths.sum()) + np.repeat(starts - before, lengths))
 
     def catalogue(self, at_us: int) -> np.ndarray | None:
         """All items."""
@@ -96,11 +107,12 @@ class NextOfPrefix:
 
     passes = 1
 
-    def __init__(self, sequences: Sequences, recipe: Recipe) -> None:
+    def __init__(self, sequences: Sequences, recipe: Recipe, of_type: np.ndarray | None = None) -> None:
         self.sequences, self.max_length = sequences, recipe.max_length
         self.user_index = sequences.user_index
+        self.weights = target_weights(sequences, of_type)
         first = sequences.offsets[:-1][self.user_index] if sequences.n_events else np.empty(0, np.int64)
-        self.users = np.flatnonzero((sequences.items > 0) & (np.arange(sequences.n_events) > first))
+        self.users = np.flatnonzero((self.weights > 0) & (np.arange(sequences.n_events) > first))
         self.lengths = np.minimum(self.users - first[self.users], self.max_length)
 
     def examples(self, users: np.ndarray, rank: int, world_size: int, rng: np.random.Generator) -> Examples:
@@ -111,7 +123,9 @@ class NextOfPrefix:
         histories = self.sequences.slices(owners, starts, places)
         own = np.arange(len(places) if counts else 0)
         targets, every = self.sequences.items[places][own], self.sequences.items[users]
-        return Examples(histories, histories.offsets[1:][own] - 1, targets, own, len(users), every)
+        total_weight = float(self.weights[users].sum(dtype=np.float64))
+        states = histories.offsets[1:][own] - 1
+        return Examples(histories, states, targets, own, self.weights[places][own], total_weight, every)
 
     def catalogue(self, at_us: int) -> np.ndarray | None:
         """All items."""
@@ -124,14 +138,16 @@ class TargetWindow:
     The dense all-action objective of PinnerFormer (Pancha et al., KDD 2022, section 3.2), with all targets of the
     window instead of a sample. Instants lie on a grid that ends one window before the newest event. At each of them
     the world is as it was: an item that nobody had bought ``min_item_count`` times by then is neither target nor
-    candidate (its later rise would teach the model that new items are never wanted).
+    candidate (its later rise would teach the model that new items are never wanted). An item that a user had several
+    times in a window is one target, with the largest weight among these events.
     """
 
-    def __init__(self, sequences: Sequences, recipe: Recipe) -> None:
+    def __init__(self, sequences: Sequences, recipe: Recipe, of_type: np.ndarray | None = None) -> None:
         if sequences.timestamps is None or sequences.n_events == 0:
             raise SchemaError("targets = 'window' needs a log with times; use targets = 'next'")
         self.sequences = sequences
         self.recipe = recipe
+        self.weights = target_weights(sequences, of_type)
         self.passes = recipe.passes_per_epoch
         self._catalogues: dict[int, np.ndarray] = {}
         self.window_us = int(recipe.window_days * DAY_US)
@@ -193,20 +209,24 @@ class TargetWindow:
         # nobody usable: any one user without targets, so that every rank still has a batch
         chosen = np.flatnonzero(usable) if usable.any() else np.zeros(1, np.int64)
         users, places, ends = users[chosen], places[chosen], np.where(usable[chosen], ends[chosen], places[chosen])
-        ids, owner = self._targets(users, places, ends, cut)
+        ids, owner, weights = self._targets(users, places, ends, cut)
         part, counts = share(np.arange(len(users)), rank, world_size)
         mine = (owner >= part[0]) & (owner <= part[-1]) & counts
         starts = np.maximum(offsets[:-1][users[part]], places[part] - self.recipe.max_length)
         histories = self.sequences.slices(users[part], starts, places[part])
         with_target, state = np.unique(owner[mine] - part[0], return_inverse=True)
-        return Examples(histories, histories.offsets[1:][with_target] - 1, ids[mine], state, len(ids), ids, cut)
+        states, total_weight = histories.offsets[1:][with_target] - 1, float(weights.sum(dtype=np.float64))
+        return Examples(histories, states, ids[mine], state, weights[mine], total_weight, ids, cut)
 
     def _targets(
         self, users: np.ndarray, places: np.ndarray, ends: np.ndarray, at_us: int
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Distinct items of places..ends-1 and the index of the user each belongs to, users ascending."""
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Distinct items of places..ends-1, the index of the user each belongs to, users ascending, and weights."""
         window = self.sequences.slices(users, places, ends)
-        pairs = np.unique(window.user_index * self._n_rows + window.items)
+        pairs, pair_T = np.unique(window.user_index * self._n_rows + window.items, return_inverse=True)
+        weights, lengths = np.zeros(len(pairs), np.float32), ends - places
+        rows = np.arange(lengths.sum()) + np.repeat(places - (np.cumsum(lengths) - lengths), lengths)
+        np.maximum.at(weights, pair_T, self.weights[rows])
         owner, ids = pairs // self._n_rows, pairs % self._n_rows
-        keep = np.isin(ids, self.catalogue(at_us))
-        return ids[keep], owner[keep]
+        keep = np.isin(ids, self.catalogue(at_us)) & (weights > 0)
+        return ids[keep], owner[keep], weights[keep]

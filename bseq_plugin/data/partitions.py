@@ -29,7 +29,7 @@ from bseq_plugin.errors import SchemaError
 
 SCHEMA = 1
 HEAD, ITEMS, PART = "sequences.json", "items.parquet", "part-*.parquet"
-COLUMNS = ("item_ids", "timestamps", "event_types", "session_ids", "created_timestamps")
+COLUMNS = ("item_ids", "timestamps", "event_types", "session_ids", "created_timestamps", "values")
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,9 @@ from typing import Literal
 import numpy as np
 import pandas as pd
 
-from bseq_plugin.data.events import DAY_US, EVENT_TYPE, Events, instant_us
+from bseq_plugin.data.event_features import SESSION, TIME_GAP, TIME_OF_WEEK, EventInputs
+from bseq_plugin.data.events import DAY_US, EVENT_TYPE, VALUE, Events, instant_us
+from bseq_plugin.data.events import SESSION as SESSION_ID
 from bseq_plugin.data.items import ItemAttributes, PopularityPrior
 from bseq_plugin.data.partitions import PartitionedSequences
 from bseq_plugin.data.sequences import Sequences
@@ -67,7 +69,8 @@ def prepare(events: Events, recipe: Recipe, items: pd.DataFrame | None = None) -
         SchemaError: the split leaves nothing to train on or to validate with; the items table is missing or unfit.
     """
     newest_us = int(events.frame["timestamp"].max()) if events.has_times else None
-    recipe = resolve(recipe, EVENT_TYPE in events.frame, newest_us)
+    frame = events.frame
+    recipe = resolve(recipe, LogColumns(EVENT_TYPE in frame, SESSION_ID in frame, VALUE in frame), newest_us)
     vocabulary, sequences, training = _split(events, recipe)
     validation = None if recipe.split == "none" else evaluation_set(sequences, recipe, "validation")
     attributes = None
@@ -125,12 +128,33 @@ def evaluation_set(sequences: Sequences, recipe: Recipe, part: Literal["validati
     return new
 
 
-def resolve(recipe: Recipe, has_event_types: bool, newest_us: int | None) -> Recipe:
+@dataclass(frozen=True)
+class LogColumns:
+    """Which optional columns a log has."""
+
+    event_types: bool
+    session_ids: bool
+    values: bool
+
+
+def resolve(recipe: Recipe, columns: LogColumns, newest_us: int | None) -> Recipe:
     """The recipe with what a log lacks left out and the instants of a time split filled in.
 
     ``newest_us``: time of the newest event, None for a log without times.
     """
-    has = {"event_type": has_event_types, "time_gap": newest_us is not None}
+    timed = newest_us is not None
+    has = {
+        EVENT_TYPE: columns.event_types,
+        TIME_GAP: timed,
+        TIME_OF_WEEK: timed,
+        SESSION: timed or columns.session_ids,
+        VALUE: columns.values,
+    }
+    if EventInputs.of(recipe).sessions and not has[SESSION]:
+        raise SchemaError(
+            f"encoder {recipe.encoder!r} reads sessions, and the log has neither session ids nor times; give one of "
+            "them, or another encoder"
+        )
     values: dict[str, object] = {"event_features": tuple(f for f in recipe.event_features if has[f])}
     if recipe.split == "time":
         if newest_us is None:

@@ -10,7 +10,7 @@ import pandas as pd
 from bseq_plugin.data.events import instant_us
 from bseq_plugin.data.items import ItemAttributes
 from bseq_plugin.data.partitions import PartitionedSequences
-from bseq_plugin.data.prepare import PreparedLog, evaluation_set, require_items, resolve
+from bseq_plugin.data.prepare import LogColumns, PreparedLog, evaluation_set, require_items, resolve
 from bseq_plugin.data.sequences import Sequences
 from bseq_plugin.data.splits import training_part
 from bseq_plugin.data.streams import nobody
@@ -23,7 +23,8 @@ SAMPLED_USERS = 10_000  # that validation and `bseq evaluate` see: a log of this
 
 def resolved(log: PartitionedSequences, recipe: Recipe) -> Recipe:
     """The recipe with what the log lacks left out and the instants of a time split filled in."""
-    return resolve(recipe, "event_types" in log.columns, log.last_us)
+    has = LogColumns(*(name in log.columns for name in ("event_types", "session_ids", "values")))
+    return resolve(recipe, has, log.last_us)
 
 
 def cut(recipe: Recipe, histories: Sequences) -> Sequences:

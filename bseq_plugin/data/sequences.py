@@ -3,7 +3,7 @@
 On disk: Parquet with one row a user and list columns, so that Spark, DuckDB or Ray can write what we read:
 
     user_id | item_ids list | timestamps list<int64 us> | event_types list<str> | session_ids list<int64>
-            | created_timestamps list<int64 us>
+            | created_timestamps list<int64 us> | values list<double>
 
 Ids on disk are the log's own; in memory they are rows of the vocabulary.
 """
@@ -20,11 +20,11 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from bseq_plugin.data.events import CREATED, EVENT_TYPE, ITEM, SESSION, TIME, USER, Events
+from bseq_plugin.data.events import CREATED, EVENT_TYPE, ITEM, SESSION, TIME, USER, VALUE, Events
 from bseq_plugin.data.vocabulary import Vocabulary
 from bseq_plugin.errors import SchemaError
 
-EVENT_COLUMNS = ("items", "timestamps", "event_types", "session_ids", "created")
+EVENT_COLUMNS = ("items", "timestamps", "event_types", "session_ids", "created", "values")
 
 
 @dataclass(frozen=True)
@@ -39,6 +39,7 @@ class Sequences:
         event_types: int64 [T], vocabulary rows, or None.
         session_ids: int64 [T], equal within a session of one user, or None.
         created: int64 [T], microseconds UTC at which an event became known, or None if that was at its own time.
+        values: float64 [T], what an event was worth, NaN where that is not known; or None.
     """
 
     user_ids: np.ndarray
@@ -48,6 +49,7 @@ class Sequences:
     event_types: np.ndarray | None = None
     session_ids: np.ndarray | None = None
     created: np.ndarray | None = None
+    values: np.ndarray | None = None
 
     @classmethod
     def from_events(cls, events: Events, vocabulary: Vocabulary) -> Sequences:
@@ -65,6 +67,7 @@ class Sequences:
             vocabulary.event_type_rows(frame[EVENT_TYPE])[order] if EVENT_TYPE in frame else None,
             pd.factorize(frame[SESSION])[0][order].astype(np.int64) if SESSION in frame else None,
             frame[CREATED].to_numpy()[order] if CREATED in frame else None,
+            frame[VALUE].to_numpy(np.float64)[order] if VALUE in frame else None,
         )
 
     @property
@@ -173,6 +176,8 @@ class Sequences:
             columns["session_ids"] = self._lists(pa.array(self.session_ids))
         if self.created is not None:
             columns["created_timestamps"] = self._lists(pa.array(self.created))
+        if self.values is not None:
+            columns["values"] = self._lists(pa.array(self.values))
         pq.write_table(pa.table(columns), path)
 
     def _lists(self, values: pa.Array) -> pa.Array:
@@ -209,4 +214,5 @@ class Sequences:
             vocabulary.event_type_rows(values["event_types"]) if "event_types" in values else None,
             values.get("session_ids"),
             values.get("created_timestamps"),
+            values["values"].astype(np.float64) if "values" in values else None,
         )

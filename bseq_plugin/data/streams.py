@@ -20,6 +20,7 @@ from bseq_plugin.data.examples import Examples, NextEvent
 from bseq_plugin.data.items import PopularityPrior
 from bseq_plugin.data.partitions import COLUMNS, PartitionedSequences
 from bseq_plugin.data.sequences import Sequences
+from bseq_plugin.data.target_types import type_weights
 from bseq_plugin.data.training_data import ORDER_STREAM, STEP_STREAM, TrainingData
 from bseq_plugin.data.vocabulary import Vocabulary
 from bseq_plugin.errors import RecipeError, SchemaError, UsageError
@@ -34,8 +35,8 @@ class StreamedData(TrainingData):
 
     Args:
         training: cuts the part that may be trained on out of whole histories.
-        gather: brings the ranks' values together; called once a batch, in the same order on all ranks. The number of
-            targets of a global batch is known only then.
+        gather: brings the ranks' values together; called once a batch, in the same order on all ranks. The weight of
+            the targets of a global batch is known only then.
 
     Raises:
         UsageError: the number of ranks does not divide that of the partitions.
@@ -55,6 +56,7 @@ class StreamedData(TrainingData):
         check_streams(len(log.partitions), world_size, recipe)
         self.log, self.vocabulary, self.recipe, self.training, self.gather = log, vocabulary, recipe, training, gather
         self.rank, self.world_size = rank, world_size
+        self.of_type = type_weights(recipe, vocabulary)
         self.candidates = CandidateSampler(vocabulary, recipe)
         self.popularity = PopularityPrior(nobody(log), vocabulary.n_items, ())
         each = len(log.partitions) // world_size
@@ -79,17 +81,17 @@ class StreamedData(TrainingData):
             yield self._batch_of(self._examples(histories, rng), rng)
 
     def _examples(self, histories: Sequences, rng: np.random.Generator) -> Examples:
-        source = NextEvent(histories, self.recipe)
+        source = NextEvent(histories, self.recipe, self.of_type)
         if len(source.users):
             examples = source.examples(source.users, 0, 1, rng)
         else:  # every rank takes part in a step's look-ups, with a user who has done nothing if need be
             none = np.empty(0, np.int64)
-            examples = Examples(nobody(self.log), none, none, none, 0, none)
+            examples = Examples(nobody(self.log), none, none, none, np.empty(0, np.float32), 0.0, none)
         mixed = self.recipe.sampling == "mixed" and self.recipe.candidates != "all"
-        own = (examples.n_targets, np.unique(examples.batch_targets) if mixed else None)
+        own = (examples.total_weight, np.unique(examples.batch_targets) if mixed else None)
         every = self.gather(own)
         targets = np.concatenate([ids for _, ids in every]) if mixed else examples.batch_targets
-        return replace(examples, n_targets=sum(n for n, _ in every), batch_targets=targets)
+        return replace(examples, total_weight=sum(weight for weight, _ in every), batch_targets=targets)
 
 
 def check_streams(n_partitions: int, world_size: int, recipe: Recipe) -> None:

@@ -15,6 +15,7 @@ from bseq_plugin.data.candidates import CandidateSampler
 from bseq_plugin.data.examples import Examples, NextEvent, NextOfPrefix, TargetWindow
 from bseq_plugin.data.items import PopularityPrior
 from bseq_plugin.data.sequences import Sequences
+from bseq_plugin.data.target_types import type_weights
 from bseq_plugin.data.vocabulary import Vocabulary
 from bseq_plugin.errors import SchemaError
 from bseq_plugin.schema.recipe import Recipe
@@ -38,6 +39,7 @@ class TrainingData:
 
     Raises:
         SchemaError: if no user has a history and a target.
+        RecipeError: the recipe names event types that the log does not have.
     """
 
     def __init__(
@@ -49,7 +51,7 @@ class TrainingData:
         self.world_size = world_size
         self.candidates = CandidateSampler(vocabulary, recipe)
         self.popularity = PopularityPrior(sequences, vocabulary.n_items, recipe.popularity_days)
-        self.source = SOURCES[recipe.targets](sequences, recipe)
+        self.source = SOURCES[recipe.targets](sequences, recipe, type_weights(recipe, vocabulary))
         if len(self.source.users) == 0:
             raise SchemaError(
                 f"none of the {sequences.n_users} users has a history and a target to learn from "
@@ -100,14 +102,14 @@ class TrainingData:
         catalogue = None if examples.at_us is None else self.source.catalogue(examples.at_us)
         drawn = self.candidates.draw(catalogue, examples.target_ids, examples.batch_targets, rng)
         priors_VP = self.popularity.at(examples.at_us) if self.recipe.popularity_days else None
-        n_users, n_targets = examples.histories.n_users, len(examples.target_ids)
+        n_users, weight = examples.histories.n_users, float(examples.target_weights.sum(dtype=np.float64))
         negatives_per_user = np.zeros(n_users, np.int64)
         negatives_per_user[:1] = len(
             drawn.ids
         )  # the batch shares them; the first user's row of the jagged tensor holds them
         features = history_features(
             examples.histories,
-            self.recipe.event_features,
+            self.recipe,
             {TARGET: _looked_up_targets(examples, drawn.places), NEGATIVE: (drawn.ids, negatives_per_user)},
         )
         return Batch(
@@ -115,10 +117,10 @@ class TrainingData:
             torch.from_numpy(examples.state_rows),
             torch.from_numpy(examples.target_state),
             torch.from_numpy(examples.target_ids),
-            torch.ones(n_targets),
+            torch.from_numpy(examples.target_weights),
             torch.from_numpy(drawn.ids),
             _tensor(drawn.log_expected_count),
-            torch.tensor(self.world_size * n_targets / max(examples.n_targets, 1)),
+            torch.tensor(self.world_size * weight / (examples.total_weight or 1.0)),
             _tensor(drawn.places),
             None if priors_VP is None or drawn.places is not None else torch.from_numpy(priors_VP[examples.target_ids]),
             None if priors_VP is None else torch.from_numpy(priors_VP[drawn.ids]),

@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial
 from typing import Any, Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from bseq_plugin.encoders.attention import NewestView, TileView, View
+from bseq_plugin.encoders.attention import View
 from bseq_plugin.encoders.block import FeedForward, FrequencyFilter, Residual, SelfAttention
 from bseq_plugin.encoders.dropout import dropout
 from bseq_plugin.encoders.pairs import N_TIME_BUCKETS, PairBias, Wants, n_distance_buckets
+from bseq_plugin.encoders.stack import BlockStack, Choose, PositionEmbedding
 from bseq_plugin.errors import RecipeError
 from bseq_plugin.schema.options import PartOptions
 from bseq_plugin.schema.packed import PackedEvents
-from bseq_plugin.schema.parts import SequenceEncoder
 
 
 class CausalOptions(PartOptions):
@@ -58,7 +56,7 @@ class CausalOptions(PartOptions):
         return Wants(self.relative_position_bias, self.relative_time_bias, half_life)
 
 
-class CausalEncoder(SequenceEncoder):
+class CausalEncoder(BlockStack):
     """Causal self-attention (Kang and McAuley, "Self-Attentive Sequential Recommendation", ICDM 2018).
 
     Without options the blocks are pre-norm, and positions count from the newest event of a history, as in the
@@ -78,62 +76,31 @@ class CausalEncoder(SequenceEncoder):
         super().__init__(dim, max_length, dropout, options)
         if dim % self.options.n_heads:
             raise RecipeError(f"dim = {dim} is not a multiple of encoder_options.n_heads = {self.options.n_heads}")
+        self.wants = self.options.wants
         self.position = PositionEmbedding(max_length, dim) if self.options.position != "none" else None
         self.blocks = nn.ModuleList(
             CausalBlock(dim, max_length, dropout, self.options) for _ in range(self.options.n_blocks)
         )
         self.norm = nn.LayerNorm(dim) if self.options.final_norm else nn.Identity()
 
-    def forward(self, events: PackedEvents) -> Tensor:
-        """``states_TD``; see ``SequenceEncoder.forward``."""
-        return self._run(events, None)
-
-    def states_at(self, events: PackedEvents, rows_Q: Tensor) -> Tensor:
-        """``states_QD``; the last block works on the Q rows only where it can.
-
-        Its attention too if all of them are the newest of their users.
-        """
-        return self._run(events, rows_Q)
-
-    def _run(self, events: PackedEvents, rows_Q: Tensor | None) -> Tensor:
-        x, wants, hidden_T = self._embed(events), self.options.wants, self._hidden(events)
-        newest = rows_Q is not None and _are_newest(events, rows_Q)
-        *first, last = self.blocks
-        if first or not newest:
-            tiles = TileView.of(events, wants, hidden_T)
-            x = tiles.layout.spread(x)
-            for block in first:
-                x = block(x, tiles)
-            if not newest:
-                return self._finish(last(x, tiles, partial(tiles.layout.gather, rows_Q=rows_Q)))
-            x = tiles.layout.gather(x)
-        choose = partial(torch.index_select, dim=0, index=events.user_T[rows_Q])
-        return self._finish(last(x, NewestView.of(events, wants, hidden_T), choose))
-
-    def _finish(self, x: Tensor) -> Tensor:
+    def finish(self, x: Tensor) -> Tensor:
+        """The last norm."""
         states: Tensor = self.norm(x)
         return states
 
-    def _embed(self, events: PackedEvents) -> Tensor:
+    def embed(self, events: PackedEvents) -> Tensor:
+        """With positions."""
         x_TD = events.x_TD
         if self.position is not None:
             x_TD = x_TD + self.position(events.age_T if self.options.position == "newest" else events.position_T)
         return dropout(x_TD, self.options.share("embedding", self.dropout), self.training)
 
-    def _hidden(self, events: PackedEvents) -> Tensor | None:
+    def hidden(self, events: PackedEvents) -> Tensor | None:
         """bool [T], events of this batch that only they themselves see; drawn once, so that no block tells of them."""
         share: float = self.options.event_dropout
         if not self.training or not share:
             return None
         return torch.rand(events.x_TD.shape[0], device=events.x_TD.device) < share
-
-
-class PositionEmbedding(nn.Embedding):
-    """Begins as small as the item rows it is added to, also when a model made on the meta device gets its memory."""
-
-    def reset_parameters(self) -> None:
-        """Normal with a standard deviation of 0.02."""
-        nn.init.normal_(self.weight, std=0.02)
 
 
 class CausalBlock(nn.Module):
@@ -153,7 +120,7 @@ class CausalBlock(nn.Module):
         self.feed_forward = FeedForward(dim, options.feed_forward or 4 * dim, swiglu)
         self.feed_forward_residual = Residual(dim, post, options.gated, hidden)
 
-    def forward(self, x_MD: Tensor, view: View, choose: Callable[[Tensor], Tensor] | None = None) -> Tensor:
+    def forward(self, x_MD: Tensor, view: View, choose: Choose | None = None) -> Tensor:
         """``[R, D]``; or what ``choose`` leaves of the R rows, and then no more linear layers than these need."""
         normed_MD = self.attention_residual.before(x_MD)
         attended = self.attention(normed_MD, view)
@@ -168,10 +135,3 @@ class CausalBlock(nn.Module):
         x = self.attention_residual.after(x, found)
         residual = self.feed_forward_residual
         return residual.after(x, self.feed_forward(residual.before(x)))
-
-
-def _are_newest(events: PackedEvents, rows_Q: Tensor) -> bool:
-    """Whether there are rows, and each is the newest of its user."""
-    if len(rows_Q) == 0 or len(rows_Q) > events.n_users:
-        return False
-    return torch.equal(rows_Q, events.offsets_B1[1:][events.user_T[rows_Q]] - 1)

@@ -16,9 +16,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from bseq_plugin.data.batches import EVENT_TYPE, TIME_GAP, time_gap_buckets
+from bseq_plugin.data.event_features import session_numbers
+from bseq_plugin.data.events import EVENT_TYPE
 from bseq_plugin.data.sequences import Sequences
 from bseq_plugin.model.encoder import ITEM_TABLE, SequenceInterestEncoder, StateReader
+from bseq_plugin.model.interests import MultiInterests
 from bseq_plugin.model.items import InterestHead
 from bseq_plugin.schema.packed import PackedEvents
 
@@ -28,15 +30,28 @@ class WideModules:
     """The dense modules of an encoder in float64; the tables stay as they are."""
 
     sequence_encoder: StateReader
+    multi_interests: MultiInterests | None
     interest_head: InterestHead
 
     @classmethod
     def of(cls, encoder: SequenceInterestEncoder) -> WideModules:
         """Copies of ``encoder``'s modules."""
+        multi = encoder.multi_interests
         return cls(
             copy.deepcopy(encoder.sequence_encoder).double().eval(),
+            None if multi is None else copy.deepcopy(multi).double().eval(),
             copy.deepcopy(encoder.interest_head).double().eval(),
         )
+
+    def interests(self, events: PackedEvents) -> Tensor:
+        """``[B * K, D]`` float64, as ``SequenceInterestEncoder.interests``."""
+        events = replace(events, x_TD=events.x_TD.double())
+        if self.multi_interests is None:
+            states = self.sequence_encoder(events)
+        else:
+            states = self.multi_interests(events, self.sequence_encoder(events, None, True))
+        found: Tensor = self.interest_head(states)
+        return found
 
 
 def direct_interests(encoder: SequenceInterestEncoder, histories: Sequences, wide: WideModules | None = None) -> Tensor:
@@ -50,31 +65,25 @@ def direct_interests(encoder: SequenceInterestEncoder, histories: Sequences, wid
     Raises:
         ValueError: if the histories lack what an event feature needs.
     """
-    if wide is not None:
-        events = packed_events(encoder, histories)
-        wide_BD: Tensor = wide.interest_head(wide.sequence_encoder(replace(events, x_TD=events.x_TD.double())))
-        return wide_BD
-    states_BD: Tensor = encoder.sequence_encoder(packed_events(encoder, histories))
-    interests: Tensor = encoder.interest_head(states_BD)
-    return interests
+    events = packed_events(encoder, histories)
+    interests_ND = encoder.interests(events) if wide is None else wide.interests(events)
+    return interests_ND.reshape(histories.n_users, encoder.readout.width)
 
 
 def packed_events(encoder: SequenceInterestEncoder, histories: Sequences) -> PackedEvents:
     """The embedded events, ``x_TD`` summed in the order of the ``EventEmbedder``. Raises as ``direct_interests``."""
     tables = encoder.embedding_collection.embeddings
-    event_types = histories.event_types
+    inputs = encoder.event_embedder.inputs
     x_TD = F.embedding(_tensor(histories.items), tables[ITEM_TABLE].weight)
-    for name in encoder.event_embedder.event_features:
-        rows_T = time_gap_buckets(histories) if name == TIME_GAP else event_types
-        if rows_T is None:
-            raise ValueError("the model reads event types, but these histories have none")
-        x_TD = x_TD + F.embedding(_tensor(rows_T), tables[name].weight)
-    reads_types = EVENT_TYPE in encoder.event_embedder.event_features
+    rows = {name: _tensor(rows_T) for name, rows_T in inputs.rows(histories).items()}
+    for name, rows_T in rows.items():
+        x_TD = x_TD + F.embedding(rows_T, tables[name].weight)
     return PackedEvents(
         x_TD,
         _tensor(histories.offsets),
         None if histories.timestamps is None else _tensor(histories.timestamps),
-        _tensor(event_types) if reads_types and event_types is not None else None,
+        rows.get(EVENT_TYPE),
+        _tensor(session_numbers(histories, inputs.session_gap_us)) if inputs.sessions else None,
     )
 
 

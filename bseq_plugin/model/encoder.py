@@ -12,9 +12,12 @@ import torch
 from torch import Tensor, nn
 from torchrec import EmbeddingCollection, EmbeddingConfig, JaggedTensor, KeyedJaggedTensor, KeyedTensor
 
-from bseq_plugin.data.batches import EVENT, EVENT_TYPE, N_TIME_GAPS, NEGATIVE, TARGET, TIME_GAP, TIMESTAMP
+from bseq_plugin.data.batches import EVENT, NEGATIVE, SESSION_NUMBER, TARGET, TIMESTAMP
+from bseq_plugin.data.event_features import TABLE_ROWS, EventInputs
+from bseq_plugin.data.events import EVENT_TYPE
 from bseq_plugin.data.items import ItemAttributes
 from bseq_plugin.errors import PluginError, RecipeError
+from bseq_plugin.model.interests import MultiInterests
 from bseq_plugin.model.items import InterestHead, ItemTower
 from bseq_plugin.plugins import plugin_manager
 from bseq_plugin.schema.options import parse_options
@@ -24,6 +27,7 @@ from bseq_plugin.schema.recipe import Recipe
 
 USER_INTEREST = "user_interest"
 ITEM_TABLE = "item"
+FEATURE_ORDER = (EVENT_TYPE, *TABLE_ROWS)  # of the tables
 
 
 class SequenceInterestEncoder(nn.Module):
@@ -40,7 +44,8 @@ class SequenceInterestEncoder(nn.Module):
         device: of the embedding tables; "meta" leaves them to the planner of ``DistributedModelParallel``.
 
     Input keys: ``event`` and those of ``recipe.event_features`` (int64 rows, oldest first, at most ``max_length`` a
-    user), optionally ``timestamp`` (int64 microseconds) as the *first* key; see ``history_features``.
+    user), optionally ``timestamp`` (int64 microseconds), and ``session_number`` if the encoder reads sessions, as the
+    *first* keys; ``history_features(sequences, recipe)`` makes them all.
     """
 
     def __init__(
@@ -63,24 +68,40 @@ class SequenceInterestEncoder(nn.Module):
         tables = _tables(recipe, n_items, n_event_types, candidate_keys)
         self.embedding_collection = EmbeddingCollection(tables=tables, device=torch.device(device) if device else None)
         self.item_tower = ItemTower(recipe.dim, attributes, recipe.table_init)
-        self.event_embedder = EventEmbedder(recipe.event_features, recipe.max_length)
+        self.event_embedder = EventEmbedder(EventInputs.of(recipe), recipe.max_length)
         self.sequence_encoder = StateReader(part)
         self.interest_head = InterestHead(
             recipe.dim, len(recipe.popularity_days), recipe.score == "cosine", recipe.temperature
         )
-        self.readout = LastState(recipe.interest_dim)
+        self.multi_interests = (
+            MultiInterests(recipe.dim, recipe.n_interests, recipe.interest_method, recipe.interests_by_length)
+            if recipe.readout == "multi"
+            else None
+        )
+        self.readout = Readout(recipe.interest_dim, recipe.interests_per_user)
 
     def forward(self, history: KeyedJaggedTensor) -> KeyedTensor:
-        """``{"user_interest": [B, K * D]}``, float32, D = ``recipe.interest_dim``; K = 1.
+        """``{"user_interest": [B, K * D]}``, float32, D = ``recipe.interest_dim``, K = ``recipe.interests_per_user``.
 
         A user without events has the interest of a state of zeros: for inner-product scores without priors, zeros.
         """
         looked_up = self.embedding_collection(history)
         (item_TD,) = self.item_tower(looked_up, history, [EVENT])
         events = self.event_embedder(item_TD, looked_up, history)
-        states_BD = self.sequence_encoder(events)
-        interest: KeyedTensor = self.readout(self.interest_head(states_BD))
+        interest: KeyedTensor = self.readout(self.interests(events))
         return interest
+
+    def interests(self, events: PackedEvents, rows_Q: Tensor | None = None) -> Tensor:
+        """``[Q * K, D]`` of the packed rows ``rows_Q``, or of all users; with K > 1 rows are newest events.
+
+        A straight line too, whatever the batch holds.
+        """
+        if self.multi_interests is None:
+            states = self.sequence_encoder(events, rows_Q)
+        else:
+            states = self.multi_interests(events, self.sequence_encoder(events, None, True), rows_Q)
+        found: Tensor = self.interest_head(states)
+        return found
 
 
 class StateReader(nn.Module):
@@ -90,8 +111,12 @@ class StateReader(nn.Module):
         super().__init__()
         self.part = part
 
-    def forward(self, events: PackedEvents, rows_Q: Tensor | None = None) -> Tensor:
-        """``[Q, D]``, the states of ``rows_Q``; or ``[B, D]``, each user's newest, zeros for one without events."""
+    def forward(self, events: PackedEvents, rows_Q: Tensor | None = None, every: bool = False) -> Tensor:
+        """``[Q, D]``, the states of ``rows_Q``; with ``every`` ``[T, D]``, all; else ``[B, D]``, each user's newest,
+        zeros for one without events.
+        """
+        if every:
+            return self._states(events, None)
         if rows_Q is not None:
             return self._states(events, rows_Q)
         active = events.lengths_B > 0
@@ -101,10 +126,10 @@ class StateReader(nn.Module):
         states_BD[active] = self._states(events, events.offsets_B1[1:][active] - 1)
         return states_BD
 
-    def _states(self, events: PackedEvents, rows_Q: Tensor) -> Tensor:
+    def _states(self, events: PackedEvents, rows_Q: Tensor | None) -> Tensor:
         """What the part gives, checked: it may be a plugin's, and a wrong width would be found far from here."""
-        states_QD = self.part.states_at(events, rows_Q)
-        wanted = (len(rows_Q), events.x_TD.shape[1])
+        states_QD = self.part(events) if rows_Q is None else self.part.states_at(events, rows_Q)
+        wanted = (len(events.x_TD) if rows_Q is None else len(rows_Q), events.x_TD.shape[1])
         if not isinstance(states_QD, Tensor) or states_QD.shape != wanted:
             found = tuple(states_QD.shape) if isinstance(states_QD, Tensor) else type(states_QD).__name__
             raise PluginError(
@@ -115,18 +140,18 @@ class StateReader(nn.Module):
 
 
 class EventEmbedder(nn.Module):
-    """Sums the looked-up vectors of an event: item + event type + time gap."""
+    """Sums the looked-up vectors of an event: its item's and those of its features (see ``event_features``)."""
 
-    def __init__(self, event_features: tuple[str, ...], max_length: int) -> None:
+    def __init__(self, inputs: EventInputs, max_length: int) -> None:
         super().__init__()
-        self.event_features = event_features
+        self.inputs = inputs
         self.max_length = max_length
 
     def forward(self, item_TD: Tensor, looked_up: dict[str, JaggedTensor], history: KeyedJaggedTensor) -> PackedEvents:
         """Packed events. Raises ValueError if a history is longer than ``max_length``."""
         event = looked_up[EVENT]
         x_TD = item_TD
-        for name in self.event_features:
+        for name in self.inputs.features:
             x_TD = x_TD + looked_up[name].values()
         lengths_B = event.lengths().to(torch.int64)
         if len(lengths_B) and int(lengths_B.max()) > self.max_length:
@@ -138,19 +163,21 @@ class EventEmbedder(nn.Module):
         keys = history.keys()
         timestamps_T = history[TIMESTAMP].values() if TIMESTAMP in keys else None
         event_types_T = history[EVENT_TYPE].values() if EVENT_TYPE in keys else None
-        return PackedEvents(x_TD, offsets_B1, timestamps_T, event_types_T)
+        sessions_T = history[SESSION_NUMBER].values() if SESSION_NUMBER in keys else None
+        return PackedEvents(x_TD, offsets_B1, timestamps_T, event_types_T, sessions_T)
 
 
-class LastState(nn.Module):
-    """Readout with K = 1; a module of its own because the trace can't build a KeyedTensor."""
+class Readout(nn.Module):
+    """A module of its own because the trace can't build a KeyedTensor."""
 
-    def __init__(self, dim: int) -> None:
+    def __init__(self, dim: int, n_interests: int) -> None:
         super().__init__()
-        self.dim = dim
+        self.width = n_interests * dim
 
-    def forward(self, interests_BD: Tensor) -> KeyedTensor:
-        """``{"user_interest": [B, D]}``."""
-        return KeyedTensor(keys=[USER_INTEREST], length_per_key=[self.dim], values=interests_BD)
+    def forward(self, interests_ND: Tensor) -> KeyedTensor:
+        """``{"user_interest": [B, K * D]}`` of ``[B * K, D]``."""
+        values = interests_ND.reshape(-1, self.width)
+        return KeyedTensor(keys=[USER_INTEREST], length_per_key=[self.width], values=values)
 
 
 def build_encoder_part(recipe: Recipe) -> SequenceEncoder:
@@ -165,10 +192,8 @@ def _tables(recipe: Recipe, n_items: int, n_event_types: int, candidate_keys: bo
     item_keys = [EVENT, TARGET, NEGATIVE] if candidate_keys else [EVENT]
     rows = {ITEM_TABLE: (n_items + 1, item_keys, recipe.table_init)}
     # context tables start at zero: an event is its item until the data says more
-    if EVENT_TYPE in recipe.event_features:
-        rows[EVENT_TYPE] = (n_event_types + 1, [EVENT_TYPE], 0.0)
-    if TIME_GAP in recipe.event_features:
-        rows[TIME_GAP] = (N_TIME_GAPS, [TIME_GAP], 0.0)
+    for name in sorted(set(recipe.event_features), key=FEATURE_ORDER.index):
+        rows[name] = (n_event_types + 1 if name == EVENT_TYPE else TABLE_ROWS[name], [name], 0.0)
     return [
         EmbeddingConfig(
             name=name,

@@ -108,13 +108,14 @@ class InterestModel:
                 for one user alone; rounded from float64 the bytes are the same, for more time.
         """
         histories = histories.latest(self.recipe.max_length)
-        interests_BKD = torch.empty(histories.n_users, 1, self.recipe.interest_dim)
+        n_interests, dim = self.recipe.interests_per_user, self.recipe.interest_dim
+        interests_BKD = torch.empty(histories.n_users, n_interests, dim)
         for users in _calls(histories):
             # one call for all, as for a single user, reads the histories where they are
             chosen = histories if len(users) == histories.n_users else histories.take(users)
             where = slice(None) if chosen is histories else torch.from_numpy(users)
             found = direct_interests(self.encoder, chosen, self._wide if wide else None)
-            interests_BKD[where] = found.float().view(len(users), 1, -1)
+            interests_BKD[where] = found.float().view(len(users), n_interests, dim)
         return interests_BKD
 
     @cached_property

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from bseq_plugin.data.batches import EVENT, NEGATIVE, TARGET, Batch
 from bseq_plugin.data.items import ItemAttributes
 from bseq_plugin.model.encoder import SequenceInterestEncoder
+from bseq_plugin.model.interests import label_aware
 from bseq_plugin.model.items import score_vectors
 from bseq_plugin.plugins import plugin_manager
 from bseq_plugin.schema.options import parse_options
@@ -31,29 +32,33 @@ class SequenceInterestTask(nn.Module):
         self.interest_encoder = SequenceInterestEncoder(
             recipe, n_items, n_event_types, attributes=attributes, candidate_keys=True, device=device
         )
-        self.objective = Objective(build_loss_part(recipe), recipe.score == "cosine")
+        self.objective = Objective(build_loss_part(recipe), recipe.score == "cosine", recipe.interests_per_user)
 
     def forward(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        """``(loss, {"loss", "n_targets"})``; the loss is scaled so that its mean over ranks is the global batch's."""
+        """``(loss, {"loss", "n_targets"})``; the loss is scaled so that its mean over ranks is the global batch's.
+
+        ``n_targets`` float32, each target counted with its weight.
+        """
         encoder = self.interest_encoder
         looked_up = encoder.embedding_collection(batch.features)
         rows = encoder.item_tower(looked_up, batch.features, [EVENT, TARGET, NEGATIVE])
         events = encoder.event_embedder(rows[0], looked_up, batch.features)
-        interests_QD = encoder.interest_head(encoder.sequence_encoder(events, batch.state_rows_Q))
-        result: tuple[Tensor, dict[str, Tensor]] = self.objective(interests_QD, rows[1], rows[2], batch)
+        interests_ND = encoder.interests(events, batch.state_rows_Q)
+        result: tuple[Tensor, dict[str, Tensor]] = self.objective(interests_ND, rows[1], rows[2], batch)
         return result
 
 
 class Objective(nn.Module):
     """Brings interests, targets and candidates together; a leaf of the trace."""
 
-    def __init__(self, loss: SequenceLoss, cosine: bool) -> None:
+    def __init__(self, loss: SequenceLoss, cosine: bool, n_interests: int = 1) -> None:
         super().__init__()
         self.loss = loss
         self.cosine = cosine
+        self.n_interests = n_interests
 
     def forward(
-        self, interests_QD: Tensor, target_SD: Tensor, negative_ND: Tensor, batch: Batch
+        self, interests_ND: Tensor, target_SD: Tensor, negative_ND: Tensor, batch: Batch
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """See ``SequenceInterestTask.forward``."""
         negative_ND = score_vectors(negative_ND, batch.candidate_priors_NP, self.cosine)
@@ -64,8 +69,10 @@ class Objective(nn.Module):
             target_SD = negative_ND[places_S]
         targets = Targets(target_SD, batch.target_ids_S, batch.target_state_S, batch.target_weights_S, places_S)
         candidates = Candidates(negative_ND, batch.candidate_ids_N, batch.log_expected_count_N)
-        loss = self.loss(interests_QD, targets, candidates)
-        n_targets = torch.tensor(batch.target_ids_S.shape[0])
+        if self.n_interests > 1:
+            targets = label_aware(interests_ND.view(-1, self.n_interests, interests_ND.shape[1]), targets)
+        loss = self.loss(interests_ND, targets, candidates)
+        n_targets = batch.target_weights_S.sum()
         return loss * batch.loss_scale, {"loss": loss.detach(), "n_targets": n_targets}
 
 

@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from bseq_plugin.data.events import CREATED, EVENT_TYPE, ITEM, SESSION, TIME, USER
+from bseq_plugin.data.events import CREATED, EVENT_TYPE, ITEM, SESSION, TIME, USER, VALUE
 from bseq_plugin.data.partitions import COLUMNS, ITEMS, Partition, PartitionedSequences
 from bseq_plugin.data.pseudonyms import Pseudonymiser
 from bseq_plugin.errors import BseqError, MissingDependencyError, SchemaError, UsageError
@@ -30,7 +30,7 @@ MIN_MEMORY_MB = 300
 USERS_PER_ROW_GROUP = 1024  # what training reads at a time
 DUCKDB_SHARE = 0.45  # of the memory: it counts its buffers only, and Python and the sorted part want the rest
 BYTES_PER_EVENT = 200  # of a part while it is sorted and cut, all copies together
-LISTS = dict(zip((ITEM, TIME, EVENT_TYPE, SESSION, CREATED), COLUMNS, strict=True))
+LISTS = dict(zip((ITEM, TIME, EVENT_TYPE, SESSION, CREATED, VALUE), COLUMNS, strict=True))
 Report = Callable[[str, int, int], None]  # (what, done, of)
 
 
@@ -235,7 +235,7 @@ class _Build:
             query = f"SELECT {', '.join(names)} FROM {files} ORDER BY {order}"
             events = self._told(lambda: self.connection.sql(query).to_arrow_table())
         else:  # no user hashes here
-            kind = {"BIGINT": pa.int64(), "VARCHAR": pa.string()}
+            kind = {"BIGINT": pa.int64(), "VARCHAR": pa.string(), "DOUBLE": pa.float64()}
             types = ", ".join(f"typeof({kinds[name]})" for name in names)
             [of] = self._rows(f"SELECT {types} FROM {self.log.scan()} LIMIT 1")
             events = pa.table({name: pa.array([], kind[found]) for name, found in zip(names, of, strict=True)})

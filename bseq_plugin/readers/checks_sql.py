@@ -7,7 +7,18 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from bseq_plugin.data.events import CREATED, DAY_US, EARLIEST_US, EVENT_TYPE, ITEM, MICROSECONDS, SESSION, TIME, USER
+from bseq_plugin.data.events import (
+    CREATED,
+    DAY_US,
+    EARLIEST_US,
+    EVENT_TYPE,
+    ITEM,
+    MICROSECONDS,
+    SESSION,
+    TIME,
+    USER,
+    VALUE,
+)
 from bseq_plugin.errors import SchemaError
 
 Rows = Callable[[str], list[tuple[Any, ...]]]
@@ -59,7 +70,23 @@ def column_checks(
         column = source_name(EVENT_TYPE)
         kinds[EVENT_TYPE] = f"CAST({_name(column)} AS VARCHAR)"
         checks.append(_no_nulls(column))
+    if source_name(VALUE) in types:
+        column = source_name(VALUE)
+        kinds[VALUE], more = _numbers(column, types[column], "read_csv" in scan)
+        checks += more
     return kinds, checks
+
+
+def _numbers(column: str, kind: str, from_text: bool) -> tuple[str, list[Check]]:
+    """A null is a value that is not known. Parquet has to hold numbers; a CSV is all text."""
+    name = _name(column)
+    if kind == "VARCHAR" and from_text:
+        bad = f"{name} IS NOT NULL AND try_cast({name} AS DOUBLE) IS NULL"
+        told = f"column {column!r} (value) has text that is no number"
+        return f"try_cast({name} AS DOUBLE)", [Check(bad, name, told, "give numbers, or leave it empty")]
+    if kind not in INTEGERS | {"FLOAT", "DOUBLE"} and not kind.startswith("DECIMAL"):
+        raise SchemaError(f"column {column!r} (value) has type {kind}; give numbers")
+    return f"CAST({name} AS DOUBLE)", []
 
 
 def _ids(column: str, kind: str, sql: Rows, scan: str) -> tuple[str, list[Check]]:

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from bseq_plugin.data.events import CREATED, EVENT_TYPE, ITEM, SESSION, TIME, USER, Events
+from bseq_plugin.data.events import CREATED, EVENT_TYPE, ITEM, SESSION, TIME, USER, VALUE, Events
 from bseq_plugin.errors import SchemaError, UsageError
 
 
@@ -57,7 +57,13 @@ def _read_table(files: list[Path], columns: Mapping[str, str] | None, timestamp_
 
 def _from_lists(frame: pd.DataFrame, timestamp_unit: str | None) -> Events:
     """One row a user with list columns: the form of ``sequences.parquet``. Events without an id (null) are left out."""
-    names = {"item_ids": ITEM, "timestamps": TIME, "event_types": EVENT_TYPE, "session_ids": SESSION}
+    names = {
+        "item_ids": ITEM,
+        "timestamps": TIME,
+        "event_types": EVENT_TYPE,
+        "session_ids": SESSION,
+        "values": VALUE,
+    }
     lists = [name for name in names if name in frame]
     flat = frame[[USER, *lists]].explode(lists, ignore_index=True).rename(columns=names)
     flat = flat[flat[ITEM].notna()].infer_objects()

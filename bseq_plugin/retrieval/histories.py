@@ -8,8 +8,8 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 
-from bseq_plugin.data.batches import EVENT_TYPE, TIME_GAP
-from bseq_plugin.data.events import ITEM, TIME, USER, Events
+from bseq_plugin.data.event_features import EventInputs
+from bseq_plugin.data.events import EVENT_TYPE, ITEM, TIME, USER, VALUE, Events
 from bseq_plugin.data.sequences import Sequences
 from bseq_plugin.data.vocabulary import Vocabulary
 from bseq_plugin.errors import SchemaError, UsageError
@@ -80,13 +80,24 @@ def anonymous(item_ids: Sequence[object] | np.ndarray, vocabulary: Vocabulary, a
     return Sequences(np.zeros(1, np.int64), np.array([0, len(rows)], np.int64), rows, times)
 
 
-def readable(histories: Sequences, event_features: Sequence[str]) -> Sequences:
-    """The histories with what the encoder reads: without event types, every event is of an unknown type.
+def readable(histories: Sequences, reads: EventInputs) -> Sequences:
+    """The histories with what the encoder reads: without event types, every event is of an unknown type, without
+    values, of an unknown value, and without session ids a longer gap begins a session.
 
-    Raises SchemaError if it reads time gaps and there are no times.
+    Raises SchemaError if it reads times, or needs them to tell sessions apart, and there are none.
     """
-    if EVENT_TYPE in event_features and histories.event_types is None:
+    if EVENT_TYPE in reads.features and histories.event_types is None:
         histories = replace(histories, event_types=np.zeros(histories.n_events, np.int64))
-    if TIME_GAP in event_features and histories.timestamps is None:
-        raise SchemaError("this version's encoder reads the times of events, but the history has none; give timestamps")
+    if VALUE in reads.features and histories.values is None:
+        histories = replace(histories, values=np.full(histories.n_events, np.nan))
+    if histories.timestamps is None:
+        if reads.needs_times:
+            raise SchemaError(
+                "this version's encoder reads the times of events, but the history has none; give timestamps"
+            )
+        if reads.needs_sessions and histories.session_ids is None:
+            raise SchemaError(
+                "this version's encoder reads sessions, but the history has neither session ids nor times; give one "
+                "of them"
+            )
     return histories

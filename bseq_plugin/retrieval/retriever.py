@@ -16,11 +16,13 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 
+from bseq_plugin.data.event_features import EventInputs
 from bseq_plugin.data.events import ITEM, USER, instant_us
 from bseq_plugin.data.sequences import Sequences
 from bseq_plugin.errors import StoreError, UsageError
 from bseq_plugin.model.interest_model import InterestModel
 from bseq_plugin.retrieval.candidates import Candidates, interest_candidates, popular_candidates
+from bseq_plugin.retrieval.diversity import Diversity, RowDiversity
 from bseq_plugin.retrieval.filters import Filters, RowFilters, until_enough
 from bseq_plugin.retrieval.histories import History, anonymous, read_history, readable
 from bseq_plugin.retrieval.served import Served
@@ -100,6 +102,7 @@ class Retriever:
         at: object | None = None,
         allow_future_model: bool = False,
         filters: Filters | None = None,
+        diversity: Diversity | None = None,
     ) -> pd.DataFrame:
         """The k best items of each user.
 
@@ -116,6 +119,8 @@ class Retriever:
             allow_future_model: answer an ``at`` before the end of training too, with vectors and popularity that know
                 what came after it.
             filters: what may be shown, beside ``exclude``: see ``Filters``.
+            diversity: how much a list may repeat its categories; the rank is then no longer that of the score. See
+                ``Diversity``.
 
         Returns:
             Columns user_id, item_id, rank (from 1), score (float32), interest (which of the user's interests; missing
@@ -147,10 +152,11 @@ class Retriever:
         rules = (filters or Filters()).resolve(served.model.vocabulary, histories.user_ids)
         allowed_V = served.overlay.allowed(rules.allowed_V, served.model.vocabulary.n_items)
         rules = replace(rules, allowed_V=allowed_V)
+        spread = None if diversity is None else diversity.resolve(served.model.vocabulary)
         ask = _Asked(served, histories, exclude == "seen", blend, at_us, rules)
         with self._lock:
             self._n_unknown_items += ask.n_unknown
-        return _frame(ask.answer(int(k)), histories, served, int(k))
+        return _frame(ask.answer(int(k), spread), histories, served, int(k))
 
     def retrieve_items(
         self,
@@ -196,7 +202,14 @@ class _Asked:
         """Events of unknown items."""
         return self.histories.n_events - int(self._known_lengths_B.sum())
 
-    def answer(self, k: int) -> Candidates:
+    def answer(self, k: int, spread: RowDiversity | None = None) -> Candidates:
+        """The k best of each user; with ``spread`` they are chosen from a longer list."""
+        if spread is None:
+            return self._within_quota(k)
+        found = self._within_quota(min(k * spread.pool, self.served.model.vocabulary.n_items))
+        return found.take(spread.chosen(found.hits, k))
+
+    def _within_quota(self, k: int) -> Candidates:
         """The k best of each user, within the quota if there is one."""
         quota, n_users = self.filters.quota, self.histories.n_users
         if quota is None:
@@ -218,7 +231,7 @@ class _Asked:
         n_users = self.histories.n_users
         parts = [popular_candidates(self.served, cold, k, self.filters.of_users(cold, n_users))]
         if len(active):
-            chosen = readable(self.histories.take(active), self.served.model.recipe.event_features)
+            chosen = readable(self.histories.take(active), EventInputs.of(self.served.model.recipe))
             rules = self.filters.of_users(active, n_users)
             found = interest_candidates(self.served, chosen, k, self.exclude_seen, self.blend, self.at_us, rules)
             parts.append(found.of_users(active))

@@ -25,12 +25,15 @@ class PackedEvents:
         offsets_B1: int64 [B + 1], where each user's rows begin; the last entry is T.
         timestamps_T: int64, microseconds since the epoch (UTC), or None if the log has no times.
         event_types_T: int64, rows of the event-type vocabulary (0 = unknown type), or None.
+        sessions_T: int64, sessions of the same user before that of the event, or None: there for encoders that
+            say so (``SequenceEncoder.reads_sessions``).
     """
 
     x_TD: Tensor
     offsets_B1: Tensor
     timestamps_T: Tensor | None = None
     event_types_T: Tensor | None = None
+    sessions_T: Tensor | None = None
 
     @cached_property
     def lengths_B(self) -> Tensor:

@@ -29,6 +29,7 @@ class SequenceEncoder(nn.Module, ABC):
 
     name: ClassVar[str]
     Options: ClassVar[type[PartOptions]] = PartOptions
+    reads_sessions: ClassVar[bool] = False  # ask for ``PackedEvents.sessions_T``
 
     def __init__(self, dim: int, max_length: int, dropout: float, options: Any = None) -> None:
         super().__init__()

@@ -8,12 +8,14 @@ from datetime import datetime
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal
+from zoneinfo import ZoneInfo
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from bseq_plugin.errors import RecipeError
 from bseq_plugin.schema.options import describe_errors, parse_options
 
+EventFeature = Literal["event_type", "time_gap", "time_of_week", "session", "value"]
 Sharding = Literal["auto", "row_wise", "table_wise", "column_wise"]
 # What TorchRec knows besides, and why it is not offered.
 NOT_OFFERED = {
@@ -38,8 +40,12 @@ class Recipe(BaseModel):
     dim: int = Field(64, ge=1, le=4096, description="width of item vectors and interests")
     max_length: int = Field(50, ge=1, le=100_000, description="events of a history that are read, the latest ones")
     dropout: float = Field(0.2, ge=0.0, lt=1.0)
-    event_features: tuple[Literal["event_type", "time_gap"], ...] = Field(
+    event_features: tuple[EventFeature, ...] = Field(
         ("event_type", "time_gap"), description="event features that are used when the log has them"
+    )
+    time_zone: str = Field("UTC", description="IANA name, of the clocks that event feature 'time_of_week' reads")
+    session_gap_minutes: float = Field(
+        30.0, gt=0, description="a longer gap begins a session, where the log has no session ids"
     )
     item_attributes: tuple[str, ...] = Field(
         (), description="columns of the items table whose values are summed into the item rows"
@@ -51,6 +57,16 @@ class Recipe(BaseModel):
         "inner", description="'cosine' = item rows of length 1, learned temperature"
     )
     temperature: float = Field(0.1, gt=0, description="initial temperature of cosine scores")
+    readout: Literal["last", "multi"] = Field(
+        "last", description="'last' = one interest, of the newest state; 'multi' = n_interests, of all states"
+    )
+    n_interests: int = Field(4, ge=1, le=64, description="interests a user, for readout='multi'")
+    interest_method: Literal["self_attention", "routing"] = Field(
+        "self_attention", description="how readout='multi' reads them: ComiRec-SA, or dynamic routing as MIND does"
+    )
+    interests_by_length: bool = Field(
+        False, description="a history of n events has log2(n) interests, at least 1 and at most n_interests"
+    )
     # objective
     loss: str = Field("softmax", description="name of a loss (see `bseq plugins`)")
     loss_options: dict[str, Any] = Field(default_factory=dict)
@@ -65,6 +81,12 @@ class Recipe(BaseModel):
         "next",
         description="'next' = the next event at every position; 'prefix' = the same, each prefix an example of its "
         "own; 'window' = events within window_days (all-action)",
+    )
+    target_event_types: tuple[str, ...] = Field(
+        (), description="only events of these types are targets; none named = all"
+    )
+    event_type_weights: dict[str, Annotated[float, Field(gt=0)]] = Field(
+        default_factory=dict, description="weight in the loss of a target of this event type; 1 if not named"
     )
     window_days: float = Field(28.0, gt=0, description="length of the target window, for targets='window'")
     window_step_days: float = Field(7.0, gt=0, description="distance between the instants a window may begin at")
@@ -127,10 +149,29 @@ class Recipe(BaseModel):
                 )
         return value
 
+    @field_validator("time_zone")
+    @classmethod
+    def _known_zone(cls, value: str) -> str:
+        try:
+            ZoneInfo(value)
+        except (KeyError, ValueError, OSError):  # ZoneInfoNotFoundError is a KeyError
+            raise ValueError(
+                f"time_zone = {value!r} is not known here; give an IANA name such as 'Europe/Berlin'"
+            ) from None
+        return value
+
     @model_validator(mode="after")
     def _consistent(self) -> Recipe:
         if self.popularity_days and self.targets != "window":
             raise ValueError("popularity_days goes with targets = 'window' (the popularity at the start of the window)")
+        if self.readout == "multi" and self.targets == "next":
+            raise ValueError(
+                "readout = 'multi' reads a history as a whole, not at every position; use targets = 'prefix' or "
+                "'window'"
+            )
+        stray = sorted(set(self.event_type_weights) - set(self.target_event_types)) if self.target_event_types else []
+        if stray:
+            raise ValueError(f"event_type_weights names {stray}, which are not among target_event_types")
         if self.batch_events is not None and self.batch_events < self.max_length:
             raise ValueError(
                 f"batch_events = {self.batch_events} is less than one history of max_length = {self.max_length}"
@@ -141,6 +182,11 @@ class Recipe(BaseModel):
     def interest_dim(self) -> int:
         """Width of interests and of the vectors in the index: ``dim`` and one column for each popularity span."""
         return self.dim + len(self.popularity_days)
+
+    @property
+    def interests_per_user(self) -> int:
+        """K."""
+        return self.n_interests if self.readout == "multi" else 1
 
     @classmethod
     def parse(cls, values: Mapping[str, Any], where: str = "recipe") -> Recipe:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import pytest
@@ -31,13 +32,14 @@ class EncoderTests:
 
     @staticmethod
     def events(lengths: Sequence[int], seed: int = 1) -> PackedEvents:
-        """Random events of users with these lengths."""
+        """Random events of users with these lengths; sessions of three events, an hour between all events."""
         generator = torch.Generator().manual_seed(seed)
         n_events = sum(lengths)
         offsets_B1 = torch.tensor([0, *torch.tensor(lengths).cumsum(0).tolist()], dtype=torch.int64)
         times_T = torch.arange(n_events) * 3_600_000_000 + 1_500_000_000_000_000
         types_T = torch.randint(0, 3, (n_events,), generator=generator)
-        return PackedEvents(torch.randn(n_events, DIM, generator=generator), offsets_B1, times_T, types_T)
+        events = PackedEvents(torch.randn(n_events, DIM, generator=generator), offsets_B1, times_T, types_T)
+        return replace(events, sessions_T=events.position_T // 3)
 
     def test_one_finite_state_an_event(self) -> None:
         """Shape, dtype, finiteness; users without events are allowed anywhere."""
@@ -67,6 +69,19 @@ class EncoderTests:
             changed = encoder(events.with_x(x_TD))
             torch.testing.assert_close(changed[~later], encoder(events)[~later], rtol=1e-4, atol=1e-5)
 
+    def test_future_times_and_sessions_change_nothing(self) -> None:
+        """Nor when later events come, or in which session."""
+        events = self.events(self.lengths)
+        encoder = self.build()
+        assert events.timestamps_T is not None
+        assert events.sessions_T is not None
+        for place in range(12):
+            later = (events.user_T == 3) & (events.position_T > place)
+            times_T = events.timestamps_T + later * 86_400_000_000
+            sessions_T = events.sessions_T + later * 5
+            changed = encoder(replace(events, timestamps_T=times_T, sessions_T=sessions_T))
+            torch.testing.assert_close(changed[~later], encoder(events)[~later], rtol=1e-4, atol=1e-5)
+
     def test_users_do_not_mix(self) -> None:
         """Encoding users together or one by one gives the same states."""
         events = self.events(self.lengths)
@@ -76,8 +91,13 @@ class EncoderTests:
             rows = slice(int(events.offsets_B1[user]), int(events.offsets_B1[user + 1]))
             assert events.timestamps_T is not None
             assert events.event_types_T is not None
+            assert events.sessions_T is not None
             alone = PackedEvents(
-                events.x_TD[rows], torch.tensor([0, length]), events.timestamps_T[rows], events.event_types_T[rows]
+                events.x_TD[rows],
+                torch.tensor([0, length]),
+                events.timestamps_T[rows],
+                events.event_types_T[rows],
+                events.sessions_T[rows],
             )
             torch.testing.assert_close(encoder(alone), together[rows], rtol=1e-4, atol=1e-5)
 

@@ -166,5 +166,14 @@ def _same_log(run: Run, log: PreparedLog) -> bool:
     if list(run.vocabulary().item_ids) != list(log.vocabulary.item_ids):
         return False
     begun = run.sequences()
-    names = ("user_ids", "offsets", "items", "timestamps", "event_types")
-    return all(np.array_equal(getattr(begun, name), getattr(log.sequences, name)) for name in names)
+    names = ("user_ids", "offsets", "items", "timestamps", "event_types", "session_ids")
+    return all(np.array_equal(getattr(begun, name), getattr(log.sequences, name)) for name in names) and _same_values(
+        begun.values, log.sequences.values
+    )
+
+
+def _same_values(first: np.ndarray | None, second: np.ndarray | None) -> bool:
+    """A value that is missing in both is the same one."""
+    if first is None or second is None:
+        return first is second
+    return np.array_equal(first, second, equal_nan=True)

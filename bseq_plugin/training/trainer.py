@@ -177,7 +177,7 @@ class Trainer:
                 outputs = self.pipeline.progress(batches)
             except StopIteration:
                 break
-            loss, n_targets = float(outputs["loss"]), int(outputs["n_targets"])
+            loss, n_targets = float(outputs["loss"]), float(outputs["n_targets"])
             self._require_finite(loss, epoch, state.step)
             n_events = counted[state.step - first]
             own = [own[0] + loss * n_targets, own[1] + n_targets, own[2] + n_events]

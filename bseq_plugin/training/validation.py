@@ -37,11 +37,11 @@ def validate(
     """
     k = int(recipe.validation_metric.split("@")[1])
     own = np.array_split(np.arange(evaluation.n_users), here.size)[here.rank]
-    interests_BD = _interests(encoder, evaluation, own, recipe, here)
+    interests_BKD = _interests(encoder, evaluation, own, recipe, here)
     own_histories = evaluation.histories.take(own)
     excluded = (own_histories.offsets, own_histories.items) if recipe.mask_seen else None
     chunks = _score_vectors(encoder, item_priors_VP, n_items, recipe, evaluation.histories, here)
-    top_UK = _top_of_chunks(interests_BD, chunks, k, excluded)
+    top_UK = _top_of_chunks(interests_BKD, chunks, k, excluded)
     first, last = (int(own[0]), int(own[-1]) + 1) if len(own) else (0, 0)
     offsets = evaluation.target_offsets[first : last + 1]
     metrics = ranking_metrics(top_UK, offsets - offsets[0], evaluation.target_items[offsets[0] : offsets[-1]], [k])
@@ -68,7 +68,7 @@ def _item_chunks(
     for start in range(0, n_items + 1, ITEMS_PER_CALL):
         rows = np.arange(start, min(start + ITEMS_PER_CALL, n_items + 1))
         asked = {TARGET: nothing, NEGATIVE: (rows, np.array([len(rows)]))}
-        features = history_features(nobody, recipe.event_features, asked).to(here.device)
+        features = history_features(nobody, recipe, asked).to(here.device)
         looked_up = encoder.embedding_collection(features)
         yield start, encoder.item_tower(looked_up, features, [NEGATIVE])[0]
 
@@ -88,7 +88,7 @@ def _score_vectors(
 
 
 def _top_of_chunks(
-    interests_BD: Tensor, chunks: Iterator[tuple[int, Tensor]], k: int, excluded: Excluded | None
+    interests_BKD: Tensor, chunks: Iterator[tuple[int, Tensor]], k: int, excluded: Excluded | None
 ) -> np.ndarray:
     """``top_k_items`` over all chunks: int64 [B, k], by score, then by row."""
     found: list[tuple[np.ndarray, Tensor]] = []
@@ -96,8 +96,9 @@ def _top_of_chunks(
         if first:  # row 0 of what is ranked is never returned: only the first chunk has a row for that
             vectors_ND = torch.cat([vectors_ND.new_zeros(1, vectors_ND.shape[1]), vectors_ND])
         shift = max(first - 1, 0)
-        rows_BK = top_k_items(interests_BD, vectors_ND, k, _within(excluded, shift, len(vectors_ND)))
-        scores_BK = torch.einsum("bd,bkd->bk", interests_BD, vectors_ND[torch.from_numpy(rows_BK.clip(min=0))])
+        rows_BK = top_k_items(interests_BKD, vectors_ND, k, _within(excluded, shift, len(vectors_ND)))
+        scores_BK = torch.einsum("bid,bkd->bik", interests_BKD, vectors_ND[torch.from_numpy(rows_BK.clip(min=0))])
+        scores_BK = scores_BK.amax(1)
         scores_BK[torch.from_numpy(rows_BK < 0)] = -torch.inf
         found.append((np.where(rows_BK < 0, -1, rows_BK + shift), scores_BK))
         if len(found) > 1:
@@ -125,13 +126,13 @@ def _within(excluded: Excluded | None, shift: int, n_rows: int) -> Excluded | No
 def _interests(
     encoder: SequenceInterestEncoder, evaluation: EvaluationSet, own: np.ndarray, recipe: Recipe, here: World
 ) -> Tensor:
-    """``[len(own), D]``. Every rank makes the same number of collective calls, however its users are spread."""
+    """``[len(own), K, D]``. Every rank makes the same number of collective calls, however its users are spread."""
     histories = evaluation.histories.latest(recipe.max_length)
     n_calls = max(here.gather(-(-int(histories.lengths[own].sum()) // EVENTS_PER_CALL)), default=1)
     interests = []
     for users in np.array_split(own, max(1, n_calls)):
         asked = users if len(users) else np.zeros(1, np.int64)  # a rank without users takes part all the same
         empty = (np.empty(0, np.int64), np.zeros(len(asked), np.int64))
-        features = history_features(histories.take(asked), recipe.event_features, {TARGET: empty, NEGATIVE: empty})
+        features = history_features(histories.take(asked), recipe, {TARGET: empty, NEGATIVE: empty})
         interests.append(encoder(features.to(here.device)).values()[: len(users)])
-    return torch.cat(interests)
+    return torch.cat(interests).view(len(own), recipe.interests_per_user, recipe.interest_dim)

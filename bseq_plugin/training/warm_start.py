@@ -18,7 +18,8 @@ from torch.distributed import checkpoint as dcp
 from torch.distributed.checkpoint.filesystem import FileSystemReader
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
-from bseq_plugin.data.batches import EVENT_TYPE, TIME_GAP
+from bseq_plugin.data.event_features import TABLE_ROWS
+from bseq_plugin.data.events import EVENT_TYPE
 from bseq_plugin.data.prepare import PreparedLog
 from bseq_plugin.data.vocabulary import Vocabulary
 from bseq_plugin.errors import RecipeError
@@ -29,7 +30,20 @@ from bseq_plugin.training.run import Run
 from bseq_plugin.training.sharding import ShardedTask
 
 # What decides the shapes and the meaning of weights.
-SHARED = ("encoder", "encoder_options", "dim", "max_length", "event_features", "score", "popularity_days")
+SHARED = (
+    "encoder",
+    "encoder_options",
+    "dim",
+    "max_length",
+    "event_features",
+    "time_zone",
+    "session_gap_minutes",
+    "score",
+    "readout",
+    "n_interests",
+    "interest_method",
+    "popularity_days",
+)
 TABLES = "interest_encoder.embedding_collection.embeddings"
 ROWS = 1 << 16
 
@@ -79,7 +93,7 @@ class WarmStart:
                     value.copy_(old[name])
                 continue
             table = name.removeprefix(f"{TABLES}.").removesuffix(".weight")
-            old_rows = rows.get(table, np.arange(len(old[name])) if table == TIME_GAP else None)
+            old_rows = rows.get(table, np.arange(len(old[name])) if table in TABLE_ROWS else None)
             if old_rows is not None:
                 _fill(value, old[name], old_rows)
         self._fill_optimizer(sharded, rows)

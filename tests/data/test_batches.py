@@ -7,7 +7,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bseq_plugin.data.batches import N_TIME_GAPS, history_features, time_gap_buckets
+from bseq_plugin.data.batches import history_features
+from bseq_plugin.data.event_features import N_TIME_GAPS, time_gap_buckets
 from bseq_plugin.data.events import DAY_US
 from bseq_plugin.data.items import ItemAttributes, PopularityPrior
 from bseq_plugin.data.sequences import Sequences

@@ -146,7 +146,9 @@ def test_every_field_of_a_recipe_is_described_with_its_default():
     assert wrong == [], f"docs/recipes.md: add, correct or remove the rows of {wrong}"
     assert all(text for _, text in described.values())
     of_parts = {tuple(cell.strip("`") for cell in cells[:3]) for cells in rows(options)}
-    parts = {name: plugin_manager().part("encoder", name) for name in ("causal", "mean")}
+    parts = {
+        name: plugin_manager().part("encoder", name) for name in ("causal", "hstu", "cross_session", "gru", "mean")
+    }
     parts |= {name: plugin_manager().part("loss", name) for name in ("softmax", "bce", "gbce")}
     # the table of what `auto` chooses has no default column
     assert {row for row in of_parts if row[0] in parts} == {

@@ -26,6 +26,21 @@ VARIANTS = {
     "cosine": {"encoder": "mean", "score": "cosine"},
     "priors": {"encoder": "causal", "score": "cosine", "targets": "window", "popularity_days": (7.0, 28.0)},
     "bare": {"encoder": "causal", "event_features": ()},
+    "several interests": {"encoder": "causal", "targets": "prefix", "readout": "multi", "n_interests": 3},
+    "routed": {
+        "encoder": "mean",
+        "score": "cosine",
+        "targets": "window",
+        "popularity_days": (7.0,),
+        "readout": "multi",
+        "interest_method": "routing",
+        "interests_by_length": True,
+    },
+    "all features": {
+        "encoder": "causal",
+        "event_features": ("value", "session", "time_of_week", "event_type", "time_gap"),
+        "time_zone": "America/New_York",
+    },
 }
 
 
@@ -51,11 +66,19 @@ def histories(lengths, seed=0):
         [np.sort(random.integers(0, 10**13, length)) for length in lengths] + [np.empty(0, np.int64)]
     )
     items, types = random.integers(0, N_ITEMS + 1, n), random.integers(0, N_TYPES + 1, n)
-    return Sequences(np.arange(len(lengths)), offsets, items, times.astype(np.int64), types)
+    sessions = times.astype(np.int64) // 3_000_000_000_000
+    values = np.where(random.random(n) < 0.2, np.nan, random.normal(0, 20, n))
+    return Sequences(np.arange(len(lengths)), offsets, items, times.astype(np.int64), types, sessions, values=values)
+
+
+def width(recipe):
+    """K * D."""
+    n_interests = recipe.n_interests if recipe.readout == "multi" else 1
+    return n_interests * (recipe.dim + len(recipe.popularity_days))
 
 
 def features(sequences, recipe):
-    return history_features(sequences, recipe.event_features)
+    return history_features(sequences, recipe)
 
 
 def interests(encoder, recipe, sequences):
@@ -81,7 +104,7 @@ def test_the_direct_way_is_the_way_through_torchrec(encoder, recipe, lengths, ti
         found = direct_interests(encoder, given)
     hook.remove()
     assert torch.equal(found, through_torchrec)
-    for name in ("x_TD", "offsets_B1", "timestamps_T", "event_types_T"):
+    for name in ("x_TD", "offsets_B1", "timestamps_T", "event_types_T", "sessions_T"):
         theirs, ours = (getattr(events, name) for events in handed)
         assert (theirs is None and ours is None) or torch.equal(theirs, ours), name
 
@@ -107,8 +130,8 @@ def test_a_jagged_tensor_becomes_a_keyed_tensor(encoder, recipe, lengths):
     with torch.no_grad():
         found = encoder(given)
     assert isinstance(found, KeyedTensor)
-    assert (found.keys(), found.length_per_key()) == (["user_interest"], [recipe.interest_dim])
-    assert found["user_interest"].shape == (len(lengths), recipe.dim + len(recipe.popularity_days))
+    assert (found.keys(), found.length_per_key()) == (["user_interest"], [width(recipe)])
+    assert found["user_interest"].shape == (len(lengths), width(recipe))
     assert found["user_interest"].dtype == torch.float32
     assert torch.isfinite(found["user_interest"]).all()
 
@@ -116,7 +139,7 @@ def test_a_jagged_tensor_becomes_a_keyed_tensor(encoder, recipe, lengths):
 def test_a_user_without_events_has_the_interest_of_a_state_of_zeros(encoder, recipe):
     found = interests(encoder, recipe, histories((2, 0, 3, 0)))
     with torch.no_grad():
-        expected = encoder.interest_head(torch.zeros(1, recipe.dim))[0]
+        expected = encoder.interest_head(torch.zeros(1, recipe.dim))[0].repeat(recipe.interests_per_user)
     for row in (1, 3):
         torch.testing.assert_close(found[row], expected)
     if recipe.score == "inner" and not recipe.popularity_days:
@@ -188,7 +211,7 @@ def test_created_on_meta_it_is_sharded_inside_a_host(recipe):
     with world() as here:
         fused = {"optimizer": EmbOptimType.EXACT_ROWWISE_ADAGRAD, "learning_rate": 0.1}
         model = DistributedModelParallel(
-            Host(encoder, recipe.interest_dim),
+            Host(encoder, width(recipe)),
             device=here.device,
             sharders=[EmbeddingCollectionSharder(fused_params=fused)],
         )
@@ -210,8 +233,8 @@ def test_created_on_meta_it_is_sharded_inside_a_host(recipe):
 
 
 def test_wrong_settings_are_named():
-    with pytest.raises(UsageError, match="unknown encoder 'gru'; there are: .*causal"):
-        SequenceInterestEncoder(Recipe(encoder="gru"), N_ITEMS)
+    with pytest.raises(UsageError, match="unknown encoder 'gru5'; there are: .*causal"):
+        SequenceInterestEncoder(Recipe(encoder="gru5"), N_ITEMS)
     with pytest.raises(
         RecipeError, match="encoder_options of 'causal'.*unknown key 'n_bloks'; the keys are: .*n_blocks"
     ):

@@ -15,16 +15,17 @@ from bseq_plugin.training.train import train
 @settings(max_examples=60, deadline=None)
 @given(
     n_items=st.integers(1, 40),
+    n_interests=st.integers(1, 3),
     chunk=st.integers(2, 17),
     k=st.integers(1, 12),
     seed=st.integers(0, 99),
     masked=st.booleans(),
 )
-def test_chunks_are_the_whole(n_items, chunk, k, seed, masked):
+def test_chunks_are_the_whole(n_items, n_interests, chunk, k, seed, masked):
     random = np.random.default_rng(seed)
     # whole numbers: scores are exact, and many are equal, so that ties are put to the test
     vectors = torch.from_numpy(random.integers(-2, 3, (n_items + 1, 4)).astype(np.float32))
-    interests = torch.from_numpy(random.integers(-2, 3, (5, 4)).astype(np.float32))
+    interests = torch.from_numpy(random.integers(-2, 3, (5, n_interests, 4)).astype(np.float32))
     lengths = random.integers(0, 6, 5)
     offsets = np.concatenate([[0], np.cumsum(lengths)])
     excluded = (offsets, random.integers(0, n_items + 1, offsets[-1])) if masked else None

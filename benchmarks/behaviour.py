@@ -1,0 +1,191 @@
+"""What time, sessions and several interests are worth on a year of grocery purchases.
+
+    python benchmarks/behaviour.py --table cross_session --seeds 0,1,2     # needs: pip install -e '.[demo]'
+    python benchmarks/behaviour.py --table interests --seeds 0,1,2
+    python benchmarks/behaviour.py --every 8 --epochs 1 --seeds 0          # to see that it runs
+
+Time split of the demo: trained on purchases before November 2017, the best epoch chosen on November, tested on the 28
+days from 1 December with histories up to there. Items are known by their id alone: no attributes, no popularity. Every
+row of a table has the same width, optimiser and number of epochs. NDCG@20 and Recall over all products and over those
+new to the household, 95 % bootstrap intervals over households of the mean of the seeds; differences are paired. What
+has been trained is kept in benchmarks/results/behaviour/, so that an interrupted call goes on. Writes
+benchmarks/results/behaviour.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import platform
+import shlex
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from behaviour_tables import FLOORS, TABLES, claims_of, coverage
+from rich.console import Console
+from rich.progress import track
+
+from bseq_plugin import InterestModel, Recipe, Sequences, train
+from bseq_plugin.cli.demo_data import DemoData, load
+from bseq_plugin.data.events import instant_us
+from bseq_plugin.data.splits import time_window
+from bseq_plugin.evaluation.bootstrap import bootstrap_interval, paired_bootstrap_interval
+from bseq_plugin.evaluation.defaults import default_floors
+from bseq_plugin.evaluation.rankers import Ranker, floor_ranker, interest_ranker
+from bseq_plugin.metrics import ranking_metrics
+
+VALIDATION_AT, TEST_AT, DAYS = "2017-11-01T00:00:00+00:00", "2017-12-01T00:00:00+00:00", 28.0
+RESULTS = Path(__file__).parent / "results" / "behaviour.json"
+KS = (20, 50)
+note = Console(stderr=True)
+Values = dict[str, np.ndarray]
+
+
+def measured(rank: Ranker, log: Sequences, n_items: int, categories_V: np.ndarray) -> Values:
+    """Metric -> one number a household, on the test window; ``coverage@k`` is the number of categories in the list."""
+    held_out = time_window(log, instant_us(TEST_AT), DAYS)
+    found: Values = {}
+    for name, part, mask in (("all", held_out, False), ("new", held_out.new_items_only(), True)):
+        top_UK = rank(part.histories, max(KS), mask)
+        values = ranking_metrics(top_UK, part.target_offsets, part.target_items, list(KS))
+        found |= {f"{name} {metric}": v for metric, v in values.items() if not metric.startswith("mrr")}
+        found |= {f"{name} categories@{k}": coverage(top_UK[:, :k], categories_V) for k in KS}
+    return found
+
+
+def trained(data: DemoData, recipe: Recipe, folder: Path, every: int) -> Values:
+    """``measured`` of one training, read from ``folder`` if it was done before."""
+    key = hashlib.sha256(json.dumps([recipe.model_dump(), every], sort_keys=True).encode()).hexdigest()[:16]
+    path = folder / f"{key}.npz"
+    if not path.is_file():
+        began = time.perf_counter()
+        with tempfile.TemporaryDirectory() as scratch:
+            known = data.events.before(instant_us(TEST_AT))
+            run = train(known, recipe, Path(scratch) / "run", progress=False)
+            model, info = InterestModel.from_run(run.path), run.info
+        log = Sequences.from_events(data.events, model.vocabulary)
+        categories_V = categories_of(data, model.vocabulary.item_ids)
+        values = measured(interest_ranker(model), log, model.vocabulary.n_items, categories_V)
+        facts = {"commit": commit(), "best_epoch": info["best_epoch"], "train_seconds": info["train_seconds"]}
+        facts["seconds"] = time.perf_counter() - began
+        facts["n_dense"] = sum(p.numel() for n, p in model.encoder.named_parameters() if "embedding_coll" not in n)
+        folder.mkdir(parents=True, exist_ok=True)
+        np.savez(path, facts=json.dumps(facts), **values)
+    with np.load(path, allow_pickle=False) as stored:
+        return {name: stored[name] for name in stored.files}
+
+
+def categories_of(data: DemoData, item_ids: np.ndarray) -> np.ndarray:
+    """int64 [V + 1], a number for each item's product category, 0 for none."""
+    labels = data.items.set_index("item_id")["product_category"].reindex(item_ids)
+    return np.concatenate([[0], labels.astype("category").cat.codes.to_numpy(np.int64) + 1])
+
+
+def floors(data: DemoData, recipe: Recipe) -> dict[str, Values]:
+    """The floors of ``FLOORS``, fitted on everything before the test."""
+    from bseq_plugin.data.vocabulary import Vocabulary
+
+    cut_us = instant_us(TEST_AT)
+    vocabulary = Vocabulary.from_events(data.events.before(instant_us(VALIDATION_AT)), recipe.min_item_count)
+    log = Sequences.from_events(data.events, vocabulary)
+    known, found = log.between(None, cut_us), {}
+    for floor in default_floors(known, cut_us):
+        if floor.name in FLOORS:
+            floor.fit(known, vocabulary.n_items)
+            ranker = floor_ranker(floor, vocabulary.n_items)
+            found[floor.name] = measured(ranker, log, vocabulary.n_items, categories_of(data, vocabulary.item_ids))
+    return found
+
+
+def summary(of_seeds: list[Values], baseline: list[Values] | None) -> dict[str, Any]:
+    """Means over seeds and households with intervals, and the paired difference to the baseline."""
+    out: dict[str, Any] = {}
+    for metric in [name for name in of_seeds[0] if name != "facts"]:
+        mean_U = np.mean([values[metric] for values in of_seeds], axis=0)
+        low, high = bootstrap_interval(mean_U)
+        out[metric] = {"mean": float(mean_U.mean()), "low": low, "high": high}
+        out[metric]["seeds"] = [float(values[metric].mean()) for values in of_seeds]
+        if baseline is not None:
+            base_U = np.mean([values[metric] for values in baseline], axis=0)
+            low, high = paired_bootstrap_interval(mean_U, base_U)
+            out[metric]["difference"] = {"mean": float((mean_U - base_U).mean()), "low": low, "high": high}
+    if "facts" in of_seeds[0]:
+        out["runs"] = [json.loads(str(values["facts"])) for values in of_seeds]
+    return out
+
+
+def commit() -> str:
+    """The commit that is checked out."""
+    root = Path(__file__).parent
+    done = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"], cwd=root, capture_output=True, text=True, check=False
+    )
+    return done.stdout.strip() or "unknown"
+
+
+def main() -> int:
+    """Trains what is missing, prints the tables, writes the file."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--table", choices=sorted(TABLES), action="append", help="default: all")
+    parser.add_argument("--rows", default="", help="only rows whose name has one of these words, comma-separated")
+    parser.add_argument("--seeds", default="0,1,2")
+    parser.add_argument("--epochs", type=int, default=8)
+    parser.add_argument("--every", type=int, default=1, help="every n-th household")
+    parser.add_argument("--threads", type=int, default=0)
+    chosen = parser.parse_args()
+    if chosen.threads:
+        torch.set_num_threads(chosen.threads)
+    data = load("completejourney", chosen.every)
+    seeds = [int(seed) for seed in chosen.seeds.split(",")]
+    base = Recipe.load("completejourney").replace(
+        split="time", validation_at=VALIDATION_AT, test_at=TEST_AT, horizon_days=DAYS, epochs=chosen.epochs,
+        patience=chosen.epochs, item_attributes=(), popularity_days=(), max_length=100, encoder="causal",
+        encoder_options={},
+    )  # fmt: skip
+    document: dict[str, Any] = {"command": shlex.join(["python", *sys.argv]), "commit": commit(),
+                                "machine": {"processor": platform.processor() or platform.machine(),
+                                            "threads": torch.get_num_threads()},
+                                "figures": {}, "claims": []}  # fmt: skip
+    if RESULTS.is_file():
+        document["figures"] = json.loads(RESULTS.read_text(encoding="utf-8"))["figures"]
+    words = [word for word in chosen.rows.split(",") if word]
+    for table in chosen.table or sorted(TABLES):
+        names = [name for name in TABLES[table] if not words or any(word in name for word in words)]
+        jobs = [(name, seed) for seed in seeds for name in names]
+        values: dict[str, list[Values]] = {name: [] for name in names}
+        for name, seed in track(jobs, description=table, console=note):
+            recipe = base.replace(**TABLES[table][name], seed=seed)
+            values[name].append(trained(data, recipe, RESULTS.with_suffix(""), chosen.every))
+        baseline = values.get(next(iter(TABLES[table])))
+        rows = {name: summary(found, baseline) for name, found in values.items()}
+        rows |= {name: summary([found], baseline) for name, found in floors(data, base).items()}
+        document["figures"][table] = {"seeds": seeds, "epochs": chosen.epochs, "every": chosen.every, "rows": rows}
+        show(table, rows)
+    document["claims"] = claims_of(document["figures"])
+    RESULTS.parent.mkdir(exist_ok=True)
+    RESULTS.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+    note.print(f"written: {RESULTS}")
+    return 0
+
+
+def show(table: str, rows: dict[str, Any]) -> None:
+    """A line a row."""
+    columns = ("all ndcg@20", "all recall@20", "all categories@20", "new ndcg@20", "new recall@20")
+    print(f"\n{table}\n{'':<34}" + "".join(f"{column:>28}" for column in columns))
+    for name, row in rows.items():
+        cells = [f"{row[c]['mean']:.4f} ({row[c]['low']:.4f} to {row[c]['high']:.4f})" for c in columns]
+        print(f"{name:<34}" + "".join(f"{cell:>28}" for cell in cells))
+        if "difference" in row[columns[0]]:
+            d = row[columns[0]]["difference"]
+            print(f"{'':<34}{d['mean']:+.4f} ({d['low']:+.4f} to {d['high']:+.4f}) against the first row")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,198 @@
+"""Sessions summarised, and attended with the gaps between them.
+
+Shape letters: B users, T packed events, S sessions of the whole batch (oldest first, users one after the other), D
+width.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from bseq_plugin.encoders.attention import TileView
+from bseq_plugin.encoders.causal import CausalBlock, CausalOptions
+from bseq_plugin.encoders.dropout import dropout
+from bseq_plugin.encoders.pairs import N_TIME_BUCKETS, Wants, time_bucket
+from bseq_plugin.encoders.stack import PositionEmbedding
+from bseq_plugin.errors import RecipeError
+from bseq_plugin.schema.options import PartOptions
+from bseq_plugin.schema.packed import PackedEvents
+from bseq_plugin.schema.parts import SequenceEncoder
+
+NO_GAP = N_TIME_BUCKETS  # bucket of a user's first session
+
+
+class CrossSessionOptions(PartOptions):
+    """Options of the ``cross_session`` encoder."""
+
+    n_session_blocks: int = Field(1, ge=1, description="blocks over the events of a session")
+    n_history_blocks: int = Field(1, ge=1, description="blocks over the sessions of a user")
+    n_heads: int = Field(2, ge=1)
+    feed_forward: int | None = Field(None, ge=1, description="inner width of feed-forward parts; 4 x dim if not given")
+    paths: Literal["both", "session", "history"] = Field(
+        "both", description="'session' = the own session only; 'history' = completed sessions only"
+    )
+    gap: bool = Field(True, description="read the time between sessions")
+    gate: bool = Field(True, description="a learned gate between both paths; without it their mean")
+
+
+@dataclass(frozen=True)
+class Sessions:
+    """Where the sessions of a batch stand among its events.
+
+    Attributes:
+        of_event_T: int64, the session of each event.
+        offsets_S1: int64, where each session's events begin; the last entry is T.
+        offsets_B1: int64, where each user's sessions begin; the last entry is S.
+        first_S: bool, a user's first session.
+    """
+
+    of_event_T: Tensor
+    offsets_S1: Tensor
+    offsets_B1: Tensor
+    first_S: Tensor
+
+    @classmethod
+    def of(cls, events: PackedEvents) -> Sessions:
+        """Raises RecipeError if the events do not say which session they belong to."""
+        if events.sessions_T is None:
+            raise RecipeError(
+                "encoder 'cross_session' reads sessions, but the events have no session_number: make the batch with "
+                "history_features(sequences, recipe), from a log with session ids or times"
+            )
+        first_T = events.position_T == 0
+        starts_T = first_T.clone()
+        starts_T[1:] |= events.sessions_T[1:] != events.sessions_T[:-1]
+        rows_S = starts_T.nonzero().flatten()
+        offsets_S1 = torch.cat([rows_S, rows_S.new_tensor([len(starts_T)])])
+        passed_T1 = nn.functional.pad(starts_T.cumsum(0), (1, 0))
+        return cls(passed_T1[1:] - 1, offsets_S1, passed_T1[events.offsets_B1], first_T[rows_S])
+
+    def gaps(self, times_T: Tensor) -> Tensor:
+        """int64 [S], bucket of the time since the end of the user's session before, ``NO_GAP`` for the first."""
+        begins_S, ends_S = times_T[self.offsets_S1[:-1]], times_T[self.offsets_S1[1:] - 1]
+        between_S = begins_S - torch.roll(ends_S, 1)
+        return time_bucket(between_S).masked_fill(self.first_S, NO_GAP)
+
+
+class CrossSessionEncoder(SequenceEncoder):
+    """A short-term path within the session, a long-term path over completed sessions, and a gate between them.
+
+    Short: causal attention among the events of one session. A completed session is summarised by the mean of its short
+    states. Long: causal attention over the summaries, each with an embedding of the gap before it, with biases for
+    distance and time between sessions (``PairBias``). An event's state is ``g * short + (1 - g) * long``, where long is
+    the state behind the last session before its own plus an embedding of the gap between the two, and
+    ``g = sigmoid(W [short, long])``. So it knows completed sessions, and the events of its own session up to itself.
+
+    The two levels follow hierarchical session models (Quadrana et al., "Personalizing Session-based Recommendations
+    with Hierarchical Recurrent Neural Networks", RecSys 2017), with attention in place of recurrence; the gate between
+    a long-term and a short-term interest that of SLi-Rec (Yu et al., "Adaptive User Modeling with Long and Short-Term
+    Preferences for Personalized Recommendation", IJCAI 2019).
+
+    Raises RecipeError if ``dim`` is not a multiple of ``n_heads``, and when events come without sessions, or with
+    ``gap`` without times.
+    """
+
+    name = "cross_session"
+    Options = CrossSessionOptions
+    reads_sessions = True
+
+    def __init__(self, dim: int, max_length: int, dropout: float, options: Any = None) -> None:
+        super().__init__(dim, max_length, dropout, options)
+        chosen = self.options
+        if dim % chosen.n_heads:
+            raise RecipeError(f"dim = {dim} is not a multiple of encoder_options.n_heads = {chosen.n_heads}")
+        self.position = PositionEmbedding(max_length, dim)
+        within = CausalOptions(n_heads=chosen.n_heads, feed_forward=chosen.feed_forward)
+        self.session_blocks = nn.ModuleList(
+            CausalBlock(dim, max_length, dropout, within) for _ in range(chosen.n_session_blocks)
+        )
+        self.history = None if chosen.paths == "session" else HistoryPath(dim, max_length, dropout, chosen)
+        self.gate = nn.Linear(2 * dim, dim) if chosen.paths == "both" and chosen.gate else None
+        self.norm = nn.LayerNorm(dim)
+
+    def forward(self, events: PackedEvents) -> Tensor:
+        """``states_TD``; see ``SequenceEncoder.forward``."""
+        return self._states(events, None)
+
+    def states_at(self, events: PackedEvents, rows_Q: Tensor) -> Tensor:
+        """``states_QD``; both paths are put together for these alone."""
+        return self._states(events, rows_Q)
+
+    def _states(self, events: PackedEvents, rows_Q: Tensor | None) -> Tensor:
+        if events.x_TD.shape[0] == 0:
+            return events.x_TD
+        sessions = Sessions.of(events)
+        short_TD = self._within(events, sessions)
+        of_event_Q = sessions.of_event_T if rows_Q is None else sessions.of_event_T[rows_Q]
+        states_QD = short_TD if rows_Q is None else short_TD[rows_Q]
+        if self.history is not None:
+            long_QD = self.history(short_TD, events, sessions)[of_event_Q]
+            states_QD = self._joined(states_QD, long_QD)
+        found: Tensor = self.norm(states_QD)
+        return found
+
+    def _within(self, events: PackedEvents, sessions: Sessions) -> Tensor:
+        """``[T, D]``; to the blocks every session is a user of its own."""
+        own = PackedEvents(events.x_TD, sessions.offsets_S1)
+        x_TD = dropout(own.x_TD + self.position(own.position_T), self.dropout, self.training)
+        return _through(self.session_blocks, own.with_x(x_TD), Wants())
+
+    def _joined(self, short_QD: Tensor, long_QD: Tensor) -> Tensor:
+        if self.options.paths == "history":
+            return long_QD
+        if self.gate is None:
+            return (short_QD + long_QD) / 2
+        return torch.lerp(long_QD, short_QD, torch.sigmoid(self.gate(torch.cat([short_QD, long_QD], 1))))
+
+
+class HistoryPath(nn.Module):
+    """The long-term path: what is known of a user when a session begins."""
+
+    def __init__(self, dim: int, max_length: int, dropout: float, options: CrossSessionOptions) -> None:
+        super().__init__()
+        across = CausalOptions(
+            n_heads=options.n_heads,
+            feed_forward=options.feed_forward,
+            relative_position_bias=True,
+            relative_time_bias=options.gap,
+        )
+        self.wants = across.wants
+        self.blocks = nn.ModuleList(
+            CausalBlock(dim, max_length, dropout, across) for _ in range(options.n_history_blocks)
+        )
+        self.gap_before = PositionEmbedding(NO_GAP + 1, dim) if options.gap else None
+        self.gap_since = PositionEmbedding(NO_GAP + 1, dim) if options.gap else None
+        self.nothing_before = PositionEmbedding(1, dim)
+
+    def forward(self, short_TD: Tensor, events: PackedEvents, sessions: Sessions) -> Tensor:
+        """``[S, D]``, from the sessions before each."""
+        lengths_S = sessions.offsets_S1.diff()
+        n_sessions = len(lengths_S)
+        sums_SD = short_TD.new_zeros(n_sessions, short_TD.shape[1]).index_add(0, sessions.of_event_T, short_TD)
+        x_SD, times_S, gaps_S = sums_SD / lengths_S[:, None], None, None
+        if self.gap_before is not None:
+            if events.timestamps_T is None:
+                raise RecipeError(
+                    "encoder_options.gap reads times, but the events have none; train on a log with times, or set "
+                    "gap = false"
+                )
+            gaps_S, times_S = sessions.gaps(events.timestamps_T), events.timestamps_T[sessions.offsets_S1[1:] - 1]
+            x_SD = x_SD + self.gap_before(gaps_S)
+        behind_SD = _through(self.blocks, PackedEvents(x_SD, sessions.offsets_B1, times_S), self.wants)
+        # looked up in one table with the vector for "nothing before", so that every weight has a gradient in any batch
+        places_S = torch.arange(n_sessions, device=lengths_S.device).masked_fill(sessions.first_S, 0)
+        before_SD = torch.cat([self.nothing_before.weight, behind_SD])[places_S]
+        return before_SD if self.gap_since is None or gaps_S is None else before_SD + self.gap_since(gaps_S)
+
+
+def _through(blocks: nn.ModuleList, events: PackedEvents, wants: Wants) -> Tensor:
+    view = TileView.of(events, wants)
+    x = view.layout.spread(events.x_TD)
+    for block in blocks:
+        x = block(x, view)
+    return view.layout.gather(x)

@@ -1,0 +1,96 @@
+"""Hierarchical sequential transduction units."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from bseq_plugin.encoders.attention import View
+from bseq_plugin.encoders.dropout import dropout
+from bseq_plugin.encoders.pairs import N_TIME_BUCKETS, PairBias, Wants, n_distance_buckets
+from bseq_plugin.encoders.pointwise import pointwise
+from bseq_plugin.encoders.stack import BlockStack, Choose, PositionEmbedding
+from bseq_plugin.errors import RecipeError
+from bseq_plugin.schema.options import PartOptions
+from bseq_plugin.schema.packed import PackedEvents
+
+
+class HstuOptions(PartOptions):
+    """Options of the ``hstu`` encoder."""
+
+    n_blocks: int = Field(2, ge=1)
+    n_heads: int = Field(2, ge=1)
+    position: Literal["newest", "oldest", "none"] = Field("newest", description="where positions count from")
+    relative_position_bias: bool = Field(True, description="learned bias a head by the events between two events")
+    relative_time_bias: bool = Field(True, description="learned bias a head by the seconds between two events")
+
+
+class HstuEncoder(BlockStack):
+    """HSTU (Zhai et al., "Actions Speak Louder than Words: Trillion-Parameter Sequential Transducers for Generative
+    Recommendations", ICML 2024, section 3.1).
+
+    Each block computes ``U, V, Q, K = silu(W1 norm(x))``, ``A V = silu(Q K^T + bias of position and time) V`` summed
+    over the events up to each, and ``x + W2 (norm(A V) * U)``. The paper divides ``A V`` by the longest length; the
+    norm behind it takes every constant factor out, so that none is applied here. Buckets of distances and times are
+    those of ``causal``.
+
+    Raises RecipeError if ``dim`` is not a multiple of ``n_heads``, and when it is called with ``relative_time_bias``
+    for events without times.
+    """
+
+    name = "hstu"
+    Options = HstuOptions
+
+    def __init__(self, dim: int, max_length: int, dropout: float, options: Any = None) -> None:
+        super().__init__(dim, max_length, dropout, options)
+        if dim % self.options.n_heads:
+            raise RecipeError(f"dim = {dim} is not a multiple of encoder_options.n_heads = {self.options.n_heads}")
+        self.wants = Wants(self.options.relative_position_bias, self.options.relative_time_bias)
+        self.position = PositionEmbedding(max_length, dim) if self.options.position != "none" else None
+        n_distances = n_distance_buckets(max_length) if self.wants.distance else 0
+        n_times = N_TIME_BUCKETS if self.wants.time else 0
+        self.blocks = nn.ModuleList(
+            HstuBlock(dim, self.options.n_heads, dropout, n_distances, n_times) for _ in range(self.options.n_blocks)
+        )
+        self.norm = nn.LayerNorm(dim)
+
+    def embed(self, events: PackedEvents) -> Tensor:
+        """With positions."""
+        x_TD = events.x_TD
+        if self.position is not None:
+            x_TD = x_TD + self.position(events.age_T if self.options.position == "newest" else events.position_T)
+        return dropout(x_TD, self.dropout, self.training)
+
+    def finish(self, x: Tensor) -> Tensor:
+        """The last norm."""
+        states: Tensor = self.norm(x)
+        return states
+
+
+class HstuBlock(nn.Module):
+    """One unit; see ``HstuEncoder``."""
+
+    def __init__(self, dim: int, n_heads: int, share: float, n_distances: int, n_times: int) -> None:
+        super().__init__()
+        self.heads, self.share = (n_heads, dim // n_heads), share
+        self.norm_in, self.norm_out = nn.LayerNorm(dim), nn.LayerNorm(dim)
+        self.gate_query, self.key_value = nn.Linear(dim, 2 * dim), nn.Linear(dim, 2 * dim)
+        self.out = nn.Linear(dim, dim)
+        self.bias = PairBias(n_heads, n_distances, n_times) if n_distances or n_times else None
+
+    def forward(self, x_MD: Tensor, view: View, choose: Choose | None = None) -> Tensor:
+        """``[R, D]``; or what ``choose`` leaves of the R rows, and then no more linear layers than these need."""
+        normed_MD = self.norm_in(x_MD)
+        gate, query = F.silu(self.gate_query(view.queries(normed_MD))).chunk(2, -1)
+        key, value = F.silu(self.key_value(normed_MD)).chunk(2, -1)
+        q, k, v = (x.reshape(len(x), *self.heads) for x in (query, key, value))
+        summed = pointwise(view, q, k, v, self.bias).flatten(1)
+        x = view.queries(x_MD)
+        if choose is not None:
+            x, gate, summed = choose(x), choose(gate), choose(summed)
+        found = dropout(self.norm_out(summed) * gate, self.share, self.training)
+        return torch.add(x, self.out(found))

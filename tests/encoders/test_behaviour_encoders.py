@@ -1,0 +1,324 @@
+"""``gru``, ``hstu`` and ``cross_session``: the conformance suite, and loops in float64."""
+
+import math
+from dataclasses import replace
+from typing import ClassVar
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+from torch.nn import functional as F
+
+from bseq_plugin.encoders.cross_session import NO_GAP, CrossSessionEncoder
+from bseq_plugin.encoders.gru import GruEncoder
+from bseq_plugin.encoders.hstu import HstuEncoder
+from bseq_plugin.encoders.pairs import distance_bucket, time_bucket
+from bseq_plugin.errors import RecipeError
+from bseq_plugin.testing.encoders import DIM, MAX_LENGTH, EncoderTests
+
+SECOND = 1_000_000
+
+
+class TestGru(EncoderTests):
+    encoder = GruEncoder
+
+
+class TestDeepGru(EncoderTests):
+    encoder = GruEncoder
+    options: ClassVar = {"n_layers": 2, "hidden": 5}
+
+
+class TestHstu(EncoderTests):
+    encoder = HstuEncoder
+
+
+class TestHstuWithoutBias(EncoderTests):
+    encoder = HstuEncoder
+    options: ClassVar = {
+        "relative_position_bias": False,
+        "relative_time_bias": False,
+        "n_blocks": 1,
+        "position": "none",
+    }
+
+
+class TestCrossSession(EncoderTests):
+    encoder = CrossSessionEncoder
+
+
+class TestSessionOnly(EncoderTests):
+    encoder = CrossSessionEncoder
+    options: ClassVar = {"paths": "session", "n_session_blocks": 2}
+
+
+class TestCrossSessionPlain(EncoderTests):
+    encoder = CrossSessionEncoder
+    options: ClassVar = {"gap": False, "gate": False, "n_history_blocks": 2, "feed_forward": 5}
+
+
+class TestHistoryOnly(EncoderTests):
+    encoder = CrossSessionEncoder
+    options: ClassVar = {"paths": "history"}
+
+    def test_gradients_reach_events_and_parameters(self):
+        """The events of the session that goes on are not read: those of completed ones are."""
+        events = self.events(self.lengths)
+        x_TD = events.x_TD.clone().requires_grad_()
+        encoder = self.build().train()
+        encoder(events.with_x(x_TD)).square().sum().backward()
+        last = events.sessions_T == events.sessions_T[events.offsets_B1[1:] - 1][events.user_T]
+        assert torch.equal(x_TD.grad.abs().sum(1) > 0, ~last)
+        assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in encoder.parameters())
+
+
+def build(kind, options, max_length=MAX_LENGTH):
+    """Random everywhere, also where parameters begin at zero or one."""
+    torch.manual_seed(0)
+    encoder = kind(DIM, max_length, 0.0, kind.Options(**options)).double()
+    for parameter in encoder.parameters():
+        nn.init.normal_(parameter, std=0.5)
+    return encoder.eval()
+
+
+def events_of(lengths, seed=1):
+    """Float64 events with gaps from 0.1 s to 3 years; a gap of more than a minute begins a session."""
+    events = EncoderTests.events(lengths, seed)
+    generator = torch.Generator().manual_seed(seed)
+    gaps = (2.0 ** (torch.rand(sum(lengths), generator=generator) * 30)).long() * 100_000
+    sessions, number = [], 0
+    for place, gap in zip(events.position_T.tolist(), gaps.tolist(), strict=True):
+        number = 0 if place == 0 else number + (gap > 60 * SECOND)
+        sessions.append(number)
+    sessions_T = torch.tensor(sessions, dtype=torch.int64)
+    return replace(events, x_TD=events.x_TD.double(), timestamps_T=gaps.cumsum(0), sessions_T=sessions_T)
+
+
+def each_user(events):
+    """Of each user: slice of rows."""
+    return [slice(a, b) for a, b in zip(events.offsets_B1[:-1].tolist(), events.offsets_B1[1:].tolist(), strict=True)]
+
+
+lengths_of_batches = st.lists(st.integers(0, MAX_LENGTH), min_size=1, max_size=5).filter(sum)
+
+
+def check(encoder, events, states_of):
+    """``states_of(events of one user)`` for every user is what the encoder gives, whole and in part."""
+    expected = [states_of(rows) for rows in each_user(events) if rows.stop > rows.start]
+    with torch.no_grad():
+        found = encoder(events)
+        torch.testing.assert_close(found, torch.cat(expected), rtol=1e-9, atol=1e-9)
+        newest = (events.offsets_B1[1:] - 1)[events.lengths_B > 0]
+        torch.testing.assert_close(encoder.states_at(events, newest), found[newest], rtol=1e-9, atol=1e-9)
+
+
+def naive_gru(encoder, x_LD, n_layers):
+    for layer in range(n_layers):
+        w = {
+            name: getattr(encoder.gru, f"{name}_l{layer}") for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
+        }
+        h, outs = torch.zeros(encoder.gru.hidden_size, dtype=torch.float64), []
+        for x in x_LD:
+            ri, zi, ni = (w["weight_ih"] @ x + w["bias_ih"]).chunk(3)
+            rh, zh, nh = (w["weight_hh"] @ h + w["bias_hh"]).chunk(3)
+            r, z = torch.sigmoid(ri + rh), torch.sigmoid(zi + zh)
+            h = (1 - z) * torch.tanh(ni + r * nh) + z * h
+            outs.append(h)
+        x_LD = torch.stack(outs)
+    return x_LD @ encoder.out.weight.T + encoder.out.bias
+
+
+@given(lengths_of_batches, st.sampled_from([1, 2]))
+@settings(max_examples=25, deadline=None)
+def test_gru_is_its_equations(lengths, n_layers):
+    encoder, events = build(GruEncoder, {"n_layers": n_layers, "hidden": 5}), events_of(lengths)
+    check(encoder, events, lambda rows: naive_gru(encoder, events.x_TD[rows], n_layers))
+
+
+def naive_hstu(encoder, x_LD, times_L):
+    n, options = len(x_LD), encoder.options
+    if options.position != "none":
+        ages = range(n - 1, -1, -1) if options.position == "newest" else range(n)
+        x_LD = x_LD + encoder.position.weight[list(ages)]
+    for block in encoder.blocks:
+        normed = F.layer_norm(x_LD, (DIM,), block.norm_in.weight, block.norm_in.bias)
+        u, q = F.silu(normed @ block.gate_query.weight.T + block.gate_query.bias).split(DIM, 1)
+        k, v = F.silu(normed @ block.key_value.weight.T + block.key_value.bias).split(DIM, 1)
+        width = DIM // options.n_heads
+        rows = []
+        for i in range(n):
+            summed = torch.zeros(DIM, dtype=torch.float64)
+            for h in range(options.n_heads):
+                own = slice(h * width, (h + 1) * width)
+                for j in range(i + 1):
+                    score = q[i, own] @ k[j, own] / math.sqrt(width)
+                    if options.relative_position_bias:
+                        score = score + block.bias.distance[int(distance_bucket(torch.tensor(i - j))), h]
+                    if options.relative_time_bias:
+                        score = score + block.bias.time[int(time_bucket(times_L[i] - times_L[j])), h]
+                    summed[own] += F.silu(score) * v[j, own]
+            normed_out = F.layer_norm(summed, (DIM,), block.norm_out.weight, block.norm_out.bias)
+            rows.append(x_LD[i] + block.out(normed_out * u[i]))
+        x_LD = torch.stack(rows)
+    return F.layer_norm(x_LD, (DIM,), encoder.norm.weight, encoder.norm.bias)
+
+
+HSTU = [
+    {},
+    {"relative_position_bias": False, "relative_time_bias": False, "position": "oldest"},
+    {"relative_time_bias": False, "n_heads": 4, "n_blocks": 1},
+    {"relative_position_bias": False, "position": "none", "n_blocks": 1},
+]
+
+
+@given(lengths_of_batches, st.sampled_from(HSTU))
+@settings(max_examples=15, deadline=None)
+def test_hstu_is_its_equations(lengths, options):
+    encoder, events = build(HstuEncoder, options), events_of(lengths)
+    with torch.no_grad():
+        check(encoder, events, lambda rows: naive_hstu(encoder, events.x_TD[rows], events.timestamps_T[rows]))
+
+
+def test_hstu_weights_are_not_shared_out():
+    """Pointwise aggregation keeps how much there was: an event seen twice counts twice, where softmax takes a mean."""
+    encoder = build(HstuEncoder, {"n_blocks": 1, "position": "none", "relative_position_bias": False,
+                                  "relative_time_bias": False})  # fmt: skip
+    seen = []
+    encoder.blocks[0].norm_out.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    events = events_of((2,))
+    with torch.no_grad():
+        encoder(events.with_x(events.x_TD[:1].expand(2, -1)))
+    rows = seen[0][seen[0].abs().sum(1) > 0]  # a line may be wider than the history
+    torch.testing.assert_close(rows[1], 2 * rows[0])
+
+
+def naive_block(block, x_LD, n_heads, times_L=None, biased=False):
+    """A pre-norm causal block, pair by pair."""
+    n, width = len(x_LD), DIM // n_heads
+    norm = block.attention_residual.norm
+    normed = F.layer_norm(x_LD, (DIM,), norm.weight, norm.bias)
+    q, k, v = block.attention.query_key_value(normed).split(DIM, 1)
+    rows = []
+    for i in range(n):
+        attended = torch.zeros(DIM, dtype=torch.float64)
+        for h in range(n_heads):
+            own, scores = slice(h * width, (h + 1) * width), []
+            for j in range(i + 1):
+                score = q[i, own] @ k[j, own] / math.sqrt(width)
+                if biased:
+                    score = score + block.attention.bias.distance[int(distance_bucket(torch.tensor(i - j))), h]
+                if times_L is not None:
+                    score = score + block.attention.bias.time[int(time_bucket(times_L[i] - times_L[j])), h]
+                scores.append(score)
+            attended[own] = torch.stack(scores).softmax(0) @ v[: i + 1, own]
+        rows.append(attended)
+    x_LD = x_LD + block.attention.out(torch.stack(rows))
+    norm = block.feed_forward_residual.norm
+    return x_LD + block.feed_forward(F.layer_norm(x_LD, (DIM,), norm.weight, norm.bias))
+
+
+def naive_cross_session(encoder, x_LD, times_L, sessions_L):
+    options = encoder.options
+    runs = [[0]]
+    for place in range(1, len(x_LD)):
+        if sessions_L[place] != sessions_L[place - 1]:
+            runs.append([])
+        runs[-1].append(place)
+    shorts = []
+    for run in runs:
+        x = x_LD[run] + encoder.position.weight[: len(run)]
+        for block in encoder.session_blocks:
+            x = naive_block(block, x, options.n_heads)
+        shorts.append(x)
+    states = []
+    for number, short in enumerate(shorts):
+        if options.paths == "session":
+            states.append(short)
+            continue
+        path = encoder.history
+
+        def gap_of(s):
+            if s == 0:
+                return NO_GAP
+            return int(time_bucket(times_L[runs[s][0]] - times_L[runs[s - 1][-1]]))
+
+        if number == 0:
+            long = path.nothing_before.weight[0]
+        else:
+            x = torch.stack([shorts[s].mean(0) for s in range(number)])
+            ends = None
+            if options.gap:
+                x = x + path.gap_before.weight[[gap_of(s) for s in range(number)]]
+                ends = torch.stack([times_L[runs[s][-1]] for s in range(number)])
+            for block in path.blocks:
+                x = naive_block(block, x, options.n_heads, ends, biased=True)
+            long = x[-1]
+        if options.gap:
+            long = long + path.gap_since.weight[gap_of(number)]
+        for event in short:
+            gate = 0.5
+            if options.paths == "history":
+                gate = 0.0
+            elif options.gate:
+                gate = torch.sigmoid(encoder.gate(torch.cat([event, long])))
+            states.append((gate * event + (1 - gate) * long)[None])
+    return F.layer_norm(torch.cat(states), (DIM,), encoder.norm.weight, encoder.norm.bias)
+
+
+CROSS = [{}, {"gap": False}, {"gate": False, "n_history_blocks": 2}, {"paths": "session"}, {"paths": "history"}]
+
+
+@given(lengths_of_batches, st.sampled_from(CROSS), st.integers(0, 5))
+@settings(max_examples=20, deadline=None)
+def test_cross_session_is_its_definition(lengths, options, seed):
+    encoder, events = build(CrossSessionEncoder, options), events_of(lengths, seed)
+    with torch.no_grad():
+        check(
+            encoder,
+            events,
+            lambda r: naive_cross_session(encoder, events.x_TD[r], events.timestamps_T[r], events.sessions_T[r]),
+        )
+
+
+def test_events_of_the_session_that_goes_on_are_summarised_for_nobody():
+    """The long path of a state changes with completed sessions only, the short one with its own session only."""
+    events = events_of((9,))
+    events = replace(events, sessions_T=events.position_T // 3)
+    past, own = events.x_TD.clone(), events.x_TD.clone()
+    past[2, 0] += 1.0  # a completed session, to events from 3 on
+    own[3, 0] += 1.0  # in the session of events 3 to 5
+    for paths, changed, same in (("history", past, own), ("session", own, past)):
+        encoder = build(CrossSessionEncoder, {"paths": paths})
+        before = encoder(events)[5]
+        torch.testing.assert_close(encoder(events.with_x(same))[5], before)
+        assert not torch.allclose(encoder(events.with_x(changed))[5], before)
+
+
+def test_what_events_lack_is_named():
+    events = events_of((3,))
+    encoder = CrossSessionEncoder(DIM, MAX_LENGTH, 0.0).double()
+    with pytest.raises(RecipeError, match="events have no session_number"):
+        encoder(replace(events, sessions_T=None))
+    with pytest.raises(RecipeError, match="set gap = false"):
+        encoder(replace(events, timestamps_T=None))
+    with pytest.raises(RecipeError, match="relative_time_bias reads times"):
+        HstuEncoder(DIM, MAX_LENGTH, 0.0).double()(replace(events, timestamps_T=None))
+    for kind in (HstuEncoder, CrossSessionEncoder):
+        with pytest.raises(RecipeError, match="dim = 9 is not a multiple"):
+            kind(9, MAX_LENGTH, 0.0)
+
+
+@pytest.mark.parametrize("kind", [GruEncoder, HstuEncoder, CrossSessionEncoder])
+def test_events_unlike_any_other(kind):
+    """Sessions of one event, all at one instant, gaps of decades, times out of order: finite, and nothing raised."""
+    encoder, events = build(kind, {}), events_of((6, 1))
+    zeros = torch.zeros_like(events.sessions_T)
+    for times_T, sessions_T in (
+        (events.timestamps_T, events.position_T),
+        (zeros + 5, zeros),
+        (events.position_T * 30 * 365 * 86_400 * SECOND, events.position_T),
+        (-events.position_T * SECOND, zeros),
+    ):
+        found = encoder(replace(events, timestamps_T=times_T, sessions_T=sessions_T))
+        assert torch.isfinite(found).all()
