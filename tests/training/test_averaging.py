@@ -11,9 +11,7 @@ from bseq_plugin.training.averaging import WeightAverage
 from bseq_plugin.training.train import train
 
 
-def test_the_average_is_exported_and_training_is_as_without(
-    tiny_frame, tiny_recipe, tmp_path, monkeypatch, read_lines
-):
+def test_the_average_is_exported_and_training_is_as_without(tiny_frame, tiny_recipe, tmp_path, monkeypatch, read_lines):
     events, recipe = Events.from_frame(tiny_frame), tiny_recipe.replace(epochs=3, split="none")
     tables, decays = [], []
     update, begin = WeightAverage.update, WeightAverage.__init__

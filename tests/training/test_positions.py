@@ -34,7 +34,10 @@ def stop_at(monkeypatch):
     return arrange
 
 
-@pytest.mark.parametrize("values", [{"dropout": 0.3, "ema_half_life": 0.4}, {"candidates": 7, "schedule": "cosine", "batch_events": 90}])
+@pytest.mark.parametrize(
+    "values",
+    [{"dropout": 0.3, "ema_half_life": 0.4}, {"candidates": 7, "schedule": "cosine", "batch_events": 90}],
+)
 def test_resumed_within_an_epoch_is_uninterrupted(
     tiny_frame, tiny_recipe, tmp_path, stop_at, read_lines, weights, values
 ):
