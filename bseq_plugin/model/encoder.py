@@ -19,6 +19,7 @@ from bseq_plugin.data.items import ItemAttributes
 from bseq_plugin.errors import PluginError, RecipeError
 from bseq_plugin.model.interests import MultiInterests
 from bseq_plugin.model.items import InterestHead, ItemTower
+from bseq_plugin.model.members import SideBySide
 from bseq_plugin.plugins import plugin_manager
 from bseq_plugin.schema.options import parse_options
 from bseq_plugin.schema.packed import PackedEvents
@@ -34,7 +35,8 @@ class SequenceInterestEncoder(nn.Module):
     """Sharded tables, event embedder, one sequence encoder part, readout.
 
     Args:
-        recipe: ``encoder``, ``encoder_options``, ``dim``, ``max_length``, ``dropout`` and ``event_features`` are used.
+        recipe: ``encoder``, ``encoder_options``, ``members``, ``dim``, ``max_length``, ``dropout`` and
+            ``event_features`` are used.
         n_items: V; the item table has V + 1 rows, row 0 for unknown items.
         n_event_types: rows of the event-type table without its row 0; needed if the recipe reads event types
             (RecipeError without).
@@ -181,11 +183,15 @@ class Readout(nn.Module):
 
 
 def build_encoder_part(recipe: Recipe) -> SequenceEncoder:
-    """The sequence encoder named in the recipe. Raises UsageError (unknown name) or RecipeError (bad options)."""
+    """The sequence encoder named in the recipe, ``recipe.members`` times. Raises UsageError (unknown name) or
+    RecipeError (bad options).
+    """
     part = plugin_manager().part("encoder", recipe.encoder)
     options = parse_options(part.Options, recipe.encoder_options, f"encoder_options of {recipe.encoder!r}")
-    encoder: SequenceEncoder = part(recipe.dim, recipe.max_length, recipe.dropout, options)
-    return encoder
+    members: list[SequenceEncoder] = [
+        part(recipe.member_dim, recipe.max_length, recipe.dropout, options) for _ in range(recipe.members)
+    ]
+    return members[0] if len(members) == 1 else SideBySide(members)
 
 
 def _tables(recipe: Recipe, n_items: int, n_event_types: int, candidate_keys: bool) -> list[EmbeddingConfig]:

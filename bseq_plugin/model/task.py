@@ -10,6 +10,7 @@ from bseq_plugin.data.items import ItemAttributes
 from bseq_plugin.model.encoder import SequenceInterestEncoder
 from bseq_plugin.model.interests import label_aware
 from bseq_plugin.model.items import score_vectors
+from bseq_plugin.model.members import members_loss
 from bseq_plugin.plugins import plugin_manager
 from bseq_plugin.schema.options import parse_options
 from bseq_plugin.schema.parts import Candidates, SequenceLoss, Targets
@@ -32,7 +33,9 @@ class SequenceInterestTask(nn.Module):
         self.interest_encoder = SequenceInterestEncoder(
             recipe, n_items, n_event_types, attributes=attributes, candidate_keys=True, device=device
         )
-        self.objective = Objective(build_loss_part(recipe), recipe.score == "cosine", recipe.interests_per_user)
+        self.objective = Objective(
+            build_loss_part(recipe), recipe.score == "cosine", recipe.interests_per_user, recipe.members
+        )
 
     def forward(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """``(loss, {"loss", "n_targets"})``; the loss is scaled so that its mean over ranks is the global batch's.
@@ -51,11 +54,12 @@ class SequenceInterestTask(nn.Module):
 class Objective(nn.Module):
     """Brings interests, targets and candidates together; a leaf of the trace."""
 
-    def __init__(self, loss: SequenceLoss, cosine: bool, n_interests: int = 1) -> None:
+    def __init__(self, loss: SequenceLoss, cosine: bool, n_interests: int = 1, n_members: int = 1) -> None:
         super().__init__()
         self.loss = loss
         self.cosine = cosine
         self.n_interests = n_interests
+        self.n_members = n_members
 
     def forward(
         self, interests_ND: Tensor, target_SD: Tensor, negative_ND: Tensor, batch: Batch
@@ -71,7 +75,10 @@ class Objective(nn.Module):
         candidates = Candidates(negative_ND, batch.candidate_ids_N, batch.log_expected_count_N)
         if self.n_interests > 1:
             targets = label_aware(interests_ND.view(-1, self.n_interests, interests_ND.shape[1]), targets)
-        loss = self.loss(interests_ND, targets, candidates)
+        if self.n_members > 1:
+            loss = members_loss(self.loss, self.n_members, interests_ND, targets, candidates)
+        else:
+            loss = self.loss(interests_ND, targets, candidates)
         n_targets = batch.target_weights_S.sum()
         return loss * batch.loss_scale, {"loss": loss.detach(), "n_targets": n_targets}
 

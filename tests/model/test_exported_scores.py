@@ -22,6 +22,7 @@ from bseq_plugin.training.train import train
 
 VARIANTS = {
     "next": {"encoder": "causal", "encoder_options": {"n_blocks": 1}},
+    "members": {"encoder": "causal", "encoder_options": {"n_blocks": 1}, "members": 2},
     "attributes": {"encoder": "mean", "item_attributes": ("shelf", "brand")},
     "everything": {
         "encoder": "mean",
