@@ -7,8 +7,9 @@ The encoder is trained on purchases before September 2017. Each week from then o
 every household that bought anything in the eight weeks before; the label is whether it bought the candidate in the
 seven days that follow. Rankers are trained on September and October, stopped on November and tested on December, which
 is looked at once. Compared are the same models without and with our features: boosted trees and TorchRec's DLRM. The
-models without them have counts that anybody would make, crosses of household and product among them, and retrieval's
-rank and score. Writes benchmarks/results/ranking_worth.json and, with --picture FILE, what the trees read.
+models without them have ids, counts of the household and of the product, and retrieval's rank and score (``plain``);
+and, as a harder test, crosses of household and product made by hand besides (``counts``). Writes
+benchmarks/results/ranking_worth.json and, with --picture FILE, what the trees read.
 """
 
 from __future__ import annotations
@@ -27,7 +28,6 @@ import numpy as np
 import torch
 from rich.console import Console
 from worth.data import (
-    COUNTS,
     Rows,
     encoder_store,
     groups_of,
@@ -41,7 +41,8 @@ from worth.rankers import (
     SPARSE,
     DlrmData,
     Scale,
-    counts_of,
+    base_names,
+    base_of,
     dlrm,
     fit_dlrm,
     logistic,
@@ -56,39 +57,42 @@ from bseq_plugin.data.sequences import Sequences
 RESULTS = Path(__file__).parent / "results" / "ranking_worth.json"
 note = Console(stderr=True)
 Parts = dict[str, Rows]
+BASES = ("plain", "counts")
 
 
-def tree_inputs(rows: Rows, columns: np.ndarray | None) -> np.ndarray:
+def tree_inputs(rows: Rows, base: str, columns: np.ndarray | None) -> np.ndarray:
     """Counts and categories, and the chosen ones of our columns."""
-    base = np.concatenate([counts_of(rows), rows.frame[list(CATEGORICAL)].to_numpy(np.float32)], axis=1)
-    return base if columns is None else np.concatenate([base, rows.features[:, columns]], axis=1)
+    given = np.concatenate([base_of(rows, base), rows.frame[list(CATEGORICAL)].to_numpy(np.float32)], axis=1)
+    return given if columns is None else np.concatenate([given, rows.features[:, columns]], axis=1)
 
 
-def fit_trees(parts: Parts, columns: np.ndarray | None, seed: int) -> tuple[Any, np.ndarray]:
+def fit_trees(parts: Parts, base: str, columns: np.ndarray | None, seed: int) -> tuple[Any, np.ndarray]:
     """(model, probabilities on the test weeks)."""
     labels = {name: rows.frame["label"].to_numpy() for name, rows in parts.items()}
-    held_out = tree_inputs(parts["validation"], columns), labels["validation"]
-    model = trees(tree_inputs(parts["train"], columns), labels["train"], held_out, seed)
-    return model, model.predict_proba(tree_inputs(parts["test"], columns))[:, 1]
+    held_out = tree_inputs(parts["validation"], base, columns), labels["validation"]
+    model = trees(tree_inputs(parts["train"], base, columns), labels["train"], held_out, seed)
+    return model, model.predict_proba(tree_inputs(parts["test"], base, columns))[:, 1]
+
+
+KINDS = ("", "features", "encoder")  # what is added to a base: nothing, our columns, the attached encoder
 
 
 class Dlrms:
-    """The three DLRMs: counts, counts and our columns, counts and the attached encoder."""
+    """The DLRMs of one base: as it is, with our columns, with the attached encoder."""
 
-    def __init__(self, parts: Parts, data: DemoData, retriever: Retriever) -> None:
-        self.retriever = retriever
+    def __init__(self, parts: Parts, base: str, data: DemoData, retriever: Retriever) -> None:
+        self.retriever, self.base = retriever, base
         ids = {name: np.unique(np.concatenate([rows.frame[name] for rows in parts.values()])) for name in SPARSE}
         self.n_rows = [len(found) for found in ids.values()]
         self.item_rows = retriever.model.vocabulary.item_rows(ids["item_id"])
-        scales = [Scale.of(counts_of(parts["train"])), Scale.of(parts["train"].features)]
+        scales = [Scale.of(base_of(parts["train"], base)), Scale.of(parts["train"].features)]
         log = Sequences.from_events(data.events, retriever.model.vocabulary)
         self.data = {
-            name: {kind: self._data(rows, ids, scales, kind, log) for kind in ("plain", "features", "encoder")}
-            for name, rows in parts.items()
+            name: {kind: self._data(rows, ids, scales, kind, log) for kind in KINDS} for name, rows in parts.items()
         }
 
     def _data(self, rows: Rows, ids: dict[str, np.ndarray], scales: list[Scale], kind: str, log: Sequences) -> DlrmData:
-        dense = [scales[0](counts_of(rows))]
+        dense = [scales[0](base_of(rows, self.base))]
         if kind == "features":
             missing = np.isnan(rows.features)
             dense += [scales[1](rows.features), missing.astype(np.float32)]
@@ -124,12 +128,12 @@ class Dlrms:
 def importances(model: Any, test: Rows, names: list[str], seed: int) -> dict[str, float]:
     """Loss of NDCG@10 on the test weeks when a column of ours is permuted, a quarter of the requests."""
     some = test.frame["request"].to_numpy() % 4 == 0
-    inputs = tree_inputs(test, np.arange(len(names)))[some]
+    inputs = tree_inputs(test, "counts", np.arange(len(names)))[some]
     request, label = test.frame["request"].to_numpy()[some], test.frame["label"].to_numpy()[some]
     start, whole = inputs.shape[1] - len(names), None
     rng, lost = np.random.default_rng(seed), {}
     whole = ndcg_of_requests(request, label, model.predict_proba(inputs)[:, 1]).mean()
-    all_names = [*COUNTS, "rank", "score", *CATEGORICAL, *names]
+    all_names = [*base_names("counts"), *CATEGORICAL, *names]
     for place, name in enumerate(all_names):
         permuted = inputs.copy()
         permuted[:, place] = rng.permutation(permuted[:, place])
@@ -161,32 +165,35 @@ def compare(
     test, names = parts["test"].frame, parts["test"].names
     labels, ours = parts["train"].frame["label"].to_numpy(), np.arange(len(names))
     groups = np.array(groups_of(names, retriever))
-    chosen: dict[str, np.ndarray | None] = {"trees, counts": None, "trees, counts + features": ours}
+    chosen: dict[str, tuple[str, np.ndarray | None]] = {
+        name: (base, columns)
+        for base in BASES
+        for name, columns in ((f"trees, {base}", None), (f"trees, {base} + features", ours))
+    }
     for group in sorted(set(groups)) if ablation else ():
-        chosen[f"trees, all but {group}"] = ours[groups != group]
-        chosen[f"trees, counts + {group} alone"] = ours[groups == group]
-    networks, kept = Dlrms(parts, data, retriever), None
+        chosen[f"trees, plain + features but {group}"] = "plain", ours[groups != group]
+        chosen[f"trees, plain + {group} alone"] = "plain", ours[groups == group]
+    networks = {base: Dlrms(parts, base, data, retriever) for base in BASES}
+    kept = None
     found: dict[str, list[Quality]] = {}
     for seed in seeds:
         scores = {"retrieval's own order": 1 / (1 + test["rank"].to_numpy())}
-        scores["logistic regression, counts"] = logistic(
-            counts_of(parts["train"]), labels, counts_of(parts["test"]), seed
-        )
-        for name, columns in chosen.items():
-            model, scores[name] = fit_trees(parts, columns, seed)
+        for base in BASES:
+            inputs = [base_of(parts[part], base) for part in ("train", "test")]
+            scores[f"logistic regression, {base}"] = logistic(inputs[0], labels, inputs[1], seed)
+        for name, (base, columns) in chosen.items():
+            model, scores[name] = fit_trees(parts, base, columns, seed)
             kept = model if kept is None and name == "trees, counts + features" else kept
-        for name, kind in (("counts", "plain"), ("counts + features", "features"), ("counts + encoder", "encoder")):
-            scores[f"DLRM, {name}"] = networks.scores(kind, seed)
+        for base in BASES:
+            for kind in KINDS:
+                scores[f"DLRM, {base}{' + ' * bool(kind)}{kind}"] = networks[base].scores(kind, seed)
         for name, values in scores.items():
             found.setdefault(name, []).append(quality(test, values))
         note.print(f"seed {seed}: " + ", ".join(f"{name} {q[-1].ndcg:.4f}" for name, q in found.items()))
     gains = {
-        f"{with_ours} over {without}": gain(found[with_ours], found[without])
-        for with_ours, without in (
-            ("trees, counts + features", "trees, counts"),
-            ("DLRM, counts + features", "DLRM, counts"),
-            ("DLRM, counts + encoder", "DLRM, counts"),
-        )
+        f"{ranker}, {base} + {kind} over {base}": gain(found[f"{ranker}, {base} + {kind}"], found[f"{ranker}, {base}"])
+        for base in BASES
+        for ranker, kind in (("trees", "features"), ("DLRM", "features"), ("DLRM", "encoder"))
     }
     return {"rankers": {name: summary(q) for name, q in found.items()}, "gains": gains}, kept
 

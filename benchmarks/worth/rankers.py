@@ -18,15 +18,22 @@ from torchrec import EmbeddingBagCollection, EmbeddingBagConfig, KeyedJaggedTens
 from torchrec.models.dlrm import DLRM
 
 import bseq_plugin as bseq
-from worth.data import CATEGORICAL, COUNTS, Rows
+from worth.data import CATEGORICAL, COUNTS, PLAIN, Rows
 
 DIM, BATCH, EPOCHS = 64, 4096, 4
 SPARSE = ("user_id", "item_id", *CATEGORICAL)
 
 
-def counts_of(rows: Rows) -> np.ndarray:
-    """float32 [N, 8 + 2], what anybody counts, and retrieval's rank and score."""
-    return rows.frame[[*COUNTS, "rank", "score"]].to_numpy(np.float32)
+def base_names(base: str) -> list[str]:
+    """Columns that a ranker has beside ids: ``plain`` = counts of household and of product; ``counts`` = their crosses
+    too; with either retrieval's rank and score.
+    """
+    return [*{"plain": PLAIN, "counts": COUNTS}[base], "rank", "score"]
+
+
+def base_of(rows: Rows, base: str) -> np.ndarray:
+    """float32 [N, columns] of ``base_names``."""
+    return rows.frame[base_names(base)].to_numpy(np.float32)
 
 
 def logistic(train: np.ndarray, labels: np.ndarray, test: np.ndarray, seed: int) -> np.ndarray:
