@@ -5,9 +5,10 @@
 
 Offline: all features of the default specification for `--rows` candidates of requests with 500 candidates each, in
 pieces as `write_features` makes them. In the same run, with interests given: the features that come from matrix
-products (cosines to interests, history, decayed and per-type means, attention), beside the same columns by float32
-torch and NumPy code that knows all shapes beforehand and checks nothing, and beside those products alone. Online: one
-request of 500 candidates, encoder included. The model is an untrained causal encoder: its weights do not change what it
+products (cosines to interests, history, decayed and per-type means, attention), beside the same columns by torch and
+NumPy code that knows all shapes beforehand and checks nothing, and beside those products alone: in float64, which the
+features take so that the same row has the same bytes in any table, and in float32. Online: one request of 500
+candidates, encoder included. The model is an untrained causal encoder: its weights do not change what it
 costs. Writes benchmarks/results/ranking.json.
 """
 
@@ -81,15 +82,15 @@ def offline(engine: FeatureEngine, rows: pd.DataFrame) -> float:
     return time.perf_counter() - started
 
 
-def plain(engine: FeatureEngine, rows: pd.DataFrame, with_columns: bool) -> float:
-    """Seconds of float32 code, a request at a time as the widest products: the products, or columns as well."""
-    units_VD = torch.nn.functional.normalize(engine.model.item_vectors_VD, dim=1)
+def plain(engine: FeatureEngine, rows: pd.DataFrame, with_columns: bool, dtype: torch.dtype) -> float:
+    """Seconds of plain code, a request at a time as the widest products: the products, or columns as well."""
+    units_VD = torch.nn.functional.normalize(engine.model.item_vectors_VD.to(dtype), dim=1)
     items_UL = torch.from_numpy(engine.log.items).view(-1, LENGTH)
     types_UL = torch.from_numpy(np.asarray(engine.log.event_types)).view(-1, LENGTH)
     age_UL = (AT.value // 1000 - torch.from_numpy(np.asarray(engine.log.timestamps)).view(-1, LENGTH)) / 1e6
     users = torch.from_numpy(rows["user_id"].to_numpy()[::CANDIDATES].copy())
     item_UC = torch.from_numpy(rows["item_id"].to_numpy().copy()).view(-1, CANDIDATES) + 1
-    interest_U1D = torch.randn(len(users), 1, DIM)
+    interest_U1D = torch.randn(len(users), 1, DIM, dtype=dtype)
     weights_UML = torch.stack(
         [torch.exp2(-age_UL / h) for h in HALF_LIVES]
         + [(types_UL == t).float() for t in range(1, len(TYPES) + 1)]
@@ -98,7 +99,7 @@ def plain(engine: FeatureEngine, rows: pd.DataFrame, with_columns: bool) -> floa
             (torch.arange(LENGTH) >= LENGTH - 3).float().expand_as(age_UL),
         ],
         1,
-    ).float()
+    ).to(dtype)
     started = time.perf_counter()
     out: dict[str, Tensor] = {}
     for place, user in enumerate(users.tolist()):
@@ -177,17 +178,21 @@ def main() -> None:
     seconds = {
         "features": offline(engine, rows),
         "features_of_products": offline(alike, rows),
-        "plain_columns": plain(engine, rows, True),
-        "plain_products": plain(engine, rows, False),
+        "plain_columns": plain(engine, rows, True, torch.float64),
+        "plain_columns_float32": plain(engine, rows, True, torch.float32),
+        "plain_products": plain(engine, rows, False, torch.float64),
+        "plain_products_float32": plain(engine, rows, False, torch.float32),
     }
     torch.set_num_threads(1)
     milliseconds = online(engine, candidates(200 * CANDIDATES, n_users, chosen.seed + 1), chosen.requests)
     figures: dict[str, Any] = {"rows": len(rows), "seconds": seconds, "online_ms": milliseconds}
-    ratio = seconds["features_of_products"] / seconds["plain_columns"]
+    ratios = {name: seconds["features_of_products"] / taken for name, taken in seconds.items() if "plain" in name}
     aims = [
         ("seconds for a million rows, all features", seconds["features"] * 1e6 / len(rows), 60.0),
-        ("features of products / plain columns from them", ratio, 2.0),
-        ("features of products / the bare products", seconds["features_of_products"] / seconds["plain_products"], None),
+        ("features of products / plain columns from them", ratios["plain_columns"], 2.0),
+        ("the same, plain columns in float32", ratios["plain_columns_float32"], 2.0),
+        ("features of products / the bare products", ratios["plain_products"], None),
+        ("the same, bare products in float32", ratios["plain_products_float32"], None),
         ("online, 500 candidates, ms, median, one core", milliseconds["median"], 10.0),
     ]
     claims = [{"name": n, "value": v, "target": t, "holds": t is None or v <= t} for n, v, t in aims]
