@@ -6,7 +6,7 @@ import os
 import tempfile
 import time
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 from rich.table import Table
@@ -27,7 +27,11 @@ def register(app: typer.Typer) -> None:
 def benchmark(
     sequences: Annotated[str, typer.Argument(help="`user item item ...` text, or any other log.")],
     protocol: Annotated[
-        str, typer.Option("--protocol", help="leave-one-out: last event is the test target.")
+        Literal["leave-one-out", "time"],
+        typer.Option(
+            "--protocol",
+            help="leave-one-out: the last event is the test target; time: all items of the horizon_days from test_at.",
+        ),
     ] = "leave-one-out",
     recipe: RecipeName = "reference",
     settings: Settings = None,
@@ -41,8 +45,6 @@ def benchmark(
 
     Example: `bseq benchmark sequences.txt --recipe auto --seeds 0,1,2 --blend --json result.json`
     """
-    if protocol != "leave-one-out":
-        raise UsageError(f"--protocol {protocol!r}: leave-one-out is the one there is")
     try:
         numbers = [int(seed) for seed in seeds.split(",")]
     except ValueError:
@@ -54,7 +56,7 @@ def benchmark(
     from bseq_plugin.readers.read_events import read_events
 
     events = read_events(sequences)
-    base = load_recipe(recipe, settings, events).replace(split="leave-one-out", mask_seen=True)
+    base = load_recipe(recipe, settings, events).replace(split=protocol, mask_seen=True)
     rows: list[dict[str, Any]] = []
     floors: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder:
@@ -71,6 +73,7 @@ def benchmark(
             "items": int(events.frame["item_id"].nunique()),
             "events": len(events),
         },
+        "protocol": protocol,
         "recipe": recipe,
         "settings": settings or [],
         "seeds": rows,
@@ -141,9 +144,8 @@ def _figures(comparison: Any, ranker: str) -> dict[str, Any]:
 
 
 def _show(document: dict[str, Any]) -> None:
-    table = Table(
-        "", *METRICS, title=f"{document['dataset']['source']}, recipe {document['recipe']}, seen items masked"
-    )
+    title = f"{document['dataset']['source']}, {document['protocol']}, recipe {document['recipe']}, seen items masked"
+    table = Table("", *METRICS, title=title)
     for name, figures in document["floors"].items():
         table.add_row(name, *(f"{figures[metric]:.4f}" for metric in METRICS))
     for row in document["seeds"]:

@@ -8,6 +8,7 @@ from typing import Any, Literal, cast
 
 from bseq_plugin.data.events import instant_us
 from bseq_plugin.data.prepare import evaluation_set
+from bseq_plugin.data.sequences import Sequences
 from bseq_plugin.data.splits import training_part
 from bseq_plugin.errors import UsageError
 from bseq_plugin.evaluation.blended import AveragedScorer, best_weight, blended_ranker
@@ -15,7 +16,10 @@ from bseq_plugin.evaluation.defaults import default_floors, default_graph, fitte
 from bseq_plugin.evaluation.rankers import InterestScorer, Ranker, interest_ranker
 from bseq_plugin.evaluation.report import MODEL, Comparison, compare
 from bseq_plugin.model.interest_model import InterestModel
+from bseq_plugin.schema.recipe import Recipe
 from bseq_plugin.training.run import Run
+
+Part = Literal["test", "validation"]
 
 
 def scorer_of(paths: Sequence[Path]) -> InterestScorer:
@@ -31,8 +35,8 @@ def blend_with_transitions(scorer: InterestScorer, path: Path, k: int) -> tuple[
     """
     run = Run(path)
     sequences = run.sequences()
-    training = training_part(sequences)
-    graph = default_graph(training)
+    training = _known_before(sequences, run.recipe, "validation")
+    graph = default_graph(training, _cut_us(run.recipe, "validation"))
     graph.fit(training, scorer.item_vectors_VD.shape[0] - 1)
     validation = evaluation_set(sequences, run.recipe, "validation")
     weight, _ = best_weight(scorer, graph, validation, k, run.recipe.mask_seen)
@@ -48,7 +52,7 @@ def evaluate_run(
     """
     if split not in ("test", "validation"):
         raise UsageError(f"--split {split!r}: use test or validation")
-    part = cast(Literal["test", "validation"], split)
+    part = cast(Part, split)
     run = Run(path)
     model = InterestModel.from_run(path)
     recipe, sequences = run.recipe, run.sequences()
@@ -56,16 +60,25 @@ def evaluate_run(
     n_items = model.vocabulary.n_items
     rankers = {}
     if floors:
-        if recipe.split == "time":
-            cut_us = instant_us(recipe.validation_at if split == "validation" else recipe.test_at)
-            known = sequences.between(None, cut_us)
-            rankers = fitted_rankers(default_floors(known, cut_us), known, n_items)
-        else:
-            known = training_part(sequences)
-            rankers = fitted_rankers(default_floors(known), known, n_items)
+        cut_us = _cut_us(recipe, part)
+        known = _known_before(sequences, recipe, part)
+        rankers = fitted_rankers(default_floors(known, cut_us), known, n_items)
     rankers[MODEL] = interest_ranker(model)
     seen: Literal["mask", "keep"] = "mask" if recipe.mask_seen else "keep"
     rankers |= others or {}
     comparison = compare(held_out, rankers, n_items, ks, seen, models=[MODEL, *(others or {})])
     protocol = {"split": recipe.split, "part": split, "seen": seen, "catalogue": n_items, "recipe": recipe.model_dump()}
     return comparison, {"protocol": protocol, **comparison.to_dict()}
+
+
+def _cut_us(recipe: Recipe, part: Part) -> int | None:
+    """Where a time split begins a part, microseconds UTC; None with another split."""
+    if recipe.split != "time":
+        return None
+    return instant_us(recipe.validation_at if part == "validation" else recipe.test_at)
+
+
+def _known_before(sequences: Sequences, recipe: Recipe, part: Part) -> Sequences:
+    """What floors may learn from: everything before the cut of a time split, else what the model was trained on."""
+    cut_us = _cut_us(recipe, part)
+    return training_part(sequences) if cut_us is None else sequences.between(None, cut_us)

@@ -44,7 +44,7 @@ class DLRMWithInterest(nn.Module):
         self.frozen = frozen
         self.interest = interest.requires_grad_(not frozen)
         self.sparse_arch, self.dense_arch, self.inter_arch = host.sparse_arch, host.dense_arch, host.inter_arch
-        self.interest_cross = InterestCross(interest.readout.dim, dim, first.weight.device)
+        self.interest_cross = InterestCross(interest.readout.width, dim, first.weight.device)
         self.over_arch = copy.deepcopy(host.over_arch)
         _first_perceptron(self.over_arch)._linear = WidenedLinear(first, dim + 1 + n_features)
         self.train(host.training)

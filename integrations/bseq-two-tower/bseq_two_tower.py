@@ -45,7 +45,7 @@ class InterestTwoTower(nn.Module):
         last = [layer for layer in host.candidate_proj.modules() if isinstance(layer, nn.Linear)][-1:]  # type: ignore[union-attr]
         if not last:
             raise UsageError("the host's candidate_proj has no linear layer, so the width of its towers is unknown")
-        self.query_proj = nn.Linear(interest.readout.dim, last[0].out_features, device=last[0].weight.device)
+        self.query_proj = nn.Linear(interest.readout.width, last[0].out_features, device=last[0].weight.device)
         self.train(host.training)
 
     def forward(self, history: KeyedJaggedTensor, candidates: KeyedJaggedTensor) -> tuple[Tensor, Tensor]:

@@ -191,6 +191,24 @@ def test_benchmark_of_a_sequence_file(bseq, tiny_frame, tmp_path, tiny_settings)
     assert needed <= set(document["seeds"][0])
 
 
+def test_benchmark_with_a_time_split_is_train_and_evaluate(bseq, tiny_source, tmp_path, tiny_settings):
+    settings = [*tiny_settings, "--set", "horizon_days=14", "--recipe", "reference"]
+    code, _, err = bseq(
+        "benchmark", tiny_source, *settings, "--protocol", "time", "--blend", "--json", tmp_path / "b.json"
+    )
+    assert code == 0, err
+    found = json.loads((tmp_path / "b.json").read_text())
+    assert bseq("train", tiny_source, *settings, "--set", "split=time", "--out", tmp_path / "run")[0] == 0
+    assert bseq("evaluate", tmp_path / "run", "--k", "5,10", "--json", tmp_path / "e.json")[0] == 0
+    wanted = json.loads((tmp_path / "e.json").read_text())
+    assert found["protocol"] == wanted["protocol"]["split"] == "time"
+    for metric in ("recall@5", "ndcg@10"):
+        assert found["mean"][metric] == pytest.approx(wanted["model"][metric], abs=1e-9)
+        for name, figures in wanted["floors"].items():
+            assert found["floors"][name][metric] == pytest.approx(figures[metric], abs=1e-9)
+        assert 0 <= found["seeds"][0]["blend"][metric] <= 1
+
+
 def test_plugins_recipes_and_doctor(bseq):
     code, out, _ = bseq("plugins")
     assert (code, "builtin" in out, "causal" in out) == (0, True, True)

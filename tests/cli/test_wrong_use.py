@@ -221,7 +221,6 @@ def test_bad_arguments_of_features(refused, tiny_store, tiny_frame, tmp_path):
 
 def test_bad_arguments_of_the_others(refused, bseq, tmp_path):
     (tmp_path / "log.txt").write_text("1 2 3 4\n")
-    refused(2, ["leave-one-out is the one there is"], "benchmark", tmp_path / "log.txt", "--protocol", "time")
     refused(2, ["--seeds 'a'"], "benchmark", tmp_path / "log.txt", "--seeds", "a")
     refused(2, ["unknown recipe 'x'"], "recipes", "x")
     refused(2, ["--data 'movielens'"], "demo", "--data", "movielens", "--out", tmp_path / "demo")
