@@ -71,7 +71,7 @@ def segments(
     if known.n_users < n_segments:
         raise UsageError(f"{known.n_users} users have {min_events} events; ask for fewer segments than {n_segments}")
     # without the popularity columns: how much one follows the crowd is no taste
-    vectors_UD = model.encode(known)[:, :, : model.recipe.dim].flatten(1).numpy()
+    vectors_UD = model.encode(known)[:, :, : model.recipe.vector_dim].flatten(1).numpy()
     old = None if previous is None else read_table(previous)
     found = fit_segments(known.user_ids, vectors_UD, n_segments, old, seed)
     codes_V, names = _codes(model.vocabulary, table, category, name)

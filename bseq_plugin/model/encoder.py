@@ -69,11 +69,11 @@ class SequenceInterestEncoder(nn.Module):
             )
         tables = _tables(recipe, n_items, n_event_types, candidate_keys)
         self.embedding_collection = EmbeddingCollection(tables=tables, device=torch.device(device) if device else None)
-        self.item_tower = ItemTower(recipe.dim, attributes, recipe.table_init)
+        self.item_tower = ItemTower(recipe.vector_dim, attributes, recipe.table_init)
         self.event_embedder = EventEmbedder(EventInputs.of(recipe), recipe.max_length)
         self.sequence_encoder = StateReader(part)
         self.interest_head = InterestHead(
-            recipe.dim, len(recipe.popularity_days), recipe.score == "cosine", recipe.temperature
+            recipe.vector_dim, len(recipe.popularity_days), recipe.score == "cosine", recipe.temperature
         )
         self.multi_interests = (
             MultiInterests(recipe.dim, recipe.n_interests, recipe.interest_method, recipe.interests_by_length)
@@ -189,7 +189,7 @@ def build_encoder_part(recipe: Recipe) -> SequenceEncoder:
     part = plugin_manager().part("encoder", recipe.encoder)
     options = parse_options(part.Options, recipe.encoder_options, f"encoder_options of {recipe.encoder!r}")
     members: list[SequenceEncoder] = [
-        part(recipe.member_dim, recipe.max_length, recipe.dropout, options) for _ in range(recipe.members)
+        part(recipe.dim, recipe.max_length, recipe.dropout, options) for _ in range(recipe.members)
     ]
     return members[0] if len(members) == 1 else SideBySide(members)
 
@@ -204,7 +204,7 @@ def _tables(recipe: Recipe, n_items: int, n_event_types: int, candidate_keys: bo
         EmbeddingConfig(
             name=name,
             num_embeddings=count,
-            embedding_dim=recipe.dim,
+            embedding_dim=recipe.vector_dim,
             feature_names=keys,
             init_fn=partial(nn.init.normal_, std=std),
         )

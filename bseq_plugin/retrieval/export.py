@@ -73,7 +73,7 @@ def _usable(model: InterestModel, kept_V: np.ndarray, on_bad: OnBad) -> np.ndarr
     usable_V = finite_V.copy()
     if model.recipe.score == "cosine":  # nothing is divided by zero, but a vector of zeros has no cosine
         # the popularity columns stand behind the direction and do not count
-        usable_V &= (vectors_VD[:, : model.recipe.dim].norm(dim=1) > 0.5).numpy()
+        usable_V &= (vectors_VD[:, : model.recipe.vector_dim].norm(dim=1) > 0.5).numpy()
     bad_V = kept_V & ~usable_V
     if on_bad == "error":
         require_finite(vectors_VD[torch.from_numpy(kept_V)], ids_V[kept_V], "item vectors", "items")

@@ -37,12 +37,12 @@ class Recipe(BaseModel):
     # model
     encoder: str = Field("causal", description="name of a sequence encoder (see `bseq plugins`)")
     encoder_options: dict[str, Any] = Field(default_factory=dict)
-    dim: int = Field(64, ge=1, le=4096, description="width of item vectors and interests")
+    dim: int = Field(64, ge=1, le=4096, description="width of item vectors and interests, for each of the members")
     members: int = Field(
         1,
         ge=1,
         le=16,
-        description="encoders side by side in one training, each with dim / members columns, whose scores are averaged",
+        description="encoders side by side in one training, each with dim columns of the tables, averaged",
     )
     max_length: int = Field(50, ge=1, le=100_000, description="events of a history that are read, the latest ones")
     dropout: float = Field(0.2, ge=0.0, lt=1.0)
@@ -178,8 +178,6 @@ class Recipe(BaseModel):
         stray = sorted(set(self.event_type_weights) - set(self.target_event_types)) if self.target_event_types else []
         if stray:
             raise ValueError(f"event_type_weights names {stray}, which are not among target_event_types")
-        if self.dim % self.members:
-            raise ValueError(f"dim = {self.dim} is not a multiple of members = {self.members}, which share it")
         if self.members > 1 and (self.score == "cosine" or self.popularity_days or self.readout == "multi"):
             raise ValueError(
                 f"members = {self.members} average inner products of one interest each: use score = 'inner', "
@@ -192,14 +190,14 @@ class Recipe(BaseModel):
         return self
 
     @property
-    def member_dim(self) -> int:
-        """Width of each of the ``members``."""
-        return self.dim // self.members
+    def vector_dim(self) -> int:
+        """Width of the tables: ``dim`` for each of the ``members``."""
+        return self.dim * self.members
 
     @property
     def interest_dim(self) -> int:
-        """Width of interests and of the vectors in the index: ``dim`` and one column for each popularity span."""
-        return self.dim + len(self.popularity_days)
+        """Width of interests and of vectors in the index: ``vector_dim`` and one column for each popularity span."""
+        return self.vector_dim + len(self.popularity_days)
 
     @property
     def interests_per_user(self) -> int:

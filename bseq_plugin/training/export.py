@@ -46,7 +46,7 @@ def _begin(log: PreparedLog, checkpoints: Checkpoints, best: Position, aside: Pa
     aside.mkdir()
     save_parts(aside, log.recipe, log.vocabulary, state, log.trained_until_us)
     priors = log.item_priors
-    shapes = {"item_table": (log.vocabulary.n_items + 1, log.recipe.dim)}
+    shapes = {"item_table": (log.vocabulary.n_items + 1, log.recipe.vector_dim)}
     if priors is not None:
         shapes["item_priors"] = (priors.shape[0], priors.shape[1])
     create(aside / "items.safetensors", shapes)

@@ -66,11 +66,11 @@ def check_device(recipe: Recipe, device: torch.device, world_size: int = 1) -> N
             "it keeps one number a row, and a row in pieces would have one for each, so that the run would learn "
             "something else than on one process; use table_optimizer = 'adagrad', or sharding = 'row_wise'"
         )
-    if recipe.dim % (COLUMNS * world_size):
-        fitting = [n for n in range(1, recipe.dim // COLUMNS + 1) if recipe.dim % (COLUMNS * n) == 0]
+    if recipe.vector_dim % (COLUMNS * world_size):
+        fitting = [n for n in range(1, recipe.vector_dim // COLUMNS + 1) if recipe.vector_dim % (COLUMNS * n) == 0]
         raise RecipeError(
-            f"sharding = 'column_wise' can't cut dim = {recipe.dim} into {world_size} pieces of whole fours; use "
-            f"{' or '.join(map(str, fitting)) or 'one'} process(es), another dim, or sharding = 'row_wise'"
+            f"sharding = 'column_wise' can't cut rows of {recipe.vector_dim} into {world_size} pieces of whole fours; "
+            f"use {' or '.join(map(str, fitting)) or 'one'} process(es), another dim, or sharding = 'row_wise'"
         )
 
 
@@ -115,7 +115,7 @@ def make_plan(
             name: ParameterConstraints(
                 sharding_types=allowed,
                 # else the planner leaves tables of fewer than 128 columns whole
-                min_partition=recipe.dim // here.size if COLUMN in allowed else None,
+                min_partition=recipe.vector_dim // here.size if COLUMN in allowed else None,
             )
             for name, allowed in types.items()
         }

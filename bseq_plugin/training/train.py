@@ -71,7 +71,7 @@ def train(
         if here.on_first(lambda: _is_complete(run)):
             return run
         here.on_first(lambda: _begin(run, log))  # nobody goes on before the run directory stands
-        _settle_machine_choices(task.objective.loss, log.recipe.member_dim, run, here)
+        _settle_machine_choices(task.objective.loss, log.recipe.dim, run, here)
         sharded = shard(task, log.recipe, here)
         if warm is not None:  # a checkpoint of the run itself, if there is one, is loaded over it
             here.on_all(lambda: warm.apply(sharded, log.vocabulary))

@@ -32,6 +32,7 @@ def test_small_logs_drop_more():
     recipes = [auto_recipe(log(n_users, 50, 30)) for n_users in (9_999, 10_000)]
     assert [recipe.dropout for recipe in recipes] == [0.5, 0.2]
     assert [recipe.loss_options.get("label_smoothing", 0.0) for recipe in recipes] == [0.1, 0.0]
+    assert [(recipe.members, recipe.vector_dim) for recipe in recipes] == [(3, 192), (1, 64)]
 
 
 def test_long_logs_take_fewer_epochs():

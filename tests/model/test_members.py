@@ -15,7 +15,7 @@ from bseq_plugin.schema.packed import PackedEvents
 from bseq_plugin.schema.parts import Candidates, Targets
 from bseq_plugin.schema.recipe import Recipe
 
-RECIPE = Recipe(dim=12, members=3, max_length=6, event_features=(), encoder_options={"n_blocks": 1, "n_heads": 2})
+RECIPE = Recipe(dim=4, members=3, max_length=6, event_features=(), encoder_options={"n_blocks": 1, "n_heads": 2})
 N_ITEMS = 20
 
 
@@ -36,7 +36,7 @@ def members_of(encoder):
     """Each member as an encoder of its own, with its columns of the table."""
     table_VD = encoder.embedding_collection.embeddings["item"].weight
     for number, part in enumerate(encoder.sequence_encoder.part.parts):
-        own = SequenceInterestEncoder(RECIPE.replace(dim=4, members=1), N_ITEMS).eval()
+        own = SequenceInterestEncoder(RECIPE.replace(members=1), N_ITEMS).eval()
         own.sequence_encoder.part.load_state_dict(part.state_dict())
         own.embedding_collection.embeddings["item"].weight.data.copy_(table_VD[:, 4 * number : 4 * number + 4])
         yield own, table_VD[:, 4 * number : 4 * number + 4]
@@ -106,7 +106,6 @@ def test_attention_is_the_mean_of_the_members():
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"dim": 10}, "dim = 10 is not a multiple of members = 3"),
         ({"score": "cosine"}, "members = 3 average inner products"),
         ({"members": 0}, "members = 0"),
     ],

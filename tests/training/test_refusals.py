@@ -27,7 +27,7 @@ CPU = torch.device("cpu")
         (
             {"sharding": "column_wise", "table_optimizer": "adagrad", "dim": 24},
             4,
-            "can't cut dim = 24 into 4 pieces of whole fours; use 1 or 2 or 3 or 6 process",
+            "can't cut rows of 24 into 4 pieces of whole fours; use 1 or 2 or 3 or 6 process",
         ),
     ],
 )
@@ -110,7 +110,7 @@ def test_ranks_fail_together_and_nothing_is_lost(ranks, tiny_source, tiny_frame,
     )
     assert len(set(errors(found["columns"]))) == 1
     assert all(text.startswith("RecipeError") and "one number a row" in text for text in errors(found["columns"]))
-    assert all("can't cut dim = 8 into 4 pieces" in text for text in errors(found["divide"]))
+    assert all("can't cut rows of 8 into 4 pieces" in text for text in errors(found["divide"]))
     assert len(errors(found["divide"])) == 4
     assert all("table(s) brand" in text for text in errors(found["tables"]))
     assert all("planner finds no plan" in text for text in errors(found["planner"]))
