@@ -7,8 +7,8 @@ The encoder is trained on purchases before September 2017. Each week from then o
 every household that bought anything in the eight weeks before; the label is whether it bought the candidate in the
 seven days that follow. Rankers are trained on September and October, stopped on November and tested on December, which
 is looked at once. Compared are the same models without and with our features: boosted trees and TorchRec's DLRM. The
-models without them have ids, counts of the household and of the product, and retrieval's rank and score (``plain``);
-and, as a harder test, crosses of household and product made by hand besides (``counts``). Writes
+models without them have ids and counts that anybody would make, crosses of household and product among them
+(``counts``); and, as a harder test, retrieval's rank and score besides, which know the encoder (``served``). Writes
 benchmarks/results/ranking_worth.json and, with --picture FILE, what the trees read.
 """
 
@@ -57,7 +57,7 @@ from bseq_plugin.data.sequences import Sequences
 RESULTS = Path(__file__).parent / "results" / "ranking_worth.json"
 note = Console(stderr=True)
 Parts = dict[str, Rows]
-BASES = ("plain", "counts")
+BASES = ("counts", "served")
 
 
 def tree_inputs(rows: Rows, base: str, columns: np.ndarray | None) -> np.ndarray:
@@ -171,8 +171,8 @@ def compare(
         for name, columns in ((f"trees, {base}", None), (f"trees, {base} + features", ours))
     }
     for group in sorted(set(groups)) if ablation else ():
-        chosen[f"trees, plain + features but {group}"] = "plain", ours[groups != group]
-        chosen[f"trees, plain + {group} alone"] = "plain", ours[groups == group]
+        chosen[f"trees, counts + features but {group}"] = "counts", ours[groups != group]
+        chosen[f"trees, counts + {group} alone"] = "counts", ours[groups == group]
     networks = {base: Dlrms(parts, base, data, retriever) for base in BASES}
     kept = None
     found: dict[str, list[Quality]] = {}

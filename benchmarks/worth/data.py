@@ -23,9 +23,10 @@ WEEKS = {
 }
 HORIZON_US, N_CANDIDATES, ACTIVE_DAYS = 7 * DAY_US, 50, 56
 CATEGORICAL = ("department", "product_category", "brand", "manufacturer_id")
-PLAIN = ("popularity_7d", "popularity_28d", "user_events_28d", "user_baskets_28d")  # of the product, of the household
-CROSSES = ("pair_events", "pair_events_56d", "days_since_pair", "category_events")  # of both together
-COUNTS = (*PLAIN, *CROSSES)
+COUNTS = (
+    "popularity_7d", "popularity_28d", "user_events_28d", "user_baskets_28d", "pair_events", "pair_events_56d",
+    "days_since_pair", "category_events",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -18,17 +18,17 @@ from torchrec import EmbeddingBagCollection, EmbeddingBagConfig, KeyedJaggedTens
 from torchrec.models.dlrm import DLRM
 
 import bseq_plugin as bseq
-from worth.data import CATEGORICAL, COUNTS, PLAIN, Rows
+from worth.data import CATEGORICAL, COUNTS, Rows
 
 DIM, BATCH, EPOCHS = 64, 4096, 4
 SPARSE = ("user_id", "item_id", *CATEGORICAL)
 
 
 def base_names(base: str) -> list[str]:
-    """Columns that a ranker has beside ids: ``plain`` = counts of household and of product; ``counts`` = their crosses
-    too; with either retrieval's rank and score.
+    """Columns that a ranker has beside ids: ``counts`` = what anybody counts who has the log, crosses of household and
+    product among them; ``served`` = retrieval's rank and score besides, which know the encoder and are features of ours.
     """
-    return [*{"plain": PLAIN, "counts": COUNTS}[base], "rank", "score"]
+    return [*COUNTS, *{"counts": (), "served": ("rank", "score")}[base]]
 
 
 def base_of(rows: Rows, base: str) -> np.ndarray:
