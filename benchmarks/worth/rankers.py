@@ -26,7 +26,7 @@ SPARSE = ("user_id", "item_id", *CATEGORICAL)
 
 def base_names(base: str) -> list[str]:
     """Columns that a ranker has beside ids: ``counts`` = what anybody counts who has the log, crosses of household and
-    product among them; ``served`` = retrieval's rank and score besides, which know the encoder and are features of ours.
+    product among them; ``served`` = retrieval's rank and score besides, which know the encoder and are ours.
     """
     return [*COUNTS, *{"counts": (), "served": ("rank", "score")}[base]]
 
