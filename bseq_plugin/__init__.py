@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from bseq_plugin.readers.read_events import read_events as read_events
     from bseq_plugin.retrieval.delta import merge_delta as merge_delta
     from bseq_plugin.retrieval.delta import publish_delta as publish_delta
+    from bseq_plugin.retrieval.delta_run import publish_run_delta as publish_run_delta
     from bseq_plugin.retrieval.diversity import Diversity as Diversity
     from bseq_plugin.retrieval.filters import Filters as Filters
     from bseq_plugin.retrieval.fit_blend import fit_blend as fit_blend
@@ -91,6 +92,7 @@ _HOME = {
     "plugin_manager": "plugins",
     "publish": "retrieval.publish",
     "publish_delta": "retrieval.delta",
+    "publish_run_delta": "retrieval.delta_run",
     "ranking_features": "ranking.engine",
     "read_events": "readers.read_events",
     "train": "training.train",

@@ -24,10 +24,10 @@ SEARCHED = 1_000_000  # with more items, integer ids are found by bisection
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """Ids in ascending order; item ``item_ids[i]`` has row ``i + 1``.
+    """Ids in ascending order (in a delta version, new ones behind); item ``item_ids[i]`` has row ``i + 1``.
 
     Attributes:
-        item_ids: int64 or str objects [V], unique, ascending.
+        item_ids: int64 or str objects [V], unique.
         item_counts: int64 [V], events of each item in the training part of the log.
         event_types: names in ascending order; type ``event_types[i]`` has row ``i + 1``.
     """
@@ -72,6 +72,12 @@ class Vocabulary:
         index: pd.Index = pd.Index(list(self.event_types), dtype="str")
         return index
 
+    @cached_property
+    def _can_be_bisected(self) -> bool:
+        """Integers in ascending order; in a delta version new items stand behind all others."""
+        integers = np.issubdtype(self.item_ids.dtype, np.integer)
+        return integers and bool((self.item_ids[1:] > self.item_ids[:-1]).all())
+
     def item_rows(self, item_ids: np.ndarray | pd.Series | Sequence[object]) -> np.ndarray:
         """int64 rows, 0 for an unknown id. Raises SchemaError if integers meet a vocabulary of strings or strings
         one of integers.
@@ -81,7 +87,7 @@ class Vocabulary:
             kind = "integers" if pd.api.types.is_integer_dtype(self._item_index) else "strings"
             example = self.item_ids[:1].tolist()[0]
             raise SchemaError(f"item ids are {ids.dtype}, but this vocabulary has {kind}: for example {example!r}")
-        if self.n_items > SEARCHED and np.issubdtype(self.item_ids.dtype, np.integer):
+        if self.n_items > SEARCHED and self._can_be_bisected:
             return self._searched_rows(ids.to_numpy())
         return np.asarray(self._item_index.get_indexer(ids) + 1, dtype=np.int64)
 

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from bseq_plugin.errors import UsageError
+from bseq_plugin.retrieval.blend import BlendWeights
 from bseq_plugin.retrieval.choose import Choice
 from bseq_plugin.retrieval.export import moved
 from bseq_plugin.retrieval.overlay import Overlay
@@ -65,11 +66,15 @@ def publish_delta(
         np.union1d(before.stale_S, known[(known >= 0) & (known < before.n_base)]),
         np.setdiff1d(np.union1d(before.removed_R, went), known),
     )
-    n_items = model.vocabulary.n_items
+    check_on_top(overlay, model.vocabulary.n_items)
+    return write_delta(opened, served, prepared(model, served.histories), overlay, served.blend)
+
+
+def check_on_top(overlay: Overlay, n_items: int) -> None:
+    """Raises UsageError if more of the items lie on top of the index than is sensible."""
     on_top = len(overlay.stale_S) + n_items - overlay.n_base
     if on_top > MAX_SHARE * n_items:
         raise UsageError(f"{on_top} of {n_items} items would lie on top of the index; publish in full, or merge_delta")
-    return _published(opened, served, prepared(model, served.histories), overlay)
 
 
 def merge_delta(store: Store | str | Path, *, index: str | None = None, index_options: Any = None) -> str:
@@ -97,12 +102,13 @@ def merge_delta(store: Store | str | Path, *, index: str | None = None, index_op
     )
 
 
-def _published(store: Store, served: Served, made: Prepared, overlay: Overlay) -> str:
+def write_delta(store: Store, served: Served, made: Prepared, overlay: Overlay, blend: BlendWeights) -> str:
+    """A version with the index of ``served``; raises StoreError as ``publish``."""
     vectors_VD, index = made.model.item_vectors_VD[1:], served.version.manifest["index"]
     if not served.version.has(INDEX_FILE):  # nothing was built that could be kept
         overlay = replace(overlay, n_base=len(vectors_VD), stale_S=overlay.stale_S[:0])
     chosen = load_index(served.version, vectors_VD, index["name"], overlay)
-    return write_version(store, made, Choice(chosen, index["name"], index["options"]), served.blend, overlay)
+    return write_version(store, made, Choice(chosen, index["name"], index["options"]), blend, overlay)
 
 
 def _check(served: Served, given: pd.Index, rows_ND: Tensor | None, gone: pd.Index, priors_NP: Tensor | None) -> None:

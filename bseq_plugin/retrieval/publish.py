@@ -102,7 +102,7 @@ def publish(
     folder = Path(run) if isinstance(run, str | Path) else run.path
     model = InterestModel.from_run(folder)
     if histories is None:
-        histories = _histories(folder, model.vocabulary)
+        histories = histories_of_run(folder, model.vocabulary)
     weights = BlendWeights.load(folder / "blend.json") if (folder / "blend.json").is_file() else BlendWeights()
     return publish_model(
         model,
@@ -117,7 +117,7 @@ def publish(
     )
 
 
-def _histories(run: Path, vocabulary: Vocabulary) -> Sequences:
+def histories_of_run(run: Path, vocabulary: Vocabulary) -> Sequences:
     """The whole log of a run; of one that was trained on partitions, from these."""
     if not (run / "sequences.parquet").is_file():
         raise RunError(f"{run} has no sequences.parquet; is it a run directory?")

@@ -78,3 +78,14 @@ def test_recounted_counts_rows(rows):
     counted = vocabulary.recounted(np.array(rows, np.int64))
     assert counted.item_counts.tolist() == [rows.count(row) for row in range(1, 6)]
     assert counted.item_ids.tolist() == vocabulary.item_ids.tolist()
+
+
+@pytest.mark.parametrize("ids", [[3, 7, 20], [5, 6, 7, 8], [3, 20, 7, 5]])
+def test_large_vocabularies_find_the_same_rows(monkeypatch, ids):
+    """Without a hash table; a delta version has its new items behind, out of order."""
+    vocabulary = Vocabulary(np.array(ids), np.ones(len(ids), np.int64))
+    asked = np.arange(25)
+    wanted = [ids.index(item) + 1 if item in ids else 0 for item in asked]
+    assert vocabulary.item_rows(asked).tolist() == wanted
+    monkeypatch.setattr("bseq_plugin.data.vocabulary.SEARCHED", 1)
+    assert Vocabulary(np.array(ids), vocabulary.item_counts).item_rows(asked).tolist() == wanted
