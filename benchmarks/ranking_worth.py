@@ -7,8 +7,9 @@ The encoder is trained on purchases before September 2017. Each week from then o
 every household that bought anything in the eight weeks before; the label is whether it bought the candidate in the
 seven days that follow. Rankers are trained on September and October, stopped on November and tested on December, which
 is looked at once. Compared are the same models without and with our features: boosted trees and TorchRec's DLRM. The
-models without them have ids and counts that anybody would make, crosses of household and product among them
-(``counts``); and, as a harder test, retrieval's rank and score besides, which know the encoder (``served``). Writes
+models without them have ids and counts of the household and of the product (``plain``); and, as a harder test, counts
+of both together, made by hand (``crosses``). All rank the same candidates. With --new these are products that the
+household has not bought before, where counting purchases does not help. Writes
 benchmarks/results/ranking_worth.json and, with --picture FILE, what the trees read.
 """
 
@@ -57,7 +58,7 @@ from bseq_plugin.data.sequences import Sequences
 RESULTS = Path(__file__).parent / "results" / "ranking_worth.json"
 note = Console(stderr=True)
 Parts = dict[str, Rows]
-BASES = ("counts", "served")
+BASES = ("plain", "crosses")
 
 
 def tree_inputs(rows: Rows, base: str, columns: np.ndarray | None) -> np.ndarray:
@@ -128,12 +129,12 @@ class Dlrms:
 def importances(model: Any, test: Rows, names: list[str], seed: int) -> dict[str, float]:
     """Loss of NDCG@10 on the test weeks when a column of ours is permuted, a quarter of the requests."""
     some = test.frame["request"].to_numpy() % 4 == 0
-    inputs = tree_inputs(test, "counts", np.arange(len(names)))[some]
+    inputs = tree_inputs(test, "crosses", np.arange(len(names)))[some]
     request, label = test.frame["request"].to_numpy()[some], test.frame["label"].to_numpy()[some]
     start, whole = inputs.shape[1] - len(names), None
     rng, lost = np.random.default_rng(seed), {}
     whole = ndcg_of_requests(request, label, model.predict_proba(inputs)[:, 1]).mean()
-    all_names = [*base_names("counts"), *CATEGORICAL, *names]
+    all_names = [*base_names("crosses"), *CATEGORICAL, *names]
     for place, name in enumerate(all_names):
         permuted = inputs.copy()
         permuted[:, place] = rng.permutation(permuted[:, place])
@@ -171,8 +172,8 @@ def compare(
         for name, columns in ((f"trees, {base}", None), (f"trees, {base} + features", ours))
     }
     for group in sorted(set(groups)) if ablation else ():
-        chosen[f"trees, counts + features but {group}"] = "counts", ours[groups != group]
-        chosen[f"trees, counts + {group} alone"] = "counts", ours[groups == group]
+        chosen[f"trees, plain + features but {group}"] = "plain", ours[groups != group]
+        chosen[f"trees, plain + {group} alone"] = "plain", ours[groups == group]
     networks = {base: Dlrms(parts, base, data, retriever) for base in BASES}
     kept = None
     found: dict[str, list[Quality]] = {}
@@ -183,7 +184,7 @@ def compare(
             scores[f"logistic regression, {base}"] = logistic(inputs[0], labels, inputs[1], seed)
         for name, (base, columns) in chosen.items():
             model, scores[name] = fit_trees(parts, base, columns, seed)
-            kept = model if kept is None and name == "trees, counts + features" else kept
+            kept = model if kept is None and name == "trees, crosses + features" else kept
         for base in BASES:
             for kind in KINDS:
                 scores[f"DLRM, {base}{' + ' * bool(kind)}{kind}"] = networks[base].scores(kind, seed)
@@ -213,6 +214,7 @@ def main() -> None:
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--every", type=int, default=1, help="households: 1 = all, 6 = a sixth")
     parser.add_argument("--epochs", type=int, default=10, help="of the encoder")
+    parser.add_argument("--new", action="store_true", help="candidates that the household has not bought before")
     parser.add_argument("--picture", type=Path, help="PNG of the importances")
     parser.add_argument("--look-at", choices=["test", "validation"], default="test", help="for choices: November")
     parser.add_argument("--no-ablation", action="store_true", help="leave out the trees without each group")
@@ -229,7 +231,7 @@ def main() -> None:
         parts = {}
         for part in ("train", "validation", "test")[: 3 if asked.look_at == "test" else 2]:
             note.print(f"[bold]candidates, labels and features: {part}[/bold]")
-            parts[part] = with_category_counts(rows_of(part, data, retriever), data.events, data.items)
+            parts[part] = with_category_counts(rows_of(part, data, retriever, asked.new), data.events, data.items)
         parts = with_varying_columns({"test": parts["validation"], **parts})
         figures, model = compare(parts, data, retriever, seeds, not asked.no_ablation)
     sizes = {p: {"rows": len(r.frame), "bought": int(r.frame["label"].sum())} for p, r in parts.items()}

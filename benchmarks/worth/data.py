@@ -23,10 +23,9 @@ WEEKS = {
 }
 HORIZON_US, N_CANDIDATES, ACTIVE_DAYS = 7 * DAY_US, 50, 56
 CATEGORICAL = ("department", "product_category", "brand", "manufacturer_id")
-COUNTS = (
-    "popularity_7d", "popularity_28d", "user_events_28d", "user_baskets_28d", "pair_events", "pair_events_56d",
-    "days_since_pair", "category_events",
-)  # fmt: skip
+PLAIN = ("popularity_7d", "popularity_28d", "user_events_28d", "user_baskets_28d")  # of the product, of the household
+CROSSES = ("pair_events", "pair_events_56d", "days_since_pair", "category_events")  # of both together
+COUNTS = (*PLAIN, *CROSSES)
 
 
 @dataclass(frozen=True)
@@ -58,10 +57,13 @@ def encoder_store(data: DemoData, recipe: Recipe, folder: Path) -> Retriever:
     return Retriever.open(folder / "store")
 
 
-def rows_of(part: str, data: DemoData, retriever: Retriever) -> Rows:
-    """Candidates of every household that bought anything in the 56 days before, for each week of a part."""
+def rows_of(part: str, data: DemoData, retriever: Retriever, new: bool) -> Rows:
+    """Candidates of every household that bought anything in the 56 days before, for each week of a part.
+
+    ``new``: only products that the household has not bought before.
+    """
     log = Sequences.from_events(data.events, retriever.model.vocabulary)
-    frames = [_week(data.events, log, retriever, at) for at in WEEKS[part]]
+    frames = [_week(data.events, log, retriever, at, new) for at in WEEKS[part]]
     frame = pd.concat(frames, ignore_index=True)
     frame["request"] = frame.groupby(["at", "user_id"], sort=False).ngroup()
     catalogue = data.items.set_index("item_id")
@@ -71,11 +73,11 @@ def rows_of(part: str, data: DemoData, retriever: Retriever) -> Rows:
     return Rows(frame, features, names)
 
 
-def _week(events: Events, log: Sequences, retriever: Retriever, at: pd.Timestamp) -> pd.DataFrame:
+def _week(events: Events, log: Sequences, retriever: Retriever, at: pd.Timestamp, new: bool) -> pd.DataFrame:
     at_us = instant_us(at)
     recent = log.between(at_us - ACTIVE_DAYS * DAY_US, at_us)
     users = np.flatnonzero(recent.lengths)
-    hits = retriever.retrieve(log.take(users), N_CANDIDATES, exclude="none", at=at)
+    hits = retriever.retrieve(log.take(users), N_CANDIDATES, exclude="seen" if new else "none", at=at)
     hits = hits[["user_id", "item_id", "rank", "score", "interest"]].assign(at=at)
     past = events.before(at_us).frame
     bought = events.between(at_us, at_us + HORIZON_US).frame[["user_id", "item_id"]].drop_duplicates()

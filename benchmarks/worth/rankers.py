@@ -18,17 +18,17 @@ from torchrec import EmbeddingBagCollection, EmbeddingBagConfig, KeyedJaggedTens
 from torchrec.models.dlrm import DLRM
 
 import bseq_plugin as bseq
-from worth.data import CATEGORICAL, COUNTS, Rows
+from worth.data import CATEGORICAL, COUNTS, PLAIN, Rows
 
 DIM, BATCH, EPOCHS = 64, 4096, 4
 SPARSE = ("user_id", "item_id", *CATEGORICAL)
 
 
 def base_names(base: str) -> list[str]:
-    """Columns that a ranker has beside ids: ``counts`` = what anybody counts who has the log, crosses of household and
-    product among them; ``served`` = retrieval's rank and score besides, which know the encoder and are ours.
+    """Columns that a ranker has beside ids: ``plain`` = counts of the household and of the product; ``crosses`` = counts
+    of both together too, made by hand, of which some of ours are a form. Retrieval's rank and score are ours.
     """
-    return [*COUNTS, *{"counts": (), "served": ("rank", "score")}[base]]
+    return list({"plain": PLAIN, "crosses": COUNTS}[base])
 
 
 def base_of(rows: Rows, base: str) -> np.ndarray:
