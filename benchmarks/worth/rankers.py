@@ -25,8 +25,8 @@ SPARSE = ("user_id", "item_id", *CATEGORICAL)
 
 
 def base_names(base: str) -> list[str]:
-    """Columns that a ranker has beside ids: ``plain`` = counts of the household and of the product; ``crosses`` = counts
-    of both together too, made by hand, of which some of ours are a form. Retrieval's rank and score are ours.
+    """Columns that a ranker has beside ids: ``plain`` = counts of the household and of the product; ``crosses`` =
+    counts of both together too, made by hand, of which some of ours are a form. Retrieval's rank and score are ours.
     """
     return list({"plain": PLAIN, "crosses": COUNTS}[base])
 
