@@ -2,7 +2,7 @@
 
     python benchmarks/tasks.py --seeds 0,1,2 --threads 1       # needs: pip install -e '.[demo,rankers]'
     python benchmarks/tasks.py --seeds 0 --every 6 --epochs 2  # to see that it runs
-    python benchmarks/tasks.py --tables anomalies,segments     # some tables only
+    python benchmarks/tasks.py --tables anomalies,segments     # some tables only; the others' figures stay
 
 The demo's encoder, trained on purchases before September 2017 and then frozen. Heads, logistic regression and boosted
 trees learn from what happened in the 28 days after five instants in September, stop on November, and are judged on the
@@ -123,6 +123,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=10, help="of the encoders")
     parser.add_argument("--tables", default=",".join(TABLES), help=f"some of {','.join(TABLES)}")
     parser.add_argument("--threads", type=int, help="torch's threads; default: its own choice")
+    parser.add_argument("--encoders", type=Path, help="folder that keeps the encoders, to be used again")
     asked = parser.parse_args()
     asked.tables = asked.tables.split(",")
     if unknown := set(asked.tables) - set(TABLES):
@@ -130,19 +131,30 @@ def main() -> None:
     if asked.threads:
         torch.set_num_threads(asked.threads)
     with tempfile.TemporaryDirectory() as folder:
-        figures = measure(asked, Path(folder))
+        figures = measure(asked, asked.encoders or Path(folder))
     show(figures)
     found = claims(figures)
     for claim in found:
         verdict = "holds" if claim["holds"] else "MISSED"
         print(f"{claim['name']:<76} {claim['value']:+.4f} (target {claim['target']:+.4f})  {verdict}")
+    write(figures)
+
+
+def write(figures: dict[str, Any]) -> None:
+    """Replace the figures of these tables; each says how and when it was made."""
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
-    document = {
+    made = {
         "command": shlex.join(["python", "benchmarks/tasks.py", *sys.argv[1:]]),
         "commit": commit.stdout.strip() or "unknown",
         "machine": f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}",
-        "figures": figures,
-        "claims": found,
+    }
+    before = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.is_file() else {"figures": {}, "made": {}}
+    kept = {**before["figures"], **figures}
+    document = {
+        **made,
+        "made": {**before["made"], **dict.fromkeys(figures, made)},
+        "figures": kept,
+        "claims": claims(kept),
     }
     RESULTS.parent.mkdir(exist_ok=True)
     RESULTS.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")

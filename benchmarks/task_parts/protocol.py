@@ -54,7 +54,10 @@ class Case:
 
 
 def encoder(data: DemoData, until: str, seed: int, epochs: int, folder: Path) -> InterestModel:
-    """The demo's encoder, trained on purchases before ``until``."""
+    """The demo's encoder, trained on purchases before ``until``; one that ``folder`` has already is taken as it is."""
+    path = folder / f"{until}-{seed}"
+    if (path / "model").is_dir():
+        return InterestModel.from_run(path)
     recipe = Recipe.load("completejourney").replace(split="none", epochs=epochs, stop_after=epochs, seed=seed)
-    run = train(data.events.before(at(until)), recipe, folder / f"{until}-{seed}", items=data.items)
+    run = train(data.events.before(at(until)), recipe, path, items=data.items)
     return InterestModel.from_run(run.path)

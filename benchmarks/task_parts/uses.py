@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 
-from bseq_plugin import InterestModel
 from bseq_plugin.behaviour.anomalies import Detector
 from bseq_plugin.behaviour.curves import auroc
 from bseq_plugin.behaviour.demand import RECENT_WEEKS, DemandRows, fit_demand, user_demand, wape
@@ -109,8 +108,7 @@ def segments(data: DemoData, seed: int, epochs: int, folder: Path) -> dict[str, 
         ("same encoder", "2017-11-01", "2017-12-01"),
         ("encoder trained anew", "2017-12-01", "2017-12-01"),
     ):
-        path = folder / f"{until}-{seed}"
-        model = InterestModel.from_run(path) if path.exists() else encoder(data, until, seed, epochs, folder)
+        model = encoder(data, until, seed, epochs, folder)
         log = Sequences.from_events(data.events.before(at(now)), model.vocabulary)
         log = log.take(np.flatnonzero(log.lengths >= 20))
         vectors[name] = (model, log, model.encode(log)[:, :, : model.recipe.dim].flatten(1).numpy())
