@@ -11,7 +11,7 @@ from typing import Literal, cast
 import numpy as np
 import pandas as pd
 
-from bseq_plugin.behaviour.rfm import rfm_features
+from bseq_plugin.behaviour.rfm import own_features, rfm_features
 from bseq_plugin.behaviour.tasks import Counts, Task
 from bseq_plugin.behaviour.vectors import user_vectors
 from bseq_plugin.data.sequences import Sequences
@@ -48,7 +48,7 @@ def user_inputs(
         tables = [rfm_features(log, at_us, values_T)]
         for task, counts in asked:
             if task.column is not None:
-                tables.append(rfm_features(log, at_us, values_T, counts).filter(regex="^own_"))
+                tables.append(own_features(log, at_us, counts, values_T))
         table = pd.concat(tables, axis=1).to_numpy(np.float64)
         blocks.append(np.sign(table) * np.log1p(np.abs(table)))  # counts and days have long tails
     return np.concatenate(blocks, axis=1).astype(np.float32)

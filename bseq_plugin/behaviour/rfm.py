@@ -14,6 +14,7 @@ from bseq_plugin.data.sequences import Sequences
 from bseq_plugin.errors import SchemaError
 
 SPANS_DAYS = (7, 28, 84, None)  # None: all of the past
+N_DAYS = 1 << 20  # more days than any log has
 
 
 def event_values(events: Events) -> np.ndarray:
@@ -36,11 +37,17 @@ def rfm_features(
     """
     if log.timestamps is None:
         raise SchemaError("recency needs a log with times")
-    before_T = log.timestamps < at_us
-    columns = _columns(log, at_us, values_T, before_T, "")
-    if counts is not None:
-        columns |= _columns(log, at_us, values_T, before_T & counts.of(log.items, log.event_types), "own_")
-    return pd.DataFrame(columns)
+    columns = _columns(log, at_us, values_T, log.timestamps < at_us, "")
+    own = pd.DataFrame() if counts is None else own_features(log, at_us, counts, values_T)
+    return pd.concat([pd.DataFrame(columns), own], axis=1)
+
+
+def own_features(log: Sequences, at_us: int, counts: Counts, values_T: np.ndarray | None = None) -> pd.DataFrame:
+    """The columns ``own_...`` of ``rfm_features`` alone: of the events that count."""
+    if log.timestamps is None:
+        raise SchemaError("recency needs a log with times")
+    kept_T = (log.timestamps < at_us) & counts.of(log.items, log.event_types)
+    return pd.DataFrame(_columns(log, at_us, values_T, kept_T, "own_"))
 
 
 def _columns(
@@ -54,9 +61,9 @@ def _columns(
     for span in SPANS_DAYS:
         inside = np.ones(len(times), bool) if span is None else times >= at_us - span * DAY_US
         name = "all" if span is None else f"{span}d"
-        days = np.unique(np.stack([users[inside], (at_us - times[inside]) // DAY_US]), axis=1)
+        days = np.unique(users[inside] * N_DAYS + (at_us - times[inside]) // DAY_US) // N_DAYS
         found[f"events_{name}"] = np.bincount(users[inside], minlength=log.n_users).astype(np.float64)
-        found[f"days_{name}"] = np.bincount(days[0], minlength=log.n_users).astype(np.float64)
+        found[f"days_{name}"] = np.bincount(days, minlength=log.n_users).astype(np.float64)
         if values_T is not None:
             weights = values_T[kept_T][inside]
             found[f"value_{name}"] = np.bincount(users[inside], weights, minlength=log.n_users)

@@ -141,8 +141,9 @@ def anomalies(
     """
     import numpy as np
 
-    from bseq_plugin.behaviour.anomalies import SIGNALS, Detector, Window, anomalous_events, window_signals
+    from bseq_plugin.behaviour.anomalies import Detector, anomalous_events
     from bseq_plugin.behaviour.anomalies import anomalies as run_anomalies
+    from bseq_plugin.behaviour.signals import SIGNALS, Window, window_signals
     from bseq_plugin.data.events import instant_us
 
     for path in (output, event_file):

@@ -6,18 +6,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bseq_plugin.behaviour.anomalies import (
-    PERSONAL_SHARE,
-    SIGNALS,
-    Detector,
-    Window,
-    anomalies,
-    anomalous_events,
-    event_surprise,
-    p_values,
-    window_signals,
-)
+from bseq_plugin.behaviour.anomalies import Detector, anomalies, anomalous_events, p_values
 from bseq_plugin.behaviour.curves import auroc
+from bseq_plugin.behaviour.signals import PERSONAL_SHARE, SIGNALS, Window, event_surprise, window_signals
 from bseq_plugin.data.events import Events
 from bseq_plugin.data.sequences import Sequences
 from bseq_plugin.errors import SchemaError, UsageError

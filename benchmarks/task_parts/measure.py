@@ -1,0 +1,77 @@
+"""AUROC and average precision, the mean over tasks, with intervals over households.
+
+Shape letters: U households, K tasks.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.stats import rankdata
+
+from bseq_plugin.behaviour.curves import average_precision
+
+N_RESAMPLES = 300
+
+
+@dataclass(frozen=True)
+class Scored:
+    """What a ranker says of each household and task, and the truth."""
+
+    labels_UK: np.ndarray
+    scores_UK: np.ndarray
+
+    def take(self, households: np.ndarray) -> Scored:
+        """Those at these places, repeats allowed."""
+        return Scored(self.labels_UK[households], self.scores_UK[households])
+
+    def auroc(self) -> float:
+        """Mean over the tasks that have both answers."""
+        n_yes_K = self.labels_UK.sum(0)
+        n_no_K = len(self.labels_UK) - n_yes_K
+        sums_K = (rankdata(self.scores_UK, axis=0) * self.labels_UK).sum(0)
+        both_K = (n_yes_K > 0) & (n_no_K > 0)
+        areas_K = (sums_K - n_yes_K * (n_yes_K + 1) / 2)[both_K] / (n_yes_K * n_no_K)[both_K]
+        return float(areas_K.mean())
+
+    def average_precision(self) -> float:
+        """Mean over the tasks."""
+        columns = range(self.labels_UK.shape[1])
+        return float(np.mean([average_precision(self.labels_UK[:, k], self.scores_UK[:, k]) for k in columns]))
+
+
+def intervals(rankers: dict[str, list[Scored]], base: str, seed: int = 0) -> dict[str, dict[str, list[float]]]:
+    """95 % intervals of the AUROC, the mean over seeds, and of its difference to the same of ``base``."""
+    n_users = len(rankers[base][0].labels_UK)
+    random = np.random.default_rng(seed)
+    draws = {name: np.empty(N_RESAMPLES) for name in rankers}
+    for draw in range(N_RESAMPLES):
+        households = random.integers(0, n_users, n_users)
+        for name, seeds in rankers.items():
+            draws[name][draw] = np.mean([one.take(households).auroc() for one in seeds])
+    return {
+        name: {
+            "auroc": [float(x) for x in np.quantile(found, [0.025, 0.975])],
+            "gain": [float(x) for x in np.quantile(found - draws[base], [0.025, 0.975])],
+        }
+        for name, found in draws.items()
+    }
+
+
+def summary(rankers: dict[str, list[Scored]], base: str) -> dict[str, dict[str, object]]:
+    """Mean and deviation over seeds, with intervals over households; gains are against ``base``."""
+    bounds, found = intervals(rankers, base), {}
+    areas = {name: [one.auroc() for one in seeds] for name, seeds in rankers.items()}
+    for name, seeds in rankers.items():
+        of_seeds, gain = areas[name], bounds[name]["gain"]
+        found[name] = {
+            "auroc": float(np.mean(of_seeds)),
+            "auroc_sd": float(np.std(of_seeds, ddof=1)) if len(seeds) > 1 else 0.0,
+            "auroc_interval": bounds[name]["auroc"],
+            "average_precision": float(np.mean([one.average_precision() for one in seeds])),
+            "gain": float(np.mean(of_seeds) - np.mean(areas[base])),
+            "gain_interval": gain,
+            "outside_noise": bool(gain[0] > 0 and min(of_seeds) > max(areas[base])),
+        }
+    return found

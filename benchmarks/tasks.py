@@ -1,0 +1,164 @@
+"""What the vectors are worth beside candidates: purchase, churn, demand, anomalies, segments, on the grocery log.
+
+    python benchmarks/tasks.py --seeds 0,1,2 --threads 1       # needs: pip install -e '.[demo,rankers]'
+    python benchmarks/tasks.py --seeds 0 --every 6 --epochs 2  # to see that it runs
+    python benchmarks/tasks.py --tables anomalies,segments     # some tables only; the others' figures stay
+
+The demo's encoder, trained on purchases before September 2017 and then frozen. Heads, logistic regression and boosted
+trees learn from what happened in the 28 days after five instants in September, stop on November, and are judged on the
+28 days from 1 December. docs/tasks.md has the protocol of each table. Writes benchmarks/results/tasks.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import shlex
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.console import Console
+from task_parts.measure import Scored, summary
+from task_parts.multitask import multitask
+from task_parts.propensity import BOTH, THEIRS, USER_TASKS, categories, user_task
+from task_parts.protocol import ENCODER_UNTIL, Case, encoder
+from task_parts.uses import anomalies, demand, segments
+
+from bseq_plugin.behaviour.tasks import Task
+from bseq_plugin.cli.demo_data import load
+
+RESULTS = Path(__file__).parent / "results" / "tasks.json"
+TABLES = ("propensity", "categories", "demand", "anomalies", "segments", "multitask")
+note = Console(stderr=True)
+
+
+def measure(asked: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    """The figures of the tables asked for."""
+    data, figures = load("completejourney", asked.every), {}
+    seeds = [int(seed) for seed in asked.seeds.split(",")]
+    rankers: dict[str, dict[str, list[Scored]]] = {}
+    others: dict[str, list[Any]] = {}
+    for seed in seeds:
+        started = time.perf_counter()
+        if set(asked.tables) - {"segments"}:
+            note.print(f"[bold]seed {seed}: the encoder of {ENCODER_UNTIL}[/bold]")
+            case = Case(data, encoder(data, ENCODER_UNTIL, seed, asked.epochs, folder))
+        for table in asked.tables:
+            if table == "propensity":
+                for name in USER_TASKS:
+                    _add(rankers, name, user_task(case, Task.parse(name), seed))
+            elif table == "categories":
+                _add(rankers, "purchase:28 of 40 product categories", categories(case, seed))
+            elif table == "demand":
+                found = {column: demand(case, column, seed) for column in ("department", "product_category")}
+                others.setdefault("demand", []).append(found)
+            elif table == "multitask":
+                others.setdefault("multitask", []).append(multitask(case, seed))
+            elif table == "anomalies":
+                others.setdefault("anomalies", []).append(anomalies(case, seed))
+            else:
+                others.setdefault("segments", []).append(segments(data, seed, asked.epochs, folder))
+            note.print(f"{table}: {time.perf_counter() - started:.0f} s so far")
+    figures |= {name: summary(found, THEIRS) for name, found in rankers.items()}
+    return figures | {name: {"seeds": dict(zip(asked.seeds.split(","), f, strict=True))} for name, f in others.items()}
+
+
+def _add(rankers: dict[str, dict[str, list[Scored]]], table: str, found: dict[str, Scored]) -> None:
+    for name, scored in found.items():
+        rankers.setdefault(table, {}).setdefault(name, []).append(scored)
+
+
+def claims(figures: dict[str, Any]) -> list[dict[str, Any]]:
+    """What the tables are asked to show, computed from their figures."""
+    made = []
+    for name, of in figures.items():
+        if BOTH in of:
+            both = of[BOTH]
+            claim = f"{name}: AUROC of {BOTH} over {THEIRS}"
+            made.append({"name": claim, "value": both["gain"], "target": 0.0, "holds": both["outside_noise"]})
+    if "demand" in figures:
+        for column in ("department", "product_category"):
+            of_seeds = [found[column] for found in figures["demand"]["seeds"].values()]
+            value = float(np.mean([one["ours, bottom up"] for one in of_seeds]))
+            naive = float(of_seeds[0]["seasonal naive (the week before)"])
+            made.append({"name": f"demand by {column}: WAPE", "value": value, "target": naive, "holds": value < naive})
+    if "anomalies" in figures:
+        of_seeds = list(figures["anomalies"]["seeds"].values())
+        value = min(one["injected"]["swap"]["auroc"] for one in of_seeds)
+        made.append({"name": "account swaps: least AUROC", "value": value, "target": 0.9, "holds": value >= 0.9})
+        for rate in of_seeds[0]["false_alarms_over_asked"]["mean"]:
+            share = float(np.mean([one["false_alarms_over_asked"]["mean"][rate] for one in of_seeds]))
+            name = f"false alarms over those asked for, rate {rate}, mean of four windows"
+            made.append({"name": name, "value": share, "target": 1.0, "holds": bool(0.8 <= share <= 1.2)})
+    return made
+
+
+def show(figures: dict[str, Any]) -> None:
+    """Print what there is."""
+    for name, of in figures.items():
+        print(f"\n{name}")
+        if THEIRS not in of:
+            print(json.dumps(of, indent=1))
+            continue
+        for ranker, one in of.items():
+            low, high = one["gain_interval"]
+            print(
+                f"  {ranker:<28} AUROC {one['auroc']:.4f} sd {one['auroc_sd']:.4f}  AP {one['average_precision']:.4f}  "
+                f"over {THEIRS}: {one['gain']:+.4f} ({low:+.4f} to {high:+.4f})"
+            )
+
+
+def main() -> None:
+    """Train, judge, print, write."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", default="0,1,2")
+    parser.add_argument("--every", type=int, default=1, help="households: 1 = all, 6 = a sixth")
+    parser.add_argument("--epochs", type=int, default=10, help="of the encoders")
+    parser.add_argument("--tables", default=",".join(TABLES), help=f"some of {','.join(TABLES)}")
+    parser.add_argument("--threads", type=int, help="torch's threads; default: its own choice")
+    parser.add_argument("--encoders", type=Path, help="folder that keeps the encoders, to be used again")
+    asked = parser.parse_args()
+    asked.tables = asked.tables.split(",")
+    if unknown := set(asked.tables) - set(TABLES):
+        parser.error(f"--tables: {sorted(unknown)} are none of {', '.join(TABLES)}")
+    if asked.threads:
+        torch.set_num_threads(asked.threads)
+    with tempfile.TemporaryDirectory() as folder:
+        figures = measure(asked, asked.encoders or Path(folder))
+    show(figures)
+    found = claims(figures)
+    for claim in found:
+        verdict = "holds" if claim["holds"] else "MISSED"
+        print(f"{claim['name']:<76} {claim['value']:+.4f} (target {claim['target']:+.4f})  {verdict}")
+    write(figures)
+
+
+def write(figures: dict[str, Any]) -> None:
+    """Replace the figures of these tables; each says how and when it was made."""
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
+    made = {
+        "command": shlex.join(["python", "benchmarks/tasks.py", *sys.argv[1:]]),
+        "commit": commit.stdout.strip() or "unknown",
+        "machine": f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}",
+    }
+    before = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.is_file() else {"figures": {}, "made": {}}
+    kept = {**before["figures"], **figures}
+    document = {
+        **made,
+        "made": {**before["made"], **dict.fromkeys(figures, made)},
+        "figures": kept,
+        "claims": claims(kept),
+    }
+    RESULTS.parent.mkdir(exist_ok=True)
+    RESULTS.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

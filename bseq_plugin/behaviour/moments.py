@@ -1,0 +1,136 @@
+"""What there is to learn at an instant: who was known, and everything that followed.
+
+Shape letters: B users, X context columns, K yes-or-no tasks, C categories, V items, P popularity columns, S targets.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from bseq_plugin.behaviour.demand import user_demand
+from bseq_plugin.behaviour.labels import known_users, labels
+from bseq_plugin.behaviour.rfm import rfm_features
+from bseq_plugin.behaviour.tasks import Counts, Task
+from bseq_plugin.data.events import DAY_US
+from bseq_plugin.data.items import PopularityPrior
+from bseq_plugin.data.sequences import Sequences
+from bseq_plugin.errors import SchemaError, UsageError
+from bseq_plugin.model.interest_model import InterestModel
+
+NEXT_ITEM, ALL_ACTION, DEMAND = "next_item", "all_action", "demand"
+
+
+@dataclass(frozen=True)
+class Objectives:
+    """What is learned together.
+
+    Attributes:
+        tasks: yes-or-no questions with the events that count.
+        next_item: the first known item at or after the instant.
+        all_action_days: every distinct item of so many days; None: not learned.
+        category_V: int64 [V + 1], 0..C-1 or -1, for the units of each category in the next week; None: not learned.
+    """
+
+    tasks: tuple[tuple[Task, Counts], ...] = ()
+    next_item: bool = False
+    all_action_days: float | None = None
+    category_V: np.ndarray | None = None
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """In the order of the losses. Raises UsageError if there is none."""
+        found = [NEXT_ITEM] * self.next_item + [ALL_ACTION] * (self.all_action_days is not None)
+        found += [task.name for task, _ in self.tasks] + [DEMAND] * (self.category_V is not None)
+        if not found:
+            raise UsageError("there is nothing to learn: name a task, next_item, all_action_days or category_V")
+        return tuple(found)
+
+    def alone(self, name: str) -> Objectives:
+        """Only the objective called ``name``."""
+        return Objectives(
+            tuple(pair for pair in self.tasks if pair[0].name == name),
+            self.next_item and name == NEXT_ITEM,
+            self.all_action_days if name == ALL_ACTION else None,
+            self.category_V if name == DEMAND else None,
+        )
+
+    @property
+    def n_categories(self) -> int:
+        """C."""
+        return 0 if self.category_V is None else int(self.category_V.max()) + 1
+
+    @property
+    def window_us(self) -> int:
+        """The longest look ahead; an instant needs so much of the log after it."""
+        days = [task.days for task, _ in self.tasks] + [
+            self.all_action_days or 0.0,
+            7.0 * (self.category_V is not None),
+        ]
+        return round(max(days) * DAY_US)
+
+
+@dataclass(frozen=True)
+class Moment:
+    """Everybody known at an instant, with what followed.
+
+    Attributes:
+        histories: B users, as long as the encoder reads.
+        context_BX: float32, logs of recency and frequency.
+        priors_VP: float32 [V + 1, P], popularity at the instant, or None.
+        next_B: int64, vocabulary row of the next item, 0 = none.
+        targets: (int64 offsets [B + 1], rows [S]) of the items of the window.
+        labels_BK, units_BC: float32.
+    """
+
+    histories: Sequences
+    context_BX: np.ndarray
+    priors_VP: np.ndarray | None
+    next_B: np.ndarray
+    targets: tuple[np.ndarray, np.ndarray]
+    labels_BK: np.ndarray
+    units_BC: np.ndarray
+
+    def take(self, users: np.ndarray) -> Moment:
+        """Only the users at these places."""
+        offsets, rows = self.targets
+        lengths = np.diff(offsets)[users]
+        ends = np.cumsum(lengths)
+        chosen = np.arange(ends[-1] if len(ends) else 0) + np.repeat(offsets[:-1][users] - (ends - lengths), lengths)
+        return replace(
+            self, histories=self.histories.take(users), context_BX=self.context_BX[users], next_B=self.next_B[users],
+            targets=(np.concatenate([[0], ends]), rows[chosen]), labels_BK=self.labels_BK[users],
+            units_BC=self.units_BC[users],
+        )  # fmt: skip
+
+
+def moment(model: InterestModel, log: Sequences, at_us: int, objectives: Objectives, log_end_us: int) -> Moment:
+    """Read the log at an instant. Raises SchemaError if a window ends after ``log_end_us``."""
+    if at_us + objectives.window_us > log_end_us:
+        raise SchemaError(
+            f"the longest window, {objectives.window_us / DAY_US:g} days, ends after the log does; choose an earlier "
+            "instant"
+        )
+    users = known_users(log, at_us)
+    days = model.recipe.popularity_days
+    answers = [labels(log, task, counts, at_us, log_end_us)[users] for task, counts in objectives.tasks]
+    units = np.zeros((len(users), 0), np.float32)
+    if objectives.category_V is not None:
+        units = user_demand(log, objectives.category_V, objectives.n_categories, at_us)[users]
+    later = log.between(at_us, log_end_us).known().take(users)
+    next_B = np.zeros(len(users), np.int64)
+    next_B[later.lengths > 0] = later.items[later.offsets[:-1][later.lengths > 0]]
+    window = later.between(None, at_us + round((objectives.all_action_days or 0.0) * DAY_US))
+    pairs = np.unique(window.user_index * (model.vocabulary.n_items + 1) + window.items)
+    owner, rows = pairs // (model.vocabulary.n_items + 1), pairs % (model.vocabulary.n_items + 1)
+    counts = rfm_features(log, at_us).to_numpy()[users]
+    return Moment(
+        log.between(None, at_us).take(users).latest(model.recipe.max_length),
+        np.log1p(np.maximum(counts, 0)).astype(np.float32),
+        PopularityPrior(log, model.vocabulary.n_items, days).at(at_us) if days else None,
+        next_B,
+        (np.concatenate([[0], np.cumsum(np.bincount(owner, minlength=len(users)))]), rows),
+        np.stack(answers, axis=1) if answers else np.zeros((len(users), 0), np.float32),
+        units,
+    )

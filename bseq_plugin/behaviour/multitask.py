@@ -1,0 +1,205 @@
+"""Several futures from one encoder, learned together: next item, all of a window, yes-or-no tasks, demand.
+
+It begins with a trained ``InterestModel`` and goes on in one process, without sharding: the frozen-vector protocol with
+the encoder no longer frozen.
+
+Shape letters: B users of a batch, D width of an interest, X context columns, V items, O objectives.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from bseq_plugin.behaviour.curves import auroc
+from bseq_plugin.behaviour.fit import TaskWeights, Weighting, build_head, task_losses
+from bseq_plugin.behaviour.inputs import Scale
+from bseq_plugin.behaviour.moments import ALL_ACTION, DEMAND, NEXT_ITEM, Moment, Objectives
+from bseq_plugin.data.batches import history_features
+from bseq_plugin.errors import BseqError, UsageError
+from bseq_plugin.metrics import ranking_metrics, top_k_items
+from bseq_plugin.model.encoder import ITEM_TABLE, USER_INTEREST
+from bseq_plugin.model.interest_model import InterestModel
+from bseq_plugin.model.items import score_vectors
+from bseq_plugin.schema.recipe import Recipe
+
+K_ITEMS = 20
+
+
+class MultiTask(nn.Module):
+    """The encoder with all heads.
+
+    Args:
+        model: what it begins with; it is copied.
+        scale: of the context.
+    """
+
+    def __init__(
+        self, model: InterestModel, objectives: Objectives, scale: Scale, head: str = "mlp",
+        weighting: Weighting = "equal",
+    ) -> None:  # fmt: skip
+        super().__init__()
+        self.recipe: Recipe = model.recipe
+        self.objectives, self.scale = objectives, scale
+        self.encoder = copy.deepcopy(model.encoder)
+        width = model.recipe.interest_dim + len(scale.mean_D)
+        self.norm = nn.LayerNorm(model.recipe.interest_dim)
+        self.head = build_head(head, None, width, len(objectives.tasks)) if objectives.tasks else None
+        self.demand = nn.Linear(width, objectives.n_categories) if objectives.n_categories else None
+        if self.demand is not None:
+            nn.init.zeros_(self.demand.weight)
+            nn.init.constant_(self.demand.bias, -2.0)
+        self.weights = TaskWeights(len(objectives.names), weighting)
+
+    def forward(self, part: Moment) -> tuple[Tensor, Tensor]:
+        """``(interests_BD, inputs of the heads [B, D + X])``."""
+        interests_BD: Tensor = self.encoder(history_features(part.histories, self.recipe.event_features))[USER_INTEREST]
+        context_BX = torch.from_numpy(self.scale(part.context_BX))
+        return interests_BD, torch.cat([self.norm(interests_BD), context_BX], dim=1)
+
+    def item_vectors(self, part: Moment) -> Tensor:
+        """``[V + 1, D]``, popularity as of the instant."""
+        table_VD = self.encoder.embedding_collection.embeddings[ITEM_TABLE].weight
+        priors_VP = None if part.priors_VP is None else torch.from_numpy(part.priors_VP)
+        return score_vectors(table_VD, priors_VP, self.recipe.score == "cosine")
+
+    def losses(self, part: Moment) -> Tensor:
+        """``[O]``, one loss an objective: mean cross-entropy, or Poisson deviance up to a constant."""
+        interests_BD, inputs = self(part)
+        found: list[Tensor] = []
+        if self.objectives.next_item or self.objectives.all_action_days is not None:
+            scores_BV = interests_BD @ self.item_vectors(part)[1:].T
+            norms_B = torch.logsumexp(scores_BV, dim=1)
+            if self.objectives.next_item:
+                there = torch.from_numpy(np.flatnonzero(part.next_B))
+                rows = torch.from_numpy(part.next_B)[there] - 1
+                found.append(_mean(norms_B[there] - scores_BV[there, rows]))
+            if self.objectives.all_action_days is not None:
+                owner = torch.from_numpy(np.repeat(np.arange(len(norms_B)), np.diff(part.targets[0])))
+                found.append(_mean(norms_B[owner] - scores_BV[owner, torch.from_numpy(part.targets[1]) - 1]))
+        if self.head is not None:
+            found.extend(task_losses(self.head(inputs), torch.from_numpy(part.labels_BK)).unbind())
+        if self.demand is not None:
+            found.append(F.poisson_nll_loss(self.demand(inputs).clamp(max=8), torch.from_numpy(part.units_BC)))
+        return torch.stack(found)
+
+    @torch.no_grad()
+    def judge(self, part: Moment) -> dict[str, float]:
+        """AUROC of the tasks, NDCG@20 of next item and window, WAPE of the week's demand over users and categories."""
+        self.eval()
+        interests_BD, inputs = self(part)
+        found: dict[str, float] = {}
+        for name, (offsets, rows) in self._wanted(part).items():
+            asked = np.flatnonzero(np.diff(offsets))
+            top_UK = top_k_items(interests_BD[torch.from_numpy(asked)], self.item_vectors(part), K_ITEMS)
+            kept = np.concatenate([[0], np.cumsum(np.diff(offsets)[asked])])
+            found[name] = float(ranking_metrics(top_UK, kept, rows, [K_ITEMS])[f"ndcg@{K_ITEMS}"].mean())
+        if self.head is not None:
+            logits_BK = self.head(inputs).numpy()
+            for place, (task, _) in enumerate(self.objectives.tasks):
+                found[task.name] = auroc(part.labels_BK[:, place], logits_BK[:, place])
+        if self.demand is not None:
+            forecast_C, truth_C = torch.exp(self.demand(inputs)).sum(0).numpy(), part.units_BC.sum(0)
+            found[DEMAND] = float(np.abs(forecast_C - truth_C).sum() / max(truth_C.sum(), 1.0))
+        return found
+
+    def _wanted(self, part: Moment) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+        wanted = {}
+        if self.objectives.next_item:
+            there_B = (part.next_B > 0).astype(np.int64)
+            wanted[NEXT_ITEM] = np.concatenate([[0], np.cumsum(there_B)]), part.next_B[part.next_B > 0]
+        if self.objectives.all_action_days is not None:
+            wanted[ALL_ACTION] = part.targets
+        return wanted
+
+
+def _mean(losses: Tensor) -> Tensor:
+    return losses.sum() / max(len(losses), 1)
+
+
+@dataclass(frozen=True)
+class MultiTaskFit:
+    """A trained model, the epoch that was kept, and its summed loss on the validation instant."""
+
+    model: MultiTask
+    epoch: int
+    loss: float
+
+    @cached_property
+    def names(self) -> tuple[str, ...]:
+        """Of the objectives."""
+        return self.model.objectives.names
+
+
+def fit_multitask(
+    model: InterestModel,
+    train: list[Moment],
+    validation: Moment,
+    objectives: Objectives,
+    *,
+    head: str = "mlp",
+    weighting: Weighting = "equal",
+    epochs: int = 6,
+    batch_users: int = 256,
+    learning_rate: float = 1e-3,
+    seed: int = 0,
+) -> MultiTaskFit:
+    """Train all objectives together, keeping the epoch with the least summed loss on the validation instant.
+
+    Raises:
+        UsageError: nothing to learn, an unknown head or weighting, epochs below 1.
+        BseqError: the loss is no longer finite.
+    """
+    if epochs < 1 or batch_users < 1 or not train:
+        raise UsageError(
+            f"epochs = {epochs}, batch_users = {batch_users}, {len(train)} instants; give 1 or more of each"
+        )
+    scale = Scale.of(np.concatenate([part.context_BX for part in train]))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        task = MultiTask(model, objectives, scale, head, weighting)
+        optimizer = torch.optim.Adam(task.parameters(), lr=learning_rate)
+        best = MultiTaskFit(task, 0, float("inf"))
+        state = copy.deepcopy(task.state_dict())
+        for epoch in range(1, epochs + 1):
+            task.train()
+            for part in _batches(train, batch_users, np.random.default_rng([seed, epoch])):
+                optimizer.zero_grad()
+                loss = task.weights(task.losses(part))
+                loss.backward()
+                if not torch.isfinite(loss):
+                    raise BseqError(f"the loss is {float(loss)} in epoch {epoch}; lower learning_rate")
+                optimizer.step()
+            judged = _judged(task, validation, batch_users)
+            if judged < best.loss:
+                best, state = MultiTaskFit(task, epoch, judged), copy.deepcopy(task.state_dict())
+    task.load_state_dict(state)
+    task.eval()
+    return best
+
+
+def _batches(train: list[Moment], batch_users: int, random: np.random.Generator) -> Iterator[Moment]:
+    """Every user of every instant once, a batch at one instant."""
+    pieces = []
+    for place, part in enumerate(train):
+        order = random.permutation(part.histories.n_users)
+        pieces += [(place, users) for users in np.array_split(order, max(1, -(-len(order) // batch_users)))]
+    for choice in random.permutation(len(pieces)):
+        place, users = pieces[choice]
+        yield train[place].take(users)
+
+
+@torch.no_grad()
+def _judged(task: MultiTask, validation: Moment, batch_users: int) -> float:
+    """The summed loss of all users, a batch at a time, so that memory stays bounded."""
+    task.eval()
+    n_users = validation.histories.n_users
+    parts = np.array_split(np.arange(n_users), max(1, -(-n_users // batch_users)))
+    return sum(float(task.losses(validation.take(users)).sum()) * len(users) for users in parts) / max(n_users, 1)

@@ -1,0 +1,169 @@
+"""Several objectives and one encoder: what followed an instant, each loss by hand, and learning together."""
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from bseq_plugin.behaviour.curves import auroc
+from bseq_plugin.behaviour.inputs import Scale
+from bseq_plugin.behaviour.moments import Objectives, moment
+from bseq_plugin.behaviour.multitask import MultiTask, fit_multitask
+from bseq_plugin.behaviour.tasks import Task
+from bseq_plugin.errors import SchemaError, UsageError
+from bseq_plugin.model.interest_model import InterestModel
+
+DAY_US = 86_400_000_000
+
+
+@pytest.fixture(scope="module")
+def model(habit_run):
+    return InterestModel.from_run(habit_run.path)
+
+
+@pytest.fixture(scope="module")
+def log(habit_run):
+    return habit_run.sequences()
+
+
+@pytest.fixture(scope="module")
+def objectives(model, habit_items):
+    tasks = [Task.parse(text) for text in ("churn:7", "purchase:7:group=g1")]
+    group_V = np.concatenate([[-1], model.vocabulary.item_ids // 10])
+    pairs = tuple((task, task.counts(model.vocabulary, habit_items)) for task in tasks)
+    return Objectives(pairs, next_item=True, all_action_days=7.0, category_V=group_V)
+
+
+@pytest.fixture(scope="module")
+def moments(model, log, objectives):
+    """Weekly instants after the model's training: all but the last for training, the last to judge."""
+    end_us = int(log.timestamps.max()) + 1
+    last = end_us - 7 * DAY_US
+    return [moment(model, log, last - place * 7 * DAY_US, objectives, end_us) for place in (3, 2, 1, 0)]
+
+
+def test_a_moment_is_what_a_loop_over_the_log_finds(model, log, objectives, habit_frame):
+    end_us = int(log.timestamps.max()) + 1
+    at_us = end_us - 9 * DAY_US
+    found = moment(model, log, at_us, objectives, end_us)
+    times = habit_frame["timestamp"].astype("datetime64[us, UTC]").astype("int64")
+    offsets, rows = found.targets
+    for place in range(0, found.histories.n_users, 7):
+        user = found.histories.user_ids[place]
+        own = habit_frame[habit_frame["user_id"] == user]
+        later = own[times[own.index] >= at_us]
+        wanted = 0 if later.empty else model.vocabulary.item_rows(later["item_id"].head(1))[0]
+        assert found.next_B[place] == wanted
+        week = later[times[later.index] < at_us + 7 * DAY_US]
+        expected = set(model.vocabulary.item_rows(week["item_id"]).tolist()) if len(week) else set()
+        assert set(rows[offsets[place] : offsets[place + 1]].tolist()) == expected
+        assert found.labels_BK[place, 0] == week.empty
+        assert found.labels_BK[place, 1] == (week["item_id"] // 10 == 1).any()
+        assert found.units_BC[place].tolist() == [(week["item_id"] // 10 == group).sum() for group in range(4)]
+
+
+def test_what_is_read_is_of_the_past_alone(model, log, objectives):
+    end_us = int(log.timestamps.max()) + 1
+    at_us = end_us - 9 * DAY_US
+    cut = log.where((log.timestamps < at_us) | (log.user_index % 2 == 0))  # half the users have no future
+    whole, part = (moment(model, one, at_us, objectives, end_us) for one in (log, cut))
+    np.testing.assert_array_equal(whole.histories.items, part.histories.items)
+    np.testing.assert_array_equal(whole.context_BX, part.context_BX)
+    assert (whole.next_B != part.next_B).any()
+    with pytest.raises(SchemaError, match="ends after the log does"):
+        moment(model, log, end_us - 6 * DAY_US, objectives, end_us)
+
+
+def test_taking_users_takes_all_that_is_theirs(moments):
+    part = moments[0]
+    users = np.array([5, 2, 2, 9])
+    found = part.take(users)
+    for place, user in enumerate(users):
+        own, theirs = (
+            rows[offsets[p] : offsets[p + 1]].tolist()
+            for (offsets, rows), p in ((found.targets, place), (part.targets, user))
+        )
+        assert own == theirs
+        assert found.histories.lengths[place] == part.histories.lengths[user]
+    np.testing.assert_array_equal(found.units_BC, part.units_BC[users])
+    assert found.take(np.empty(0, np.int64)).histories.n_users == 0
+
+
+def test_each_loss_by_hand(model, moments, objectives):
+    """In the order of the names, from the logits of the model's own parts."""
+    torch.manual_seed(0)
+    task = MultiTask(model, objectives, Scale.of(moments[0].context_BX)).eval()
+    torch.nn.init.normal_(task.demand.weight, std=0.1)
+    part = moments[0].take(np.arange(12))
+    interests, inputs = task(part)
+    log_softmax = torch.log_softmax(interests @ task.item_vectors(part)[1:].T, dim=1)
+    following = [-log_softmax[user, row - 1] for user, row in enumerate(part.next_B) if row]
+    offsets, rows = part.targets
+    window = [-log_softmax[u, row - 1] for u in range(12) for row in rows[offsets[u] : offsets[u + 1]]]
+    chances = torch.sigmoid(task.head(inputs))
+    truth = torch.from_numpy(part.labels_BK)
+    entropy = -(truth * chances.log() + (1 - truth) * (1 - chances).log()).mean(0)
+    rates = task.demand(inputs).exp()
+    poisson = (rates - torch.from_numpy(part.units_BC) * rates.log()).mean()
+    wanted = torch.stack([torch.stack(following).mean(), torch.stack(window).mean(), *entropy, poisson])
+    torch.testing.assert_close(task.losses(part), wanted, rtol=1e-4, atol=1e-5)
+    assert objectives.names == ("next_item", "all_action", "churn:7", "purchase:7:group=g1", "demand")
+
+
+@pytest.mark.parametrize(("head", "weighting"), [("mlp", "equal"), ("mmoe", "uncertainty")])
+def test_all_objectives_are_learned_together(model, moments, objectives, head, weighting):
+    before = {name: value.clone() for name, value in model.encoder.state_dict().items()}
+    begun = MultiTask(model, objectives, Scale.of(moments[0].context_BX)).judge(moments[-1])
+    fit = fit_multitask(
+        model, moments[:-1], moments[-1], objectives, head=head, weighting=weighting, epochs=12, batch_users=16,
+        learning_rate=1e-2,
+    )  # fmt: skip
+    found = fit.model.judge(moments[-1])
+    assert found["churn:7"] > 0.95
+    assert found["purchase:7:group=g1"] > 0.8
+    assert found["demand"] < 0.5 < begun["demand"]
+    assert found["all_action"] > 0.8 * begun["all_action"]
+    assert fit.epoch >= 1
+    for name, value in model.encoder.state_dict().items():  # what it began with is as it was
+        assert torch.equal(value, before[name])
+
+
+def test_one_objective_alone_learns_it(model, moments, log, objectives):
+    alone = objectives.alone("churn:7")
+    assert alone.names == ("churn:7",)
+    end_us = int(log.timestamps.max()) + 1
+    parts = [moment(model, log, end_us - place * 7 * DAY_US, alone, end_us) for place in (3, 2, 1)]
+    fit = fit_multitask(model, parts[:-1], parts[-1], alone, epochs=8, batch_users=16, learning_rate=1e-2)
+    assert list(fit.model.judge(parts[-1])) == ["churn:7"]
+    assert fit.model.judge(parts[-1])["churn:7"] > 0.95
+    recency = -parts[-1].context_BX[:, 0]
+    assert auroc(parts[-1].labels_BK[:, 0], -recency) > 0.9  # nor is it hard: silence tells
+
+
+def test_the_same_seed_gives_the_same_model(model, moments, objectives):
+    fits = [fit_multitask(model, moments[:1], moments[-1], objectives, epochs=1, seed=seed) for seed in (0, 0, 1)]
+    losses = {fit.loss for fit in fits}
+    assert len(losses) == 2
+
+
+def test_nothing_to_learn(model, moments, objectives):
+    with pytest.raises(UsageError, match="nothing to learn"):
+        _ = Objectives().names
+    with pytest.raises(UsageError, match="0 instants"):
+        fit_multitask(model, [], moments[0], objectives)
+    with pytest.raises(UsageError, match="epochs = 0"):
+        fit_multitask(model, moments[:1], moments[0], objectives, epochs=0)
+    with pytest.raises(UsageError, match="unknown head"):
+        fit_multitask(model, moments[:1], moments[0], objectives, head="none")
+    with pytest.raises(UsageError, match="weighting"):
+        fit_multitask(model, moments[:1], moments[0], objectives, weighting="mine")
+
+
+def test_a_batch_in_which_nobody_buys_anything_has_finite_gradients(model, moments, objectives):
+    task = MultiTask(model, objectives, Scale.of(moments[0].context_BX))
+    part = moments[0].take(np.flatnonzero(moments[0].next_B == 0)[:3])
+    loss = task.losses(part).sum()
+    loss.backward()
+    assert torch.isfinite(loss)
+    assert all(torch.isfinite(p.grad).all() for p in task.parameters() if p.grad is not None)
+    assert pd.isna(part.labels_BK).sum() == 0
