@@ -41,6 +41,8 @@ def main() -> None:
         report = Path(folder) / "report.xml"
         options = ["-m", "slow or not slow", "-q", "--show-capture=no", f"--junitxml={report}", *sys.argv[1:]]
         done = subprocess.run([sys.executable, "-m", "pytest", *options, *files], check=False, cwd=ROOT)
+        if not report.exists():
+            raise SystemExit(f"pytest ended with {done.returncode} and without a report: there is no verdict")
         cases = ElementTree.parse(report).iter("testcase")
         found = [
             {"name": case.get("name"), "value": round(float(case.get("time", 0)), 1), "unit": "seconds",
