@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import tomllib
 from collections.abc import Iterable, Mapping
 from datetime import datetime
@@ -178,6 +179,15 @@ class Recipe(BaseModel):
                 f"time_zone = {value!r} is not known here; give an IANA name such as 'Europe/Berlin'"
             ) from None
         return value
+
+    @field_validator("item_encoder_options", mode="before")
+    @classmethod
+    def _as_a_file_has_them(cls, value: Any) -> Any:
+        """Lists for tuples: a recipe equals what is read back from its file."""
+        try:
+            return json.loads(json.dumps(value))
+        except TypeError as error:
+            raise ValueError(f"item_encoder_options = {value!r}: {error}; give plain values") from None
 
     @model_validator(mode="after")
     def _consistent(self) -> Recipe:
