@@ -10,7 +10,7 @@ from bseq_plugin.data.item_vectors import ItemVectors
 from bseq_plugin.data.prepare import prepare
 from bseq_plugin.errors import PluginError, RecipeError, RunError, SchemaError, UsageError
 from bseq_plugin.item_encoders.columns import ColumnsItemEncoder
-from bseq_plugin.model.encoded_items import EncodedItems
+from bseq_plugin.model.encoded_items import BEGIN, EncodedItems
 from bseq_plugin.model.interest_model import InterestModel
 from bseq_plugin.model.new_items import rows_of_items, with_new_items
 from bseq_plugin.retrieval.publish import publish
@@ -74,7 +74,8 @@ def test_fusion_row_by_row(fusion):
     for found_ND, row_ND, id_N in zip(encoded(rows, ids), rows, ids, strict=True):
         assert found_ND.shape == row_ND.shape
         for found, row, item in zip(found_ND, row_ND, id_N, strict=True):
-            said = encoded.projection.weight @ torch.from_numpy(VECTORS[item])
+            white = (torch.from_numpy(VECTORS[item]) - encoded.centre_E) @ encoded.axes_EE
+            said = encoded.projection.weight @ white if VECTORS[item].any() else torch.zeros(3)
             share = 0.5
             if fusion == "gate":
                 share = torch.sigmoid(encoded.gate.linear(torch.cat([row, said])))
@@ -86,7 +87,7 @@ def test_id_dropout_drops_an_item_everywhere_but_never_one_without_a_vector():
     encoded = tower(VECTORS, id_dropout=0.4).train()
     ids = [torch.tensor([1, 2, 3, 4, 5, 6]), torch.tensor([6, 5, 4, 3, 2, 1, 0])]
     rows = [torch.ones(len(i), 3) for i in ids]
-    said = torch.from_numpy(VECTORS) @ encoded.projection.weight.T
+    said = encoded.projected(torch.from_numpy(VECTORS))
     kept = torch.zeros(7)
     for _ in range(400):
         first, second = encoded(rows, ids)
@@ -99,6 +100,23 @@ def test_id_dropout_drops_an_item_everywhere_but_never_one_without_a_vector():
     share = kept[[1, 2, 3, 4, 6]] / 400
     assert ((share > 0.5) & (share < 0.7)).all()  # 0.6; four deviations are 0.1
     assert torch.equal(encoded.eval()(rows, ids)[0], encoded(rows, ids)[0])
+
+
+def test_whitened_vectors_have_mean_0_and_even_directions_and_those_of_most_variance_come_first():
+    random = np.random.default_rng(1)
+    mixed = (random.normal(size=(400, 5)) * [9.0, 3.0, 1.0, 3.0, 9.0]) @ np.linalg.qr(random.normal(size=(5, 5)))[0] + 7
+    vectors = np.concatenate([np.zeros((1, 5)), mixed]).astype(np.float32)
+    encoded = tower(vectors, dim=3)
+    encoded.projection.weight.data = torch.eye(5)
+    white = encoded.projected(torch.from_numpy(vectors)).detach().numpy()[1:].astype(np.float64)
+    np.testing.assert_allclose(white.mean(0), 0, atol=1e-5)
+    variances = np.linalg.svd(mixed - mixed.mean(0), compute_uv=False) ** 2 / 400
+    # with a tenth of the mean variance added, direction by direction
+    wanted = np.diag(variances / (variances + variances.mean() / 10))
+    np.testing.assert_allclose(np.cov(white.T, bias=True), wanted, atol=1e-4)
+    rows = tower(vectors, dim=3).rows_of(torch.from_numpy(vectors)).detach().numpy()
+    assert not rows[0].any()
+    np.testing.assert_allclose(rows[1:], white[:, :3] * BEGIN, atol=1e-5)
 
 
 def test_an_item_nobody_has_had_goes_to_those_who_like_its_kind(run, items):

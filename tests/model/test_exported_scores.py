@@ -144,7 +144,9 @@ def test_the_exported_item_table_is_whole(trained):
         if tower.attribute_table is not None:
             wanted = wanted + tower.attribute_table.weight[log.attributes.codes_VA[row]].sum(0)
         if tower.encoded is not None:
-            said = tower.encoded.projection.weight @ torch.from_numpy(log.item_vectors.vectors_VE[row])
+            vector = torch.from_numpy(log.item_vectors.vectors_VE[row])
+            white = (vector - tower.encoded.centre_E) @ tower.encoded.axes_EE if vector.any() else vector
+            said = tower.encoded.projection.weight @ white
             if tower.encoded.gate is None:
                 wanted = wanted + said
             else:
