@@ -41,8 +41,8 @@ class EncodedItems(nn.Module):
     def __init__(self, recipe: Recipe, width: int, vectors: ItemVectors | None = None) -> None:
         super().__init__()
         self.id_dropout = recipe.id_dropout
-        self.projection = LeadingDirections(width, recipe.dim)
-        self.gate = Gate(recipe.dim) if recipe.item_fusion == "gate" else None
+        self.projection = LeadingDirections(width, recipe.dim, recipe.members)
+        self.gate = Gate(recipe.vector_dim) if recipe.item_fusion == "gate" else None
         identity = bytes(32) if vectors is None else bytes.fromhex(vectors.identity)
         self.register_buffer("identity", torch.tensor(list(identity), dtype=torch.uint8))
         centre_E, axes_EE = torch.zeros(width), torch.zeros(width, width)
@@ -121,17 +121,19 @@ def whitening(vectors_VE: np.ndarray) -> tuple[Tensor, Tensor]:
 class LeadingDirections(nn.Linear):
     """Begins with the directions of largest variance as they are: items alike in text are alike from the first step on.
 
-    A random projection would have to learn that first, and id rows learn faster. Without bias: no vector, no change.
+    A random projection would have to learn that first, and id rows learn faster. Each of ``members`` has ``dim``
+    columns of its own, and begins alike. Without bias: no vector, no change.
     """
 
-    def __init__(self, width: int, dim: int) -> None:
-        super().__init__(width, dim, bias=False)
+    def __init__(self, width: int, dim: int, members: int) -> None:
+        self.members = members
+        super().__init__(width, members * dim, bias=False)
 
     def reset_parameters(self) -> None:
         """Back to the leading directions, ``BEGIN`` wide."""
-        nn.init.eye_(self.weight)
         with torch.no_grad():
-            self.weight *= BEGIN
+            for part in self.weight.chunk(self.members):
+                part.copy_(BEGIN * torch.eye(*part.shape))
 
 
 class Gate(nn.Module):

@@ -46,7 +46,7 @@ def with_new_items(model: InterestModel, items: pd.DataFrame, progress: bool = F
     _fusion(model)
     checked_items(items, [])
     new = items[model.vocabulary.item_rows(items[ITEM]) == 0] if len(items) else items
-    rows_ND = rows_of_items(model, new, progress) if len(new) else torch.empty(0, model.recipe.dim)
+    rows_ND = rows_of_items(model, new, progress) if len(new) else torch.empty(0, model.recipe.vector_dim)
     known = rows_ND.any(1)
     if not bool(known.any()):
         return model

@@ -47,6 +47,7 @@ VARIANTS = {
         "item_encoder_options": {"columns": {"numbers": ("brand",)}},
     },
     "encoders": {"encoder": "causal", "encoder_options": {"n_blocks": 1}, **BY_COLUMNS, "item_init": "encoder"},
+    "encoded_members": {"encoder": "mean", "members": 2, **BY_COLUMNS, "item_init": "encoder", "id_dropout": 0.5},
     "gate": {"encoder": "mean", "score": "cosine", **BY_COLUMNS, "item_fusion": "gate", "id_dropout": 0.5},
 }
 
