@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from bseq_plugin.retrieval.publish import publish as publish
     from bseq_plugin.retrieval.retriever import Retriever as Retriever
     from bseq_plugin.schema.heads import BehaviourHead as BehaviourHead
+    from bseq_plugin.schema.item_encoders import ItemEncoder as ItemEncoder
     from bseq_plugin.schema.options import PartOptions as PartOptions
     from bseq_plugin.schema.packed import PackedEvents as PackedEvents
     from bseq_plugin.schema.parts import Candidates as Candidates
@@ -67,6 +68,7 @@ _HOME = {
     "Filters": "retrieval.filters",
     "IndexCapabilities": "schema.parts",
     "InterestModel": "model.interest_model",
+    "ItemEncoder": "schema.item_encoders",
     "PackedEvents": "schema.packed",
     "PartOptions": "schema.options",
     "Pseudonymiser": "data.pseudonyms",

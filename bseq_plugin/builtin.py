@@ -10,6 +10,7 @@ from bseq_plugin.hookspecs import hookimpl
 if TYPE_CHECKING:
     from bseq_plugin.data.events import Events
     from bseq_plugin.schema.heads import BehaviourHead
+    from bseq_plugin.schema.item_encoders import ItemEncoder
     from bseq_plugin.schema.parts import RankingFeature, SequenceEncoder, SequenceLoss, VectorIndex
     from bseq_plugin.schema.sources import CandidateSource
 
@@ -44,6 +45,14 @@ def bseq_heads() -> list[type[BehaviourHead]]:
     from bseq_plugin.heads.mmoe import MmoeHead
 
     return [MlpHead, MmoeHead]
+
+
+@hookimpl
+def bseq_item_encoders() -> list[type[ItemEncoder]]:
+    """``columns``."""
+    from bseq_plugin.item_encoders.columns import ColumnsItemEncoder
+
+    return [ColumnsItemEncoder]
 
 
 @hookimpl

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from bseq_plugin.data.events import Events
     from bseq_plugin.model.encoder import SequenceInterestEncoder
     from bseq_plugin.schema.heads import BehaviourHead
+    from bseq_plugin.schema.item_encoders import ItemEncoder
     from bseq_plugin.schema.parts import RankingFeature, SequenceEncoder, SequenceLoss, VectorIndex
     from bseq_plugin.schema.sources import CandidateSource
 
@@ -41,6 +42,10 @@ class BseqSpecs:
     @hookspec
     def bseq_heads(self) -> list[type[BehaviourHead]]:  # type: ignore[empty-body]
         """From user vectors to what the user will do: one logit a task."""
+
+    @hookspec
+    def bseq_item_encoders(self) -> list[type[ItemEncoder]]:  # type: ignore[empty-body]
+        """Rows of the items table (text, categories, ...) -> vectors, for items nobody has touched yet as well."""
 
     @hookspec
     def bseq_indexes(self) -> list[type[VectorIndex]]:  # type: ignore[empty-body]

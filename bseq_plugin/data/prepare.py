@@ -12,6 +12,7 @@ import pandas as pd
 from bseq_plugin.data.event_features import SESSION, TIME_GAP, TIME_OF_WEEK, EventInputs
 from bseq_plugin.data.events import DAY_US, EVENT_TYPE, VALUE, Events, instant_us
 from bseq_plugin.data.events import SESSION as SESSION_ID
+from bseq_plugin.data.item_vectors import ItemVectors
 from bseq_plugin.data.items import ItemAttributes, PopularityPrior
 from bseq_plugin.data.partitions import PartitionedSequences
 from bseq_plugin.data.sequences import Sequences
@@ -41,6 +42,7 @@ class PreparedLog:
     attributes: ItemAttributes | None
     partitions: PartitionedSequences | None = None
     newest_us: int | None = None
+    item_vectors: ItemVectors | None = None
 
     @cached_property
     def item_priors(self) -> np.ndarray | None:
@@ -59,11 +61,13 @@ class PreparedLog:
         return None if times is None or len(times) == 0 else int(times.max())
 
 
-def prepare(events: Events, recipe: Recipe, items: pd.DataFrame | None = None) -> PreparedLog:
+def prepare(events: Events, recipe: Recipe, items: pd.DataFrame | None = None, progress: bool = False) -> PreparedLog:
     """Split ``events``; the vocabulary of a time split counts only what lies before the validation.
 
     Args:
-        items: a row an item with ``item_id`` and the columns named in ``recipe.item_attributes``.
+        items: a row an item with ``item_id`` and the columns that ``recipe.item_attributes`` names and
+            ``recipe.item_encoders`` read.
+        progress: show how far slow item encoders are.
 
     Raises:
         SchemaError: the split leaves nothing to train on or to validate with; the items table is missing or unfit.
@@ -73,17 +77,25 @@ def prepare(events: Events, recipe: Recipe, items: pd.DataFrame | None = None) -
     recipe = resolve(recipe, LogColumns(EVENT_TYPE in frame, SESSION_ID in frame, VALUE in frame), newest_us)
     vocabulary, sequences, training = _split(events, recipe)
     validation = None if recipe.split == "none" else evaluation_set(sequences, recipe, "validation")
-    attributes = None
-    if recipe.item_attributes:
-        attributes = ItemAttributes.from_frame(require_items(recipe, items), recipe.item_attributes, vocabulary)
-    return PreparedLog(recipe, vocabulary, sequences, training, validation, attributes)
+    attributes, item_vectors = what_is_known(items, recipe, vocabulary, progress)
+    return PreparedLog(recipe, vocabulary, sequences, training, validation, attributes, item_vectors=item_vectors)
 
 
-def require_items(recipe: Recipe, items: pd.DataFrame | None) -> pd.DataFrame:
-    """The items table. Raises SchemaError if there is none."""
+def what_is_known(
+    items: pd.DataFrame | None, recipe: Recipe, vocabulary: Vocabulary, progress: bool = False
+) -> tuple[ItemAttributes | None, ItemVectors | None]:
+    """What the recipe reads of the items table. Raises SchemaError if it reads something and there is none."""
+    if not recipe.item_attributes and not recipe.item_encoders:
+        return None, None
     if items is None:
-        raise SchemaError(f"the recipe reads item attributes {recipe.item_attributes}; give the items table (--items)")
-    return items
+        read = f"item attributes {recipe.item_attributes}" if recipe.item_attributes else "items with item_encoders"
+        raise SchemaError(f"the recipe reads {read}; give the items table (--items)")
+    attributes = vectors = None
+    if recipe.item_attributes:
+        attributes = ItemAttributes.from_frame(items, recipe.item_attributes, vocabulary)
+    if recipe.item_encoders:
+        vectors = ItemVectors.from_frame(items, recipe, vocabulary, progress)
+    return attributes, vectors
 
 
 def _split(events: Events, recipe: Recipe) -> tuple[Vocabulary, Sequences, Sequences]:

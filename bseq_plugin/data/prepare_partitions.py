@@ -8,9 +8,8 @@ import numpy as np
 import pandas as pd
 
 from bseq_plugin.data.events import instant_us
-from bseq_plugin.data.items import ItemAttributes
 from bseq_plugin.data.partitions import PartitionedSequences
-from bseq_plugin.data.prepare import LogColumns, PreparedLog, evaluation_set, require_items, resolve
+from bseq_plugin.data.prepare import LogColumns, PreparedLog, evaluation_set, resolve, what_is_known
 from bseq_plugin.data.sequences import Sequences
 from bseq_plugin.data.splits import training_part
 from bseq_plugin.data.streams import nobody
@@ -48,7 +47,12 @@ def count_partitions(log: PartitionedSequences, recipe: Recipe, numbers: list[in
 
 
 def prepare_partitions(
-    log: PartitionedSequences, recipe: Recipe, counts: np.ndarray, newest_us: int, items: pd.DataFrame | None = None
+    log: PartitionedSequences,
+    recipe: Recipe,
+    counts: np.ndarray,
+    newest_us: int,
+    items: pd.DataFrame | None = None,
+    progress: bool = False,
 ) -> PreparedLog:
     """``prepare`` for a resolved recipe, with what ``count_partitions`` found in all partitions.
 
@@ -62,17 +66,17 @@ def prepare_partitions(
         raise SchemaError(f"no item has min_item_count = {recipe.min_item_count} events or more; lower it")
     vocabulary = Vocabulary(whole.item_ids[keep], counts[keep], whole.event_types)
     sample = _sample(log, vocabulary)
+    attributes, item_vectors = what_is_known(items, recipe, vocabulary, progress)
     return PreparedLog(
         recipe,
         vocabulary,
         sample,
         nobody(log),
         None if recipe.split == "none" else evaluation_set(sample, recipe, "validation"),
-        ItemAttributes.from_frame(require_items(recipe, items), recipe.item_attributes, vocabulary)
-        if recipe.item_attributes
-        else None,
+        attributes,
         log,
         newest_us or None,
+        item_vectors,
     )
 
 

@@ -15,8 +15,10 @@ from torchrec import EmbeddingCollection, EmbeddingConfig, JaggedTensor, KeyedJa
 from bseq_plugin.data.batches import EVENT, NEGATIVE, SESSION_NUMBER, TARGET, TIMESTAMP
 from bseq_plugin.data.event_features import TABLE_ROWS, EventInputs
 from bseq_plugin.data.events import EVENT_TYPE
+from bseq_plugin.data.item_vectors import ItemVectors
 from bseq_plugin.data.items import ItemAttributes
 from bseq_plugin.errors import PluginError, RecipeError
+from bseq_plugin.model.encoded_items import EncodedItems
 from bseq_plugin.model.interests import MultiInterests
 from bseq_plugin.model.items import InterestHead, ItemTower
 from bseq_plugin.model.members import SideBySide
@@ -42,6 +44,8 @@ class SequenceInterestEncoder(nn.Module):
             (RecipeError without).
         attributes: item attributes to sum into the item rows, one for each of ``recipe.item_attributes`` (training; an
             exported encoder has them in its item table).
+        item_vectors: what the recipe's item encoders say of the items (training), or only how wide that is (an exported
+            encoder has it in its item table).
         candidate_keys: look up ``target`` and ``negative`` in the item table too (training).
         device: of the embedding tables; "meta" leaves them to the planner of ``DistributedModelParallel``.
 
@@ -57,6 +61,7 @@ class SequenceInterestEncoder(nn.Module):
         n_event_types: int = 0,
         *,
         attributes: ItemAttributes | None = None,
+        item_vectors: ItemVectors | int | None = None,
         candidate_keys: bool = False,
         device: torch.device | str | None = None,
     ) -> None:
@@ -69,7 +74,8 @@ class SequenceInterestEncoder(nn.Module):
             )
         tables = _tables(recipe, n_items, n_event_types, candidate_keys)
         self.embedding_collection = EmbeddingCollection(tables=tables, device=torch.device(device) if device else None)
-        self.item_tower = ItemTower(recipe.vector_dim, attributes, recipe.table_init)
+        encoded = _encoded_items(recipe, item_vectors)
+        self.item_tower = ItemTower(recipe.vector_dim, attributes, recipe.table_init, encoded)
         self.event_embedder = EventEmbedder(EventInputs.of(recipe), recipe.max_length)
         self.sequence_encoder = StateReader(part)
         self.interest_head = InterestHead(
@@ -192,6 +198,16 @@ def build_encoder_part(recipe: Recipe) -> SequenceEncoder:
         part(recipe.dim, recipe.max_length, recipe.dropout, options) for _ in range(recipe.members)
     ]
     return members[0] if len(members) == 1 else SideBySide(members)
+
+
+def _encoded_items(recipe: Recipe, vectors: ItemVectors | int | None) -> EncodedItems | None:
+    if not recipe.item_encoders:
+        return None
+    if vectors is None:
+        raise RecipeError(f"the recipe has item_encoders = {list(recipe.item_encoders)}; give their item_vectors")
+    if isinstance(vectors, int):
+        return EncodedItems(recipe, vectors)
+    return EncodedItems(recipe, vectors.vectors_VE.shape[1], vectors)
 
 
 def _tables(recipe: Recipe, n_items: int, n_event_types: int, candidate_keys: bool) -> list[EmbeddingConfig]:

@@ -25,13 +25,14 @@ from torch import Tensor
 from bseq_plugin import __version__
 from bseq_plugin.data.sequences import Sequences
 from bseq_plugin.data.vocabulary import Vocabulary
-from bseq_plugin.errors import RunError
+from bseq_plugin.errors import RecipeError, RunError
 from bseq_plugin.model.direct import WideModules, direct_interests
 from bseq_plugin.model.encoder import ITEM_TABLE, SequenceInterestEncoder
 from bseq_plugin.model.items import score_vectors
 from bseq_plugin.model.tensor_file import create, write
 from bseq_plugin.schema.recipe import Recipe
 
+PROJECTION = "item_tower.encoded.projection.weight"
 ITEM_WEIGHT = f"embedding_collection.embeddings.{ITEM_TABLE}.weight"
 EVENTS_PER_CALL = 1 << 13  # bounds memory; large enough that calls cost little beside their arithmetic
 
@@ -66,7 +67,13 @@ class InterestModel:
         ``copy=False`` takes the tensors as they are: tables that are mapped files stay on the disk.
         """
         # tables on the meta device: to fill a million rows with random numbers first would take longer than all else
-        encoder = SequenceInterestEncoder(recipe, vocabulary.n_items, len(vocabulary.event_types), device="meta")
+        width = state[PROJECTION].shape[1] if PROJECTION in state else None
+        try:
+            encoder = SequenceInterestEncoder(
+                recipe, vocabulary.n_items, len(vocabulary.event_types), item_vectors=width, device="meta"
+            )
+        except RecipeError as error:
+            raise RunError(f"the saved encoder does not fit its recipe: {error}") from None
         values = {name: value.detach().clone() if copy else value for name, value in state.items()}
         try:
             encoder.load_state_dict(values, assign=True)

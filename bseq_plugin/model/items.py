@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -11,10 +11,11 @@ from torch.nn import functional as F
 from torchrec import JaggedTensor, KeyedJaggedTensor
 
 from bseq_plugin.data.items import ItemAttributes
+from bseq_plugin.model.encoded_items import EncodedItems
 
 
 class ItemTower(nn.Module):
-    """Adds the vectors of an item's attributes to its looked-up row.
+    """Adds the vectors of an item's attributes to its looked-up row, then what its encoders say (``EncodedItems``).
 
     Attributes have few values, so their table is a dense parameter, copied to every rank; the item table alone is
     sharded. When a trained model is exported the sums are written into the item table (``folded``) and the tower is
@@ -24,8 +25,15 @@ class ItemTower(nn.Module):
     membership: Tensor
     membership_transposed: Tensor
 
-    def __init__(self, dim: int, attributes: ItemAttributes | None = None, init_std: float = 0.02) -> None:
+    def __init__(
+        self,
+        dim: int,
+        attributes: ItemAttributes | None = None,
+        init_std: float = 0.02,
+        encoded: EncodedItems | None = None,
+    ) -> None:
         super().__init__()
+        self.encoded = encoded
         self.attribute_table: nn.Embedding | None = None
         if attributes is not None:
             self.attribute_table = nn.Embedding(attributes.n_codes, dim)
@@ -37,25 +45,31 @@ class ItemTower(nn.Module):
     def forward(self, looked_up: dict[str, JaggedTensor], features: KeyedJaggedTensor, keys: list[str]) -> list[Tensor]:
         """``[N, D]`` for each of ``keys``: the item rows of that key of the batch."""
         rows = [looked_up[key].values() for key in keys]
-        if self.attribute_table is None:
-            return rows
+        ids = [features[key].values() for key in keys]
+        rows = rows if self.attribute_table is None else self._with_attributes(rows, ids)
+        fused: list[Tensor] = rows if self.encoded is None else self.encoded(rows, ids)
+        return fused
+
+    def _with_attributes(self, rows: list[Tensor], ids: list[Tensor]) -> list[Tensor]:
         # Summed once for the whole catalogue, then looked up like rows: histories repeat items many times over.
-        table_CD = self.attribute_table.weight
+        table_CD = cast(nn.Embedding, self.attribute_table).weight
         sums_VD = _SparseProduct.apply(  # type: ignore[no-untyped-call]
             self.membership, self.membership_transposed, table_CD
         )
-        ids = [features[key].values() for key in keys]
         added = torch.split(F.embedding(torch.cat(ids), sums_VD), [len(i) for i in ids])
         return [row + more for row, more in zip(rows, added, strict=True)]
 
     @torch.no_grad()
     def folded(self, rows_ND: Tensor, first_row: int = 0, columns: slice = slice(None)) -> Tensor:
-        """Rows ``first_row``... of the item table, or some of their columns, with attributes summed in."""
-        if self.attribute_table is None:
-            return rows_ND
+        """Rows ``first_row``... of the item table, or some of their columns, with all that is known of the items."""
+        if self.attribute_table is not None:
+            rows_ND = self._attributes_folded(rows_ND, first_row, columns)
+        return rows_ND if self.encoded is None else self.encoded.folded(rows_ND, first_row, columns)
+
+    def _attributes_folded(self, rows_ND: Tensor, first_row: int, columns: slice) -> Tensor:
         starts = self.membership.crow_indices()[first_row : first_row + len(rows_ND) + 1]
         codes = self.membership.col_indices()[starts[0] : starts[-1]].view(len(rows_ND), -1)
-        added_ND: Tensor = self.attribute_table.weight[codes].sum(1)[:, columns]
+        added_ND: Tensor = cast(nn.Embedding, self.attribute_table).weight[codes].sum(1)[:, columns]
         return rows_ND + added_ND.to(rows_ND.device)
 
 

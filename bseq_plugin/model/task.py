@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from bseq_plugin.data.batches import EVENT, NEGATIVE, TARGET, Batch
+from bseq_plugin.data.item_vectors import ItemVectors
 from bseq_plugin.data.items import ItemAttributes
 from bseq_plugin.model.encoder import SequenceInterestEncoder
 from bseq_plugin.model.interests import label_aware
@@ -27,11 +28,18 @@ class SequenceInterestTask(nn.Module):
         n_event_types: int = 0,
         *,
         attributes: ItemAttributes | None = None,
+        item_vectors: ItemVectors | int | None = None,
         device: torch.device | str | None = None,
     ) -> None:
         super().__init__()
         self.interest_encoder = SequenceInterestEncoder(
-            recipe, n_items, n_event_types, attributes=attributes, candidate_keys=True, device=device
+            recipe,
+            n_items,
+            n_event_types,
+            attributes=attributes,
+            item_vectors=item_vectors,
+            candidate_keys=True,
+            device=device,
         )
         self.objective = Objective(
             build_loss_part(recipe), recipe.score == "cosine", recipe.interests_per_user, recipe.members

@@ -19,7 +19,7 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import platform
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -37,12 +37,13 @@ from bseq_plugin.data.sequences import Sequences
 from bseq_plugin.data.vocabulary import Vocabulary
 from bseq_plugin.errors import RunError, StoreError, UsageError
 from bseq_plugin.model.interest_model import InterestModel
+from bseq_plugin.model.new_items import with_new_items
 from bseq_plugin.model.tensor_file import create
 from bseq_plugin.model.tensor_file import write as write_rows
 from bseq_plugin.retrieval.blend import BlendWeights
 from bseq_plugin.retrieval.choose import Choice, IndexTarget, choose_index, named_index
 from bseq_plugin.retrieval.disk import sha256
-from bseq_plugin.retrieval.export import Dedup, OnBad, exportable, require_finite
+from bseq_plugin.retrieval.export import Dedup, OnBad, exportable, moved, require_finite
 from bseq_plugin.retrieval.golden import golden_queries
 from bseq_plugin.retrieval.measure import spread_queries
 from bseq_plugin.retrieval.overlay import Overlay
@@ -79,6 +80,7 @@ def publish(
     index: str = "auto",
     index_options: dict[str, Any] | None = None,
     histories: Sequences | None = None,
+    items: pd.DataFrame | None = None,
     on_bad: OnBad = "error",
     dedup: Dedup = "error",
     target: IndexTarget | None = None,
@@ -88,6 +90,7 @@ def publish(
     Args:
         index: name of an index (see ``bseq plugins``), or "auto": see ``choose_index``.
         histories: the users' histories to serve, in rows of the run's vocabulary; default: the whole log of the run.
+        items: an items table; items that the run has never seen enter by what its item encoders say of them.
         on_bad: what to do with items whose vector has NaN or Inf, or for cosine scores no direction: "error", or
             "drop" them; their events are then of unknown items.
         dedup: what to do with item ids that are there twice: "error", or keep the "last".
@@ -111,6 +114,7 @@ def publish(
         index=index,
         index_options=index_options,
         blend=weights,
+        items=items,
         on_bad=on_bad,
         dedup=dedup,
         target=target,
@@ -138,6 +142,7 @@ def publish_model(
     index: str = "auto",
     index_options: dict[str, Any] | None = None,
     blend: BlendWeights | None = None,
+    items: pd.DataFrame | None = None,
     on_bad: OnBad = "error",
     dedup: Dedup = "error",
     target: IndexTarget | None = None,
@@ -146,6 +151,8 @@ def publish_model(
     if not pd.Index(histories.user_ids).is_unique:
         raise UsageError("histories have a user twice; give each user one history")
     model, histories = exportable(model, histories, on_bad, dedup)
+    if items is not None:
+        model, histories = _with_new_items(model, histories, items)
     vectors_VD = model.item_vectors_VD[1:]
     if index != "auto":  # before the histories are encoded: an unusable index is told at once
         choice = named_index(index, vectors_VD, index_options)
@@ -156,6 +163,12 @@ def publish_model(
         queries_QD = spread_queries(made.interests_UKD, histories.lengths, N_TUNING)
         choice = choose_index(vectors_VD, queries_QD, target)
     return write_version(store, made, choice, blend or BlendWeights())
+
+
+def _with_new_items(model: InterestModel, histories: Sequences, items: pd.DataFrame) -> tuple[InterestModel, Sequences]:
+    longer = with_new_items(model, items, progress=True)
+    ids_V, longer_ids = pd.Index(model.vocabulary.item_ids), pd.Index(longer.vocabulary.item_ids)
+    return longer, replace(histories, items=moved(histories.items, ids_V, longer_ids))
 
 
 @dataclass(frozen=True)

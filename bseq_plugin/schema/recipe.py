@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import tomllib
 from collections.abc import Iterable, Mapping
 from datetime import datetime
@@ -55,6 +56,19 @@ class Recipe(BaseModel):
     )
     item_attributes: tuple[str, ...] = Field(
         (), description="columns of the items table whose values are summed into the item rows"
+    )
+    item_encoders: tuple[str, ...] = Field(
+        (), description="names of item encoders (see `bseq plugins`) whose vectors are added to the item rows"
+    )
+    item_encoder_options: dict[str, dict[str, Any]] = Field(default_factory=dict, description="by item encoder")
+    item_fusion: Literal["sum", "gate"] = Field(
+        "sum", description="how the id row of an item and its projected vector become one"
+    )
+    id_dropout: float = Field(
+        0.2, ge=0.0, lt=1.0, description="share of items known by their vector alone in a step, with item_encoders"
+    )
+    item_init: Literal["random", "encoder"] = Field(
+        "random", description="'encoder' = id rows begin as the principal components of the items' vectors"
     )
     popularity_days: tuple[Annotated[float, Field(gt=0)], ...] = Field(
         (), description="spans of days whose popularity becomes a column of the item vectors; for targets='window'"
@@ -166,6 +180,15 @@ class Recipe(BaseModel):
             ) from None
         return value
 
+    @field_validator("item_encoder_options", mode="before")
+    @classmethod
+    def _as_a_file_has_them(cls, value: Any) -> Any:
+        """Lists for tuples: a recipe equals what is read back from its file."""
+        try:
+            return json.loads(json.dumps(value))
+        except TypeError as error:
+            raise ValueError(f"item_encoder_options = {value!r}: {error}; give plain values") from None
+
     @model_validator(mode="after")
     def _consistent(self) -> Recipe:
         if self.popularity_days and self.targets != "window":
@@ -183,6 +206,19 @@ class Recipe(BaseModel):
                 f"members = {self.members} average inner products of one interest each: use score = 'inner', "
                 "readout = 'last' and no popularity_days, or members = 1"
             )
+        for name, default in (("item_encoder_options", {}), ("item_fusion", "sum"), ("item_init", "random")):
+            if not self.item_encoders and getattr(self, name) != default:
+                raise ValueError(f"{name} goes with item_encoders, and there are none")
+        strange = sorted(set(self.item_encoder_options) - set(self.item_encoders))
+        if strange or len(set(self.item_encoders)) < len(self.item_encoders):
+            raise ValueError(
+                f"item_encoder_options of {', '.join(strange)}, which item_encoders does not name"
+                if strange
+                else f"item_encoders = {list(self.item_encoders)} names one twice"
+            )
+        given = self.sharding.values() if isinstance(self.sharding, Mapping) else [self.sharding]
+        if self.item_fusion == "gate" and "column_wise" in given:
+            raise ValueError("item_fusion = 'gate' needs whole rows; use sharding = 'row_wise' with it")
         if self.batch_events is not None and self.batch_events < self.max_length:
             raise ValueError(
                 f"batch_events = {self.batch_events} is less than one history of max_length = {self.max_length}"

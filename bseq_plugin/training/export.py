@@ -38,9 +38,13 @@ def export_model(
 def _begin(log: PreparedLog, checkpoints: Checkpoints, best: Position, aside: Path) -> None:
     """All but the item rows, whose file is made in full size."""
     # a table of no items: the checkpoint is read for everything else
-    plain = SequenceInterestTask(log.recipe, 0, len(log.vocabulary.event_types), attributes=log.attributes)
+    n_event_types, width = len(log.vocabulary.event_types), None
+    if log.item_vectors is not None:
+        width = log.item_vectors.vectors_VE.shape[1]
+    plain = SequenceInterestTask(log.recipe, 0, n_event_types, attributes=log.attributes, item_vectors=width)
     checkpoints.load_plain(plain, best, leave_out=ITEM_KEY)
-    state = {k: v for k, v in plain.interest_encoder.state_dict().items() if not k.startswith("item_tower.")}
+    # attributes are in the item rows then; what item encoders say of items that come later has still to be projected
+    state = {k: v for k, v in plain.interest_encoder.state_dict().items() if "item_tower.attribute" not in k}
     del state[ITEM_WEIGHT]
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir()

@@ -63,8 +63,9 @@ class Run:
         replace_text(self.path / "recipe.json", log.recipe.model_dump_json(indent=1))
         log.vocabulary.save(self.path / "vocabulary.parquet")
         log.sequences.save(self.path / "sequences.parquet", log.vocabulary)
-        digest = None if log.attributes is None else log.attributes.digest
-        info = {"status": "training", "attributes_sha256": digest}
+        info = {"status": "training", "attributes_sha256": None if log.attributes is None else log.attributes.digest}
+        if log.item_vectors is not None:
+            info["item_vectors_sha256"] = log.item_vectors.digest
         if log.partitions is not None:
             info |= {"partitions": str(log.partitions.folder.resolve()), "log_sha256": log.partitions.digest}
         self.update(info)

@@ -22,6 +22,7 @@ from bseq_plugin.model.task import SequenceInterestTask
 from bseq_plugin.schema.parts import SequenceLoss
 from bseq_plugin.schema.recipe import Recipe
 from bseq_plugin.training.distributed import World, world
+from bseq_plugin.training.item_init import begin_with_vectors
 from bseq_plugin.training.plan import check_device, sharding_types, table_names
 from bseq_plugin.training.row_update import pooled_row_update
 from bseq_plugin.training.run import Run
@@ -45,7 +46,7 @@ def train(
 
     Args:
         events: a log in memory, or partitions of one (``bseq sequences``) that are read as they are trained on.
-        items: item attributes, if the recipe reads any; see ``prepare``.
+        items: what is known of the items, if the recipe reads any of it; see ``prepare``.
         resume: go on after the last complete checkpoint of ``out`` (from the start if there is none yet).
         progress: progress bar and one line an epoch on stderr.
         checkpoint_steps: also write a checkpoint after so many steps within an epoch; default: after each epoch.
@@ -60,9 +61,11 @@ def train(
     run = Run(Path(out))
     with world() as here:
         if isinstance(events, Events):
-            log = here.on_all(lambda: prepare(events, recipe, items))
+            if recipe.item_encoders and here.size > 1:  # the first one fills the encoders' caches for the others
+                here.on_first(lambda: bool(prepare(events, recipe, items, progress)))
+            log = here.on_all(lambda: prepare(events, recipe, items, progress and here.is_first))
         else:
-            log = _prepared_partitions(events, recipe, items, here)
+            log = _prepared_partitions(events, recipe, items, here, progress)
         # built before anything is written, so that bad options and unknown names fail first
         task = here.on_all(lambda: _checked_task(log, here))
         data = here.on_all(lambda: _batches(log, here))
@@ -73,6 +76,8 @@ def train(
         here.on_first(lambda: _begin(run, log))  # nobody goes on before the run directory stands
         _settle_machine_choices(task.objective.loss, log.recipe.dim, run, here)
         sharded = shard(task, log.recipe, here)
+        if log.recipe.item_init == "encoder":
+            begin_with_vectors(sharded, log)
         if warm is not None:  # a checkpoint of the run itself, if there is one, is loaded over it
             here.on_all(lambda: warm.apply(sharded, log.vocabulary))
         trainer = Trainer(log, data, sharded, run, here, progress, checkpoint_steps)
@@ -82,7 +87,7 @@ def train(
 
 
 def _prepared_partitions(
-    log: PartitionedSequences, recipe: Recipe, items: pd.DataFrame | None, here: World
+    log: PartitionedSequences, recipe: Recipe, items: pd.DataFrame | None, here: World, progress: bool
 ) -> PreparedLog:
     """Every rank counts its own partitions. Collective."""
 
@@ -95,7 +100,10 @@ def _prepared_partitions(
     total = torch.from_numpy(counts).to(here.device)
     dist.all_reduce(total)
     newest_us = max(here.gather(newest_us))
-    return here.on_all(lambda: prepare_partitions(log, ready, total.cpu().numpy(), newest_us, items))
+    counts = total.cpu().numpy()
+    if recipe.item_encoders and here.size > 1:
+        here.on_first(lambda: bool(prepare_partitions(log, ready, counts, newest_us, items, progress)))
+    return here.on_all(lambda: prepare_partitions(log, ready, counts, newest_us, items, progress and here.is_first))
 
 
 def _checked_task(log: PreparedLog, here: World) -> SequenceInterestTask:
@@ -156,6 +164,11 @@ def _check_out(run: Run, log: PreparedLog, resume: bool) -> None:
         raise RunError(f"{run.path} was begun on another log (its events differ); resume with the same source")
     if run.info.get("attributes_sha256") != (log.attributes.digest if log.attributes else None):
         raise RunError(f"{run.path} was begun with another items table; resume with the same --items")
+    if run.info.get("item_vectors_sha256") != (log.item_vectors.digest if log.item_vectors else None):
+        raise RunError(
+            f"{run.path} was begun with other vectors of its items: resume with the same --items, and the same weights "
+            "of the item encoders"
+        )
 
 
 def _is_empty(folder: Path) -> bool:

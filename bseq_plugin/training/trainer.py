@@ -33,7 +33,12 @@ def build_task(log: PreparedLog, device: str) -> SequenceInterestTask:
     """The training model of a prepared log."""
     n_event_types = len(log.vocabulary.event_types)
     return SequenceInterestTask(
-        log.recipe, log.vocabulary.n_items, n_event_types, attributes=log.attributes, device=device
+        log.recipe,
+        log.vocabulary.n_items,
+        n_event_types,
+        attributes=log.attributes,
+        item_vectors=log.item_vectors,
+        device=device,
     )
 
 

@@ -1,8 +1,9 @@
 """Begin a run with what another one has learned: every id keeps its row, wherever the row now stands.
 
 Known items and event types are found by id; new items begin at the mean of the known ones, with the optimizer's memory
-of a row that was never trained. Nothing is taken over by place: a vocabulary that has grown by one item in front would
-shift every row.
+of a row that was never trained. With item encoders a new item begins as what they say of it, and a known one keeps its
+vector even if its text has changed. Nothing is taken over by place: a vocabulary that has grown by one item in front
+would shift every row.
 """
 
 from __future__ import annotations
@@ -43,6 +44,9 @@ SHARED = (
     "n_interests",
     "interest_method",
     "popularity_days",
+    "item_encoders",
+    "item_encoder_options",
+    "item_fusion",
 )
 TABLES = "interest_encoder.embedding_collection.embeddings"
 ROWS = 1 << 16
@@ -71,6 +75,12 @@ class WarmStart:
                 "warm start with item_attributes is not offered: a finished model has them summed into its item rows, "
                 "and they would be added twice; start cold"
             )
+        if new["item_fusion"] == "gate" and new["item_encoders"]:
+            raise RecipeError(
+                "warm start with item_fusion = 'gate' is not offered: the id rows can't be told from the finished "
+                "model's item rows; use item_fusion = 'sum', or start cold"
+            )
+        _check_item_encoders(path, model, log)
         return cls(run, model)
 
     def known_rows(self, vocabulary: Vocabulary) -> np.ndarray:
@@ -96,6 +106,8 @@ class WarmStart:
             old_rows = rows.get(table, np.arange(len(old[name])) if table in TABLE_ROWS else None)
             if old_rows is not None:
                 _fill(value, old[name], old_rows)
+        # by now the projection is the old one
+        _leave_id_rows(state[f"{TABLES}.{ITEM_TABLE}.weight"], sharded, rows[ITEM_TABLE])
         self._fill_optimizer(sharded, rows)
         return int((rows[ITEM_TABLE][1:] > 0).sum())
 
@@ -117,6 +129,31 @@ class WarmStart:
                 dcp.load({flat: old}, checkpoint_id=str(path), no_dist=True)  # type: ignore[attr-defined]
                 old_rows = rows.get(table, np.arange(len(old)))
                 _fill(value, old, old_rows, new=0.0)
+
+
+def _check_item_encoders(path: str | Path, model: InterestModel, log: PreparedLog) -> None:
+    fusion = model.encoder.item_tower.encoded
+    if fusion is None or log.item_vectors is None or fusion.vectors_identity == log.item_vectors.identity:
+        return
+    raise RecipeError(
+        f"warm start from {path}: its item encoders had other weights, and what was learned to read from their vectors "
+        "does not fit; use the same weights, or start cold"
+    )
+
+
+def _leave_id_rows(sharded: object, task: ShardedTask, old_rows: np.ndarray) -> None:
+    """Take what the item encoders say out of the old item rows, into which it was summed; zeros for new items."""
+    encoded = task.task.interest_encoder.item_tower.encoded
+    if encoded is None:
+        return
+    for shard in sharded.local_shards():  # type: ignore[attr-defined]
+        first, start = shard.metadata.shard_offsets
+        columns = slice(start, start + shard.tensor.shape[1])
+        for row in range(0, len(shard.tensor), ROWS):
+            block = shard.tensor[row : row + ROWS]
+            said = encoded.folded(torch.zeros_like(block), first + row, columns)
+            new = torch.from_numpy(old_rows[first + row : first + row + len(block)] < 0).to(block.device)
+            block.copy_(torch.where(new[:, None], 0.0, block - said))
 
 
 def _fill(sharded: object, old: Tensor, old_rows: np.ndarray, new: float | None = None) -> None:

@@ -16,6 +16,7 @@ from bseq_plugin.plugins import PART_HOOKS, PluginManager, hook_names, plugin_ma
 from bseq_plugin.testing.encoders import EncoderTests
 from bseq_plugin.testing.heads import HeadTests
 from bseq_plugin.testing.indexes import IndexTests
+from bseq_plugin.testing.item_encoders import ItemEncoderTests
 from bseq_plugin.testing.losses import LossTests
 from bseq_plugin.testing.ranking_features import RankingFeatureTests
 from bseq_plugin.testing.sources import CandidateSourceTests
@@ -73,6 +74,12 @@ class TestLossOfTheGuide(LossTests):
 
 class TestHeadOfTheGuide(HeadTests):
     head = plugin("bseq_heads()").CosineHead
+
+
+class TestItemEncoderOfTheGuide(ItemEncoderTests):
+    item_encoder = plugin("bseq_item_encoders()").Letters
+    items = pd.DataFrame({"item_id": [1, 2, 3], "name": ["lip balm", None, "42"]})
+    empty = (1, 2)
 
 
 class TestIndexOfTheGuide(IndexTests):
@@ -150,11 +157,12 @@ def test_every_field_of_a_recipe_is_described_with_its_default():
         name: plugin_manager().part("encoder", name) for name in ("causal", "hstu", "cross_session", "gru", "mean")
     }
     parts |= {name: plugin_manager().part("loss", name) for name in ("softmax", "bce", "gbce")}
+    parts["columns"] = plugin_manager().part("item encoder", "columns")
     # the table of what `auto` chooses has no default column
     assert {row for row in of_parts if row[0] in parts} == {
         (name, option, json.dumps(value))
         for name, part in parts.items()
-        for option, value in part.Options().model_dump(mode="json").items()
+        for option, value in part.Options.model_construct().model_dump(mode="json").items()
     }
 
 

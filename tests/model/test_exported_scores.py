@@ -1,6 +1,7 @@
 """The exported model scores exactly as training did (design, section 7)."""
 
 import json
+from contextlib import nullcontext
 
 import numpy as np
 import pandas as pd
@@ -20,6 +21,11 @@ from bseq_plugin.schema.recipe import Recipe
 from bseq_plugin.training.checkpoint import Checkpoints, Position
 from bseq_plugin.training.train import train
 
+BY_COLUMNS = {
+    "item_encoders": ("columns",),
+    "item_encoder_options": {"columns": {"categories": ("shelf",), "numbers": ("brand",), "buckets": 8}},
+    "table_learning_rate": 0.1,
+}
 VARIANTS = {
     "next": {"encoder": "causal", "encoder_options": {"n_blocks": 1}},
     "members": {"encoder": "causal", "encoder_options": {"n_blocks": 1}, "members": 2},
@@ -37,7 +43,12 @@ VARIANTS = {
         "popularity_days": (7.0, 28.0),
         "min_item_count": 2,
         "event_features": ("event_type",),
+        "item_encoders": ("columns",),
+        "item_encoder_options": {"columns": {"numbers": ("brand",)}},
     },
+    "encoders": {"encoder": "causal", "encoder_options": {"n_blocks": 1}, **BY_COLUMNS, "item_init": "encoder"},
+    "encoded_members": {"encoder": "mean", "members": 2, **BY_COLUMNS, "item_init": "encoder", "id_dropout": 0.5},
+    "gate": {"encoder": "mean", "score": "cosine", **BY_COLUMNS, "item_fusion": "gate", "id_dropout": 0.5},
 }
 
 
@@ -52,13 +63,21 @@ def shelf():
 @pytest.fixture(scope="module", params=VARIANTS)
 def trained(request, tiny_frame, shelf, tmp_path_factory):
     """(prepared log, the task with the trained weights as training had them, the exported model)."""
-    recipe = Recipe(dim=8, max_length=10, epochs=2, batch_users=16, table_learning_rate=0.5, **VARIANTS[request.param])
+    settings = {"table_learning_rate": 0.5, **VARIANTS[request.param]}
+    recipe = Recipe(dim=8, max_length=10, epochs=2, batch_users=16, **settings)
     events = Events.from_frame(tiny_frame)
-    items = shelf if recipe.item_attributes else None
-    run = train(events, recipe, tmp_path_factory.mktemp("exported") / "run", items=items, progress=False)
-    log = prepare(events, recipe, items)
+    items = shelf if recipe.item_attributes or recipe.item_encoders else None
+    said = pytest.warns(UserWarning, match="5 of 30 items") if recipe.item_encoders else nullcontext()
+    with said:
+        run = train(events, recipe, tmp_path_factory.mktemp("exported") / "run", items=items, progress=False)
+    with said:
+        log = prepare(events, recipe, items)
     task = SequenceInterestTask(
-        log.recipe, log.vocabulary.n_items, len(log.vocabulary.event_types), attributes=log.attributes
+        log.recipe,
+        log.vocabulary.n_items,
+        len(log.vocabulary.event_types),
+        attributes=log.attributes,
+        item_vectors=log.item_vectors,
     )
     Checkpoints(run.path).load_plain(task, Position(run.info["best_epoch"]))
     return log, task.eval(), InterestModel.from_run(run.path)
@@ -110,18 +129,31 @@ def test_exported_scores_are_the_training_scores(trained):
         torch.testing.assert_close(by_row[:, rows - 1], scores, rtol=1e-5, atol=1e-5, msg=name)
 
 
-def test_the_exported_model_has_no_attributes_left(trained):
+def test_the_exported_item_table_is_whole(trained):
     log, task, model = trained
     assert model.encoder.item_tower.attribute_table is None
+    if model.encoder.item_tower.encoded is not None:
+        assert model.encoder.item_tower.encoded.vectors_VE is None
     table = model.encoder.embedding_collection.embeddings["item"].weight
     looked_up = task.interest_encoder.embedding_collection.embeddings["item"].weight
     tower = task.interest_encoder.item_tower
-    if tower.attribute_table is None:
+    if tower.attribute_table is None and tower.encoded is None:
         assert torch.equal(table, looked_up)
         return
     for row in range(len(table)):  # by hand, item by item
-        codes = log.attributes.codes_VA[row]
-        torch.testing.assert_close(table[row], looked_up[row] + tower.attribute_table.weight[codes].sum(0))
+        wanted = looked_up[row]
+        if tower.attribute_table is not None:
+            wanted = wanted + tower.attribute_table.weight[log.attributes.codes_VA[row]].sum(0)
+        if tower.encoded is not None:
+            vector = torch.from_numpy(log.item_vectors.vectors_VE[row])
+            white = (vector - tower.encoded.centre_E) @ tower.encoded.axes_EE if vector.any() else vector
+            said = tower.encoded.projection.weight @ white
+            if tower.encoded.gate is None:
+                wanted = wanted + said
+            else:
+                g = torch.sigmoid(tower.encoded.gate.linear(torch.cat([wanted, said])))
+                wanted = 2 * g * wanted + 2 * (1 - g) * said
+        torch.testing.assert_close(table[row], wanted)
 
 
 def test_cosine_vectors_have_length_one(trained):

@@ -15,7 +15,7 @@ LEVELS = [
     {"hookspecs", "schema"},
     {"plugins"},
     {"data", "metrics"},
-    {"encoders", "losses", "heads", "indexes", "feature_generators", "readers", "candidate_sources"},
+    {"encoders", "losses", "heads", "item_encoders", "indexes", "feature_generators", "readers", "candidate_sources"},
     {"model"},
     {"training", "retrieval", "ranking", "evaluation", "behaviour"},
     {"report"},

@@ -163,9 +163,11 @@ def test_two_ranks_under_all_conditions(python, cyclic, tiny_frame, tiny_source,
     window = tiny_recipe.replace(
         epochs=4, patience=4, dropout=0.0, targets="window", window_days=14, score="cosine", sharding="row_wise",
         popularity_days=(7.0, 365.0), item_attributes=("kind",), loss_options=FLOAT32,
+        item_encoders=("columns",), item_encoder_options={"columns": {"numbers": ("size",)}}, id_dropout=0.0,
     )  # fmt: skip
     items = pd.DataFrame({"item_id": sorted(tiny_frame.item_id.unique())})
     items["kind"] = items.item_id % 3
+    items["size"] = items.item_id % 7 + 1
     items.to_csv(tmp_path / "items.csv", index=False)
     begun(Events.from_frame(tiny_frame), window, tmp_path / "alone", monkeypatch, items)
     shutil.copytree(tmp_path / "alone", tmp_path / "window")

@@ -1,0 +1,101 @@
+"""Vectors that item encoders give to the items of a vocabulary.
+
+Shape letters: V catalogue items, N rows of an items table, E width of the vectors of all encoders side by side.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from bseq_plugin.data.events import ITEM
+from bseq_plugin.data.items import checked_items
+from bseq_plugin.data.vocabulary import Vocabulary
+from bseq_plugin.errors import PluginError, SchemaError
+from bseq_plugin.plugins import plugin_manager
+from bseq_plugin.schema.item_encoders import ItemEncoder
+from bseq_plugin.schema.options import parse_options
+from bseq_plugin.schema.recipe import Recipe
+
+
+@dataclass(frozen=True)
+class ItemVectors:
+    """What is known of items beside behaviour, as a vector each.
+
+    Attributes:
+        vectors_VE: float32 [V + 1, E]; zeros for row 0 and for items of which nothing is known.
+        identity: sha256 of the encoders that made them, in order.
+    """
+
+    vectors_VE: np.ndarray
+    identity: str
+
+    @property
+    def digest(self) -> str:
+        """sha256 of everything: two with the same one teach the same."""
+        return hashlib.sha256(self.identity.encode() + np.ascontiguousarray(self.vectors_VE).tobytes()).hexdigest()
+
+    @classmethod
+    def from_frame(
+        cls, items: pd.DataFrame, recipe: Recipe, vocabulary: Vocabulary, progress: bool = False
+    ) -> ItemVectors:
+        """Encode the vocabulary's rows of ``items`` with ``recipe.item_encoders``; warns of items without a vector.
+
+        Raises SchemaError if a column is missing, an item is there twice, or no item of the vocabulary is there.
+        """
+        encoders = build_item_encoders(recipe)
+        checked_items(items, [column for encoder in encoders for column in encoder.columns])
+        rows = vocabulary.item_rows(items[ITEM])
+        known = rows > 0
+        if not known.any():
+            raise SchemaError(
+                f"the items table has none of the {vocabulary.n_items} items of the log, for example "
+                f"{vocabulary.item_ids[:1].tolist()[0]!r}; are its ids those of the log?"
+            )
+        encoded_NE = encode_items(encoders, items[known], progress)
+        vectors_VE = np.zeros((vocabulary.n_items + 1, encoded_NE.shape[1]), np.float32)
+        vectors_VE[rows[known]] = encoded_NE
+        nothing = np.flatnonzero(~vectors_VE[1:].any(1))
+        if len(nothing):
+            warnings.warn(
+                f"{len(nothing)} of {vocabulary.n_items} items have no row in the items table, or an empty one, for "
+                f"example {vocabulary.item_ids[nothing[:3]].tolist()}; they are known by their id alone",
+                stacklevel=2,
+            )
+        return cls(vectors_VE, encoders_identity(encoders))
+
+
+def build_item_encoders(recipe: Recipe) -> list[ItemEncoder]:
+    """Those of the recipe, in order. Raises UsageError (unknown name) or RecipeError (bad options)."""
+    encoders = []
+    for name in recipe.item_encoders:
+        part = plugin_manager().part("item encoder", name)
+        where = f"item_encoder_options of {name!r}"
+        encoders.append(part(parse_options(part.Options, recipe.item_encoder_options.get(name, {}), where)))
+    return encoders
+
+
+def encoders_identity(encoders: Sequence[ItemEncoder]) -> str:
+    """sha256 of all of them, in order."""
+    return hashlib.sha256("".join(encoder.identity for encoder in encoders).encode()).hexdigest()
+
+
+def encode_items(encoders: Sequence[ItemEncoder], items: pd.DataFrame, progress: bool = False) -> np.ndarray:
+    """float32 [N, E], the vectors of all encoders side by side. Raises PluginError if one breaks its contract."""
+    return np.concatenate([_checked(encoder, encoder.encode(items, progress), len(items)) for encoder in encoders], 1)
+
+
+def _checked(encoder: ItemEncoder, vectors_NE: np.ndarray, n_items: int) -> np.ndarray:
+    wanted = (n_items, encoder.width)
+    found = getattr(vectors_NE, "shape", type(vectors_NE).__name__)
+    if found != wanted or vectors_NE.dtype != np.float32 or not np.isfinite(vectors_NE).all():
+        raise PluginError(
+            f"item encoder {encoder.name!r} gave {found} {getattr(vectors_NE, 'dtype', '')}; wanted finite float32 "
+            f"{wanted}: repair the plugin it comes from"
+        )
+    return vectors_NE
