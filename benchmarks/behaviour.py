@@ -22,7 +22,6 @@ import shlex
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
@@ -36,10 +35,13 @@ from bseq_plugin import InterestModel, Recipe, Sequences, train
 from bseq_plugin.cli.demo_data import DemoData, load
 from bseq_plugin.data.events import instant_us
 from bseq_plugin.data.splits import time_window
+from bseq_plugin.data.vocabulary import Vocabulary
 from bseq_plugin.evaluation.bootstrap import bootstrap_interval, paired_bootstrap_interval
 from bseq_plugin.evaluation.defaults import default_floors
 from bseq_plugin.evaluation.rankers import Ranker, floor_ranker, interest_ranker
 from bseq_plugin.metrics import ranking_metrics
+from bseq_plugin.retrieval.diversity import RowDiversity
+from bseq_plugin.retrieval.hits import Hits
 
 VALIDATION_AT, TEST_AT, DAYS = "2017-11-01T00:00:00+00:00", "2017-12-01T00:00:00+00:00", 28.0
 RESULTS = Path(__file__).parent / "results" / "behaviour.json"
@@ -60,26 +62,54 @@ def measured(rank: Ranker, log: Sequences, n_items: int, categories_V: np.ndarra
     return found
 
 
-def trained(data: DemoData, recipe: Recipe, folder: Path, every: int) -> Values:
+def trained(data: DemoData, recipe: Recipe, folder: Path, every: int, diversity: float) -> Values:
     """``measured`` of one training, read from ``folder`` if it was done before."""
     key = hashlib.sha256(json.dumps([recipe.model_dump(), every], sort_keys=True).encode()).hexdigest()[:16]
-    path = folder / f"{key}.npz"
+    path = folder / (f"{key}-{diversity:g}.npz" if diversity else f"{key}.npz")
     if not path.is_file():
-        began = time.perf_counter()
-        with tempfile.TemporaryDirectory() as scratch:
-            known = data.events.before(instant_us(TEST_AT))
-            run = train(known, recipe, Path(scratch) / "run", progress=False)
-            model, info = InterestModel.from_run(run.path), run.info
+        model, facts = model_of(data, recipe, folder / key)
         log = Sequences.from_events(data.events, model.vocabulary)
         categories_V = categories_of(data, model.vocabulary.item_ids)
-        values = measured(interest_ranker(model), log, model.vocabulary.n_items, categories_V)
-        facts = {"commit": commit(), "best_epoch": info["best_epoch"], "train_seconds": info["train_seconds"]}
-        facts["seconds"] = time.perf_counter() - began
-        facts["n_dense"] = sum(p.numel() for n, p in model.encoder.named_parameters() if "embedding_coll" not in n)
-        folder.mkdir(parents=True, exist_ok=True)
+        rank = diverse_ranker(model, categories_V, diversity) if diversity else interest_ranker(model)
+        values = measured(rank, log, model.vocabulary.n_items, categories_V)
         np.savez(path, facts=json.dumps(facts), **values)
     with np.load(path, allow_pickle=False) as stored:
         return {name: stored[name] for name in stored.files}
+
+
+def model_of(data: DemoData, recipe: Recipe, folder: Path) -> tuple[InterestModel, dict[str, Any]]:
+    """(model, facts of its training), trained if ``folder`` is not there."""
+    if not folder.is_dir():
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
+            known = data.events.before(instant_us(TEST_AT))
+            run = train(known, recipe, Path(scratch) / "run", progress=False)
+            facts = {name: run.info[name] for name in ("best_epoch", "train_seconds", "validation")}
+            model = InterestModel.from_run(run.path)
+            facts["n_dense"] = sum(p.numel() for n, p in model.encoder.named_parameters() if "embedding_coll" not in n)
+            facts["commit"] = commit()
+            (run.path / "model" / "facts.json").write_text(json.dumps(facts), encoding="utf-8")
+            (run.path / "model").rename(folder)
+    return InterestModel.load(folder), json.loads((folder / "facts.json").read_text(encoding="utf-8"))
+
+
+def diverse_ranker(model: InterestModel, categories_V: np.ndarray, weight: float) -> Ranker:
+    """Interests, then ``Diversity`` with that weight over four times as many candidates, as retrieval does it."""
+    spread = RowDiversity(weight, np.where(categories_V > 0, categories_V, -1)[1:], 4)
+
+    def rank(histories: Sequences, k: int, mask_seen: bool) -> np.ndarray:
+        pool_UP = interest_ranker(model)(histories, 4 * k, mask_seen)
+        interests_UKD = model.encode(histories)
+        vectors_UPD = model.item_vectors_VD[torch.from_numpy(np.maximum(pool_UP, 0))]
+        scores_UP = torch.einsum("ukd,upd->ukp", interests_UKD, vectors_UPD).amax(1).numpy()
+        users_N, places_N = np.nonzero(pool_UP > 0)
+        hits = Hits(users_N, pool_UP[users_N, places_N] - 1, scores_UP[users_N, places_N], np.zeros_like(users_N))
+        kept = hits.take(spread.chosen(hits, k))
+        top_UK = np.full((histories.n_users, k), -1, np.int64)
+        top_UK[kept.users_N, kept.ranks() - 1] = kept.rows_N + 1
+        return top_UK
+
+    return rank
 
 
 def categories_of(data: DemoData, item_ids: np.ndarray) -> np.ndarray:
@@ -90,8 +120,6 @@ def categories_of(data: DemoData, item_ids: np.ndarray) -> np.ndarray:
 
 def floors(data: DemoData, recipe: Recipe) -> dict[str, Values]:
     """The floors of ``FLOORS``, fitted on everything before the test."""
-    from bseq_plugin.data.vocabulary import Vocabulary
-
     cut_us = instant_us(TEST_AT)
     vocabulary = Vocabulary.from_events(data.events.before(instant_us(VALIDATION_AT)), recipe.min_item_count)
     log = Sequences.from_events(data.events, vocabulary)
@@ -161,11 +189,14 @@ def main() -> int:
         jobs = [(name, seed) for seed in seeds for name in names]
         values: dict[str, list[Values]] = {name: [] for name in names}
         for name, seed in track(jobs, description=table, console=note):
-            recipe = base.replace(**TABLES[table][name], seed=seed)
-            values[name].append(trained(data, recipe, RESULTS.with_suffix(""), chosen.every))
+            settings = dict(TABLES[table][name])
+            diversity = float(settings.pop("diversity", 0.0))
+            recipe = base.replace(**settings, seed=seed)
+            values[name].append(trained(data, recipe, RESULTS.with_suffix(""), chosen.every, diversity))
         baseline = values.get(next(iter(TABLES[table])))
         rows = {name: summary(found, baseline) for name, found in values.items()}
-        rows |= {name: summary([found], baseline) for name, found in floors(data, base).items()}
+        if not words:
+            rows |= {name: summary([found], baseline) for name, found in floors(data, base).items()}
         document["figures"][table] = {"seeds": seeds, "epochs": chosen.epochs, "every": chosen.every, "rows": rows}
         show(table, rows)
     document["claims"] = claims_of(document["figures"])
