@@ -20,6 +20,7 @@ from bseq_plugin.data.vocabulary import Vocabulary
 from bseq_plugin.encoders.masked import MaskedEncoder
 from bseq_plugin.errors import RecipeError, SchemaError
 from bseq_plugin.model.interest_model import InterestModel
+from bseq_plugin.model.members import SideBySide
 from bseq_plugin.model.task import SequenceInterestTask
 from bseq_plugin.schema.recipe import Recipe
 from bseq_plugin.testing.encoders import DIM, MAX_LENGTH, EncoderTests
@@ -193,3 +194,14 @@ def test_it_learns_what_comes_next(tmp_path, targets):
     history = Sequences(np.zeros(1, np.int64), np.array([0, 3]), model.vocabulary.item_rows([4, 5, 6]))
     scores = model.encode(history)[0, 0] @ model.item_vectors_VD.T
     assert model.vocabulary.item_ids[int(scores[1:].argmax())] == 4
+
+
+def test_members_side_by_side_find_hidden_events_each_on_its_columns():
+    parts = [build(), build()]
+    both = SideBySide(parts)
+    assert both.predicts_masked
+    events = wide((4, 3))
+    doubled = events.with_x(torch.cat([events.x_TD, 2 * events.x_TD], 1))
+    rows = torch.tensor([1, 5])
+    expected = [part.masked_states_at(events.with_x(k * events.x_TD), rows) / 2 for k, part in enumerate(parts, 1)]
+    torch.testing.assert_close(both.masked_states_at(doubled, rows), torch.cat(expected, 1))
