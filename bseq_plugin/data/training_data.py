@@ -14,6 +14,7 @@ from bseq_plugin.data.batches import NEGATIVE, TARGET, Batch, history_features
 from bseq_plugin.data.candidates import CandidateSampler
 from bseq_plugin.data.examples import Examples, NextEvent, NextOfPrefix, TargetWindow
 from bseq_plugin.data.items import PopularityPrior
+from bseq_plugin.data.masked_examples import MaskedEvents
 from bseq_plugin.data.sequences import Sequences
 from bseq_plugin.data.target_types import type_weights
 from bseq_plugin.data.vocabulary import Vocabulary
@@ -22,10 +23,11 @@ from bseq_plugin.schema.recipe import Recipe
 
 # numpy pads a seed with zeros: without tags, [seed, epoch] and [seed, epoch, 0] would be one stream
 ORDER_STREAM, STEP_STREAM = 1, 2
-SOURCES: dict[str, type[NextEvent | NextOfPrefix | TargetWindow]] = {
+SOURCES: dict[str, type[NextEvent | NextOfPrefix | TargetWindow | MaskedEvents]] = {
     "next": NextEvent,
     "prefix": NextOfPrefix,
     "window": TargetWindow,
+    "masked": MaskedEvents,
 }
 
 

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from bseq_plugin.encoders.dropout import dropout
 from bseq_plugin.encoders.layout import Layout, Tile, lay_out
-from bseq_plugin.encoders.pairs import PairBias, Pairs, Wants, newest_pairs, tile_pairs
+from bseq_plugin.encoders.pairs import PairBias, Pairs, Wants, newest_pairs, tile_pairs, user_pairs
 from bseq_plugin.schema.packed import PackedEvents
 
 
@@ -31,6 +31,12 @@ class TileView:
         """Laid out once a batch, read by every block."""
         layout = lay_out(events)
         return cls(layout, tuple(tile_pairs(events, layout, tile, wants, hidden_T) for tile in layout.tiles))
+
+    @classmethod
+    def both_ways(cls, events: PackedEvents) -> TileView:
+        """All events of a user look at all of them."""
+        layout = lay_out(events)
+        return cls(layout, tuple(user_pairs(events, layout, tile) for tile in layout.tiles))
 
     def queries(self, x_MD: Tensor) -> Tensor:
         """``x_RD``, the events that look."""

@@ -124,6 +124,14 @@ def tile_pairs(events: PackedEvents, layout: Layout, tile: Tile, wants: Wants, h
     return _facts(visible, distance_WW.clamp_min(0), between, wants, events.x_TD.dtype)
 
 
+def user_pairs(events: PackedEvents, layout: Layout, tile: Tile) -> Pairs:
+    """Pairs [G, W, W] of a tile in which all events of a user see each other."""
+    user_GW = layout.users(events.user_T)[tile.cells].view(tile.n_lines, tile.width)
+    visible = user_GW[:, :, None] == user_GW[:, None, :]  # cells without an event see each other: no row sees nothing
+    mask = torch.zeros(visible.shape, dtype=events.x_TD.dtype, device=visible.device)
+    return Pairs(mask.masked_fill_(~visible, -torch.inf))
+
+
 def newest_pairs(events: PackedEvents, wants: Wants, hidden_T: Tensor | None) -> Pairs:
     """Pairs [T]: each event seen from its user's newest. ``average`` is not yet divided by its sum."""
     if wants.nothing and hidden_T is None:

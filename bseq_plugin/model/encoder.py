@@ -119,10 +119,14 @@ class StateReader(nn.Module):
         super().__init__()
         self.part = part
 
-    def forward(self, events: PackedEvents, rows_Q: Tensor | None = None, every: bool = False) -> Tensor:
-        """``[Q, D]``, the states of ``rows_Q``; with ``every`` ``[T, D]``, all; else ``[B, D]``, each user's newest,
-        zeros for one without events.
+    def forward(
+        self, events: PackedEvents, rows_Q: Tensor | None = None, every: bool = False, masked: bool = False
+    ) -> Tensor:
+        """``[Q, D]``, the states of ``rows_Q``, with ``masked`` those in their places; with ``every`` ``[T, D]``, all;
+        else ``[B, D]``, each user's newest, zeros for one without events.
         """
+        if masked and rows_Q is not None:
+            return self._checked(self.part.masked_states_at(events, rows_Q), len(rows_Q), events)
         if every:
             return self._states(events, None)
         if rows_Q is not None:
@@ -135,9 +139,13 @@ class StateReader(nn.Module):
         return states_BD
 
     def _states(self, events: PackedEvents, rows_Q: Tensor | None) -> Tensor:
-        """What the part gives, checked: it may be a plugin's, and a wrong width would be found far from here."""
-        states_QD = self.part(events) if rows_Q is None else self.part.states_at(events, rows_Q)
-        wanted = (len(events.x_TD) if rows_Q is None else len(rows_Q), events.x_TD.shape[1])
+        if rows_Q is None:
+            return self._checked(self.part(events), len(events.x_TD), events)
+        return self._checked(self.part.states_at(events, rows_Q), len(rows_Q), events)
+
+    def _checked(self, states_QD: object, n_rows: int, events: PackedEvents) -> Tensor:
+        """What the part gave: it may be a plugin's, and a wrong width would be found far from here."""
+        wanted = (n_rows, events.x_TD.shape[1])
         if not isinstance(states_QD, Tensor) or states_QD.shape != wanted:
             found = tuple(states_QD.shape) if isinstance(states_QD, Tensor) else type(states_QD).__name__
             raise PluginError(

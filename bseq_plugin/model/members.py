@@ -26,6 +26,7 @@ class SideBySide(SequenceEncoder):
         super().__init__(first.dim * len(parts), first.max_length, first.dropout, first.options)
         self.parts = torch.nn.ModuleList(parts)
         self.name = first.name  # type: ignore[misc]  # in errors it is the part that is meant
+        self.predicts_masked = first.predicts_masked  # type: ignore[misc]
 
     def forward(self, events: PackedEvents) -> Tensor:
         """``states_TD``, divided by the number of members."""
@@ -34,6 +35,10 @@ class SideBySide(SequenceEncoder):
     def states_at(self, events: PackedEvents, rows_Q: Tensor) -> Tensor:
         """``states_QD`` of ``rows_Q``."""
         return self._joined([part.states_at(own, rows_Q) for part, own in self._members(events)])
+
+    def masked_states_at(self, events: PackedEvents, rows_Q: Tensor) -> Tensor:
+        """``states_QD`` in the places of the hidden events ``rows_Q``."""
+        return self._joined([part.masked_states_at(own, rows_Q) for part, own in self._members(events)])
 
     def attention(self, events: PackedEvents) -> Tensor | None:
         """Mean of the members'."""

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from bseq_plugin.data.batches import EVENT, NEGATIVE, TARGET, Batch
 from bseq_plugin.data.item_vectors import ItemVectors
 from bseq_plugin.data.items import ItemAttributes
+from bseq_plugin.errors import RecipeError
 from bseq_plugin.model.encoder import SequenceInterestEncoder
 from bseq_plugin.model.interests import label_aware
 from bseq_plugin.model.items import score_vectors
@@ -41,6 +42,13 @@ class SequenceInterestTask(nn.Module):
             candidate_keys=True,
             device=device,
         )
+        self.masked = recipe.targets == "masked"
+        part = self.interest_encoder.sequence_encoder.part
+        if self.masked and not part.predicts_masked:
+            raise RecipeError(
+                f"targets = 'masked' needs an encoder that predicts hidden events, and {part.name!r} does not; use "
+                "encoder = 'masked', or other targets"
+            )
         self.objective = Objective(
             build_loss_part(recipe), recipe.score == "cosine", recipe.interests_per_user, recipe.members
         )
@@ -54,7 +62,11 @@ class SequenceInterestTask(nn.Module):
         looked_up = encoder.embedding_collection(batch.features)
         rows = encoder.item_tower(looked_up, batch.features, [EVENT, TARGET, NEGATIVE])
         events = encoder.event_embedder(rows[0], looked_up, batch.features)
-        interests_ND = encoder.interests(events, batch.state_rows_Q)
+        if self.masked:
+            states_QD = encoder.sequence_encoder(events, batch.state_rows_Q, False, True)
+            interests_ND = encoder.interest_head(states_QD)
+        else:
+            interests_ND = encoder.interests(events, batch.state_rows_Q)
         result: tuple[Tensor, dict[str, Tensor]] = self.objective(interests_ND, rows[1], rows[2], batch)
         return result
 

@@ -30,6 +30,7 @@ class SequenceEncoder(nn.Module, ABC):
     name: ClassVar[str]
     Options: ClassVar[type[PartOptions]] = PartOptions
     reads_sessions: ClassVar[bool] = False  # ask for ``PackedEvents.sessions_T``
+    predicts_masked: ClassVar[bool] = False  # it has ``masked_states_at``, for ``targets = "masked"``
 
     def __init__(self, dim: int, max_length: int, dropout: float, options: Any = None) -> None:
         super().__init__()
@@ -56,6 +57,13 @@ class SequenceEncoder(nn.Module, ABC):
         None, the default: the part has no such weights.
         """
         return None
+
+    def masked_states_at(self, events: PackedEvents, rows_Q: Tensor) -> Tensor:
+        """``states_QD`` in the places of hidden events, from the user's other events on both sides.
+
+        ``events.x_TD[rows_Q]`` are the hidden events themselves: they must not be read. Asked for in training only.
+        """
+        raise NotImplementedError(f"encoder {self.name!r} can't predict hidden events: predicts_masked is False")
 
 
 @dataclass(frozen=True)

@@ -97,11 +97,12 @@ class Recipe(BaseModel):
         "uniform",
         description="distribution of sampled negatives; 'mixed' = the batch's targets and evenly drawn other items",
     )
-    targets: Literal["next", "prefix", "window"] = Field(
+    targets: Literal["next", "prefix", "window", "masked"] = Field(
         "next",
         description="'next' = the next event at every position; 'prefix' = the same, each prefix an example of its "
-        "own; 'window' = events within window_days (all-action)",
+        "own; 'window' = events within window_days (all-action); 'masked' = hidden events (encoder 'masked')",
     )
+    mask_share: float = Field(0.2, gt=0, lt=1, description="share of events that targets='masked' hides")
     target_event_types: tuple[str, ...] = Field(
         (), description="only events of these types are targets; none named = all"
     )
@@ -193,7 +194,7 @@ class Recipe(BaseModel):
     def _consistent(self) -> Recipe:
         if self.popularity_days and self.targets != "window":
             raise ValueError("popularity_days goes with targets = 'window' (the popularity at the start of the window)")
-        if self.readout == "multi" and self.targets == "next":
+        if self.readout == "multi" and self.targets in ("next", "masked"):
             raise ValueError(
                 "readout = 'multi' reads a history as a whole, not at every position; use targets = 'prefix' or "
                 "'window'"

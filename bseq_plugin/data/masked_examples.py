@@ -1,0 +1,70 @@
+"""``targets = "masked"``: events hidden anywhere in a history, to be found from those around them."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from bseq_plugin.data.examples import Examples, share
+from bseq_plugin.data.sequences import Sequences
+from bseq_plugin.data.target_types import target_weights
+from bseq_plugin.schema.recipe import Recipe
+
+
+class MaskedEvents:
+    """The Cloze objective of BERT4Rec (Sun et al., CIKM 2019, section 3.6).
+
+    Each event is hidden with the chance ``mask_share``, and of each history at least one. With the same chance a
+    history hides its last event alone, which is what serving asks.
+    """
+
+    passes = 1
+
+    def __init__(self, sequences: Sequences, recipe: Recipe, of_type: np.ndarray | None = None) -> None:
+        self.sequences, self.mask_share = sequences.latest(recipe.max_length), recipe.mask_share
+        self.weights = target_weights(self.sequences, of_type)
+        passed = np.concatenate([[0], np.cumsum(self.weights > 0)])
+        n_targets = passed[self.sequences.offsets[1:]] - passed[self.sequences.offsets[:-1]]
+        self.users = np.flatnonzero((n_targets > 0) & (self.sequences.lengths > 1))
+        self.lengths = self.sequences.lengths[self.users]
+
+    def examples(self, users: np.ndarray, rank: int, world_size: int, rng: np.random.Generator) -> Examples:
+        """This rank's examples from a global batch of users."""
+        every = self.sequences.take(users)
+        weights = self._weights(users)
+        hidden = self._hidden(every, weights, rng)
+        part, counts = share(np.arange(len(users)), rank, world_size)
+        own = every.take(part)
+        first = int(every.offsets[part[0]])
+        rows = np.flatnonzero(hidden[first : first + own.n_events]) if counts else np.empty(0, np.int64)
+        return Examples(
+            own,
+            rows,
+            own.items[rows],
+            np.arange(len(rows)),
+            weights[first + rows],
+            float(weights[hidden].sum(dtype=np.float64)),
+            every.items[hidden],
+        )
+
+    def _weights(self, users: np.ndarray) -> np.ndarray:
+        """float32 [T], what the events of these users count as targets."""
+        starts, lengths = self.sequences.offsets[:-1][users], self.sequences.lengths[users]
+        before = np.cumsum(lengths) - lengths
+        return np.asarray(self.weights[np.arange(lengths.sum()) + np.repeat(starts - before, lengths)])
+
+    def _hidden(self, histories: Sequences, weights: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """bool [T], which events of a global batch are hidden."""
+        may = weights > 0
+        hidden = (rng.random(histories.n_events) < self.mask_share) & may
+        users = histories.user_index
+        last = np.full(histories.n_users, -1)
+        np.maximum.at(last, users[may], np.flatnonzero(may))
+        only_last = rng.random(histories.n_users) < self.mask_share
+        only_last |= np.bincount(users[hidden], minlength=histories.n_users) == 0
+        hidden &= ~only_last[users]
+        hidden[last[only_last]] = True
+        return hidden
+
+    def catalogue(self, at_us: int) -> np.ndarray | None:
+        """All items."""
+        return None
