@@ -28,7 +28,7 @@ class Objectives:
 
     Attributes:
         tasks: yes-or-no questions with the events that count.
-        next_item: the first known item at or after the instant.
+        next_item: the first known item of the ``next_item_days`` from the instant.
         all_action_days: every distinct item of so many days; None: not learned.
         category_V: int64 [V + 1], 0..C-1 or -1, for the units of each category in the next week; None: not learned.
     """
@@ -37,6 +37,7 @@ class Objectives:
     next_item: bool = False
     all_action_days: float | None = None
     category_V: np.ndarray | None = None
+    next_item_days: float = 28.0
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -54,6 +55,7 @@ class Objectives:
             self.next_item and name == NEXT_ITEM,
             self.all_action_days if name == ALL_ACTION else None,
             self.category_V if name == DEMAND else None,
+            self.next_item_days,
         )
 
     @property
@@ -67,6 +69,7 @@ class Objectives:
         days = [task.days for task, _ in self.tasks] + [
             self.all_action_days or 0.0,
             7.0 * (self.category_V is not None),
+            self.next_item_days * self.next_item,
         ]
         return round(max(days) * DAY_US)
 
@@ -118,10 +121,11 @@ def moment(model: InterestModel, log: Sequences, at_us: int, objectives: Objecti
     units = np.zeros((len(users), 0), np.float32)
     if objectives.category_V is not None:
         units = user_demand(log, objectives.category_V, objectives.n_categories, at_us)[users]
-    later = log.between(at_us, log_end_us).known().take(users)
+    soon = log.between(at_us, at_us + round(objectives.next_item_days * DAY_US)).known().take(users)
     next_B = np.zeros(len(users), np.int64)
-    next_B[later.lengths > 0] = later.items[later.offsets[:-1][later.lengths > 0]]
-    window = later.between(None, at_us + round((objectives.all_action_days or 0.0) * DAY_US))
+    next_B[soon.lengths > 0] = soon.items[soon.offsets[:-1][soon.lengths > 0]]
+    window_us = round((objectives.all_action_days or 0.0) * DAY_US)
+    window = log.between(at_us, at_us + window_us).known().take(users)
     pairs = np.unique(window.user_index * (model.vocabulary.n_items + 1) + window.items)
     owner, rows = pairs // (model.vocabulary.n_items + 1), pairs % (model.vocabulary.n_items + 1)
     counts = rfm_features(log, at_us).to_numpy()[users]

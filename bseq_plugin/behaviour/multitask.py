@@ -39,6 +39,8 @@ class MultiTask(nn.Module):
     Args:
         model: what it begins with; it is copied.
         scale: of the context.
+
+    Raises UsageError for a model with several interests a user.
     """
 
     def __init__(
@@ -46,6 +48,8 @@ class MultiTask(nn.Module):
         weighting: Weighting = "equal",
     ) -> None:  # fmt: skip
         super().__init__()
+        if model.recipe.interests_per_user > 1:
+            raise UsageError("several interests a user can't be learned on here; begin with a run of readout = 'last'")
         self.recipe: Recipe = model.recipe
         self.objectives, self.scale = objectives, scale
         self.encoder = copy.deepcopy(model.encoder)
@@ -60,7 +64,7 @@ class MultiTask(nn.Module):
 
     def forward(self, part: Moment) -> tuple[Tensor, Tensor]:
         """``(interests_BD, inputs of the heads [B, D + X])``."""
-        interests_BD: Tensor = self.encoder(history_features(part.histories, self.recipe.event_features))[USER_INTEREST]
+        interests_BD: Tensor = self.encoder(history_features(part.histories, self.recipe))[USER_INTEREST]
         context_BX = torch.from_numpy(self.scale(part.context_BX))
         return interests_BD, torch.cat([self.norm(interests_BD), context_BX], dim=1)
 

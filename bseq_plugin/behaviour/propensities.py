@@ -61,8 +61,11 @@ class Question:
         log_end_us: int | None = None,
         active_days: float | None = None,
         allow_future_model: bool = False,
+        until_us: int | None = None,
     ) -> Question:
         """From texts such as ``churn:28``; the log is taken to be complete up to its newest event.
+
+        ``until_us``: nothing from this instant on is known, to the heads neither; default: the end of the log.
 
         Raises UsageError for a task that is none or is there twice, SchemaError for a log without times.
         """
@@ -75,6 +78,10 @@ class Question:
             raise UsageError(f"a task is there twice in {[task.name for task in asked]}")
         counts = tuple(task.counts(model.vocabulary, items) for task in asked)
         end_us = int(log.timestamps.max()) + 1 if log_end_us is None else log_end_us
+        if until_us is not None and until_us < end_us:
+            log, end_us = log.between(None, until_us), until_us
+            if log.n_events == 0:
+                raise SchemaError("nobody has an event before that instant; choose a later one")
         return cls(model, log, asked, counts, end_us, active_days, allow_future_model)
 
     @property
@@ -105,7 +112,8 @@ class Question:
     def inputs(self, at_us: int, users: np.ndarray, inputs: Inputs) -> np.ndarray:
         """float32 [N, D] of the users at these places."""
         asked = list(zip(self.tasks, self.counts, strict=True))
-        every = user_inputs(self.model, self.log, at_us, asked, inputs, None, self.allow_future_model)
+        values_T = None if self.log.values is None else np.nan_to_num(self.log.values)  # no value: no money
+        every = user_inputs(self.model, self.log, at_us, asked, inputs, values_T, self.allow_future_model)
         chosen: np.ndarray = every[users]
         return chosen
 

@@ -21,9 +21,11 @@ from bseq_plugin.cli.common import (
     read_table,
     write_json,
 )
-from bseq_plugin.errors import UsageError
+from bseq_plugin.errors import SchemaError, UsageError
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from bseq_plugin.data.sequences import Sequences
     from bseq_plugin.model.interest_model import InterestModel
 
@@ -38,9 +40,19 @@ def register(app: typer.Typer) -> None:
 
 
 def opened(
-    place: Path, events: str | None, columns: list[str] | None, unit: str | None, key_file: Path | None
+    place: Path,
+    events: str | None,
+    columns: list[str] | None,
+    unit: str | None,
+    key_file: Path | None,
+    hides_user: bool = False,
 ) -> tuple[InterestModel, Sequences]:
-    """The model and histories of a run or store, or histories of a log given now."""
+    """The model and histories of a run or store, or histories of a log given now.
+
+    ``hides_user``: the key is for an id of the command line as well. Raises UsageError for a key without anything to
+    hide, SchemaError if the log lacks what the model reads.
+    """
+    from bseq_plugin.data.event_features import EventInputs
     from bseq_plugin.data.sequences import Sequences
     from bseq_plugin.model.interest_model import InterestModel
     from bseq_plugin.readers.read_events import read_events
@@ -48,6 +60,11 @@ def opened(
     from bseq_plugin.training.run import Run
 
     hide = pseudonymiser(key_file)
+    if hide is not None and events is None and not hides_user:
+        raise UsageError(
+            "--pseudonymise hides the ids of --events, and there are none; a run or store keeps the ids it has: "
+            "train with --pseudonymise"
+        )
     if (place / "run.json").is_file():
         if events is None and "partitions" in Run(place).info:
             raise UsageError(f"{place} was trained on partitions; give the log: --events")
@@ -58,7 +75,18 @@ def opened(
     if events is not None:
         read = read_events(events, columns=column_mapping(columns), timestamp_unit=unit, pseudonymise=hide)
         log = Sequences.from_events(read, model.vocabulary)
+    if lacking := EventInputs.of(model.recipe).lacking(log):
+        raise SchemaError(f"the model reads {' and '.join(lacking)}, but the log has none; give another: --events")
     return model, log
+
+
+def write_parquet(frame: pd.DataFrame, path: Path) -> None:
+    """The whole file or what was there before; its folder is made if need be."""
+    from bseq_plugin.ranking.table import written_whole
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with written_whole(path) as file:
+        frame.to_parquet(file)
 
 
 def score(
@@ -104,11 +132,13 @@ def score(
 
     for path in (output, json_file):
         check_output(path)
+    if save_heads is not None and save_heads.exists() and not save_heads.is_dir():
+        raise UsageError(f"--save-heads {save_heads} is a file; name a folder")
     at_us = None if at is None else instant_us(at)
     model, log = opened(place, events, columns, timestamp_unit, pseudonymise)
     question = Question.of(
         model, log, tasks, items=None if items is None else read_table(items), active_days=active_days,
-        allow_future_model=in_sample,
+        allow_future_model=in_sample, until_us=at_us,
     )  # fmt: skip
     with note.status("training heads"):
         found = fit_propensities(question, inputs=inputs, head=head, weighting=cast(Weighting, weighting), seed=seed)
@@ -118,7 +148,7 @@ def score(
         table.add_row(row[0], f"{row[1]:.1%}", f"{row[2]:.4f}", f"{row[3]:.4f}")
     out.print(table)
     scores = run_score(question, found.heads, at_us)
-    scores.to_parquet(output)
+    write_parquet(scores, output)
     note.print(f"wrote {len(scores):,} users to {output}")
     if save_heads is not None:
         found.heads.save(save_heads)

@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich.markup import escape
 from rich.table import Table
 
-from bseq_plugin.cli.behaviour import At, Log, Place, opened
+from bseq_plugin.cli.behaviour import At, Log, Place, opened, write_parquet
 from bseq_plugin.cli.common import Columns, Items, KeyFile, Unit, check_output, note, out, pseudonymiser, read_table
 from bseq_plugin.errors import UsageError
 
@@ -77,18 +78,21 @@ def segments(
     codes_V, names = _codes(model.vocabulary, table, category, name)
     described = describe_segments(known, found.segment_U, found.n_segments, codes_V, names)
     frame = found.frame()
-    frame.to_parquet(output)
+    write_parquet(frame, output)
     sizes = frame["segment"].value_counts().reindex(range(found.n_segments), fill_value=0)
     shown = Table("segment", "users", "typical (times the crowd)", title_justify="left")
     for segment, size in sizes.items():
         own = described[described["segment"] == segment]
         typical = ", ".join(f"{one} {lift:.1f}x" for one, lift in zip(own["name"], own["lift"], strict=True))
-        shown.add_row(str(segment), f"{size:,}", typical)
+        shown.add_row(str(segment), f"{size:,}", escape(typical))
     out.print(shown)
     if old is not None:
         both = frame.merge(old, on="user_id", suffixes=("", "_before"))
-        index = adjusted_rand_index(both["segment"].to_numpy(), both["segment_before"].to_numpy())
-        note.print(f"agreement with {previous}: adjusted Rand index {index:.3f} over {len(both):,} users")
+        if len(both) > 1:
+            index = adjusted_rand_index(both["segment"].to_numpy(), both["segment_before"].to_numpy())
+            note.print(f"agreement with {previous}: adjusted Rand index {index:.3f} over {len(both):,} users")
+        else:
+            note.print(f"{previous} and this log share {len(both)} user(s): there is nothing to agree on")
     if picture is not None:
         draw_segments(sizes, described, picture)
     note.print(f"wrote {len(frame):,} users to {output}")
@@ -159,15 +163,15 @@ def anomalies(
         detector = Detector.fit(model, log, at_us, window, windows, in_sample)
         signals = window_signals(model, log, at_us, window, in_sample)
         found = run_anomalies(log, signals, detector, rate)
-    found.to_parquet(output)
+    write_parquet(found, output)
     shown = Table("user", "p", "leading", *SIGNALS, title_justify="left")
     for row in found[found["flagged"]].head(10).to_dict("records"):
         cells = [f"{row[name]:.2f}" for name in SIGNALS]
-        shown.add_row(str(row["user_id"]), f"{row['p_value']:.4f}", str(row["leading"]), *cells)
+        shown.add_row(escape(str(row["user_id"])), f"{row['p_value']:.4f}", str(row["leading"]), *cells)
     out.print(shown)
     note.print(f"{int(found['flagged'].sum())} of {len(found):,} users flagged at a rate of {rate:g}; wrote {output}")
     if event_file is not None:
-        anomalous_events(log, model, signals).to_parquet(event_file)
+        write_parquet(anomalous_events(log, model, signals), event_file)
         note.print(f"wrote {event_file}")
 
 
@@ -201,7 +205,7 @@ def explain(
 
     check_output(picture)
     hide = pseudonymiser(pseudonymise)
-    model, log = opened(place, events, columns, timestamp_unit, pseudonymise)
+    model, log = opened(place, events, columns, timestamp_unit, pseudonymise, hides_user=True)
     wanted = as_id(user if hide is None else hide.pseudonym(user), log.user_ids, "--user")
     [places] = np.nonzero(log.user_ids == wanted)
     if not len(places):
@@ -217,12 +221,12 @@ def explain(
         head = {"item_id": found.candidate, "score": found.score, "baseline": found.baseline}
         typer.echo(json.dumps({**head, "events": rows}, default=str))
     else:
-        title = f"{names.get(found.candidate, found.candidate)}: {found.score:.4f}"
+        title = escape(f"{names.get(found.candidate, found.candidate)}: {found.score:.4f}")
         shown = Table(*found.events.columns, title=title, title_justify="left")
         strongest = found.events.loc[found.events["effect"].abs().nlargest(15).index]
         for row in strongest.itertuples(index=False):
             cells = [f"{cell:+.4f}" if isinstance(cell, float) else str(cell) for cell in row[1:]]
-            shown.add_row(str(names.get(row[0], row[0])), *cells)
+            shown.add_row(escape(str(names.get(row[0], row[0]))), *map(escape, cells))
         out.print(shown)
     if picture is not None:
         draw_explanation(found, names, picture)

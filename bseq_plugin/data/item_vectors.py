@@ -61,6 +61,11 @@ class ItemVectors:
         vectors_VE = np.zeros((vocabulary.n_items + 1, encoded_NE.shape[1]), np.float32)
         vectors_VE[rows[known]] = encoded_NE
         nothing = np.flatnonzero(~vectors_VE[1:].any(1))
+        if len(nothing) == vocabulary.n_items:
+            raise SchemaError(
+                f"{', '.join(recipe.item_encoders)} found nothing to read of any item: the columns "
+                f"{[column for encoder in encoders for column in encoder.columns]} are empty"
+            )
         if len(nothing):
             warnings.warn(
                 f"{len(nothing)} of {vocabulary.n_items} items have no row in the items table, or an empty one, for "

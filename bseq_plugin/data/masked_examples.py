@@ -14,7 +14,7 @@ class MaskedEvents:
     """The Cloze objective of BERT4Rec (Sun et al., CIKM 2019, section 3.6).
 
     Each event is hidden with the chance ``mask_share``, and of each history at least one. With the same chance a
-    history hides its last event alone, which is what serving asks.
+    history whose last event is a target hides that one alone, which is what serving asks.
     """
 
     passes = 1
@@ -59,10 +59,10 @@ class MaskedEvents:
         users = histories.user_index
         last = np.full(histories.n_users, -1)
         np.maximum.at(last, users[may], np.flatnonzero(may))
-        only_last = rng.random(histories.n_users) < self.mask_share
-        only_last |= np.bincount(users[hidden], minlength=histories.n_users) == 0
+        only_last = (rng.random(histories.n_users) < self.mask_share) & (last == histories.offsets[1:] - 1)
         hidden &= ~only_last[users]
-        hidden[last[only_last]] = True
+        none = np.bincount(users[hidden], minlength=histories.n_users) == 0
+        hidden[last[only_last | none]] = True
         return hidden
 
     def catalogue(self, at_us: int) -> np.ndarray | None:

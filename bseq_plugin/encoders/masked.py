@@ -52,7 +52,7 @@ class MaskedEncoder(SequenceEncoder):
             raise RecipeError(f"dim = {dim} is not a multiple of encoder_options.n_heads = {self.options.n_heads}")
         block = CausalOptions(n_heads=self.options.n_heads, feed_forward=self.options.feed_forward)
         self.mask = PositionEmbedding(1, dim)
-        self.position = PositionEmbedding(max_length + 1, dim)  # the mask token behind max_length events
+        self.position = PositionEmbedding(max_length, dim)
         self.blocks = nn.ModuleList(CausalBlock(dim, max_length, dropout, block) for _ in range(self.options.n_blocks))
         self.norm = nn.LayerNorm(dim)
 
@@ -83,7 +83,9 @@ class MaskedEncoder(SequenceEncoder):
 
     def _run(self, events: PackedEvents, rows_Q: Tensor) -> Tensor:
         view = TileView.both_ways(events)
-        x_TD = dropout(events.x_TD + self.position(events.age_T), self.dropout, self.training)
+        # with a mask token behind max_length events the oldest stands where training never has one
+        age_T = events.age_T.clamp(max=self.max_length - 1)
+        x_TD = dropout(events.x_TD + self.position(age_T), self.dropout, self.training)
         x, (*first, last) = view.layout.spread(x_TD), self.blocks
         for block in first:
             x = block(x, view)

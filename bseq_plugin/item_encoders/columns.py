@@ -80,7 +80,9 @@ class ColumnsItemEncoder(ItemEncoder):
 
 
 def _place(column: str, value: object, buckets: int) -> tuple[int, int]:
-    """(bucket, sign) of a value."""
+    """(bucket, sign) of a value. 3 and 3.0 are one: a column of integers with one missing has become one of floats."""
+    if isinstance(value, float | np.floating) and float(value).is_integer():
+        value = int(value)
     number = int.from_bytes(hashlib.blake2b(f"{column}\0{value}".encode(), digest_size=8).digest(), "big")
     return number // 2 % buckets, 1 - 2 * (number % 2)
 

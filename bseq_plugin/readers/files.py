@@ -63,13 +63,15 @@ def _from_lists(frame: pd.DataFrame, timestamp_unit: str | None) -> Events:
         "event_types": EVENT_TYPE,
         "session_ids": SESSION,
         "values": VALUE,
+        "created_timestamps": CREATED,
     }
     lists = [name for name in names if name in frame]
     flat = frame[[USER, *lists]].explode(lists, ignore_index=True).rename(columns=names)
     flat = flat[flat[ITEM].notna()].infer_objects()
     if TIME not in flat:
         return Events.in_order(flat[USER].to_numpy(), flat[ITEM].to_numpy())
-    return Events.from_frame(flat.astype({TIME: "int64"}), None, timestamp_unit or "us")
+    times = [name for name in (TIME, CREATED) if name in flat]
+    return Events.from_frame(flat.astype(dict.fromkeys(times, "int64")), None, timestamp_unit or "us")
 
 
 def _read_one(file: Path, ids: Sequence[str] = ()) -> pd.DataFrame:

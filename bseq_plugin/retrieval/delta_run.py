@@ -105,7 +105,7 @@ def _table(model: InterestModel) -> Tensor:
 
 
 def _check_pair(old: InterestModel, new: InterestModel, run: Path) -> None:
-    for name in ("dim", "score", "popularity_days"):
+    for name in ("dim", "members", "score", "popularity_days"):
         before, now = getattr(old.recipe, name), getattr(new.recipe, name)
         if before != now:
             raise UsageError(
@@ -133,8 +133,9 @@ def _continued(served: Served, log: Sequences, model: InterestModel) -> Sequence
 def followed(first: Sequences, then: Sequences) -> Sequences:
     """Each user's events of ``first`` and then those of ``then``; new users come behind, in the order of ``then``.
 
-    Without event types on one side these are unknown types (0), without sessions there are none, and events without
-    the time at which they became known were known at once. Raises UsageError for user ids of different kinds.
+    Without event types on one side these are unknown types (0), without values there are none (NaN), without sessions
+    there are none at all, and events without the time at which they became known were known at once. Raises UsageError
+    for user ids of different kinds.
     """
     known = pd.Index(first.user_ids)
     if first.n_users and then.n_users and pd.Index(then.user_ids).dtype.kind != known.dtype.kind:
@@ -155,7 +156,8 @@ def _joined(name: str, first: Sequences, then: Sequences) -> np.ndarray | None:
         return None
     for place, log in enumerate((first, then)):
         if parts[place] is None:
-            parts[place] = log.timestamps if name == "created" else np.zeros(log.n_events, np.int64)
+            nothing = np.full(log.n_events, np.nan) if name == "values" else np.zeros(log.n_events, np.int64)
+            parts[place] = log.timestamps if name == "created" else nothing
     if name == "session_ids":  # numbers of two logs: the later ones stand above
         parts[1] = parts[1] + parts[0].max(initial=0) + 1
     return np.concatenate(parts)

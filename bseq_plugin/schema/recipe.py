@@ -170,6 +170,13 @@ class Recipe(BaseModel):
                 )
         return value
 
+    @field_validator("event_features")
+    @classmethod
+    def _once(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if len(set(value)) < len(value):
+            raise ValueError(f"event_features names one twice: {list(value)}")
+        return value
+
     @field_validator("time_zone")
     @classmethod
     def _known_zone(cls, value: str) -> str:

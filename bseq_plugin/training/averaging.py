@@ -40,7 +40,7 @@ class WeightAverage:
     @torch.no_grad()
     def update(self, step: int) -> None:
         """After ``step`` steps of all epochs together (the first is 1). Early ones count for less: they are far off."""
-        if step % self._every:
+        if step % self._every or not self._kept:  # a rank may hold nothing
             return
         n_updates = step // self._every
         decay = min(self._decay, (1 + n_updates) / (10 + n_updates))

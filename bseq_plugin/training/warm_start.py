@@ -35,6 +35,7 @@ SHARED = (
     "encoder",
     "encoder_options",
     "dim",
+    "members",
     "max_length",
     "event_features",
     "time_zone",

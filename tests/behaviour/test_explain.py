@@ -9,6 +9,7 @@ import torch
 
 from bseq_plugin.behaviour.explain import best_new_item, explain
 from bseq_plugin.data.sequences import Sequences
+from bseq_plugin.data.vocabulary import Vocabulary
 from bseq_plugin.errors import UsageError
 from bseq_plugin.model.encoder import SequenceInterestEncoder
 from bseq_plugin.model.interest_model import InterestModel
@@ -25,6 +26,17 @@ def trained(habit_run):
 def history_of(model, rows, days=None):
     times = 1_700_000_000_000_000 + DAY_US * np.asarray(days if days is not None else range(len(rows)), np.int64)
     return Sequences(np.array([5]), np.array([0, len(rows)]), np.asarray(rows, np.int64), times)
+
+
+def test_a_model_that_reads_values_is_explained_too():
+    recipe = Recipe(encoder="mean", dim=4, event_features=("value",), dropout=0.0)
+    model = InterestModel(
+        recipe, Vocabulary(np.arange(5), np.ones(5, np.int64)), SequenceInterestEncoder(recipe, 5).eval(), None, None
+    )
+    log = Sequences(
+        np.array([5]), np.array([0, 3]), np.array([1, 2, 3]), np.arange(3), values=np.array([1.0, 9.0, 3.0])
+    )
+    assert len(explain(model, log, 4).events) == 3
 
 
 @pytest.fixture

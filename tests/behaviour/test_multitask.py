@@ -31,7 +31,7 @@ def objectives(model, habit_items):
     tasks = [Task.parse(text) for text in ("churn:7", "purchase:7:group=g1")]
     group_V = np.concatenate([[-1], model.vocabulary.item_ids // 10])
     pairs = tuple((task, task.counts(model.vocabulary, habit_items)) for task in tasks)
-    return Objectives(pairs, next_item=True, all_action_days=7.0, category_V=group_V)
+    return Objectives(pairs, next_item=True, all_action_days=7.0, category_V=group_V, next_item_days=7.0)
 
 
 @pytest.fixture(scope="module")
@@ -52,9 +52,9 @@ def test_a_moment_is_what_a_loop_over_the_log_finds(model, log, objectives, habi
         user = found.histories.user_ids[place]
         own = habit_frame[habit_frame["user_id"] == user]
         later = own[times[own.index] >= at_us]
-        wanted = 0 if later.empty else model.vocabulary.item_rows(later["item_id"].head(1))[0]
-        assert found.next_B[place] == wanted
         week = later[times[later.index] < at_us + 7 * DAY_US]
+        wanted = 0 if week.empty else model.vocabulary.item_rows(week["item_id"].head(1))[0]
+        assert found.next_B[place] == wanted
         expected = set(model.vocabulary.item_rows(week["item_id"]).tolist()) if len(week) else set()
         assert set(rows[offsets[place] : offsets[place + 1]].tolist()) == expected
         assert found.labels_BK[place, 0] == week.empty
@@ -72,6 +72,18 @@ def test_what_is_read_is_of_the_past_alone(model, log, objectives):
     assert (whole.next_B != part.next_B).any()
     with pytest.raises(SchemaError, match="ends after the log does"):
         moment(model, log, end_us - 6 * DAY_US, objectives, end_us)
+
+
+def test_nothing_behind_the_window_is_learned(model, log, objectives):
+    """What a training instant is asked about must not reach into the weeks that are judged later."""
+    end_us = int(log.timestamps.max()) + 1
+    at_us = end_us - 20 * DAY_US
+    cut = log.between(None, at_us + objectives.window_us)
+    whole, part = (moment(model, one, at_us, objectives, end_us) for one in (log, cut))
+    for name in ("next_B", "labels_BK", "units_BC"):
+        np.testing.assert_array_equal(getattr(whole, name), getattr(part, name))
+    np.testing.assert_array_equal(whole.targets[1], part.targets[1])
+    assert Objectives(next_item=True).window_us == 28 * DAY_US
 
 
 def test_taking_users_takes_all_that_is_theirs(moments):

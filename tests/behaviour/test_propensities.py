@@ -2,6 +2,7 @@
 
 import itertools
 import json
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -191,6 +192,32 @@ def test_no_training_window_reaches_the_instant_of_judgement(question):
     assert np.diff(instants.train_us).tolist() == [7 * DAY_US] * (len(instants.train_us) - 1)
 
 
+def test_asked_about_an_earlier_instant_nothing_from_then_on_is_learned(question, habit_run):
+    model, log = question.model, question.log
+    at_us = int(log.timestamps.max()) + 1 - 8 * DAY_US
+    asked, blind = (Question.of(model, one, ["churn:7"], until_us=at_us) for one in (log, log.between(None, at_us)))
+    assert asked.log_end_us == blind.log_end_us == at_us
+    instants = asked.instants()
+    assert max(*instants.train_us, instants.validation_us) + 7 * DAY_US <= at_us
+    tables = [score(one, fit_propensities(one).heads, at_us) for one in (asked, blind)]
+    pd.testing.assert_frame_equal(*tables)
+
+
+def test_values_are_money(question):
+    """Counts know what was spent; an event without a value is worth nothing."""
+    log = question.log
+    worth = [np.where(log.user_index == 0, factor, 1.0) for factor in (1.0, np.nan, 100.0)]
+    logs = [replace(log, values=values) for values in worth]
+    users = np.arange(log.n_users)
+    found = [replace(question, log=one).inputs(question.log_end_us, users, "counts") for one in logs]
+    plain = replace(question, log=replace(log, values=None)).inputs(question.log_end_us, users, "counts")
+    assert found[0].shape[1] > plain.shape[1]
+    assert not np.array_equal(found[0][0], found[2][0])
+    for other in found[1:]:
+        np.testing.assert_array_equal(found[0][1:], other[1:])
+        assert np.isfinite(other[0]).any()
+
+
 def test_bad_questions(question, habit_run):
     model, log = question.model, question.log
     with pytest.raises(SchemaError, match="split = 'time'"):
@@ -233,3 +260,14 @@ def test_the_command(bseq, habit_run, habit_items, tmp_path):
     assert code == 2
     assert "two windows" in err
     assert not (tmp_path / "no.parquet").exists()
+    (tmp_path / "key").write_bytes(b"k" * 32)
+    for command in (["score", habit_run.path, "--task", "churn:7"], ["segments", habit_run.path]):
+        code, _, err = bseq(*command, "--pseudonymise", tmp_path / "key", "--out", tmp_path / "no.parquet")
+        assert code == 2
+        assert "train with --pseudonymise" in err
+    deep = ["--task", "churn:7", "--out", tmp_path / "new" / "folder" / "scores.parquet"]
+    code, _, err = bseq("score", habit_run.path, *deep, "--save-heads", out)
+    assert code == 2
+    assert "is a file" in err
+    assert bseq("score", habit_run.path, *deep)[0] == 0
+    assert len(pd.read_parquet(deep[-1])) == len(scores)

@@ -49,7 +49,8 @@ def naive(encoder, x_LD):
     """Every event looks at every other, pair by pair; ages count from the newest."""
     n, heads = len(x_LD), encoder.options.n_heads
     width = DIM // heads
-    x_LD = x_LD + encoder.position.weight[list(range(n - 1, -1, -1))]
+    ages = [min(age, encoder.max_length - 1) for age in range(n - 1, -1, -1)]
+    x_LD = x_LD + encoder.position.weight[ages]
     for block in encoder.blocks:
         norm = block.attention_residual.norm
         q, k, v = block.attention.query_key_value(F.layer_norm(x_LD, (DIM,), norm.weight, norm.bias)).split(DIM, 1)

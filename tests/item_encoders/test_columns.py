@@ -30,6 +30,13 @@ class TestColumns(ItemEncoderTests):
     options = OPTIONS
 
 
+def test_a_category_of_integers_is_the_same_beside_a_missing_one():
+    encoder = ColumnsItemEncoder(ColumnsOptions(categories=("department",), buckets=512))
+    whole = pd.DataFrame({"item_id": [1, 2], "department": [3, 7]})
+    holed = pd.DataFrame({"item_id": [1, 2], "department": [3, None]})
+    np.testing.assert_array_equal(encoder.encode(whole)[0], encoder.encode(holed)[0])
+
+
 def test_cell_by_cell():
     wanted = np.zeros((4, 12), np.float32)
     for row, item in enumerate(ITEMS.itertuples()):

@@ -159,6 +159,13 @@ def test_unknown_items_keep_rows_and_priors(make_model):
     assert changed_rows(table(old)[1:], table(both)[1:]).tolist() == [1, 2, 6, 7]
 
 
+def test_events_without_a_value_stay_without_one():
+    first = Sequences(np.array([1]), np.array([0, 2]), np.array([1, 2]), np.array([1, 2]))
+    then = Sequences(np.array([1]), np.array([0, 1]), np.array([3]), np.array([3]), values=np.array([5.0]))
+    np.testing.assert_array_equal(followed(first, then).values, [np.nan, np.nan, 5.0])
+    np.testing.assert_array_equal(followed(then, first).values, [5.0, np.nan, np.nan])
+
+
 LOGS = st.lists(st.tuples(st.integers(0, 4), st.integers(0, 5), st.integers(0, 9)), max_size=12)
 
 

@@ -63,3 +63,9 @@ def test_applied_within_and_as_before_after_it(monkeypatch):
 def test_a_negative_half_life_is_refused(tiny_recipe):
     with pytest.raises(RecipeError, match="ema_half_life = -1"):
         tiny_recipe.replace(ema_half_life=-1)
+
+
+def test_a_rank_without_weights_has_nothing_to_average():
+    average = WeightAverage(torch.nn.Identity(), half_life=1.0, steps_per_epoch=1)
+    average.update(1)
+    assert average.state() == {}

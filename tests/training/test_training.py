@@ -239,6 +239,21 @@ def test_an_existing_folder_is_not_touched(events, tiny_recipe, tiny_run, tmp_pa
     assert (tmp_path / "file").read_text() == "precious"
 
 
+def test_a_checkpoint_of_an_earlier_version_is_gone_on_from(events, tiny_recipe, tmp_path, monkeypatch, weights):
+    """It lacks settings that came later, which were at their defaults then."""
+    chosen = tiny_recipe.replace(epochs=3)
+    whole = quietly(events, chosen, tmp_path / "whole")
+    stopped_after(events, chosen, tmp_path / "run", monkeypatch, 1)
+    state = tmp_path / "run" / "checkpoints" / "epoch-0001" / "state.json"
+    document = json.loads(state.read_text())
+    settings = json.loads(document["identity"]["recipe"])
+    for name in ("ema_half_life", "members", "item_encoders"):
+        del settings[name]
+    document["identity"]["recipe"] = json.dumps(settings, sort_keys=True)
+    state.write_text(json.dumps(document))
+    assert weights(quietly(events, chosen, tmp_path / "run", resume=True).path) == weights(whole.path)
+
+
 def test_resume_refuses_another_recipe_or_log(events, tiny_recipe, tmp_path, monkeypatch, make_frame):
     stopped_after(events, tiny_recipe, tmp_path / "run", monkeypatch, 1)
     with pytest.raises(RunError, match=r"another recipe \(different: dropout, seed\)") as caught:
@@ -393,6 +408,7 @@ def test_what_can_not_work_is_refused_before_anything_is_written(events, tiny_re
         ({"popularity_days": [-7.0], "targets": "window"}, "popularity_days"),
         ({"window_days": float("inf")}, "window_days"),
         ({"learning_rate": float("nan")}, "learning_rate"),
+        ({"event_features": ["time_gap", "time_gap"]}, "event_features names one twice"),
     ],
 )
 def test_recipes_are_checked(values, message):

@@ -100,6 +100,8 @@ def test_what_does_not_fit_is_refused(tiny_frame, tiny_run, tiny_recipe, tmp_pat
     events = Events.from_frame(tiny_frame)
     with pytest.raises(RecipeError, match=r"it has another dim \(dim = 8\); use the same, or start cold"):
         train(events, tiny_recipe.replace(dim=16), tmp_path / "run", progress=False, warm_start=tiny_run)
+    with pytest.raises(RecipeError, match="members"):
+        train(events, tiny_recipe.replace(members=2), tmp_path / "run", progress=False, warm_start=tiny_run)
     with pytest.raises(RunError, match="not a finished run"):
         train(events, tiny_recipe, tmp_path / "run", progress=False, warm_start=tmp_path / "nowhere")
     assert not (tmp_path / "run").exists()
