@@ -5,7 +5,7 @@ Shape letters: L events of the history, K interests, D width.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
@@ -113,7 +113,4 @@ def _each_without(history: Sequences, start: int) -> Sequences:
     rows = rows[rows != left_out[:, None]]
     copies = history.take(np.zeros(len(left_out), np.int64)).rows(rows)
     offsets = np.arange(len(left_out) + 1, dtype=np.int64) * (n_events - 1)
-    return Sequences(
-        np.repeat(history.user_ids, len(left_out)), offsets, copies.items, copies.timestamps, copies.event_types,
-        copies.session_ids, copies.created,
-    )  # fmt: skip
+    return replace(copies, user_ids=np.repeat(history.user_ids, len(left_out)), offsets=offsets)
