@@ -29,13 +29,13 @@ from task_parts.measure import Scored, summary
 from task_parts.multitask import multitask
 from task_parts.propensity import BOTH, THEIRS, USER_TASKS, categories, user_task
 from task_parts.protocol import ENCODER_UNTIL, Case, encoder
-from task_parts.uses import anomalies, demand, segments
+from task_parts.uses import anomalies, demand, next_k, segments
 
 from bseq_plugin.behaviour.tasks import Task
 from bseq_plugin.cli.demo_data import load
 
 RESULTS = Path(__file__).parent / "results" / "tasks.json"
-TABLES = ("propensity", "categories", "demand", "anomalies", "segments", "multitask")
+TABLES = ("propensity", "categories", "demand", "anomalies", "segments", "multitask", "next_k")
 note = Console(stderr=True)
 
 
@@ -61,6 +61,8 @@ def measure(asked: argparse.Namespace, folder: Path) -> dict[str, Any]:
                 others.setdefault("demand", []).append(found)
             elif table == "multitask":
                 others.setdefault("multitask", []).append(multitask(case, seed))
+            elif table == "next_k":
+                others.setdefault("next_k", []).append(next_k(case, seed, 2))
             elif table == "anomalies":
                 others.setdefault("anomalies", []).append(anomalies(case, seed))
             else:
@@ -89,6 +91,15 @@ def claims(figures: dict[str, Any]) -> list[dict[str, Any]]:
             value = float(np.mean([one["ours, bottom up"] for one in of_seeds]))
             naive = float(of_seeds[0]["seasonal naive (the week before)"])
             made.append({"name": f"demand by {column}: WAPE", "value": value, "target": naive, "holds": value < naive})
+    for k in ("k=5", "k=10") if "next_k" in figures else ():
+        of_seeds = [found[k] for found in figures["next_k"]["seeds"].values()]
+        best = float(np.mean([max(one["beam"]["ndcg"], one["samples"]["ndcg"]) for one in of_seeds]))
+        base = float(np.mean([one["one step"]["ndcg"] for one in of_seeds]))
+        made.append({"name": f"next {k}: NDCG of the decoder", "value": best, "target": base, "holds": best > base})
+    if "multitask" in figures:
+        of_seeds = list(figures["multitask"]["seeds"].values())
+        cost = float(np.mean([one["cost"]["together_over_all_alone"] for one in of_seeds]))
+        made.append({"name": "multi-task: cost over all alone", "value": cost, "target": 1.0, "holds": cost < 1})
     if "anomalies" in figures:
         of_seeds = list(figures["anomalies"]["seeds"].values())
         value = min(one["injected"]["swap"]["auroc"] for one in of_seeds)

@@ -3,7 +3,7 @@
 It begins with a trained ``InterestModel`` and goes on in one process, without sharding: the frozen-vector protocol with
 the encoder no longer frozen.
 
-Shape letters: B users of a batch, D width of an interest, X context columns, V items, O objectives.
+Shape letters: B users of a batch, K interests, D their width, X context columns, V items, O objectives.
 """
 
 from __future__ import annotations
@@ -39,8 +39,6 @@ class MultiTask(nn.Module):
     Args:
         model: what it begins with; it is copied.
         scale: of the context.
-
-    Raises UsageError for a model with several interests a user.
     """
 
     def __init__(
@@ -48,13 +46,12 @@ class MultiTask(nn.Module):
         weighting: Weighting = "equal",
     ) -> None:  # fmt: skip
         super().__init__()
-        if model.recipe.interests_per_user > 1:
-            raise UsageError("several interests a user can't be learned on here; begin with a run of readout = 'last'")
         self.recipe: Recipe = model.recipe
         self.objectives, self.scale = objectives, scale
         self.encoder = copy.deepcopy(model.encoder)
-        width = model.recipe.interest_dim + len(scale.mean_D)
-        self.norm = nn.LayerNorm(model.recipe.interest_dim)
+        self.n_interests = model.encoder.readout.width // model.recipe.interest_dim
+        width = model.encoder.readout.width + len(scale.mean_D)
+        self.norm = nn.LayerNorm(model.encoder.readout.width)
         self.head = build_head(head, None, width, len(objectives.tasks)) if objectives.tasks else None
         self.demand = nn.Linear(width, objectives.n_categories) if objectives.n_categories else None
         if self.demand is not None:
@@ -63,10 +60,11 @@ class MultiTask(nn.Module):
         self.weights = TaskWeights(len(objectives.names), weighting)
 
     def forward(self, part: Moment) -> tuple[Tensor, Tensor]:
-        """``(interests_BD, inputs of the heads [B, D + X])``."""
-        interests_BD: Tensor = self.encoder(history_features(part.histories, self.recipe))[USER_INTEREST]
+        """``(interests_BKD, inputs of the heads [B, K * D + X])``."""
+        flat: Tensor = self.encoder(history_features(part.histories, self.recipe))[USER_INTEREST]
         context_BX = torch.from_numpy(self.scale(part.context_BX))
-        return interests_BD, torch.cat([self.norm(interests_BD), context_BX], dim=1)
+        interests_BKD = flat.view(len(flat), self.n_interests, self.recipe.interest_dim)
+        return interests_BKD, torch.cat([self.norm(flat), context_BX], dim=1)
 
     def item_vectors(self, part: Moment) -> Tensor:
         """``[V + 1, D]``, popularity as of the instant."""
@@ -76,10 +74,10 @@ class MultiTask(nn.Module):
 
     def losses(self, part: Moment) -> Tensor:
         """``[O]``, one loss an objective: mean cross-entropy, or Poisson deviance up to a constant."""
-        interests_BD, inputs = self(part)
+        interests_BKD, inputs = self(part)
         found: list[Tensor] = []
         if self.objectives.next_item or self.objectives.all_action_days is not None:
-            scores_BV = interests_BD @ self.item_vectors(part)[1:].T
+            scores_BV = (interests_BKD @ self.item_vectors(part)[1:].T).amax(1)  # the best of the interests
             norms_B = torch.logsumexp(scores_BV, dim=1)
             if self.objectives.next_item:
                 there = torch.from_numpy(np.flatnonzero(part.next_B))
@@ -98,11 +96,11 @@ class MultiTask(nn.Module):
     def judge(self, part: Moment) -> dict[str, float]:
         """AUROC of the tasks, NDCG@20 of next item and window, WAPE of the week's demand over users and categories."""
         self.eval()
-        interests_BD, inputs = self(part)
+        interests_BKD, inputs = self(part)
         found: dict[str, float] = {}
         for name, (offsets, rows) in self._wanted(part).items():
             asked = np.flatnonzero(np.diff(offsets))
-            top_UK = top_k_items(interests_BD[torch.from_numpy(asked)], self.item_vectors(part), K_ITEMS)
+            top_UK = top_k_items(interests_BKD[torch.from_numpy(asked)], self.item_vectors(part), K_ITEMS)
             kept = np.concatenate([[0], np.cumsum(np.diff(offsets)[asked])])
             found[name] = float(ranking_metrics(top_UK, kept, rows, [K_ITEMS])[f"ndcg@{K_ITEMS}"].mean())
         if self.head is not None:

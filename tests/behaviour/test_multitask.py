@@ -108,7 +108,7 @@ def test_each_loss_by_hand(model, moments, objectives):
     torch.nn.init.normal_(task.demand.weight, std=0.1)
     part = moments[0].take(np.arange(12))
     interests, inputs = task(part)
-    log_softmax = torch.log_softmax(interests @ task.item_vectors(part)[1:].T, dim=1)
+    log_softmax = torch.log_softmax(interests[:, 0] @ task.item_vectors(part)[1:].T, dim=1)
     following = [-log_softmax[user, row - 1] for user, row in enumerate(part.next_B) if row]
     offsets, rows = part.targets
     window = [-log_softmax[u, row - 1] for u in range(12) for row in rows[offsets[u] : offsets[u + 1]]]
