@@ -1,0 +1,121 @@
+"""One seed: a model of ids alone and one of ids and text, asked for warm, tail and cold items.
+
+Shape letters: U users, N items, V items of the catalogue, D width.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from bseq_plugin import InterestModel, Recipe, Sequences, train
+from bseq_plugin.data.splits import EvaluationSet
+from bseq_plugin.evaluation.rankers import interest_ranker
+from bseq_plugin.metrics import ranking_metrics
+from bseq_plugin.model.new_items import with_new_items
+from cold.problems import Problem, only
+
+TAIL = 5  # events in training, at most
+K = 10
+
+
+def one_seed(problem: Problem, seed: int, text_settings: list[str], id_settings: list[str]) -> dict[str, object]:
+    """Figures of both models, and what a random ranking finds."""
+    base = problem.recipe.replace(seed=seed).with_settings(id_settings)
+    options = {"text": {"columns": list(problem.columns)}}
+    text = base.replace(item_encoders=["text"], item_encoder_options=options).with_settings(text_settings)
+    models, seconds = {}, {}
+    for name, recipe in (("id", base), ("id + text", text)):
+        started = time.perf_counter()
+        models[name] = trained(problem, recipe)
+        seconds[name] = time.perf_counter() - started
+    models["id"] = with_untrained(models["id"], problem.cold, base, seed)
+    models["id + text"] = with_new_items(
+        models["id + text"], problem.items[problem.items["item_id"].isin(problem.cold)]
+    )
+    found = {name: figures(problem, model, reads_cold=name != "id") for name, model in models.items()}
+    return {
+        "seed": seed,
+        **found,
+        "random": {"cold recall@10": by_chance(problem, models["id + text"])},
+        "seconds": seconds,
+    }
+
+
+def trained(problem: Problem, recipe: Recipe) -> InterestModel:
+    """The best epoch; tables are thrown away."""
+    with tempfile.TemporaryDirectory() as folder:
+        reads = problem.items if recipe.item_encoders else None
+        run = train(problem.training, recipe, Path(folder) / "run", items=reads, progress=False)
+        model = InterestModel.from_run(run.path)
+        # the mapped item table goes with the folder
+        return InterestModel.from_state(
+            model.recipe, model.vocabulary, model.encoder.state_dict(), model.item_priors_VP, model.trained_until_us
+        )
+
+
+def with_untrained(model: InterestModel, cold: np.ndarray, recipe: Recipe, seed: int) -> InterestModel:
+    """Rows as a table has them before training."""
+    generator = torch.Generator().manual_seed(seed)
+    rows_ND = torch.randn(len(cold), recipe.dim, generator=generator) * recipe.table_init
+    return model.with_rows(np.sort(cold), rows_ND)
+
+
+def figures(problem: Problem, model: InterestModel, reads_cold: bool) -> dict[str, float]:
+    """Means over users. A model that has no use for cold items in histories does not get them."""
+    vocabulary = model.vocabulary
+    cold_V = np.zeros(vocabulary.n_items + 1, bool)
+    cold_V[vocabulary.item_rows(problem.cold)] = True
+    cold_V[0] = False
+    tail_V = np.concatenate([[False], vocabulary.item_counts <= TAIL]) & ~cold_V
+    warm = problem.asked(problem.warm_log, vocabulary)
+    cold = only(problem.asked(problem.cold_log, vocabulary), cold_V)
+    histories = cold.histories if reads_cold else without(cold.histories, cold_V)
+    of_warm = asked(model, warm)
+    of_cold = asked(model, EvaluationSet(histories, cold.target_offsets, cold.target_items))
+    of_tail = asked(model, only(warm, tail_V))
+    return {
+        "warm ndcg@10": float(of_warm["ndcg@10"].mean()),
+        "warm recall@10": float(of_warm["recall@10"].mean()),
+        "tail ndcg@10": float(of_tail["ndcg@10"].mean()),
+        "cold recall@10": float(of_cold["recall@10"].mean()),
+        "cold ndcg@10": float(of_cold["ndcg@10"].mean()),
+        "warm users": warm.n_users,
+        "tail users": len(of_tail["ndcg@10"]),
+        "cold users": cold.n_users,
+    }
+
+
+def asked(model: InterestModel, question: EvaluationSet) -> dict[str, np.ndarray]:
+    """Metrics of each user: the whole catalogue, cold items included, seen items masked."""
+    top_UK = interest_ranker(model)(question.histories, K, True)
+    return ranking_metrics(top_UK, question.target_offsets, question.target_items, (K,))
+
+
+def by_chance(problem: Problem, model: InterestModel) -> float:
+    """Expected recall@10 of a random order of the items that are not masked."""
+    cold_V = np.zeros(model.vocabulary.n_items + 1, bool)
+    cold_V[model.vocabulary.item_rows(problem.cold)] = True
+    cold_V[0] = False
+    question = only(problem.asked(problem.cold_log, model.vocabulary), cold_V)
+    histories = question.histories
+    pairs = np.unique(histories.user_index * (model.vocabulary.n_items + 1) + histories.items)
+    seen_U = np.bincount(pairs // (model.vocabulary.n_items + 1), minlength=histories.n_users)
+    targets_U = np.diff(question.target_offsets)
+    # a target is among the K first with K / items; divided by what is within reach
+    return float((K / (model.vocabulary.n_items - seen_U) * targets_U / np.minimum(targets_U, K)).mean())
+
+
+def without(histories: Sequences, cold_V: np.ndarray) -> Sequences:
+    """Histories without the events of cold items."""
+    items = np.where(cold_V[histories.items], 0, histories.items)
+    return Sequences(**{**vars_of(histories), "items": items}).known()
+
+
+def vars_of(histories: Sequences) -> dict[str, np.ndarray | None]:
+    """Its fields."""
+    return {name: getattr(histories, name) for name in histories.__dataclass_fields__}

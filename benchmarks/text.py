@@ -1,0 +1,150 @@
+"""Items hidden from training: how well text finds them, what it costs the others, how long texts take to encode.
+
+    python benchmarks/text.py --beauty sequences.txt items.tsv --seeds 0,1,2       # and the demo's grocery log
+    python benchmarks/text.py --only grocery --part validation --set epochs=4 --text-set id_dropout=0.5
+
+A tenth of the items (drawn by the seed) is hidden from training; a model of ids alone is trained, and one of ids and
+text, with the same settings. Both rank the whole catalogue: warm targets, those of the tail (5 events or fewer in
+training), and cold targets, for which the one has rows as they are before training and the other what the text says.
+Settings are chosen with --part validation, which leaves out the newest events. Writes benchmarks/results/text.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import shlex
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "integrations" / "bseq-transformers"))
+
+import bseq_transformers
+from bseq_transformers.text import TextItemEncoder, TextOptions
+from cold.measure import one_seed
+from cold.problems import Problem, beauty, grocery
+from speed import commit
+
+from bseq_plugin import plugin_manager
+from bseq_plugin.cli.demo_data import load
+from bseq_plugin.cli.main import _quiet
+
+RESULTS = Path(__file__).parent / "results" / "text.json"
+MODELS = ("id", "id + text")
+SHOWN = ("warm ndcg@10", "tail ndcg@10", "cold recall@10", "cold ndcg@10")
+
+
+def encoding() -> dict[str, float]:
+    """Seconds for the texts of all purchased products, with an empty cache and with a full one."""
+    data = load("completejourney")
+    bought = data.items[data.items["item_id"].isin(data.events.frame["item_id"].unique())]
+    options = TextOptions(columns=("department", "product_category", "name"))
+    seconds = []
+    before = os.environ.get("BSEQ_CACHE")
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ["BSEQ_CACHE"] = folder
+        for _ in range(2):
+            started = time.perf_counter()
+            TextItemEncoder(options).encode(bought, progress=True)
+            seconds.append(time.perf_counter() - started)
+    os.environ.pop("BSEQ_CACHE")
+    if before is not None:
+        os.environ["BSEQ_CACHE"] = before
+    texts = len(set(TextItemEncoder(options).texts(bought)))
+    return {"products": len(bought), "distinct texts": texts, "seconds": seconds[0], "seconds from cache": seconds[1]}
+
+
+def mean(rows: list[dict[str, Any]], model: str, figure: str) -> float:
+    """Over seeds."""
+    return statistics.mean(row[model][figure] for row in rows)
+
+
+def claims(name: str, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Name, value, target, and whether it holds, of one log."""
+    cold, by_id = mean(rows, "id + text", "cold recall@10"), mean(rows, "id", "cold recall@10")
+    one_hit = 1 / mean(rows, "id", "cold users")  # the least that is not nothing
+    drop = 1 - mean(rows, "id + text", "warm ndcg@10") / mean(rows, "id", "warm ndcg@10")
+    tail = mean(rows, "id + text", "tail ndcg@10") / max(mean(rows, "id", "tail ndcg@10"), 1e-9)
+    values = [
+        ("cold recall@10 / a random ranking's", cold / mean(rows, "random", "cold recall@10"), 20.0, True),
+        ("cold recall@10 / that of ids alone", cold / max(by_id, one_hit), 3.0, True),
+        ("relative drop of warm ndcg@10", drop, 0.02, False),
+        ("tail ndcg@10 / that of ids alone", tail, 1.0, True),
+    ]
+    return [
+        {
+            "name": f"{name}: {what}",
+            "value": value,
+            "target": target,
+            "holds": value >= target if more else value < target,
+        }
+        for what, value, target, more in values
+    ]
+
+
+def measured(problems: list[Problem], seeds: list[int], chosen: argparse.Namespace) -> list[dict[str, Any]]:
+    """A row a seed; told as they come."""
+    rows = []
+    for problem, seed in zip(problems, seeds, strict=True):
+        row = one_seed(problem, seed, chosen.text_settings, chosen.settings)
+        rows.append(row)
+        for model in MODELS:
+            told = "  ".join(f"{name} {row[model][name]:.4f}" for name in SHOWN)
+            print(f"{problem.name} seed {seed} {model:<10} {told}  {row['seconds'][model]:.0f} s", flush=True)
+        print(f"{problem.name} seed {seed} random     cold recall@10 {row['random']['cold recall@10']:.5f}", flush=True)
+    return rows
+
+
+def main() -> None:
+    """Measure, print, write."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--beauty", nargs=2, type=Path, metavar=("SEQUENCES", "ITEMS"))
+    parser.add_argument("--only", choices=["beauty", "grocery", "encoding"])
+    parser.add_argument("--part", choices=["validation", "test"], default="test")
+    parser.add_argument("--seeds", default="0,1,2")
+    parser.add_argument("--set", dest="settings", action="append", default=[], metavar="KEY=VALUE")
+    parser.add_argument("--text-set", dest="text_settings", action="append", default=[], metavar="KEY=VALUE")
+    parser.add_argument("--json", type=Path, default=RESULTS)
+    chosen = parser.parse_args()
+    if chosen.only == "beauty" and chosen.beauty is None:
+        parser.error("--only beauty needs --beauty SEQUENCES ITEMS")
+    _quiet()
+    plugin_manager().register(bseq_transformers, "transformers")
+    seeds = [int(seed) for seed in chosen.seeds.split(",")]
+    document: dict[str, Any] = {}
+    held: list[dict[str, Any]] = []
+    if chosen.only in (None, "encoding"):
+        document["encoding"] = encoding()
+        print(document["encoding"], flush=True)
+        seconds = document["encoding"]["seconds"]
+        held.append({"name": "encoding: seconds", "value": seconds, "target": 600.0, "holds": seconds < 600.0})
+    if chosen.only in (None, "beauty") and chosen.beauty is not None:
+        problems = [beauty(*chosen.beauty, chosen.part, seed) for seed in seeds]
+        document["beauty"] = measured(problems, seeds, chosen)
+    if chosen.only in (None, "grocery"):
+        document["grocery"] = measured([grocery(chosen.part, seed) for seed in seeds], seeds, chosen)
+    for name in ("beauty", "grocery"):
+        held += claims(name, document[name]) if name in document else []
+    for claim in held:
+        verdict = "holds" if claim["holds"] else "MISSED"
+        print(f"{claim['name']:<50} {claim['value']:9.4f}  aim {claim['target']:.4f}  {verdict}")
+    given = [Path(word).name if Path(word).exists() else word for word in sys.argv[1:]]
+    result = {
+        "command": shlex.join(["python", "benchmarks/text.py", *given]),
+        "commit": commit(),
+        "machine": platform.machine(),
+        "figures": document,
+        "claims": held,
+    }
+    chosen.json.parent.mkdir(exist_ok=True)
+    chosen.json.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
