@@ -238,6 +238,13 @@ def test_a_recipe_reads_what_the_log_has():
     assert prepare(ordered, wanted).recipe.event_features == ()
 
 
+def test_an_encoder_of_sessions_needs_session_ids_or_times():
+    recipe = Recipe(encoder="cross_session", encoder_options={"gap": False}, split="none")
+    with pytest.raises(SchemaError, match="'cross_session' reads sessions, and the log has neither"):
+        prepare(Events.in_order(np.array([1, 1]), np.array([1, 2])), recipe)
+    assert EventInputs.of(prepare(Events.from_frame(frame()), recipe).recipe).sessions
+
+
 def test_a_cut_history_has_the_features_of_what_is_read():
     """The first event that is read begins a session and has no gap, in training as in serving."""
     log = sequences([5], [0, 1, 2, 3, 4], [1, 1, 1, 1, 2])

@@ -115,3 +115,21 @@ def test_a_history_without_times_is_refused(served):
     sequences = Sequences(np.zeros(1, np.int64), np.array([0, 2]), np.array([1, 2]))
     with pytest.raises(SchemaError, match="reads the times of events"):
         retriever.retrieve(sequences)
+
+
+def test_an_encoder_of_sessions_is_served_as_it_was_trained(log, tmp_path):
+    """Session ids where the history has them, else the gap; one event a session and one session a user included."""
+    recipe = Recipe(
+        encoder="cross_session", dim=8, max_length=6, epochs=1, split="none", batch_users=8, session_gap_minutes=600.0
+    )
+    run = train(Events.from_frame(log), recipe, tmp_path / "run", progress=False)
+    publish(run, tmp_path / "store")
+    model, retriever = InterestModel.from_run(run.path), Retriever.open(tmp_path / "store")
+    for history in (log, log.drop(columns="session_id"), log.assign(session_id=7), log.assign(session_id=range(400))):
+        sequences = Sequences.from_events(Events.from_frame(history), model.vocabulary)
+        best = (through_torchrec(model, sequences) @ model.item_vectors_VD.T)[:, 1:].amax(1)
+        hits = retriever.retrieve(history, k=1, exclude="none", blend=False)
+        np.testing.assert_allclose(hits["score"], best.numpy(), rtol=1e-4, atol=1e-5)
+    untimed = Sequences(np.zeros(1, np.int64), np.array([0, 2]), np.array([1, 2]))
+    with pytest.raises(SchemaError, match="reads the times of events"):
+        retriever.retrieve(untimed)
