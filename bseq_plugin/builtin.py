@@ -67,12 +67,13 @@ def bseq_item_encoders() -> list[type[ItemEncoder]]:
 
 @hookimpl
 def bseq_indexes() -> list[type[VectorIndex]]:
-    """``exact``, ``faiss_cpu`` and ``faiss_gpu``; FAISS itself is imported when one is built."""
+    """``exact``, ``faiss_cpu``, ``faiss_shards`` and ``faiss_gpu``; FAISS itself is imported when one is built."""
     from bseq_plugin.indexes.exact import ExactIndex
     from bseq_plugin.indexes.faiss_cpu import FaissCpuIndex
     from bseq_plugin.indexes.faiss_gpu import FaissGpuIndex
+    from bseq_plugin.indexes.faiss_shards import FaissShardsIndex
 
-    return [ExactIndex, FaissCpuIndex, FaissGpuIndex]
+    return [ExactIndex, FaissCpuIndex, FaissShardsIndex, FaissGpuIndex]
 
 
 @hookimpl

@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -89,7 +91,7 @@ class FaissCpuIndex(VectorIndex):
         except (RuntimeError, AssertionError) as error:
             raise UsageError(
                 f"FAISS can't build factory = {parsed.factory!r} over vectors of shape {x_VD.shape}: "
-                f"{_last_words(error)}"
+                f"{last_words(error)}"
             ) from error
         _check(index, vectors_VD, UsageError, f"factory = {parsed.factory!r}")
         _set_search_options(index, parsed)
@@ -117,6 +119,16 @@ class FaissCpuIndex(VectorIndex):
             scores_Bk[rows_Bk < 0] = -np.inf
         return torch.from_numpy(scores_Bk), torch.from_numpy(rows_Bk)
 
+    @property
+    def n_vectors(self) -> int:
+        """V."""
+        return len(self._vectors_VD)
+
+    @property
+    def faiss_index(self) -> Any:
+        """What FAISS has built."""
+        return self._index
+
     def efforts(self) -> list[dict[str, Any]]:
         """``nprobe`` of an IVF index, ``ef_search`` of a graph, in powers of two."""
         factory = sized_factory(self._options.factory, self._index.ntotal, self._index.d)
@@ -141,8 +153,14 @@ class FaissCpuIndex(VectorIndex):
 
         Raises StoreError if it is unreadable or is not an inner-product index over as many vectors of that width.
         """
-        vectors_VD, parsed = checked_vectors(vectors_VD), checked_options(cls.Options, options, cls.name)
-        index = read_index(path, vectors_VD)
+        vectors_VD = checked_vectors(vectors_VD)
+        return cls.over(read_index(path, vectors_VD), vectors_VD, options, f"index {str(path)!r}")
+
+    @classmethod
+    def over(cls, index: Any, vectors_VD: Tensor, options: Any, what: str) -> FaissCpuIndex:
+        """A FAISS index that was read from ``what``. Raises StoreError if it is not one over these vectors."""
+        parsed = checked_options(cls.Options, options, cls.name)
+        _check(index, vectors_VD, StoreError, what)
         _set_search_options(index, parsed)
         return cls(index, vectors_VD, parsed)
 
@@ -192,7 +210,19 @@ def write_index(index: Any, path: Path) -> None:
         with path.open("wb") as file:
             faiss.write_index(index, faiss.PyCallbackIOWriter(file.write, WRITE_BYTES))
     except (RuntimeError, OSError) as error:
-        raise StoreError(f"FAISS can't write {str(path)!r}: {_last_words(error)}") from error
+        raise StoreError(f"FAISS can't write {str(path)!r}: {last_words(error)}") from error
+
+
+@contextmanager
+def byte_limit(path: Path) -> Iterator[None]:
+    """No vector in a file can be longer than the file: a damaged length must not allocate FAISS's default of 1 TB."""
+    faiss = import_faiss()
+    limit = faiss.get_deserialization_vector_byte_limit()
+    faiss.set_deserialization_vector_byte_limit(path.stat().st_size)
+    try:
+        yield
+    finally:
+        faiss.set_deserialization_vector_byte_limit(limit)
 
 
 def read_index(path: Path, vectors_VD: Tensor) -> Any:
@@ -200,15 +230,11 @@ def read_index(path: Path, vectors_VD: Tensor) -> Any:
     faiss = import_faiss()
     if not path.is_file():
         raise StoreError(f"there is no index file {str(path)!r}; publish again")
-    # No vector in the file can be longer than the file: a damaged length must not allocate FAISS's default of 1 TB.
-    limit = faiss.get_deserialization_vector_byte_limit()
-    faiss.set_deserialization_vector_byte_limit(path.stat().st_size)
     try:
-        index = faiss.read_index(str(path))
+        with byte_limit(path):
+            index = faiss.read_index(str(path))
     except RuntimeError as error:
-        raise StoreError(f"FAISS can't read {str(path)!r}: {_last_words(error)}") from error
-    finally:
-        faiss.set_deserialization_vector_byte_limit(limit)
+        raise StoreError(f"FAISS can't read {str(path)!r}: {last_words(error)}") from error
     _check(index, vectors_VD, StoreError, f"index {str(path)!r}")
     return index
 
@@ -244,6 +270,6 @@ def _set_search_options(index: Any, options: FaissCpuOptions) -> None:
             ) from error
 
 
-def _last_words(error: BaseException) -> str:
+def last_words(error: BaseException) -> str:
     """What went wrong without FAISS's C++ signature and build path."""
     return str(error).rsplit(".cpp:", 1)[-1].partition(": ")[2].strip() or str(error) or type(error).__name__

@@ -22,6 +22,7 @@ USERS = [100, 101, 102, 103]
 INDEXES = {
     "exact": {"index": "exact"},
     "flat": {"index": "faiss_cpu"},
+    "shards": {"index": "faiss_shards", "index_options": {"shards": 3}},
     "all lists": {"index": "faiss_cpu", "index_options": {"factory": "IVF4,Flat", "nprobe": 4}},
 }
 

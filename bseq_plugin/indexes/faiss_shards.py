@@ -1,0 +1,137 @@
+"""Several FAISS indexes over parts of the rows, searched and merged as one.
+
+Each part is trained, built and searched by itself: building needs the working memory of one part, and the parts are
+what a catalogue looks like that several machines hold. With exact parts the answers are those of one index, ties too.
+
+Shape letters: B queries, V vectors, D width, k hits of a query.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from bseq_plugin.errors import StoreError, UsageError
+from bseq_plugin.indexes.checks import best_first, checked_options, checked_queries, checked_vectors
+from bseq_plugin.indexes.faiss_cpu import (
+    WRITE_BYTES,
+    FaissCpuIndex,
+    FaissCpuOptions,
+    byte_limit,
+    import_faiss,
+    last_words,
+)
+from bseq_plugin.schema.parts import IndexCapabilities, VectorIndex
+
+
+class FaissShardsOptions(FaissCpuOptions):
+    """``shards``: parts of the rows, one behind the other and equally large. The rest are the options of ``faiss_cpu``,
+    for each part; ``ivf_flat`` and ``ivf_pq`` have as many lists as a part needs.
+    """
+
+    shards: int = Field(2, ge=1)
+
+
+class FaissShardsIndex(VectorIndex):
+    """Exact where its parts are: with the factory ``Flat``, or with IVF lists that are all probed."""
+
+    name = "faiss_shards"
+    Options = FaissShardsOptions
+    capabilities = IndexCapabilities(exact=True)  # with the default factory
+
+    def __init__(self, parts: list[FaissCpuIndex], vectors_VD: Tensor, options: FaissShardsOptions) -> None:
+        self._parts, self._vectors_VD, self._options = parts, vectors_VD, options
+        self.capabilities = IndexCapabilities(exact=all(part.capabilities.exact for part in parts))
+
+    @classmethod
+    def build(cls, vectors_VD: Tensor, options: Any = None) -> FaissShardsIndex:
+        """Build part after part. Raises as ``FaissCpuIndex.build``, and UsageError for more shards than vectors."""
+        vectors_VD, parsed = checked_vectors(vectors_VD), checked_options(cls.Options, options, cls.name)
+        of_parts = _options_of_parts(parsed)
+        parts = [FaissCpuIndex.build(part_ND, of_parts) for part_ND in _split(vectors_VD, parsed, UsageError)]
+        return cls(parts, vectors_VD, parsed)
+
+    @torch.no_grad()
+    def search(self, queries_BD: Tensor, k: int) -> tuple[Tensor, Tensor]:
+        """``(scores_Bk float32, rows_Bk int64)``, best first. See ``VectorIndex``."""
+        n_vectors, dim = self._vectors_VD.shape
+        queries_BD = checked_queries(queries_BD, k, dim, n_vectors)
+        scores, rows, first = [], [], 0
+        for part in self._parts:
+            scores_Bn, rows_Bn = part.search(queries_BD, min(k, part.n_vectors))
+            scores.append(scores_Bn)
+            rows.append(torch.where(rows_Bn < 0, rows_Bn, rows_Bn + first))
+            first += part.n_vectors
+        scores_Bm, rows_Bm = best_first(torch.cat(scores, dim=1), torch.cat(rows, dim=1))
+        return scores_Bm[:, :k], rows_Bm[:, :k]
+
+    def efforts(self) -> list[dict[str, Any]]:
+        """Those of a part."""
+        return self._parts[0].efforts()
+
+    def with_effort(self, effort: dict[str, Any]) -> FaissShardsIndex:
+        """The same parts, which change; see ``FaissCpuIndex.with_effort``."""
+        parsed = checked_options(self.Options, {**self._options.model_dump(exclude_none=True), **effort}, self.name)
+        return FaissShardsIndex([part.with_effort(effort) for part in self._parts], self._vectors_VD, parsed)
+
+    def save(self, path: Path) -> None:
+        """Write the parts, one behind the other, to ``path``. Raises StoreError if that fails."""
+        faiss = import_faiss()
+        try:
+            with path.open("wb") as file:
+                for part in self._parts:
+                    faiss.write_index(part.faiss_index, faiss.PyCallbackIOWriter(file.write, WRITE_BYTES))
+        except (RuntimeError, OSError) as error:
+            raise StoreError(f"FAISS can't write {str(path)!r}: {last_words(error)}") from error
+
+    @classmethod
+    def load(cls, path: Path, vectors_VD: Tensor, options: Any = None) -> FaissShardsIndex:
+        """Read what ``save`` wrote, whose bytes the caller has verified.
+
+        Raises StoreError if it is unreadable or its parts are not over as many vectors of that width.
+        """
+        faiss = import_faiss()
+        vectors_VD, parsed = checked_vectors(vectors_VD), checked_options(cls.Options, options, cls.name)
+        if not path.is_file():
+            raise StoreError(f"there is no index file {str(path)!r}; publish again")
+        of_parts, parts = _options_of_parts(parsed), []
+        try:
+            with byte_limit(path), path.open("rb") as file:
+                for part_ND in _split(vectors_VD, parsed, StoreError):
+                    read = faiss.read_index(faiss.PyCallbackIOReader(_exactly(file.read), WRITE_BYTES))
+                    parts.append(FaissCpuIndex.over(read, part_ND, of_parts, f"index {str(path)!r}"))
+                if file.read(1):
+                    raise StoreError(f"{str(path)!r} has more than {parsed.shards} shards; publish again")
+        except RuntimeError as error:
+            raise StoreError(f"FAISS can't read {str(path)!r}: {last_words(error)}") from error
+        return cls(parts, vectors_VD, parsed)
+
+
+def _options_of_parts(options: FaissShardsOptions) -> dict[str, Any]:
+    return options.model_dump(exclude={"shards"}, exclude_none=True)
+
+
+def _split(
+    vectors_VD: Tensor, options: FaissShardsOptions, error: type[UsageError] | type[StoreError]
+) -> tuple[Tensor, ...]:
+    """Views of the rows of each part."""
+    if options.shards > len(vectors_VD):
+        raise error(f"shards = {options.shards}, but there are {len(vectors_VD)} vectors; take fewer shards")
+    return torch.tensor_split(vectors_VD, options.shards)
+
+
+def _exactly(read: Callable[[int], bytes]) -> Callable[[int], bytes]:
+    """FAISS asks again when it gets less than it wanted, for ever at the end of a file: that is an error instead."""
+
+    def more(n_bytes: int) -> bytes:
+        found = read(n_bytes)
+        if n_bytes and not found:
+            raise RuntimeError("the file ends too early")
+        return found
+
+    return more
