@@ -1,0 +1,208 @@
+"""What a training step costs: a model of FLOPs and bytes, checked against measured steps, and a projection from it.
+
+    python benchmarks/step_model.py                      # measure, fit, check, project; 1 core a process
+    python benchmarks/step_model.py --fit-only           # from the points of the last measurement
+
+A step's cost is CPU seconds of a process, which other programs on the machine disturb less than the clock. The model's
+few rates are fitted to every other point; the rest of the points are predicted. Writes
+benchmarks/results/step_model.json.
+
+Letters: V items, T events of a global batch, N candidates, R ranks, D width.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import math
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+from typing import Any
+
+import numpy as np
+from scale import ROOT, claim, commit
+from scipy.optimize import nnls
+
+RESULTS = ROOT / "benchmarks" / "results" / "step_model.json"
+DIM, BLOCKS, FEED_FORWARD, LENGTH = 64, 2, 256, 25
+ITEMS, EVENTS, CANDIDATES, RANKS = (
+    (10_000, 100_000, 1_000_000, 10_000_000),
+    (1_600, 4_800, 14_400),
+    (256, 2_048),
+    (1, 2),
+)
+CACHE_BYTES = 32 * 2**20  # beyond it, rows of the item table come from memory
+STEPS, WARM_UP = 5, 2
+TERMS = ("step", "messages", "flops", "bytes", "row_bytes", "sent_bytes")
+
+
+def terms(point: dict[str, Any]) -> dict[str, float]:
+    """What a rank does in a step: counted, not measured.
+
+    step: 1; messages: collectives of a step on several ranks; flops: matrix products, forward and twice backward;
+    bytes: activations and scores read and written; row_bytes: table rows from memory (looked up, and twice for the
+    update), after the share that Zipf's law keeps in the cache; sent_bytes: rows and their gradients to other ranks.
+    """
+    n_items, n_events, n_candidates, ranks = (point[name] for name in ("items", "events", "candidates", "ranks"))
+    dim, own = point.get("dim", DIM), n_events / ranks
+    dense = BLOCKS * (8 * dim**2 + 4 * dim * FEED_FORWARD * dim / DIM + 4 * LENGTH * dim)
+    rows = 2 * own + n_candidates  # events, targets, candidates
+    cached = CACHE_BYTES / (4 * (dim + 1)) * ranks
+    missed = max(0.0, 1 - math.log(max(cached, 2)) / math.log(n_items)) if n_items > cached else 0.0
+    return {
+        "step": 1.0,
+        "messages": float(ranks > 1),
+        "flops": 3 * own * (dense + 2 * n_candidates * dim),
+        "bytes": 4 * own * (BLOCKS * (10 * dim + 2 * FEED_FORWARD) * 3 + 4 * n_candidates),
+        "row_bytes": 3 * 4 * (dim + 1) * (2 * own * missed + n_candidates * (n_items > cached)),
+        "sent_bytes": 2 * 4 * dim * rows * (ranks - 1) / ranks,
+    }
+
+
+def fit(points: list[dict[str, Any]]) -> dict[str, float]:
+    """Seconds for one of each term, none negative: least squares of the relative errors."""
+    counted = np.array([[terms(point)[name] for name in TERMS] for point in points])
+    seconds = np.array([point["cpu_seconds"] for point in points])
+    scale = counted.max(axis=0)
+    scale[scale == 0] = 1.0
+    found, _ = nnls(counted / scale / seconds[:, None], np.ones(len(points)))
+    return dict(zip(TERMS, (found / scale).tolist(), strict=True))
+
+
+def predicted(point: dict[str, Any], rates: dict[str, float]) -> float:
+    """Seconds of a step."""
+    counted = terms(point)
+    return sum(counted[name] * rates[name] for name in TERMS)
+
+
+def measure_rank(rank: int, ranks: int, n_items: int, store: str) -> None:
+    """All points of a number of items and ranks; prints them as JSON lines on rank 0."""
+    import torch
+    from torch import distributed as dist
+    from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
+
+    from bseq_plugin.data.sequences import Sequences
+    from bseq_plugin.data.training_data import TrainingData
+    from bseq_plugin.data.vocabulary import Vocabulary
+    from bseq_plugin.model.task import SequenceInterestTask
+    from bseq_plugin.schema.recipe import Recipe
+    from bseq_plugin.training.distributed import world
+    from bseq_plugin.training.row_update import pooled_row_update
+    from bseq_plugin.training.sharding import shard
+
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=ranks)
+    recipe = Recipe(
+        dim=DIM, split="none", event_features=(), sharding="row_wise", max_length=LENGTH, sampling="uniform",
+        candidates=CANDIDATES[0], loss_options={"matmul": "float32"},
+        encoder_options={"n_blocks": BLOCKS, "n_heads": 2, "feed_forward": FEED_FORWARD},
+    )  # fmt: skip
+    vocabulary = Vocabulary(np.arange(n_items), np.ones(n_items, np.int64))
+    with world() as here, pooled_row_update():
+        task = shard(SequenceInterestTask(recipe, n_items, 0, device="meta"), recipe, here)
+        pipeline = TrainPipelineSparseDist(task.model, task.optimizer, here.device)
+        task.model.train()
+        for n_events, n_candidates in itertools.product(EVENTS, CANDIDATES):
+            n_users = n_events // LENGTH
+            draws = np.random.default_rng(0).random(n_events * (STEPS + WARM_UP))
+            items = (np.exp(draws * np.log(n_items)).astype(np.int64) * 2_654_435_761) % n_items + 1
+            offsets = np.arange(0, len(items) + 1, LENGTH)
+            sequences = Sequences(np.arange(len(offsets) - 1), offsets, items)
+            chosen = recipe.replace(candidates=n_candidates, batch_users=n_users)
+            batches = TrainingData(sequences, vocabulary, chosen, rank, ranks).batches(0)
+            pipeline.attach(task.model)
+            cpu, wall = [], []
+            for _ in range(STEPS + WARM_UP):
+                started = time.process_time(), time.perf_counter()
+                pipeline.progress(batches)
+                cpu.append(time.process_time() - started[0])
+                wall.append(time.perf_counter() - started[1])
+            pipeline.detach()
+            seconds = here.sum([float(np.median(values[WARM_UP:])) / ranks for values in (cpu, wall)])
+            if rank == 0:
+                point = {"items": n_items, "events": n_events, "candidates": n_candidates, "ranks": ranks}
+                print("POINT", json.dumps({**point, "cpu_seconds": seconds[0], "wall_seconds": seconds[1]}), flush=True)
+    dist.destroy_process_group()
+
+
+def measure() -> list[dict[str, Any]]:
+    """Every point, in processes of their own."""
+    points = []
+    for n_items, ranks in itertools.product(ITEMS, RANKS):
+        with tempfile.TemporaryDirectory() as folder:
+            command = [sys.executable, __file__, "--rank-of", str(ranks), str(n_items), f"{folder}/store"]
+            environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+            jobs = [
+                subprocess.Popen([*command, str(rank)], stdout=subprocess.PIPE, text=True, env=environment)
+                for rank in range(ranks)
+            ]
+            told = [job.communicate()[0] for job in jobs]
+        found = [json.loads(line[6:]) for line in told[0].splitlines() if line.startswith("POINT")]
+        if len(found) != len(EVENTS) * len(CANDIDATES):
+            raise SystemExit(f"measuring {n_items} items on {ranks} ranks failed")
+        points += found
+        print(f"{n_items:>10,} items, {ranks} ranks: {len(found)} points", flush=True)
+    return points
+
+
+def project() -> list[dict[str, Any]]:
+    """1 B items x 128 on 16 to 64 H100, by torchrec's own estimators; a projection, not a measurement."""
+    from step_projection import projections
+
+    return projections()
+
+
+def main() -> None:
+    """Measure, fit, print, write."""
+    if sys.argv[1:2] == ["--rank-of"]:
+        ranks, n_items, store, rank = sys.argv[2:]
+        measure_rank(int(rank), int(ranks), int(n_items), store)
+        return
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--fit-only", action="store_true", help="take the points that were measured last")
+    given = parser.parse_args()
+    if given.fit_only:
+        before = json.loads(RESULTS.read_text(encoding="utf-8"))
+        points, measured_at = before["figures"]["points"], before["commit"]
+    else:
+        points, measured_at = measure(), commit()
+    rates = fit(points[::2])
+    for place, point in enumerate(points):
+        point["predicted"], point["fitted"] = predicted(point, rates), place % 2 == 0
+        point["error"] = point["predicted"] / point["cpu_seconds"] - 1
+        print(
+            f"V {point['items']:>10,}  T {point['events']:>6,}  N {point['candidates']:>5,}  R {point['ranks']}  "
+            f"{1e3 * point['cpu_seconds']:8.1f} ms  predicted {1e3 * point['predicted']:8.1f}  {point['error']:+6.1%}"
+            f"{'' if point['fitted'] else '  not fitted'}"
+        )
+    errors = np.abs([point["error"] for point in points if not point["fitted"]])
+    claims = [
+        claim("largest relative error of points that were not fitted", float(errors.max()), 0.25),
+        claim("their mean relative error", float(errors.mean()), 0.25),
+    ]
+    for name in TERMS:
+        print(f"{name:<11} {rates[name]:.3e} s each" + (f", {1e-9 / rates[name]:.1f} G/s" if rates[name] > 0 else ""))
+    for one in claims:
+        print(f"{one['name']:<55} {one['value']:6.3f}  aim {one['target']}  {'holds' if one['holds'] else 'MISSED'}")
+    projections = project()
+    for line in projections:
+        print(json.dumps(line))
+    document = {
+        "command": "python benchmarks/step_model.py",
+        "commit": measured_at,
+        "machine": f"{platform.machine()}, 1 thread a process",
+        "figures": {"points": points, "rates": rates, "projections": projections},
+        "claims": claims,
+    }
+    RESULTS.parent.mkdir(exist_ok=True)
+    RESULTS.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+    sys.exit(int(not all(one["holds"] for one in claims)))
+
+
+if __name__ == "__main__":
+    main()
