@@ -96,8 +96,8 @@ class NextKDecoder(nn.Module):
         logits, type_logits = self(memory, items_BJ, types_BJ)
         there_BJ = items_BJ > 0
         if not bool(there_BJ.any()):
-            zero: Tensor = 0.0 * type_logits.sum()
-            return zero
+            nothing: Tensor = 0.0 * type_logits.sum()
+            return nothing
         of_items = F.cross_entropy(logits[there_BJ], items_BJ[there_BJ])
         total: Tensor = of_items + F.cross_entropy(type_logits[there_BJ], types_BJ[there_BJ])
         return total
