@@ -6,6 +6,7 @@ Shape letters: N rows (a user at an instant), D width, K tasks.
 from __future__ import annotations
 
 import copy
+import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load, save
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -69,16 +70,20 @@ class FittedHeads:
         folder.mkdir(parents=True, exist_ok=True)
         scale = {"mean": torch.from_numpy(self.scale.mean_D), "deviation": torch.from_numpy(self.scale.deviation_D)}
         state = {f"head.{name}": value.contiguous() for name, value in self.head.state_dict().items()}
-        save_file({**state, **scale}, folder / "heads.safetensors")
+        tensors = save({**state, **scale})
+        (folder / "heads.safetensors").write_bytes(tensors)
         document = {
             "head": self.head.name, "options": self.head.options.model_dump(), "tasks": self.tasks,
             "model_digest": self.digest, "inputs": self.inputs, "dim": self.head.dim,
+            "tensors_sha256": _sha256(tensors),
         }  # fmt: skip
         (folder / "heads.json").write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
 
     @classmethod
     def load(cls, folder: Path, digest: str) -> FittedHeads:
-        """Read what ``save`` wrote. Raises RunError if it is missing or of another model than ``digest``."""
+        """Read what ``save`` wrote. Raises RunError if it is missing, damaged or half written, or of another model than
+        ``digest``.
+        """
         for name in ("heads.json", "heads.safetensors"):
             if not (folder / name).is_file():
                 raise RunError(f"{folder} has no {name}; save heads there first")
@@ -88,14 +93,21 @@ class FittedHeads:
                 f"the heads in {folder} read vectors of model {document['model_digest'][:12]}, this is model "
                 f"{digest[:12]}: train them again"
             )
+        raw = (folder / "heads.safetensors").read_bytes()
+        if _sha256(raw) != document["tensors_sha256"]:
+            raise RunError(f"{folder}/heads.safetensors is not what heads.json belongs to; save the heads again")
         head = build_head(document["head"], document["options"], document["dim"], len(document["tasks"]))
-        tensors = load_file(folder / "heads.safetensors")
+        tensors = load(raw)
         try:
             head.load_state_dict({k.removeprefix("head."): v for k, v in tensors.items() if k.startswith("head.")})
         except RuntimeError as error:
             raise RunError(f"the saved head does not fit its description: {error}") from None
         scale = Scale(tensors["mean"].numpy(), tensors["deviation"].numpy())
         return cls(head.eval(), scale, tuple(document["tasks"]), digest, document["inputs"])
+
+
+def _sha256(raw: bytes) -> str:
+    return hashlib.sha256(raw).hexdigest()
 
 
 def build_head(name: str, options: dict[str, Any] | None, dim: int, n_tasks: int) -> BehaviourHead:

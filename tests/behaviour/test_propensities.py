@@ -142,6 +142,10 @@ def test_heads_learn_survive_the_disk_and_repeat(tmp_path):
     np.testing.assert_array_equal(FittedHeads.load(tmp_path, "abc").predict(test.inputs_ND), chances_NK)
     with pytest.raises(RunError, match="train them again"):
         FittedHeads.load(tmp_path, "another")
+    raw = (tmp_path / "heads.safetensors").read_bytes()
+    (tmp_path / "heads.safetensors").write_bytes(raw[:-1] + bytes([raw[-1] ^ 1]))
+    with pytest.raises(RunError, match="save the heads again"):
+        FittedHeads.load(tmp_path, "abc")
     with pytest.raises(RunError, match=r"no heads\.json"):
         FittedHeads.load(tmp_path / "nowhere", "abc")
     with pytest.raises(UsageError, match="read 5 columns"):
