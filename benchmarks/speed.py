@@ -132,7 +132,7 @@ def rates(threads: int) -> dict[str, float]:
 
 def bound(log: PreparedLog, machine: dict[str, float]) -> dict[str, float]:
     """Seconds of an epoch's head if nothing but its products and exponentials were done, at the best measured rates."""
-    n_targets = int(TrainingData(log.training, log.vocabulary, log.recipe).source.n_targets.sum())
+    n_targets = int(TrainingData(log.training, log.vocabulary, log.recipe).source.total_weight.sum())
     cells = n_targets * log.vocabulary.n_items
     gflop = 6 * cells * log.recipe.vector_dim / 1e9  # logits and two gradients, 2 operations each
     return {"targets": n_targets, "head_gflop": gflop, "exponentials": cells,
