@@ -20,12 +20,11 @@ from bseq_plugin.cli.common import (
     pseudonymiser,
     read_table,
     write_json,
+    write_parquet,
 )
 from bseq_plugin.errors import SchemaError, UsageError
 
 if TYPE_CHECKING:
-    import pandas as pd
-
     from bseq_plugin.data.sequences import Sequences
     from bseq_plugin.model.interest_model import InterestModel
 
@@ -78,15 +77,6 @@ def opened(
     if lacking := EventInputs.of(model.recipe).lacking(log):
         raise SchemaError(f"the model reads {' and '.join(lacking)}, but the log has none; give another: --events")
     return model, log
-
-
-def write_parquet(frame: pd.DataFrame, path: Path) -> None:
-    """The whole file or what was there before; its folder is made if need be."""
-    from bseq_plugin.ranking.table import written_whole
-
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with written_whole(path) as file:
-        frame.to_parquet(file)
 
 
 def score(

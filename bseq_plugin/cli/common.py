@@ -107,6 +107,15 @@ def write_json(path: Path, document: dict[str, Any]) -> None:
     aside.replace(path)
 
 
+def write_parquet(frame: pd.DataFrame, path: Path) -> None:
+    """The whole file or what was there before; its folder is made if need be."""
+    from bseq_plugin.ranking.table import written_whole
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with written_whole(path) as file:
+        frame.to_parquet(file)
+
+
 def check_output(path: Path | None) -> None:
     """Refuse a file that can't be written before the work begins, not after. Raises UsageError."""
     if path is None:

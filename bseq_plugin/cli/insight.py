@@ -10,8 +10,19 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from bseq_plugin.cli.behaviour import At, Log, Place, opened, write_parquet
-from bseq_plugin.cli.common import Columns, Items, KeyFile, Unit, check_output, note, out, pseudonymiser, read_table
+from bseq_plugin.cli.behaviour import At, Log, Place, opened
+from bseq_plugin.cli.common import (
+    Columns,
+    Items,
+    KeyFile,
+    Unit,
+    check_output,
+    note,
+    out,
+    pseudonymiser,
+    read_table,
+    write_parquet,
+)
 from bseq_plugin.errors import UsageError
 
 if TYPE_CHECKING:
