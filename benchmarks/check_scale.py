@@ -6,6 +6,7 @@ benchmarks/results/check-scale.json. Ends with 1 if one fails.
 
 from __future__ import annotations
 
+import argparse
 import json
 import platform
 import subprocess
@@ -35,11 +36,14 @@ def commit() -> str:
 
 def main() -> None:
     """Run, print, write."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.epilog = "Anything else is handed to pytest, for example: -k kill"
+    _, asked = parser.parse_known_args()
     files = [str(path) for name in TESTS if (path := ROOT / "tests" / "training" / name).exists()]
     started = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "report.xml"
-        options = ["-m", "slow or not slow", "-q", "--show-capture=no", f"--junitxml={report}", *sys.argv[1:]]
+        options = ["-m", "slow or not slow", "-q", "--show-capture=no", f"--junitxml={report}", *asked]
         done = subprocess.run([sys.executable, "-m", "pytest", *options, *files], check=False, cwd=ROOT)
         if not report.exists():
             raise SystemExit(f"pytest ended with {done.returncode} and without a report: there is no verdict")
