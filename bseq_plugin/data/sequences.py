@@ -164,7 +164,11 @@ class Sequences:
         return replace(self, **chosen)
 
     def save(self, path: Path, vocabulary: Vocabulary) -> None:
-        """Write the Parquet form; an event of an unknown item has lost its id and gets null."""
+        """Write the Parquet form."""
+        pq.write_table(self.to_table(vocabulary), path)
+
+    def to_table(self, vocabulary: Vocabulary) -> pa.Table:
+        """The Parquet form in memory; an event of an unknown item has lost its id and gets null."""
         ids = pa.array(vocabulary.item_ids).take(pa.array(self.items - 1, mask=self.items == 0))
         columns = {USER: pa.array(self.user_ids), "item_ids": self._lists(ids)}
         if self.timestamps is not None:
@@ -178,7 +182,7 @@ class Sequences:
             columns["created_timestamps"] = self._lists(pa.array(self.created))
         if self.values is not None:
             columns["values"] = self._lists(pa.array(self.values))
-        pq.write_table(pa.table(columns), path)
+        return pa.table(columns)
 
     def _lists(self, values: pa.Array) -> pa.Array:
         return pa.LargeListArray.from_arrays(pa.array(self.offsets), values)

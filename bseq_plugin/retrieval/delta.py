@@ -22,11 +22,13 @@ from torch import Tensor
 from bseq_plugin.errors import UsageError
 from bseq_plugin.retrieval.blend import BlendWeights
 from bseq_plugin.retrieval.choose import Choice
-from bseq_plugin.retrieval.export import moved
+from bseq_plugin.retrieval.export import rows_after
+from bseq_plugin.retrieval.history_parts import InMemory
 from bseq_plugin.retrieval.overlay import Overlay
-from bseq_plugin.retrieval.publish import INDEX_FILE, Prepared, prepared, publish_model, write_version
+from bseq_plugin.retrieval.publish import publish_model
 from bseq_plugin.retrieval.served import Served, load_index
 from bseq_plugin.retrieval.store import Store
+from bseq_plugin.retrieval.write_version import INDEX_FILE, Prepared, prepared, write_version
 
 MAX_SHARE = 0.2  # of the catalogue on top: beyond that, searching it exactly and over-fetching cost more than building
 
@@ -67,7 +69,7 @@ def publish_delta(
         np.setdiff1d(np.union1d(before.removed_R, went), known),
     )
     check_on_top(overlay, model.vocabulary.n_items)
-    return write_delta(opened, served, prepared(model, served.histories), overlay, served.blend)
+    return write_delta(opened, served, prepared(model, InMemory(served.histories)), overlay, served.blend)
 
 
 def check_on_top(overlay: Overlay, n_items: int) -> None:
@@ -94,7 +96,7 @@ def merge_delta(store: Store | str | Path, *, index: str | None = None, index_op
     options = published["options"] if index is None else index_options
     return publish_model(
         served.model.with_items(left),
-        replace(served.histories, items=moved(served.histories.items, ids_V, ids_V[left])),
+        replace(served.histories, items=rows_after(ids_V, ids_V[left])[served.histories.items]),
         opened,
         index=index or published["name"],
         index_options=options,

@@ -22,11 +22,13 @@ from bseq_plugin.model.encoder import ITEM_TABLE
 from bseq_plugin.model.interest_model import ITEM_WEIGHT, InterestModel
 from bseq_plugin.retrieval.blend import BlendWeights
 from bseq_plugin.retrieval.delta import check_on_top, write_delta
-from bseq_plugin.retrieval.export import moved, require_finite
+from bseq_plugin.retrieval.export import require_finite, rows_after
+from bseq_plugin.retrieval.history_parts import InMemory, whole
 from bseq_plugin.retrieval.overlay import Overlay
-from bseq_plugin.retrieval.publish import RunLike, histories_of_run, prepared
+from bseq_plugin.retrieval.publish import RunLike, histories_of_run
 from bseq_plugin.retrieval.served import Served
 from bseq_plugin.retrieval.store import Store
+from bseq_plugin.retrieval.write_version import prepared
 
 ROWS = 1 << 18  # of the item vectors, compared at a time
 
@@ -55,11 +57,10 @@ def publish_run_delta(run: RunLike | str | Path, store: Store | str | Path) -> s
     stale_S = np.union1d(before.stale_S, changed_C[changed_C < before.n_base])
     overlay = Overlay(before.n_base, stale_S, before.removed_R)
     check_on_top(overlay, model.vocabulary.n_items)
-    log = histories_of_run(folder, new.vocabulary)
-    log = replace(log, items=moved(log.items, *(pd.Index(m.vocabulary.item_ids) for m in (new, model))))
-    histories = _continued(served, log, model)
+    rows = rows_after(*(pd.Index(m.vocabulary.item_ids) for m in (new, model)))
+    histories = _continued(served, whole(histories_of_run(folder, new).moved(rows)), model)
     blend = BlendWeights.load(folder / "blend.json") if (folder / "blend.json").is_file() else served.blend
-    return write_delta(opened, served, prepared(model, histories), overlay, blend)
+    return write_delta(opened, served, prepared(model, InMemory(histories)), overlay, blend)
 
 
 def composed(old: InterestModel, new: InterestModel) -> InterestModel:

@@ -6,7 +6,6 @@ Shape letters: V items, D width, G items that stay. Rows here are index rows 0..
 from __future__ import annotations
 
 import warnings
-from dataclasses import replace
 from typing import Literal
 
 import numpy as np
@@ -14,7 +13,6 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from bseq_plugin.data.sequences import Sequences
 from bseq_plugin.errors import StoreError, UsageError
 from bseq_plugin.indexes.checks import all_finite
 from bseq_plugin.model.interest_model import InterestModel
@@ -24,9 +22,11 @@ Dedup = Literal["error", "last"]
 
 
 def exportable(
-    model: InterestModel, histories: Sequences, on_bad: OnBad = "error", dedup: Dedup = "error"
-) -> tuple[InterestModel, Sequences]:
-    """The model and the histories as they can be published; the same objects if there is nothing to leave out.
+    model: InterestModel, on_bad: OnBad = "error", dedup: Dedup = "error"
+) -> tuple[InterestModel, np.ndarray | None]:
+    """The model as it can be published, and what its item rows have become: int64 ``[V + 1]``, 0 for those left out.
+
+    The same object and None if there is nothing to leave out.
 
     Args:
         on_bad: "drop" leaves out items without a usable vector; their events become events of unknown items.
@@ -48,12 +48,11 @@ def exportable(
         )
     kept_V &= _usable(model, kept_V, on_bad)
     if kept_V.all():
-        return model, histories
+        return model, None
     if not kept_V.any():
         raise StoreError("no item has a usable vector; nothing is published: train again, with a lower learning rate")
     # by id: events of a duplicate move to the one that is kept
-    items_T = moved(histories.items, ids_V, pd.Index(ids_V[kept_V]))
-    return model.with_items(np.flatnonzero(kept_V)), replace(histories, items=items_T)
+    return model.with_items(np.flatnonzero(kept_V)), rows_after(ids_V, pd.Index(ids_V[kept_V]))
 
 
 def require_finite(vectors_ND: Tensor, ids_N: np.ndarray, what: str, owners: str) -> None:
@@ -91,11 +90,9 @@ def _usable(model: InterestModel, kept_V: np.ndarray, on_bad: OnBad) -> np.ndarr
     return usable_V
 
 
-def moved(items_T: np.ndarray, old_ids: pd.Index, new_ids: pd.Index) -> np.ndarray:
-    """Vocabulary rows of the old ids as rows of the new ones, which are unique; 0 for an id that is gone."""
-    rows = np.concatenate([[0], new_ids.get_indexer(old_ids) + 1]).astype(np.int64)
-    found: np.ndarray = rows[items_T]
-    return found
+def rows_after(old_ids: pd.Index, new_ids: pd.Index) -> np.ndarray:
+    """int64 ``[V + 1]``: the row among the new ids, which are unique, of each old one; 0 for an id that is gone."""
+    return np.concatenate([[0], new_ids.get_indexer(old_ids) + 1]).astype(np.int64)
 
 
 def _check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:

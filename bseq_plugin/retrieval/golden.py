@@ -1,6 +1,6 @@
 """Golden queries: a few real ones with their true answers, stored with a version and repeated before it is served.
 
-Shape letters: U users, K interests, D width, G golden queries, V items.
+Shape letters: N users, K interests, D width, G golden queries, V items.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bseq_plugin.data.sequences import Sequences
 from bseq_plugin.indexes.exact import ExactIndex
 from bseq_plugin.model.interest_model import InterestModel
 from bseq_plugin.retrieval.measure import recall
@@ -21,12 +20,16 @@ N_GOLDEN, GOLDEN_K = 16, 10
 
 
 def golden_queries(
-    model: InterestModel, index: VectorIndex, histories: Sequences, interests_UKD: Tensor
+    model: InterestModel, index: VectorIndex, places: np.ndarray, interests_NKD: Tensor
 ) -> dict[str, Any]:
-    """Real queries with their true answers, and what the index finds of them; readers repeat them first."""
-    with_events = np.flatnonzero(histories.lengths)
-    users = with_events[np.linspace(0, len(with_events) - 1, min(N_GOLDEN, len(with_events))).astype(np.int64)]
-    queries_GD = interests_UKD[torch.from_numpy(users), 0]
+    """Real queries with their true answers, and what the index finds of them; readers repeat them first.
+
+    Args:
+        places: int64 [N], where the users stand in the version's histories.
+        interests_NKD: theirs.
+    """
+    chosen = np.linspace(0, len(places) - 1, min(N_GOLDEN, len(places))).astype(np.int64)
+    users, queries_GD = places[chosen], interests_NKD[torch.from_numpy(chosen), 0]
     vectors_VD = model.item_vectors_VD[1:]
     k = min(GOLDEN_K, len(vectors_VD))
     scores_Gk, rows_Gk = ExactIndex.build(vectors_VD).search(queries_GD, k)

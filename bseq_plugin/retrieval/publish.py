@@ -1,68 +1,25 @@
-"""From a finished run to a store version: item vectors, ids, index, encoder, histories and interests, all or nothing.
-
-Files of a version, beside MANIFEST.json:
-
-    encoder.safetensors items.safetensors recipe.json vocabulary.parquet   the model, as ``InterestModel`` writes it
-    item_ids.parquet        item_id, in the order of the index rows
-    item_vectors.safetensors  "item_vectors" float32 [V, D] in that order: what an interest is multiplied with
-    items.faiss             the index, if the backend has a file of its own
-    sequences.parquet       the users' histories, as ``Sequences`` writes them
-    interests.parquet       user_id, event_timestamp (newest event), n_events, interest_idx, vector
-    popular.parquet         item_id, n_events in the training part of the log, most first
-    blend.json              BlendWeights
-    overlay.safetensors     only in a delta version: what lies on top of the index (``overlay.py``)
-    sources.safetensors     what the candidate sources that ``blend.json`` names remember, if it names any
-"""
+"""From a finished run to a store version: item vectors, ids, index, encoder, histories, interests, all or nothing."""
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
-import platform
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
-import numpy as np
 import pandas as pd
-import pyarrow as pa
-import pyarrow.parquet as pq
-import torch
-from safetensors import SafetensorError
-from torch import Tensor
 
-from bseq_plugin.data.events import ITEM, USER
+from bseq_plugin.data.interest_files import InterestFiles
 from bseq_plugin.data.partitions import PartitionedSequences
 from bseq_plugin.data.sequences import Sequences
-from bseq_plugin.data.vocabulary import Vocabulary
-from bseq_plugin.errors import RunError, StoreError, UsageError
+from bseq_plugin.errors import RunError, UsageError
 from bseq_plugin.model.interest_model import InterestModel
 from bseq_plugin.model.new_items import with_new_items
-from bseq_plugin.model.tensor_file import create
-from bseq_plugin.model.tensor_file import write as write_rows
 from bseq_plugin.retrieval.blend import BlendWeights
-from bseq_plugin.retrieval.choose import Choice, IndexTarget, choose_index, named_index
-from bseq_plugin.retrieval.disk import sha256
-from bseq_plugin.retrieval.export import Dedup, OnBad, exportable, moved, require_finite
-from bseq_plugin.retrieval.golden import golden_queries
-from bseq_plugin.retrieval.measure import spread_queries
-from bseq_plugin.retrieval.overlay import Overlay
-from bseq_plugin.retrieval.sources import fitted_sources, save_sources
+from bseq_plugin.retrieval.choose import IndexTarget, choose_index, named_index
+from bseq_plugin.retrieval.export import Dedup, OnBad, exportable, rows_after
+from bseq_plugin.retrieval.history_parts import HistoryParts, InMemory, InPartitions
 from bseq_plugin.retrieval.store import Store
-
-INDEX_FILE = "items.faiss"
-N_TUNING = 512  # users whose interests "auto" measures with
-PACKAGES = (
-    "bseq-plugin",
-    "torch",
-    "torchrec",
-    "fbgemm-gpu-cpu",
-    "fbgemm-gpu",
-    "faiss-cpu",
-    "faiss-gpu",
-    "numpy",
-    "pyarrow",
-)
+from bseq_plugin.retrieval.write_version import prepared, write_version
 
 
 class RunLike(Protocol):
@@ -89,7 +46,8 @@ def publish(
 
     Args:
         index: name of an index (see ``bseq plugins``), or "auto": see ``choose_index``.
-        histories: the users' histories to serve, in rows of the run's vocabulary; default: the whole log of the run.
+        histories: the users' histories to serve, in rows of the run's vocabulary; default: the whole log of the run,
+            of a run on partitions a part at a time, with the interests that its processes left.
         items: an items table; items that the run has never seen enter by what its item encoders say of them.
         on_bad: what to do with items whose vector has NaN or Inf, or for cosine scores no direction: "error", or
             "drop" them; their events are then of unknown items.
@@ -104,12 +62,11 @@ def publish(
     """
     folder = Path(run) if isinstance(run, str | Path) else run.path
     model = InterestModel.from_run(folder)
-    if histories is None:
-        histories = histories_of_run(folder, model.vocabulary)
+    served = histories_of_run(folder, model) if histories is None else _once_each(histories)
     weights = BlendWeights.load(folder / "blend.json") if (folder / "blend.json").is_file() else BlendWeights()
-    return publish_model(
+    return _publish(
         model,
-        histories,
+        served,
         store,
         index=index,
         index_options=index_options,
@@ -121,17 +78,25 @@ def publish(
     )
 
 
-def histories_of_run(run: Path, vocabulary: Vocabulary) -> Sequences:
-    """The whole log of a run; of one that was trained on partitions, from these."""
+def histories_of_run(run: Path, model: InterestModel) -> HistoryParts:
+    """The whole log of a run; of one that was trained on partitions, from these, with the interests the run has."""
     if not (run / "sequences.parquet").is_file():
         raise RunError(f"{run} has no sequences.parquet; is it a run directory?")
     info = json.loads((run / "run.json").read_text(encoding="utf-8")) if (run / "run.json").is_file() else {}
     if "partitions" not in info:
-        return Sequences.load(run / "sequences.parquet", vocabulary)
+        return _once_each(Sequences.load(run / "sequences.parquet", model.vocabulary))
     log = PartitionedSequences.open(Path(info["partitions"]))
     if log.digest != info["log_sha256"]:
         raise RunError(f"{log.folder} is not what {run} was trained on; give the histories to serve: histories=")
-    return log.read_all(vocabulary)
+    known = InterestFiles(run / "interests")
+    fits = known.fits(run / "model" / "encoder.safetensors", log.digest)
+    return InPartitions(log, model, known if fits else None)
+
+
+def _once_each(histories: Sequences) -> InMemory:
+    if not pd.Index(histories.user_ids).is_unique:
+        raise UsageError("histories have a user twice; give each user one history")
+    return InMemory(histories)
 
 
 def publish_model(
@@ -148,134 +113,46 @@ def publish_model(
     target: IndexTarget | None = None,
 ) -> str:
     """``publish`` for a model in memory."""
-    if not pd.Index(histories.user_ids).is_unique:
-        raise UsageError("histories have a user twice; give each user one history")
-    model, histories = exportable(model, histories, on_bad, dedup)
+    return _publish(
+        model,
+        _once_each(histories),
+        store,
+        index=index,
+        index_options=index_options,
+        blend=blend or BlendWeights(),
+        items=items,
+        on_bad=on_bad,
+        dedup=dedup,
+        target=target,
+    )
+
+
+def _publish(
+    model: InterestModel,
+    histories: HistoryParts,
+    store: Store | str | Path,
+    *,
+    index: str,
+    index_options: dict[str, Any] | None,
+    blend: BlendWeights,
+    items: pd.DataFrame | None,
+    on_bad: OnBad,
+    dedup: Dedup,
+    target: IndexTarget | None,
+) -> str:
+    model, rows = exportable(model, on_bad, dedup)
+    if rows is not None:
+        histories = histories.moved(rows)
     if items is not None:
-        model, histories = _with_new_items(model, histories, items)
+        longer = with_new_items(model, items, progress=True)
+        ids_V, longer_ids = (pd.Index(one.vocabulary.item_ids) for one in (model, longer))
+        model, histories = longer, histories.moved(rows_after(ids_V, longer_ids))
     vectors_VD = model.item_vectors_VD[1:]
-    if index != "auto":  # before the histories are encoded: an unusable index is told at once
+    if index != "auto":  # before a history is encoded: an unusable index is told at once
         choice = named_index(index, vectors_VD, index_options)
     made = prepared(model, histories)
     if index == "auto":
         if index_options:
             raise UsageError(f"index_options = {index_options} need the index they are for; 'auto' chooses its own")
-        queries_QD = spread_queries(made.interests_UKD, histories.lengths, N_TUNING)
-        choice = choose_index(vectors_VD, queries_QD, target)
-    return write_version(store, made, choice, blend or BlendWeights())
-
-
-def _with_new_items(model: InterestModel, histories: Sequences, items: pd.DataFrame) -> tuple[InterestModel, Sequences]:
-    longer = with_new_items(model, items, progress=True)
-    ids_V, longer_ids = pd.Index(model.vocabulary.item_ids), pd.Index(longer.vocabulary.item_ids)
-    return longer, replace(histories, items=moved(histories.items, ids_V, longer_ids))
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """A model with the histories it is served with, and their interests, all of them finite."""
-
-    model: InterestModel
-    histories: Sequences
-    interests_UKD: Tensor
-
-
-def prepared(model: InterestModel, histories: Sequences) -> Prepared:
-    """Encode the histories. Raises StoreError that lists users whose interests have NaN or Inf."""
-    interests_UKD = model.encode(histories)
-    require_finite(interests_UKD.flatten(1), histories.user_ids, "interests", "users")
-    return Prepared(model, histories, interests_UKD)
-
-
-def write_version(
-    store: Store | str | Path, made: Prepared, choice: Choice, blend: BlendWeights, overlay: Overlay | None = None
-) -> str:
-    """All files of a version, and its manifest, made current. Raises as ``publish``."""
-    model, histories, interests_UKD = made.model, made.histories, made.interests_UKD
-    sources = fitted_sources(blend.asked, histories, model.vocabulary.n_items)
-    manifest = _manifest(model, histories, interests_UKD)
-    manifest["index"] = {"name": choice.name, "options": choice.options}
-    if choice.tried:
-        manifest["index"]["measured"] = choice.tried[-1].as_json()
-    manifest["golden"] = golden_queries(model, choice.index, histories, interests_UKD)
-
-    def write(folder: Path) -> None:
-        model.save(folder)
-        pq.write_table(pa.table({ITEM: pa.array(model.vocabulary.item_ids)}), folder / "item_ids.parquet")
-        vectors_VD = model.item_vectors_VD[1:]
-        create(folder / "item_vectors.safetensors", {"item_vectors": (vectors_VD.shape[0], vectors_VD.shape[1])})
-        write_rows(folder / "item_vectors.safetensors", "item_vectors", vectors_VD)
-        histories.save(folder / "sequences.parquet", model.vocabulary)
-        _write_interests(folder / "interests.parquet", histories, interests_UKD)
-        _write_popular(folder / "popular.parquet", model)
-        blend.save(folder / "blend.json")
-        if sources:
-            save_sources(sources, folder)
-        if overlay is not None:
-            overlay.save(folder)
-        choice.index.save(folder / INDEX_FILE)
-        manifest["encoder_id"] = sha256(folder / "encoder.safetensors")
-        manifest["item_table_hash"] = sha256(folder / "items.safetensors")
-
-    store = store if isinstance(store, Store) else Store(store)
-    try:
-        return store.publish(write, manifest)
-    except SafetensorError as error:  # how a full disk shows itself there
-        raise StoreError(f"publishing to {str(store.path)!r} failed: {error}; nothing was published") from error
-
-
-def _manifest(model: InterestModel, histories: Sequences, interests_UKD: Tensor) -> dict[str, Any]:
-    vectors_VD = model.item_vectors_VD[1:]
-    times = histories.timestamps
-    return {
-        "packages": _package_versions(),
-        "dim": vectors_VD.shape[1],
-        "dtype": "float32",
-        "metric": "inner_product",
-        "normalised": all(_has_length_1(block_ND) for block_ND in torch.split(vectors_VD, 1 << 18)),
-        "interests_per_user": interests_UKD.shape[1],
-        "n_items": model.vocabulary.n_items,
-        "n_users": histories.n_users,
-        "n_events": histories.n_events,
-        "watermark_us": int(times.max()) if times is not None and len(times) else None,
-        "trained_until_us": model.trained_until_us,
-    }
-
-
-def _has_length_1(vectors_ND: Tensor) -> bool:
-    return bool(((vectors_ND.norm(dim=1) - 1).abs() < 1e-3).all())
-
-
-def _package_versions() -> dict[str, str]:
-    versions = {"python": platform.python_version()}
-    for name in PACKAGES:
-        try:
-            versions[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return versions
-
-
-def _write_interests(path: Path, histories: Sequences, interests_UKD: Tensor) -> None:
-    users = np.flatnonzero(histories.lengths)
-    _, n_interests, dim = interests_UKD.shape
-    repeated = np.repeat(users, n_interests)
-    if histories.timestamps is None:
-        newest = pa.nulls(len(repeated), pa.timestamp("us", "UTC"))
-    else:
-        newest = pa.array(histories.timestamps[histories.offsets[1:][repeated] - 1]).cast(pa.timestamp("us", "UTC"))
-    vectors = pa.FixedSizeListArray.from_arrays(pa.array(interests_UKD[torch.from_numpy(users)].flatten().numpy()), dim)
-    columns = {
-        USER: pa.array(histories.user_ids[repeated]),
-        "event_timestamp": newest,
-        "n_events": pa.array(histories.lengths[repeated]),
-        "interest_idx": pa.array(np.tile(np.arange(n_interests), len(users))),
-        "vector": vectors,
-    }
-    pq.write_table(pa.table(columns), path)
-
-
-def _write_popular(path: Path, model: InterestModel) -> None:
-    order = np.argsort(-model.vocabulary.item_counts, kind="stable")
-    frame = pd.DataFrame({ITEM: model.vocabulary.item_ids[order], "n_events": model.vocabulary.item_counts[order]})
-    pq.write_table(pa.Table.from_pandas(frame, preserve_index=False), path)
+        choice = choose_index(vectors_VD, made.sample_NKD.flatten(0, 1), target)
+    return write_version(store, made, choice, blend)

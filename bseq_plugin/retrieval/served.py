@@ -30,9 +30,9 @@ from bseq_plugin.model.interest_model import InterestModel
 from bseq_plugin.plugins import plugin_manager
 from bseq_plugin.retrieval.blend import BlendWeights
 from bseq_plugin.retrieval.overlay import Overlay
-from bseq_plugin.retrieval.publish import INDEX_FILE
 from bseq_plugin.retrieval.sources import SOURCES_FILE, load_sources
 from bseq_plugin.retrieval.version import StoreVersion
+from bseq_plugin.retrieval.write_version import INDEX_FILE
 from bseq_plugin.schema.parts import VectorIndex
 from bseq_plugin.schema.sources import CandidateSource
 

@@ -21,6 +21,7 @@ from bseq_plugin.training.averaging import WeightAverage
 from bseq_plugin.training.checkpoint import Checkpoints, Position, identity
 from bseq_plugin.training.distributed import World
 from bseq_plugin.training.export import export_model
+from bseq_plugin.training.export_interests import export_interests
 from bseq_plugin.training.log import RunLog
 from bseq_plugin.training.run import Run
 from bseq_plugin.training.sharding import ShardedTask
@@ -98,7 +99,7 @@ class Trainer:
         self._generator_restored = False
 
     def fit(self) -> None:
-        """Train, checkpoint each epoch (and within, if asked to), stop early, export."""
+        """Train, checkpoint each epoch (and within, if asked to), stop early, export the model and the interests."""
         self._resume()
         state = self.state
         with RunLog(
@@ -115,6 +116,7 @@ class Trainer:
             if best != state.position:
                 self.checkpoints.load_weights(self.sharded, best, self.here)
             export_model(self.log, self.sharded, self.checkpoints, best, self.run, self.here)
+            export_interests(self.log, self.sharded.task.interest_encoder, self.run, self.here)
         self.here.on_first(lambda: self._complete(state))
 
     def _resume(self) -> None:

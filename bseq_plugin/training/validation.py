@@ -37,8 +37,8 @@ def validate(
     """
     k = int(recipe.validation_metric.split("@")[1])
     own = np.array_split(np.arange(evaluation.n_users), here.size)[here.rank]
-    interests_BKD = _interests(encoder, evaluation, own, recipe, here)
     own_histories = evaluation.histories.take(own)
+    interests_BKD = sharded_interests(encoder, own_histories, recipe, here, _nobody(evaluation.histories))
     excluded = (own_histories.offsets, own_histories.items) if recipe.mask_seen else None
     chunks = _score_vectors(encoder, item_priors_VP, n_items, recipe, evaluation.histories, here)
     top_UK = _top_of_chunks(interests_BKD, chunks, k, excluded)
@@ -63,7 +63,7 @@ def _item_chunks(
     """(first row, rows [N, D]) of ``item_rows``, so that no rank ever holds the whole table. Collective."""
     # A sharded collection takes the key order of its first input for granted, so this one has all the same keys:
     # one user of ``histories`` without events, whose negatives are the rows asked for.
-    nobody = histories.slices(np.zeros(1, np.int64), np.zeros(1, np.int64), np.zeros(1, np.int64))
+    nobody = _nobody(histories)
     nothing = (np.empty(0, np.int64), np.zeros(1, np.int64))
     for start in range(0, n_items + 1, ITEMS_PER_CALL):
         rows = np.arange(start, min(start + ITEMS_PER_CALL, n_items + 1))
@@ -71,6 +71,11 @@ def _item_chunks(
         features = history_features(nobody, recipe, asked).to(here.device)
         looked_up = encoder.embedding_collection(features)
         yield start, encoder.item_tower(looked_up, features, [NEGATIVE])[0]
+
+
+def _nobody(histories: Sequences) -> Sequences:
+    """One user of them, without events."""
+    return histories.slices(np.zeros(1, np.int64), np.zeros(1, np.int64), np.zeros(1, np.int64))
 
 
 def _score_vectors(
@@ -123,16 +128,19 @@ def _within(excluded: Excluded | None, shift: int, n_rows: int) -> Excluded | No
     return kept[offsets], rows[inside] - shift
 
 
-def _interests(
-    encoder: SequenceInterestEncoder, evaluation: EvaluationSet, own: np.ndarray, recipe: Recipe, here: World
+def sharded_interests(
+    encoder: SequenceInterestEncoder, histories: Sequences, recipe: Recipe, here: World, nobody: Sequences
 ) -> Tensor:
-    """``[len(own), K, D]``. Every rank makes the same number of collective calls, however its users are spread."""
-    histories = evaluation.histories.latest(recipe.max_length)
-    n_calls = max(here.gather(-(-int(histories.lengths[own].sum()) // EVENTS_PER_CALL)), default=1)
+    """``[U, K, D]`` of this rank's users, by a sharded encoder. Collective: every rank makes the same number of calls.
+
+    ``nobody``: one user without events, whom a rank asks for when it has nobody left; with the columns of the others.
+    """
+    histories = histories.latest(recipe.max_length)
+    n_calls = max(here.gather(-(-histories.n_events // EVENTS_PER_CALL)), default=1)
     interests = []
-    for users in np.array_split(own, max(1, n_calls)):
-        asked = users if len(users) else np.zeros(1, np.int64)  # a rank without users takes part all the same
-        empty = (np.empty(0, np.int64), np.zeros(len(asked), np.int64))
-        features = history_features(histories.take(asked), recipe, {TARGET: empty, NEGATIVE: empty})
+    for users in np.array_split(np.arange(histories.n_users), max(1, n_calls)):
+        asked = histories.take(users) if len(users) else nobody
+        empty = (np.empty(0, np.int64), np.zeros(asked.n_users, np.int64))
+        features = history_features(asked, recipe, {TARGET: empty, NEGATIVE: empty})
         interests.append(encoder(features.to(here.device)).values()[: len(users)])
-    return torch.cat(interests).view(len(own), recipe.interests_per_user, recipe.interest_dim)
+    return torch.cat(interests).view(histories.n_users, recipe.interests_per_user, recipe.interest_dim)

@@ -211,7 +211,7 @@ FULL = "No space left on device"
     [
         ("bseq_plugin.model.interest_model.save_file", SafetensorError(FULL)),
         ("bseq_plugin.model.interest_model.create", OSError(28, FULL)),
-        ("bseq_plugin.retrieval.publish.create", OSError(28, FULL)),
+        ("bseq_plugin.retrieval.write_version.create", OSError(28, FULL)),
     ],
 )
 def test_a_full_disk_publishes_nothing(run, tmp_path, monkeypatch, writer, error):

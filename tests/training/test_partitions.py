@@ -7,13 +7,16 @@ from functools import partial
 
 import numpy as np
 import pytest
+import torch
 
 from bseq_plugin.data.events import Events
+from bseq_plugin.data.interest_files import InterestFiles, interests_of_table
 from bseq_plugin.data.partitions import PartitionedSequences
 from bseq_plugin.data.prepare import prepare
 from bseq_plugin.data.prepare_partitions import count_partitions, cut, prepare_partitions, resolved
 from bseq_plugin.data.streams import StreamedData
 from bseq_plugin.errors import RecipeError, UsageError
+from bseq_plugin.model.interest_model import InterestModel
 from bseq_plugin.readers.build_sequences import build_sequences
 from bseq_plugin.training.run import Run
 from bseq_plugin.training.train import train
@@ -112,6 +115,18 @@ def test_ranks_without_users_take_part(built, tiny_recipe):
         assert (len(batch.target_ids_S), float(batch.loss_scale)) == (0, 0.0)
 
 
+def assert_interests_are_those_of_the_model(run, log):
+    """Every rank wrote its users, through the sharded tables; the oracle is the plain model in this process."""
+    model, files = InterestModel.from_run(run), InterestFiles(run / "interests")
+    assert files.fits(run / "model" / "encoder.safetensors", log.digest)
+    for number, partition in enumerate(log.partitions):
+        if partition.users == 0:
+            continue
+        histories = log.read(number, list(range(len(log.row_group_users(number)))), model.vocabulary)
+        found = interests_of_table(files.reader(partition.file).read(), histories, 1, model.recipe.interest_dim, "it")
+        torch.testing.assert_close(found, model.encode(histories), rtol=1e-5, atol=1e-6)
+
+
 @pytest.mark.timeout(300)
 def test_ranks_train_on_partitions_and_fail_together(ranks, built, tiny_recipe, tmp_path, python):
     recipe = tiny_recipe.replace(
@@ -151,6 +166,8 @@ def test_ranks_train_on_partitions_and_fail_together(ranks, built, tiny_recipe, 
     assert losses["four"] == pytest.approx(losses["one"], rel=0.15)
     assert all(np.diff(losses[name])[0] < 0 for name in losses)
     assert Run(tmp_path / "four").info["partitions"] == str(built(8).folder.resolve())
+    for name, log in (("one", built(8)), ("four", built(8)), ("empty", built(64))):
+        assert_interests_are_those_of_the_model(tmp_path / name, log)
     done = python("-m", "bseq_plugin.cli.main", "evaluate", tmp_path / "four", "--split", "validation")
     assert done.returncode == 0, done.stderr
 

@@ -1,0 +1,147 @@
+"""The histories that a version serves, read a part at a time, so that publishing needs no more memory for more users.
+
+Shape letters: U users, K interests a user, D width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+from torch import Tensor
+
+from bseq_plugin.data.interest_files import InterestFiles, interests_of_table
+from bseq_plugin.data.partitions import PartitionedSequences
+from bseq_plugin.data.sequences import Sequences
+from bseq_plugin.model.interest_model import InterestModel
+
+USERS = 1 << 16  # of histories in memory, encoded at a time
+
+
+@dataclass(frozen=True)
+class Part:
+    """Some users, and their interests float32 ``[U, K, D]`` if these are known already."""
+
+    histories: Sequences
+    interests_UKD: Tensor | None = None
+
+
+class HistoryParts(Protocol):
+    """Histories in rows of a vocabulary, each user once."""
+
+    def parts(self) -> Iterator[Part]:
+        """All users, in an order that is the same every time. Raises SchemaError for what can't be read."""
+
+    def sample(self, n: int) -> tuple[np.ndarray, Sequences]:
+        """At most ``n`` users with events, evenly spread: their places in the order of ``parts``, and histories."""
+
+    def moved(self, rows: np.ndarray) -> HistoryParts:
+        """The same events, of item ``rows[old row]``: int64 ``[V + 1]``."""
+
+
+@dataclass(frozen=True)
+class InMemory:
+    """Histories that are in memory anyway."""
+
+    histories: Sequences
+
+    def parts(self) -> Iterator[Part]:
+        """See ``HistoryParts``."""
+        n_users = self.histories.n_users
+        if n_users <= USERS:
+            yield Part(self.histories)
+            return
+        for start in range(0, n_users, USERS):
+            yield Part(self.histories.take(np.arange(start, min(start + USERS, n_users))))
+
+    def sample(self, n: int) -> tuple[np.ndarray, Sequences]:
+        """See ``HistoryParts``."""
+        places = spread(np.flatnonzero(self.histories.lengths), n)
+        return places, self.histories.take(places)
+
+    def moved(self, rows: np.ndarray) -> InMemory:
+        """See ``HistoryParts``."""
+        return InMemory(replace(self.histories, items=rows[self.histories.items]))
+
+
+@dataclass(frozen=True)
+class InPartitions:
+    """Histories of a log larger than memory: a row group of a partition at a time.
+
+    Attributes:
+        model: what the histories are read for.
+        interests: what the processes of its run have computed, a row group of interests for one of histories.
+        rows: int64 ``[V + 1]``, what the rows of the model's vocabulary have become; None: they are as they were.
+    """
+
+    log: PartitionedSequences
+    model: InterestModel
+    interests: InterestFiles | None = None
+    rows: np.ndarray | None = None
+
+    def parts(self) -> Iterator[Part]:
+        """See ``HistoryParts``."""
+        for number, partition in enumerate(self.log.partitions):
+            if not partition.users:
+                continue
+            known = None if self.interests is None else self.interests.reader(partition.file)
+            for group in range(len(self.log.row_group_users(number))):
+                histories = self.log.read(number, [group], self.model.vocabulary)
+                found = None if known is None else self._known(known.read_row_group(group), histories, partition.file)
+                yield Part(self._in_new_rows(histories), found)
+
+    def sample(self, n: int) -> tuple[np.ndarray, Sequences]:
+        """See ``HistoryParts``; a user without events makes it one fewer."""
+        places = spread(np.arange(self.log.n_users), n)
+        found, first = [], 0
+        for number in range(len(self.log.partitions)):
+            for group, n_users in enumerate(self.log.row_group_users(number)):
+                inside = places[(places >= first) & (places < first + n_users)] - first
+                if len(inside):
+                    found.append(self.log.read(number, [group], self.model.vocabulary).take(inside))
+                first += int(n_users)
+        histories = self._in_new_rows(Sequences.join(found))
+        some = np.flatnonzero(histories.lengths)
+        return places[some], histories.take(some)
+
+    def moved(self, rows: np.ndarray) -> InPartitions:
+        """See ``HistoryParts``. Interests are computed anew: they were of the items as they were."""
+        return replace(self, interests=None, rows=rows if self.rows is None else rows[self.rows])
+
+    def _known(self, table: pa.Table, histories: Sequences, file: str) -> Tensor:
+        recipe = self.model.recipe
+        return interests_of_table(table, histories, recipe.interests_per_user, recipe.interest_dim, f"interests {file}")
+
+    def _in_new_rows(self, histories: Sequences) -> Sequences:
+        return histories if self.rows is None else replace(histories, items=self.rows[histories.items])
+
+
+def whole(histories: HistoryParts) -> Sequences:
+    """All of them in memory: 8 bytes an event and column."""
+    return Sequences.join([part.histories for part in histories.parts()])
+
+
+def repeated_users(histories: HistoryParts, hashes: list[np.ndarray]) -> list[object]:
+    """Ids of users that stand there twice; ``hashes``: uint64 of all users, part by part, as ``hashed`` makes them."""
+    values, counts = np.unique(np.concatenate(hashes), return_counts=True)
+    suspects = values[counts > 1]
+    if not len(suspects):
+        return []
+    found = [part.histories.user_ids[np.isin(hashed(part.histories), suspects)] for part in histories.parts()]
+    ids = pd.Index(np.concatenate(found))  # two ids may have one hash by chance
+    repeated: list[object] = ids[ids.duplicated()].unique().tolist()
+    return repeated
+
+
+def hashed(histories: Sequences) -> np.ndarray:
+    """uint64 [U]: 8 bytes a user is what publishing keeps of those it has seen."""
+    return np.asarray(pd.util.hash_array(histories.user_ids))
+
+
+def spread(places: np.ndarray, n: int) -> np.ndarray:
+    """At most ``n`` of the places, evenly spread."""
+    return places[np.linspace(0, len(places) - 1, min(n, len(places))).astype(np.int64)]
