@@ -2,6 +2,7 @@
 
     python benchmarks/scale.py sequences --events 100000000          # events -> partitions, against DuckDB alone
     python benchmarks/scale.py catalogue --items 10000000            # train on 2 ranks, checkpoint, publish, retrieve
+    python benchmarks/scale.py users --users 400000                  # publish their histories, and a tenth of them
 
 Each part writes its figures to benchmarks/results/scale-PART.json, with the claims of docs/scale.md, computed from what
 was measured. The log is benchmarks/synthetic.py's. The files (up to 25 GB) are in --work, and are removed.
@@ -59,6 +60,10 @@ RANK = """
 PUBLISH = """
     import bseq_plugin as bseq
     bseq.publish({run!r}, {store!r}, index="faiss_cpu", index_options={options!r})
+"""
+PUBLISH_ALL = """
+    import bseq_plugin as bseq
+    bseq.publish({run!r}, {store!r}, index="exact")
 """
 RETRIEVE = """
     import bseq_plugin as bseq
@@ -150,6 +155,29 @@ def catalogue(chosen: argparse.Namespace, work: Path) -> tuple[dict[str, Any], l
     return figures, [claim("peak MB of a rank / (shard + optimizer + constant)", peak / (shard_mb + constant_mb), 1.3)]
 
 
+def users(chosen: argparse.Namespace, work: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Train and publish a log and a tenth of it: what publishing needs does not grow with the users."""
+    figures: dict[str, Any] = {}
+    for name, divisor in (("tenth", 10), ("whole", 1)):
+        folder = work / name
+        folder.mkdir()
+        sizes = {"events": chosen.events // divisor, "users": chosen.users // divisor}
+        make_log(folder / "events.parquet", argparse.Namespace(**{**vars(chosen), **sizes}))
+        how = {"memory_mb": chosen.memory_mb, "partitions": chosen.partitions, "threads": chosen.threads}
+        measured(SEQUENCES, source=str(folder / "events.parquet"), out=str(folder / "parts"), **how)
+        recipe = {"encoder": "mean", "dim": 32, "max_length": 20, "candidates": 256, "split": "none", "epochs": 1}
+        recipe |= {"event_features": (), "batch_users": 1024, "loss_options": {"matmul": "float32"}}
+        group = {"store": str(folder / "group"), "rank": 0, "size": 1}
+        trained = measured(RANK, source=str(folder / "parts"), out=str(folder / "run"), recipe=recipe, **group)
+        published = measured(PUBLISH_ALL, run=str(folder / "run"), store=str(folder / "store"))
+        figures[name] = {**sizes, "train": trained, "publish": published}
+        shutil.rmtree(folder)
+    peak = {name: figures[name]["publish"]["peak_mb"] for name in figures}
+    return figures, [
+        claim("peak MB of publishing ten times the users / of a tenth", peak["whole"] / peak["tenth"], 1.2)
+    ]
+
+
 # Stated, not fitted: torch, torchrec and the batches of a rank; ids and counts of the items, each twice while they are
 # brought together.
 CONSTANT_MB, BYTES_PER_ITEM = 700, 32
@@ -166,8 +194,12 @@ def commit() -> str:
     return subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT).stdout.strip() or "unknown"
 
 
-PARTS = {"sequences": sequences, "catalogue": catalogue}
-SIZES = {"sequences": (100_000_000, 1_000_000, 1_000_000), "catalogue": (20_000_000, 20_000, 10_000_000)}
+PARTS = {"sequences": sequences, "catalogue": catalogue, "users": users}
+SIZES = {
+    "sequences": (100_000_000, 1_000_000, 1_000_000),
+    "catalogue": (20_000_000, 20_000, 10_000_000),
+    "users": (20_000_000, 400_000, 100_000),
+}
 
 
 def main() -> None:
