@@ -19,9 +19,7 @@ from torch.nn.functional import pad
 from bseq_plugin.losses.precision import Products, multiplies_in_halves
 from bseq_plugin.schema.parts import Candidates, Targets
 
-CHUNK_ELEMENTS = (
-    3 << 18
-)  # logits of one chunk: 3 MiB in float32; twice as many where bfloat16 halves what is multiplied
+CHUNK_ELEMENTS = 3 << 18  # logits of one chunk: 3 MiB in float32
 CHUNK_STEP = 32  # chunks are multiples of it: whole vector registers for reductions over candidates
 
 # (positive_S, weight_S, state_S, negative_NC) -> (loss, d loss / d positive_S, factor_C) for the targets of a chunk of
@@ -32,7 +30,12 @@ LogitLoss = Callable[[Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor, Ten
 
 
 def chunked_loss(
-    logit_loss: LogitLoss, states_QD: Tensor, targets: Targets, candidates: Candidates, matmul: str = "auto"
+    logit_loss: LogitLoss,
+    states_QD: Tensor,
+    targets: Targets,
+    candidates: Candidates,
+    matmul: str = "auto",
+    narrow: bool = False,
 ) -> Tensor:
     """Weighted mean of ``logit_loss`` over S targets, differentiable in states, targets and candidate vectors.
 
@@ -41,13 +44,15 @@ def chunked_loss(
 
     Args:
         matmul: "float32", "bfloat16" (products with float32 sums) or "auto"; see ``multiplies_in_halves``.
+        narrow: ``logit_loss`` takes bfloat16 logits as well, as bfloat16 products leave them. A sample's logits are
+            widened all the same: they are still to be corrected, and rounded twice.
     """
     if targets.ids_S.shape[0] == 0:
         return (states_QD.sum() + targets.vectors_SD.sum() + candidates.vectors_ND.sum()) * 0.0
     scale_S = targets.weights_S / targets.weights_S.sum()
     target_SD = targets.vectors_SD if targets.places_S is None else targets.vectors_SD.detach()
     loss: Tensor = _ChunkedLoss.apply(  # type: ignore[no-untyped-call]
-        states_QD, target_SD, candidates.vectors_ND, targets, candidates, scale_S, logit_loss, matmul
+        states_QD, target_SD, candidates.vectors_ND, targets, candidates, scale_S, logit_loss, matmul, narrow
     )
     return loss
 
@@ -71,11 +76,13 @@ class _ChunkedLoss(torch.autograd.Function):
         scale_S: Tensor,
         logit_loss: LogitLoss,
         matmul: str,
+        narrow: bool,
     ) -> Tensor:
         n_states, n_candidates = states_QD.shape[0], vectors_ND.shape[0]
         halves = multiplies_in_halves(vectors_ND, matmul)
-        chunk = chunk_size(n_states, n_candidates, 2 * CHUNK_ELEMENTS if halves else CHUNK_ELEMENTS)
-        products = Products.of(vectors_ND, chunk, halves)
+        narrow = narrow and halves and candidates.log_expected_count_N is None
+        chunk = chunk_size(n_states, n_candidates, CHUNK_ELEMENTS * (4 if narrow else 2 if halves else 1))
+        products = Products.of(vectors_ND, chunk, halves, narrow)
         # oneDNN compiles a kernel for each shape of a bfloat16 product and keeps it: a last chunk of any length would
         # be a new shape almost every step. States of zeros without targets fill it up.
         filled = -(-n_states // CHUNK_STEP) * CHUNK_STEP if halves else n_states
@@ -108,7 +115,7 @@ class _ChunkedLoss(torch.autograd.Function):
         (grad,) = grad_outputs
         d_states_QD, d_target_SD, d_vectors_ND = ctx.saved_tensors
         d_targets = grad * d_target_SD if ctx.needs_input_grad[1] else None
-        return grad * d_states_QD, d_targets, grad * d_vectors_ND, None, None, None, None, None
+        return grad * d_states_QD, d_targets, grad * d_vectors_ND, None, None, None, None, None, None
 
 
 def _prepare(logits_NC: Tensor, candidates: Candidates, state_S: Tensor, targets: Targets, own: slice) -> None:

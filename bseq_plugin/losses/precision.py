@@ -28,33 +28,37 @@ class Products:
         vectors_ND: the candidates, in the type that is multiplied.
         d_vectors_ND: their gradient so far, in the type of the model.
         buffer: logits of a chunk, in the type of the model. One for all chunks: fresh pages cost more than arithmetic.
+            None if they stay in bfloat16.
         half_buffer: the same in bfloat16, None for products in the model's own type.
     """
 
     vectors_ND: Tensor
     d_vectors_ND: Tensor
-    buffer: Tensor
+    buffer: Tensor | None
     half_buffer: Tensor | None
 
     @classmethod
-    def of(cls, vectors_ND: Tensor, chunk: int, halves: bool) -> Products:
-        """For chunks of at most ``chunk`` states; in bfloat16 with ``halves``."""
+    def of(cls, vectors_ND: Tensor, chunk: int, halves: bool, narrow: bool = False) -> Products:
+        """For chunks of at most ``chunk`` states; in bfloat16 with ``halves``, and logits too if they are ``narrow``."""
         size = vectors_ND.shape[0] * chunk
         return cls(
             vectors_ND.bfloat16() if halves else vectors_ND,
             torch.zeros_like(vectors_ND),
-            vectors_ND.new_empty(size),
+            None if narrow else vectors_ND.new_empty(size),
             vectors_ND.new_empty(size, dtype=torch.bfloat16) if halves else None,
         )
 
     def logits(self, states_CD: Tensor) -> Tensor:
-        """``[N, C]`` in the model's type; valid until the next call."""
+        """``[N, C]`` in the model's type, or as they are multiplied if there is no ``buffer``; until the next call."""
         n, c = self.vectors_ND.shape[0], states_CD.shape[0]
-        logits = self.buffer[: n * c]
         if self.half_buffer is None:
-            return torch.mm(self.vectors_ND, states_CD.T, out=logits.view(n, c))
-        halves_CN = self.half_buffer[: n * c].view(c, n)
-        return logits.view(c, n).copy_(torch.mm(states_CD.bfloat16(), self.vectors_ND.T, out=halves_CN)).T
+            return torch.mm(self.vectors_ND, states_CD.T, out=self._wide(n, c))
+        halves_CN = torch.mm(states_CD.bfloat16(), self.vectors_ND.T, out=self.half_buffer[: n * c].view(c, n))
+        return halves_CN.T if self.buffer is None else self._wide(c, n).copy_(halves_CN).T
+
+    def _wide(self, rows: int, columns: int) -> Tensor:
+        assert self.buffer is not None
+        return self.buffer[: rows * columns].view(rows, columns)
 
     def gradients(self, d_logits_NC: Tensor, states_CD: Tensor, out: Tensor) -> None:
         """Add ``d_logits @ states`` to ``d_vectors_ND``; put ``d_logits.T @ vectors`` into ``out`` [C, D]."""
@@ -62,7 +66,9 @@ class Products:
             self.d_vectors_ND.addmm_(d_logits_NC, states_CD)
             torch.mm(d_logits_NC.T, self.vectors_ND, out=out)
             return
-        halves_CN = self.half_buffer[: d_logits_NC.numel()].view(d_logits_NC.T.shape).copy_(d_logits_NC.T)
+        halves_CN = d_logits_NC.T
+        if self.buffer is not None:
+            halves_CN = self.half_buffer[: d_logits_NC.numel()].view(halves_CN.shape).copy_(halves_CN)
         self.d_vectors_ND += torch.mm(halves_CN.T, states_CD.bfloat16())
         out.copy_(torch.mm(halves_CN, self.vectors_ND))
 
