@@ -29,23 +29,26 @@ class Products:
         d_vectors_ND: their gradient so far, in the type of the model.
         buffer: logits of a chunk, in the type of the model. One for all chunks: fresh pages cost more than arithmetic.
             None if they stay in bfloat16.
-        half_buffer: the same in bfloat16, None for products in the model's own type.
+        half_buffer, half_gradient: the same in bfloat16, and a chunk's part of ``d_vectors_ND``; None for products in
+            the model's own type.
     """
 
     vectors_ND: Tensor
     d_vectors_ND: Tensor
     buffer: Tensor | None
     half_buffer: Tensor | None
+    half_gradient: Tensor | None
 
     @classmethod
     def of(cls, vectors_ND: Tensor, chunk: int, halves: bool, narrow: bool = False) -> Products:
-        """For chunks of at most ``chunk`` states; in bfloat16 with ``halves``, and logits too if they are ``narrow``."""
+        """For chunks of at most ``chunk`` states; in bfloat16 with ``halves``, and ``narrow`` logits too."""
         size = vectors_ND.shape[0] * chunk
         return cls(
             vectors_ND.bfloat16() if halves else vectors_ND,
             torch.zeros_like(vectors_ND),
             None if narrow else vectors_ND.new_empty(size),
             vectors_ND.new_empty(size, dtype=torch.bfloat16) if halves else None,
+            torch.empty_like(vectors_ND, dtype=torch.bfloat16) if halves else None,
         )
 
     def logits(self, states_CD: Tensor) -> Tensor:
@@ -69,7 +72,8 @@ class Products:
         halves_CN = d_logits_NC.T
         if self.buffer is not None:
             halves_CN = self.half_buffer[: d_logits_NC.numel()].view(halves_CN.shape).copy_(halves_CN)
-        self.d_vectors_ND += torch.mm(halves_CN.T, states_CD.bfloat16())
+        assert self.half_gradient is not None
+        self.d_vectors_ND += torch.mm(halves_CN.T, states_CD.bfloat16(), out=self.half_gradient)
         out.copy_(torch.mm(halves_CN, self.vectors_ND))
 
 

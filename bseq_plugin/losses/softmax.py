@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from pydantic import Field
 from torch import Tensor, finfo, ones_like, softmax, zeros_like
 
@@ -48,7 +49,7 @@ def _cross_entropy(
 ) -> tuple[Tensor, Tensor, Tensor]:
     # The candidates are summed once a state, whatever its number of targets.
     lowest = finfo(positive_S.dtype).min  # a state without any candidate: -inf - -inf is no number
-    candidate_C = negative_NC.amax(0).to(positive_S.dtype).clamp_min_(lowest)
+    candidate_C = _largest(negative_NC).to(positive_S.dtype).clamp_min_(lowest)
     largest_C = candidate_C.scatter_reduce(0, state_S, positive_S, "amax")
     shifted_S = positive_S - largest_C[state_S]
     unit_C = (candidate_C - largest_C).exp_()
@@ -67,14 +68,25 @@ def _exponentials(logits_NC: Tensor, largest_C: Tensor) -> tuple[Tensor, Tensor]
         total_C = logits_NC.sub_(largest_C).exp_().sum(0)
         return total_C, ones_like(total_C)
     # State by state torch has one pass for it, twice as fast as three. Its sum is found again in its largest entry,
-    # 1 / sum. (In bfloat16 that is off by 2^-9 at most, a tenth of what rounding logits of 8 does to a term of the sum.)
+    # 1 / sum. (In bfloat16 that is off by 2^-9 at most, a tenth of what rounding a logit of 8 does to its exponential.)
     # A state without any candidate gives 0 / 0.
     softmax(logits_NC.T, 1, out=logits_NC.T)
-    share_C = logits_NC.amax(0).to(largest_C.dtype)
+    share_C = _largest(logits_NC).to(largest_C.dtype)
     if bool((share_C != share_C).any()):
-        logits_NC[:, share_C != share_C] = 0.0
-    total_C = (1.0 / share_C).nan_to_num_(0.0)
+        none_C = largest_C == finfo(largest_C.dtype).min  # any other NaN is the caller's, who has to see it
+        logits_NC[:, none_C] = 0.0
+        share_C[none_C] = torch.inf
+    total_C = 1.0 / share_C
     return total_C, total_C.clone()
+
+
+def _largest(logits_NC: Tensor) -> Tensor:
+    """The largest entry of each state, ``amax(0)``."""
+    if logits_NC.dtype != torch.bfloat16:
+        return logits_NC.amax(0)
+    # Positive numbers are in the order of their bits, and torch compares integers seven times as fast as bfloat16.
+    largest_C = logits_NC.view(torch.int16).amax(0).view(torch.bfloat16)
+    return largest_C if bool((largest_C > 0).all()) else logits_NC.amax(0)
 
 
 def _above_average(states_QD: Tensor, targets: Targets, candidates: Candidates) -> Tensor:

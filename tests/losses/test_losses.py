@@ -181,6 +181,40 @@ def test_bfloat16_products_are_close(loss):
         assert not torch.equal(rounded, exact)  # it was another unit's work
 
 
+@pytest.mark.parametrize("matmul", ["float32", "bfloat16"])
+@pytest.mark.parametrize("shift", [0.0, -40.0])
+def test_scores_of_any_sign_and_states_without_candidates(matmul, shift):
+    """All logits below zero, or a lone candidate that is the target: the loss is what float64 says."""
+    generator = torch.Generator().manual_seed(1)
+    vectors, states = torch.randn(60, 8, generator=generator), torch.randn(9, 8, generator=generator)
+    vectors[:, 0], states[:, 0] = 1.0, shift
+    ids = torch.randint(1, 61, (9,), generator=generator)
+    for n in (60, 1):
+        ids = ids.clamp(max=n)
+        targets = Targets(vectors[ids - 1], ids, torch.arange(9), torch.ones(9), ids - 1)
+        states_, vectors_ = states.clone().requires_grad_(), vectors[:n].clone().requires_grad_()
+        loss = SoftmaxLoss(SoftmaxOptions(matmul=matmul))(
+            states_, targets, Candidates(vectors_, torch.arange(1, n + 1))
+        )
+        loss.backward()
+        expected = torch.nn.functional.cross_entropy(states.double() @ vectors[:n].double().T, ids - 1)
+        assert float(loss.detach()) == pytest.approx(float(expected), rel=2**-7, abs=1e-6)
+        assert torch.isfinite(states_.grad).all()
+        assert torch.isfinite(vectors_.grad).all()
+
+
+@pytest.mark.parametrize("matmul", ["float32", "bfloat16"])
+@pytest.mark.parametrize("sign", [1.0, -1.0])
+def test_a_vector_that_is_no_number_is_not_hidden(matmul, sign):
+    """Whichever sign its bits have; training stops at such a loss."""
+    vectors, states = torch.randn(50, 8), torch.randn(4, 8)
+    vectors[7, 3] = torch.copysign(torch.tensor(torch.nan), torch.tensor(sign))
+    ids = torch.arange(1, 5)
+    targets = Targets(vectors[:4], ids, torch.arange(4), torch.ones(4), ids - 1)
+    loss = SoftmaxLoss(SoftmaxOptions(matmul=matmul))(states, targets, Candidates(vectors, torch.arange(1, 51)))
+    assert torch.isnan(loss)
+
+
 def test_bfloat16_is_taken_only_where_it_gains(monkeypatch):
     vectors = torch.randn(8, 64)
     for gain, expected in ((1.0, False), (3.0, True)):
