@@ -18,10 +18,12 @@ import json
 import math
 import os
 import platform
+import resource
 import subprocess
 import sys
 import tempfile
 import time
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -34,19 +36,20 @@ ITEMS, EVENTS, CANDIDATES, RANKS = (
     (10_000, 100_000, 1_000_000, 10_000_000),
     (1_600, 4_800, 14_400),
     (256, 2_048),
-    (1, 2),
+    (1, 2, 4),
 )
 CACHE_BYTES = 32 * 2**20  # beyond it, rows of the item table come from memory
 STEPS, WARM_UP = 5, 2
-TERMS = ("step", "messages", "flops", "bytes", "row_bytes", "sent_bytes")
+TERMS = ("step", "messages", "encoder_flops", "head_flops", "row_bytes", "sent_bytes")
 
 
 def terms(point: dict[str, Any]) -> dict[str, float]:
     """What a rank does in a step: counted, not measured.
 
-    step: 1; messages: collectives of a step on several ranks; flops: matrix products, forward and twice backward;
-    bytes: activations and scores read and written; row_bytes: table rows from memory (looked up, and twice for the
-    update), after the share that Zipf's law keeps in the cache; sent_bytes: rows and their gradients to other ranks.
+    step: 1; messages: collectives of a step on several ranks; encoder_flops, head_flops: matrix products, forward and
+    twice backward, small and large ones, whose activations and scores grow with them; row_bytes: table rows from
+    memory (looked up, and twice for the update), after the share that Zipf's law keeps in the cache; sent_bytes: rows
+    and their gradients to other ranks.
     """
     n_items, n_events, n_candidates, ranks = (point[name] for name in ("items", "events", "candidates", "ranks"))
     dim, own = point.get("dim", DIM), n_events / ranks
@@ -57,8 +60,8 @@ def terms(point: dict[str, Any]) -> dict[str, float]:
     return {
         "step": 1.0,
         "messages": float(ranks > 1),
-        "flops": 3 * own * (dense + 2 * n_candidates * dim),
-        "bytes": 4 * own * (BLOCKS * (10 * dim + 2 * FEED_FORWARD) * 3 + 4 * n_candidates),
+        "encoder_flops": 3 * own * dense,
+        "head_flops": 3 * own * 2 * n_candidates * dim,
         "row_bytes": 3 * 4 * (dim + 1) * (2 * own * missed + n_candidates * (n_items > cached)),
         "sent_bytes": 2 * 4 * dim * rows * (ranks - 1) / ranks,
     }
@@ -72,6 +75,12 @@ def fit(points: list[dict[str, Any]]) -> dict[str, float]:
     scale[scale == 0] = 1.0
     found, _ = nnls(counted / scale / seconds[:, None], np.ones(len(points)))
     return dict(zip(TERMS, (found / scale).tolist(), strict=True))
+
+
+def every_other(point: dict[str, Any]) -> bool:
+    """A chessboard over V, T, N and R: neighbours in any direction are on the other side."""
+    grid = {"items": ITEMS, "events": EVENTS, "candidates": CANDIDATES, "ranks": RANKS}
+    return sum(values.index(point[name]) for name, values in grid.items()) % 2 == 0
 
 
 def predicted(point: dict[str, Any], rates: dict[str, float]) -> float:
@@ -124,9 +133,11 @@ def measure_rank(rank: int, ranks: int, n_items: int, store: str) -> None:
                 wall.append(time.perf_counter() - started[1])
             pipeline.detach()
             seconds = here.sum([float(np.median(values[WARM_UP:])) / ranks for values in (cpu, wall)])
+            peak_mb = max(here.gather(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024))
             if rank == 0:
                 point = {"items": n_items, "events": n_events, "candidates": n_candidates, "ranks": ranks}
-                print("POINT", json.dumps({**point, "cpu_seconds": seconds[0], "wall_seconds": seconds[1]}), flush=True)
+                found = {"cpu_seconds": seconds[0], "wall_seconds": seconds[1], "peak_mb": peak_mb}
+                print("POINT", json.dumps({**point, **found}), flush=True)
     dist.destroy_process_group()
 
 
@@ -150,6 +161,39 @@ def measure() -> list[dict[str, Any]]:
     return points
 
 
+def draw(points: list[dict[str, Any]], path: Path) -> None:
+    """Measured (dots) and predicted (lines) against the items, a colour a number of events, a column a number of ranks;
+    below it the peak memory of a rank, with its shard of table and optimizer dashed.
+    """
+    import matplotlib
+
+    matplotlib.use("svg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(2, len(RANKS), figsize=(4 * len(RANKS), 6), sharex=True, sharey="row")
+    for column, ranks in enumerate(RANKS):
+        above, below = axes[0, column], axes[1, column]
+        for number, (n_events, n_candidates) in enumerate(itertools.product(EVENTS, CANDIDATES)):
+            here = [p for p in points if (p["ranks"], p["events"], p["candidates"]) == (ranks, n_events, n_candidates)]
+            items = [p["items"] for p in here]
+            colour = pyplot.get_cmap("tab20")(number)
+            above.plot(items, [1e3 * p["predicted"] for p in here], color=colour)
+            label = f"T {n_events:,}, N {n_candidates:,}"
+            above.plot(items, [1e3 * p["cpu_seconds"] for p in here], "o", color=colour, label=label)
+            below.plot(items, [p["peak_mb"] for p in here], "o-", color=colour)
+        below.plot(
+            ITEMS, [n / ranks * (DIM + 1) * 4 / 2**20 for n in ITEMS], "--", color="grey", label="shard, optimizer"
+        )
+        above.set(xscale="log", yscale="log", title=f"{ranks} rank{'s' * (ranks > 1)}")
+        below.set(xlabel="items", yscale="log", ylim=(10, 10_000))
+    axes[0, 0].set_ylabel("CPU ms a step and rank")
+    axes[1, 0].set_ylabel("peak MB of a rank")
+    axes[0, -1].legend(fontsize=7)
+    axes[1, -1].legend(fontsize=7)
+    figure.tight_layout()
+    figure.savefig(path, metadata={"Date": None})
+
+
 def project() -> list[dict[str, Any]]:
     """1 B items x 128 on 16 to 64 H100, by torchrec's own estimators; a projection, not a measurement."""
     from step_projection import projections
@@ -164,6 +208,7 @@ def main() -> None:
         measure_rank(int(rank), int(ranks), int(n_items), store)
         return
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--picture", type=Path, help="an .svg file for the curves")
     parser.add_argument("--fit-only", action="store_true", help="take the points that were measured last")
     given = parser.parse_args()
     if given.fit_only:
@@ -171,9 +216,11 @@ def main() -> None:
         points, measured_at = before["figures"]["points"], before["commit"]
     else:
         points, measured_at = measure(), commit()
-    rates = fit(points[::2])
-    for place, point in enumerate(points):
-        point["predicted"], point["fitted"] = predicted(point, rates), place % 2 == 0
+    for point in points:
+        point["fitted"] = every_other(point)
+    rates = fit([point for point in points if point["fitted"]])
+    for point in points:
+        point["predicted"] = predicted(point, rates)
         point["error"] = point["predicted"] / point["cpu_seconds"] - 1
         print(
             f"V {point['items']:>10,}  T {point['events']:>6,}  N {point['candidates']:>5,}  R {point['ranks']}  "
@@ -189,6 +236,8 @@ def main() -> None:
         print(f"{name:<11} {rates[name]:.3e} s each" + (f", {1e-9 / rates[name]:.1f} G/s" if rates[name] > 0 else ""))
     for one in claims:
         print(f"{one['name']:<55} {one['value']:6.3f}  aim {one['target']}  {'holds' if one['holds'] else 'MISSED'}")
+    if given.picture is not None:
+        draw(points, given.picture)
     projections = project()
     for line in projections:
         print(json.dumps(line))

@@ -39,7 +39,9 @@ def _projection(gpus: int, given: dict[str, Any]) -> dict[str, Any]:
     shard = _shard(gpus, given)
     events = given["users_a_gpu"] * given["events_a_user"]
     point = {"items": given["items"], "events": events, "candidates": given["candidates"], "ranks": 1}
-    dense_ms = 1e3 * terms({**point, "dim": given["dim"]})["flops"] / (given["flops_per_s"] * given["share_of_flops"])
+    counted = terms({**point, "dim": given["dim"]})
+    flops = counted["encoder_flops"] + counted["head_flops"]
+    dense_ms = 1e3 * flops / (given["flops_per_s"] * given["share_of_flops"])
     table_ms = shard.perf.fwd_compute + shard.perf.bwd_compute
     # every GPU exchanges the same bytes with all others; the planner counts them at the speed of the network
     comms_ms, ids_ms = shard.perf.fwd_comms + shard.perf.bwd_comms, shard.perf.input_dist_comms
