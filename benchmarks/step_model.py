@@ -179,8 +179,8 @@ def draw(points: list[dict[str, Any]], path: Path) -> None:
             colour = pyplot.get_cmap("tab20")(number)
             above.plot(items, [1e3 * p["predicted"] for p in here], color=colour)
             label = f"T {n_events:,}, N {n_candidates:,}"
-            above.plot(items, [1e3 * p["cpu_seconds"] for p in here], "o", color=colour, label=label)
-            below.plot(items, [p["peak_mb"] for p in here], "o-", color=colour)
+            above.plot(items, [1e3 * p["cpu_seconds"] for p in here], "o", color=colour)
+            below.plot(items, [p["peak_mb"] for p in here], "o-", color=colour, label=label)
         below.plot(
             ITEMS, [n / ranks * (DIM + 1) * 4 / 2**20 for n in ITEMS], "--", color="grey", label="shard, optimizer"
         )
@@ -188,8 +188,7 @@ def draw(points: list[dict[str, Any]], path: Path) -> None:
         below.set(xlabel="items", yscale="log", ylim=(10, 10_000))
     axes[0, 0].set_ylabel("CPU ms a step and rank")
     axes[1, 0].set_ylabel("peak MB of a rank")
-    axes[0, -1].legend(fontsize=7)
-    axes[1, -1].legend(fontsize=7)
+    axes[1, 0].legend(fontsize=7, loc="upper left", ncols=2)
     figure.tight_layout()
     figure.savefig(path, metadata={"Date": None})
 
