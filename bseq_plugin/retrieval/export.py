@@ -6,6 +6,7 @@ Shape letters: V items, D width, G items that stay. Rows here are index rows 0..
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from typing import Literal
 
 import numpy as np
@@ -19,6 +20,7 @@ from bseq_plugin.model.interest_model import InterestModel
 
 OnBad = Literal["error", "drop"]
 Dedup = Literal["error", "last"]
+ROWS = 1 << 16  # of the item vectors, checked at a time
 
 
 def exportable(
@@ -58,24 +60,34 @@ def exportable(
 def require_finite(vectors_ND: Tensor, ids_N: np.ndarray, what: str, owners: str) -> None:
     """Raises StoreError that lists the first ten ids whose vector has NaN or Inf."""
     if not all_finite(vectors_ND):
-        bad_N = ~torch.isfinite(vectors_ND).all(1).numpy()
+        _refuse(~torch.isfinite(vectors_ND).all(1).numpy(), ids_N, what, owners)
+
+
+def _refuse(bad_N: np.ndarray, ids_N: np.ndarray, what: str, owners: str) -> None:
+    if bad_N.any():
         raise StoreError(
             f"{what} of {int(bad_N.sum())} {owners} have NaN or Inf, for example {ids_N[bad_N][:10].tolist()}; "
             "nothing is published: train again, with a lower learning rate"
         )
 
 
+def _of_blocks(vectors_VD: Tensor, ask: Callable[[Tensor], Tensor]) -> np.ndarray:
+    """bool [V], a block of rows at a time: a table that is a mapped file is not copied."""
+    return torch.cat([ask(block_ND) for block_ND in torch.split(vectors_VD, ROWS)]).numpy()
+
+
 def _usable(model: InterestModel, kept_V: np.ndarray, on_bad: OnBad) -> np.ndarray:
     """bool [V]: items whose vector can be searched for. With "error" the first fault is raised instead."""
     vectors_VD, ids_V = model.item_vectors_VD[1:], model.vocabulary.item_ids
-    finite_V = torch.isfinite(vectors_VD).all(1).numpy()
+    finite_V = _of_blocks(vectors_VD, lambda block_ND: torch.isfinite(block_ND).all(1))
     usable_V = finite_V.copy()
     if model.recipe.score == "cosine":  # nothing is divided by zero, but a vector of zeros has no cosine
         # the popularity columns stand behind the direction and do not count
-        usable_V &= (vectors_VD[:, : model.recipe.vector_dim].norm(dim=1) > 0.5).numpy()
+        dim = model.recipe.vector_dim
+        usable_V &= _of_blocks(vectors_VD, lambda block_ND: block_ND[:, :dim].norm(dim=1) > 0.5)
     bad_V = kept_V & ~usable_V
     if on_bad == "error":
-        require_finite(vectors_VD[torch.from_numpy(kept_V)], ids_V[kept_V], "item vectors", "items")
+        _refuse(kept_V & ~finite_V, ids_V, "item vectors", "items")
         if bad_V.any():
             raise StoreError(
                 f"item vectors of {int(bad_V.sum())} items are zero and have no cosine, for example "

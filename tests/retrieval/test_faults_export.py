@@ -33,6 +33,12 @@ def answers(store, model, k=40):
     return {user: dict(zip(part.item_id, part.score, strict=True)) for user, part in found.groupby("user_id")}
 
 
+@pytest.fixture(autouse=True)
+def small_blocks(monkeypatch):
+    """The catalogue is checked in several blocks, as a large one is."""
+    monkeypatch.setattr("bseq_plugin.retrieval.export.ROWS", 7)
+
+
 @pytest.fixture
 def store(tmp_path):
     return Store(tmp_path / "store")
