@@ -28,7 +28,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from behaviour_tables import FLOORS, TABLES, claims_of, coverage
+from behaviour_tables import BEGUN_AS_A_MEAN, FLOORS, TABLES, claims_of, coverage
 from rich.console import Console
 from rich.progress import track
 
@@ -133,18 +133,20 @@ def floors(data: DemoData, recipe: Recipe) -> dict[str, Values]:
     return found
 
 
-def summary(of_seeds: list[Values], baseline: list[Values] | None) -> dict[str, Any]:
-    """Means over seeds and households with intervals, and the paired difference to the baseline."""
+def summary(of_seeds: list[Values], others: dict[str, list[Values]]) -> dict[str, Any]:
+    """Means over seeds and households with intervals, and paired differences to ``others``, the baseline first."""
     out: dict[str, Any] = {}
     for metric in [name for name in of_seeds[0] if name != "facts"]:
         mean_U = np.mean([values[metric] for values in of_seeds], axis=0)
         low, high = bootstrap_interval(mean_U)
-        out[metric] = {"mean": float(mean_U.mean()), "low": low, "high": high}
+        out[metric] = {"mean": float(mean_U.mean()), "low": low, "high": high, "over": {}}
         out[metric]["seeds"] = [float(values[metric].mean()) for values in of_seeds]
-        if baseline is not None:
-            base_U = np.mean([values[metric] for values in baseline], axis=0)
+        for name, other in others.items():
+            base_U = np.mean([values[metric] for values in other], axis=0)
             low, high = paired_bootstrap_interval(mean_U, base_U)
-            out[metric]["difference"] = {"mean": float((mean_U - base_U).mean()), "low": low, "high": high}
+            difference = {"mean": float((mean_U - base_U).mean()), "low": low, "high": high}
+            out[metric]["over"][name] = difference
+            out[metric].setdefault("difference", difference)
     if "facts" in of_seeds[0]:
         out["runs"] = [json.loads(str(values["facts"])) for values in of_seeds]
     return out
@@ -193,10 +195,10 @@ def main() -> int:
             diversity = float(settings.pop("diversity", 0.0))
             recipe = base.replace(**settings, seed=seed)
             values[name].append(trained(data, recipe, RESULTS.with_suffix(""), chosen.every, diversity))
-        baseline = values.get(next(iter(TABLES[table])))
-        rows = {name: summary(found, baseline) for name, found in values.items()}
+        others = {name: values[name] for name in (next(iter(TABLES[table])), BEGUN_AS_A_MEAN) if name in values}
+        rows = {name: summary(found, others) for name, found in values.items()}
         if not words:
-            rows |= {name: summary([found], baseline) for name, found in floors(data, base).items()}
+            rows |= {name: summary([found], others) for name, found in floors(data, base).items()}
         document["figures"][table] = {"seeds": seeds, "epochs": chosen.epochs, "every": chosen.every, "rows": rows}
         show(table, rows)
     document["claims"] = claims_of(document["figures"])
@@ -213,9 +215,8 @@ def show(table: str, rows: dict[str, Any]) -> None:
     for name, row in rows.items():
         cells = [f"{row[c]['mean']:.4f} ({row[c]['low']:.4f} to {row[c]['high']:.4f})" for c in columns]
         print(f"{name:<34}" + "".join(f"{cell:>28}" for cell in cells))
-        if "difference" in row[columns[0]]:
-            d = row[columns[0]]["difference"]
-            print(f"{'':<34}{d['mean']:+.4f} ({d['low']:+.4f} to {d['high']:+.4f}) against the first row")
+        for other, d in row[columns[0]]["over"].items():
+            print(f"{'':<34}{d['mean']:+.4f} ({d['low']:+.4f} to {d['high']:+.4f}) against {other}")
 
 
 if __name__ == "__main__":

@@ -8,22 +8,26 @@ import numpy as np
 
 TIME = ("time_gap", "time_of_week", "session")
 FLOORS = ("session_knn", "user_knn", "popularity_28d", "personal_frequency_decayed")
-SESSIONS = {"encoder": "cross_session", "event_features": TIME}
+ONE_BLOCK = {"event_features": (), "encoder_options": {"n_blocks": 1}}
+HSTU = {"encoder": "hstu", **ONE_BLOCK}
+SESSIONS = {"encoder": "cross_session", "event_features": ()}
+BEGUN_AS_A_MEAN = "causal, ids only, begun as a mean"
 
-# The first row is what the others are compared with.
+# The first row is what the others are compared with; its learning rate is the best on November of 1e-3, 3e-3 and 1e-2,
+# the others have the recipe's 1e-3.
 CROSS_SESSION: dict[str, dict[str, Any]] = {
-    "causal, ids only": {"event_features": ()},
-    "hstu, time": {"encoder": "hstu", "event_features": TIME},
+    "causal, ids only": {**ONE_BLOCK, "learning_rate": 3e-3},
+    BEGUN_AS_A_MEAN: {"event_features": (), "encoder_options": {"n_blocks": 1, "begin": "mean"}},
+    "hstu, time": HSTU,
+    "hstu, ids only": {**HSTU, "encoder_options": {"n_blocks": 1, "relative_time_bias": False}},
+    "hstu, time, event features": {**HSTU, "event_features": TIME},
     "cross_session": SESSIONS,
     "cross_session, session only": {**SESSIONS, "encoder_options": {"paths": "session"}},
     "cross_session, history only": {**SESSIONS, "encoder_options": {"paths": "history"}},
-    "cross_session, no gap": {**SESSIONS, "encoder_options": {"gap": False}, "event_features": TIME[1:]},
-    "cross_session, no session token": {**SESSIONS, "event_features": TIME[:2]},
+    "cross_session, no gap": {**SESSIONS, "encoder_options": {"gap": False}},
     "cross_session, no gate": {**SESSIONS, "encoder_options": {"gate": False}},
-    "causal, time": {"event_features": TIME},
-    "gru, ids only": {"encoder": "gru", "event_features": ()},
+    "cross_session, session token": {**SESSIONS, "event_features": ("session",)},
 }
-ONE_BLOCK = {"event_features": (), "encoder_options": {"n_blocks": 1}}
 FOUR = {**ONE_BLOCK, "readout": "multi", "n_interests": 4}
 INTERESTS: dict[str, dict[str, Any]] = {
     "one interest": ONE_BLOCK,
@@ -53,6 +57,10 @@ def claims_of(figures: dict[str, Any]) -> list[dict[str, Any]]:
             if name in rows and "difference" in rows[name]["all ndcg@20"]:
                 low = rows[name]["all ndcg@20"]["difference"]["low"]
                 claims.append({"name": f"{name} beats causal of ids on NDCG@20", "value": low, "target": "> 0",
+                               "holds": low > 0})  # fmt: skip
+            if name in rows and BEGUN_AS_A_MEAN in rows[name]["all ndcg@20"].get("over", {}):
+                low = rows[name]["all ndcg@20"]["over"][BEGUN_AS_A_MEAN]["low"]
+                claims.append({"name": f"{name} beats {BEGUN_AS_A_MEAN}", "value": low, "target": "> 0",
                                "holds": low > 0})  # fmt: skip
     rows = figures.get("interests", {}).get("rows", {})
     for name in [name for name in rows if name != "one interest" and "runs" in rows[name]]:

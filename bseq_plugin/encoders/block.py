@@ -5,13 +5,18 @@ Shape letters: M events that are looked at, R events that look (see ``attention`
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bseq_plugin.encoders.attention import View
 from bseq_plugin.encoders.dropout import dropout
+from bseq_plugin.encoders.identity import IdentityLinear, IdentityValues, ZeroLinear
 from bseq_plugin.encoders.pairs import PairBias
+
+Begin = Literal["random", "mean"]
 
 
 class Residual(nn.Module):
@@ -41,13 +46,17 @@ class Residual(nn.Module):
 
 
 class SelfAttention(nn.Module):
-    """Multi-head attention in front of its output layer; ``bias`` adds to the scores."""
+    """Multi-head attention in front of its output layer; ``bias`` adds to the scores.
 
-    def __init__(self, dim: int, n_heads: int, share: float, bias: PairBias | None) -> None:
+    ``begin = "mean"``: values and output layer begin as the identity.
+    """
+
+    def __init__(self, dim: int, n_heads: int, share: float, bias: PairBias | None, begin: Begin = "random") -> None:
         super().__init__()
         self.n_heads = n_heads
         self.share = share
-        self.query_key_value, self.out = nn.Linear(dim, 3 * dim), nn.Linear(dim, dim)
+        values, out = (IdentityValues, IdentityLinear) if begin == "mean" else (nn.Linear, nn.Linear)
+        self.query_key_value, self.out = values(dim, 3 * dim), out(dim, dim)
         self.bias = bias
 
     def forward(self, x_MD: Tensor, view: View) -> Tensor:
@@ -93,12 +102,16 @@ class FrequencyFilter(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """``W2 gelu(W1 x)``, or SwiGLU ``W2 (silu(W1 x) * W3 x)`` (Shazeer, "GLU Variants Improve Transformer", 2020)."""
+    """``W2 gelu(W1 x)``, or SwiGLU ``W2 (silu(W1 x) * W3 x)`` (Shazeer, "GLU Variants Improve Transformer", 2020).
 
-    def __init__(self, dim: int, inner: int, swiglu: bool) -> None:
+    ``begin = "mean"``: adds nothing at first.
+    """
+
+    def __init__(self, dim: int, inner: int, swiglu: bool, begin: Begin = "random") -> None:
         super().__init__()
         self.swiglu = swiglu
-        self.into, self.out = nn.Linear(dim, 2 * inner if swiglu else inner), nn.Linear(inner, dim)
+        self.into = nn.Linear(dim, 2 * inner if swiglu else inner)
+        self.out = (ZeroLinear if begin == "mean" else nn.Linear)(inner, dim)
 
     def forward(self, x: Tensor) -> Tensor:
         """Same shape."""

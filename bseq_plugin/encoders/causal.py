@@ -9,7 +9,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from bseq_plugin.encoders.attention import View
-from bseq_plugin.encoders.block import FeedForward, FrequencyFilter, Residual, SelfAttention
+from bseq_plugin.encoders.block import Begin, FeedForward, FrequencyFilter, Residual, SelfAttention
 from bseq_plugin.encoders.dropout import dropout
 from bseq_plugin.encoders.pairs import N_TIME_BUCKETS, PairBias, Wants, n_distance_buckets
 from bseq_plugin.encoders.stack import BlockStack, Choose, PositionEmbedding
@@ -27,6 +27,9 @@ class CausalOptions(PartOptions):
         None, ge=1, description="inner width of the feed-forward part; 4 x dim if not given"
     )
     feed_forward_kind: Literal["gelu", "swiglu"] = "gelu"
+    begin: Begin = Field(
+        "random", description="'mean' = a block begins as its event and the mean of the events it sees"
+    )
     norm: Literal["pre", "post"] = Field("pre", description="where the norm of a sublayer stands")
     final_norm: bool = Field(True, description="a norm behind the last block")
     gated: bool = Field(False, description="each sublayer's result is multiplied by sigmoid(W x) before it is added")
@@ -112,12 +115,12 @@ class CausalBlock(nn.Module):
         n_distances = n_distance_buckets(max_length) if options.relative_position_bias else 0
         n_times = N_TIME_BUCKETS if options.relative_time_bias else 0
         bias = PairBias(options.n_heads, n_distances, n_times) if n_distances or n_times else None
-        self.attention = SelfAttention(dim, options.n_heads, options.share("attention", dropout), bias)
+        self.attention = SelfAttention(dim, options.n_heads, options.share("attention", dropout), bias, options.begin)
         self.attention_residual = Residual(dim, post, options.gated, hidden)
         self.filter_weight = options.filter_weight
         self.filter = FrequencyFilter(dim) if options.filter_weight else None
         swiglu = options.feed_forward_kind == "swiglu"
-        self.feed_forward = FeedForward(dim, options.feed_forward or 4 * dim, swiglu)
+        self.feed_forward = FeedForward(dim, options.feed_forward or 4 * dim, swiglu, options.begin)
         self.feed_forward_residual = Residual(dim, post, options.gated, hidden)
 
     def forward(self, x_MD: Tensor, view: View, choose: Choose | None = None) -> Tensor:

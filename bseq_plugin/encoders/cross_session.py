@@ -1,22 +1,23 @@
 """Sessions summarised, and attended with the gaps between them.
 
-Shape letters: B users, T packed events, S sessions of the whole batch (oldest first, users one after the other), D
-width.
+Shape letters: B users, T packed events, Q of them that are asked for, S sessions of the whole batch (oldest first,
+users one after the other), D width.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
 from bseq_plugin.encoders.attention import TileView
-from bseq_plugin.encoders.causal import CausalBlock, CausalOptions
 from bseq_plugin.encoders.dropout import dropout
-from bseq_plugin.encoders.pairs import N_TIME_BUCKETS, Wants, time_bucket
+from bseq_plugin.encoders.hstu import HstuBlock
+from bseq_plugin.encoders.identity import ZeroLinear
+from bseq_plugin.encoders.pairs import N_TIME_BUCKETS, Wants, n_distance_buckets, time_bucket
 from bseq_plugin.encoders.stack import PositionEmbedding
 from bseq_plugin.errors import RecipeError
 from bseq_plugin.schema.options import PartOptions
@@ -24,6 +25,7 @@ from bseq_plugin.schema.packed import PackedEvents
 from bseq_plugin.schema.parts import SequenceEncoder
 
 NO_GAP = N_TIME_BUCKETS  # bucket of a user's first session
+OWN_SHARE = 0.1  # of a session's summary in the state behind it, beside what is attended to
 
 
 class CrossSessionOptions(PartOptions):
@@ -32,7 +34,6 @@ class CrossSessionOptions(PartOptions):
     n_session_blocks: int = Field(1, ge=1, description="blocks over the events of a session")
     n_history_blocks: int = Field(1, ge=1, description="blocks over the sessions of a user")
     n_heads: int = Field(2, ge=1)
-    feed_forward: int | None = Field(None, ge=1, description="inner width of feed-forward parts; 4 x dim if not given")
     paths: Literal["both", "session", "history"] = Field(
         "both", description="'session' = the own session only; 'history' = completed sessions only"
     )
@@ -78,15 +79,23 @@ class Sessions:
         between_S = begins_S - torch.roll(ends_S, 1)
         return time_bucket(between_S).masked_fill(self.first_S, NO_GAP)
 
+    def known(self, position_T: Tensor) -> tuple[Tensor, Tensor]:
+        """int64 [T], events of the own session up to each, and events of completed sessions."""
+        before_T = position_T[self.offsets_S1[:-1]][self.of_event_T]
+        return position_T - before_T + 1, before_T
+
 
 class CrossSessionEncoder(SequenceEncoder):
     """A short-term path within the session, a long-term path over completed sessions, and a gate between them.
 
-    Short: causal attention among the events of one session. A completed session is summarised by the mean of its short
-    states. Long: causal attention over the summaries, each with an embedding of the gap before it, with biases for
-    distance and time between sessions (``PairBias``). An event's state is ``g * short + (1 - g) * long``, where long is
-    the state behind the last session before its own plus an embedding of the gap between the two, and
-    ``g = sigmoid(W [short, long])``. So it knows completed sessions, and the events of its own session up to itself.
+    Short: pointwise attention (``HstuBlock``) among the events of one session. A completed session is summarised by its
+    last short state. Long: pointwise attention over the sessions, a weight for each session read off its summary, the
+    gap before it, and the distance and time between sessions; what is summed with these weights in the first block is
+    the sum of the values of a session's events, so that large sessions count for more. An event's state is
+    ``g * short + (1 - g) * long``, where long is the state behind the last session before its own plus an embedding of
+    the gap between the two, and ``g = sigmoid(W [short, long] + ln(n_short / n_long))`` with the numbers of events that
+    the two paths know, 1 if there are none. So it knows completed sessions, and the events of its own session up to
+    itself. It begins as ``hstu`` does: as the sum of what was.
 
     The two levels follow hierarchical session models (Quadrana et al., "Personalizing Session-based Recommendations
     with Hierarchical Recurrent Neural Networks", RecSys 2017), with attention in place of recurrence; the gate between
@@ -107,12 +116,12 @@ class CrossSessionEncoder(SequenceEncoder):
         if dim % chosen.n_heads:
             raise RecipeError(f"dim = {dim} is not a multiple of encoder_options.n_heads = {chosen.n_heads}")
         self.position = PositionEmbedding(max_length, dim)
-        within = CausalOptions(n_heads=chosen.n_heads, feed_forward=chosen.feed_forward)
         self.session_blocks = nn.ModuleList(
-            CausalBlock(dim, max_length, dropout, within) for _ in range(chosen.n_session_blocks)
+            HstuBlock(dim, chosen.n_heads, dropout, n_distance_buckets(max_length), 0)
+            for _ in range(chosen.n_session_blocks)
         )
         self.history = None if chosen.paths == "session" else HistoryPath(dim, max_length, dropout, chosen)
-        self.gate = nn.Linear(2 * dim, dim) if chosen.paths == "both" and chosen.gate else None
+        self.gate = ZeroLinear(2 * dim, dim) if chosen.paths == "both" and chosen.gate else None
         self.norm = nn.LayerNorm(dim)
 
     def forward(self, events: PackedEvents) -> Tensor:
@@ -128,11 +137,13 @@ class CrossSessionEncoder(SequenceEncoder):
             return events.x_TD
         sessions = Sessions.of(events)
         short_TD = self._within(events, sessions)
-        of_event_Q = sessions.of_event_T if rows_Q is None else sessions.of_event_T[rows_Q]
-        states_QD = short_TD if rows_Q is None else short_TD[rows_Q]
+        rows = slice(None) if rows_Q is None else rows_Q
+        states_QD = short_TD[rows]
         if self.history is not None:
-            long_QD = self.history(short_TD, events, sessions)[of_event_Q]
-            states_QD = self._joined(states_QD, long_QD)
+            long_QD = self.history(short_TD, events, sessions)[sessions.of_event_T[rows]]
+            own_Q, before_Q = (known_T[rows].to(states_QD.dtype) for known_T in sessions.known(events.position_T))
+            log_odds_Q = (own_Q / before_Q.clamp_min(1)).log()
+            states_QD = self._joined(states_QD, long_QD, log_odds_Q[:, None])
         found: Tensor = self.norm(states_QD)
         return found
 
@@ -140,14 +151,14 @@ class CrossSessionEncoder(SequenceEncoder):
         """``[T, D]``; to the blocks every session is a user of its own."""
         own = PackedEvents(events.x_TD, sessions.offsets_S1)
         x_TD = dropout(own.x_TD + self.position(own.position_T), self.dropout, self.training)
-        return _through(self.session_blocks, own.with_x(x_TD), Wants())
+        return _through(self.session_blocks, own.with_x(x_TD), Wants(distance=True))
 
-    def _joined(self, short_QD: Tensor, long_QD: Tensor) -> Tensor:
+    def _joined(self, short_QD: Tensor, long_QD: Tensor, log_odds_Q1: Tensor) -> Tensor:
         if self.options.paths == "history":
             return long_QD
         if self.gate is None:
             return (short_QD + long_QD) / 2
-        return torch.lerp(long_QD, short_QD, torch.sigmoid(self.gate(torch.cat([short_QD, long_QD], 1))))
+        return torch.lerp(long_QD, short_QD, torch.sigmoid(self.gate(torch.cat([short_QD, long_QD], 1)) + log_odds_Q1))
 
 
 class HistoryPath(nn.Module):
@@ -155,26 +166,25 @@ class HistoryPath(nn.Module):
 
     def __init__(self, dim: int, max_length: int, dropout: float, options: CrossSessionOptions) -> None:
         super().__init__()
-        across = CausalOptions(
-            n_heads=options.n_heads,
-            feed_forward=options.feed_forward,
-            relative_position_bias=True,
-            relative_time_bias=options.gap,
-        )
-        self.wants = across.wants
+        self.wants = Wants(distance=True, time=options.gap)
+        n_times = N_TIME_BUCKETS if options.gap else 0
         self.blocks = nn.ModuleList(
-            CausalBlock(dim, max_length, dropout, across) for _ in range(options.n_history_blocks)
+            HstuBlock(dim, options.n_heads, dropout, n_distance_buckets(max_length), n_times)
+            for _ in range(options.n_history_blocks)
         )
         self.gap_before = PositionEmbedding(NO_GAP + 1, dim) if options.gap else None
         self.gap_since = PositionEmbedding(NO_GAP + 1, dim) if options.gap else None
         self.nothing_before = PositionEmbedding(1, dim)
+        self.own_share_D = nn.Parameter(torch.full((dim,), OWN_SHARE))
+
+    def reset_parameters(self) -> None:
+        """``own_share_D`` back to ``OWN_SHARE``."""
+        nn.init.constant_(self.own_share_D, OWN_SHARE)
 
     def forward(self, short_TD: Tensor, events: PackedEvents, sessions: Sessions) -> Tensor:
         """``[S, D]``, from the sessions before each."""
-        lengths_S = sessions.offsets_S1.diff()
-        n_sessions = len(lengths_S)
-        sums_SD = short_TD.new_zeros(n_sessions, short_TD.shape[1]).index_add(0, sessions.of_event_T, short_TD)
-        x_SD, times_S, gaps_S = sums_SD / lengths_S[:, None], None, None
+        n_sessions = len(sessions.first_S)
+        x_SD, times_S, gaps_S = self.own_share_D * short_TD[sessions.offsets_S1[1:] - 1], None, None
         if self.gap_before is not None:
             if events.timestamps_T is None:
                 raise RecipeError(
@@ -183,16 +193,20 @@ class HistoryPath(nn.Module):
                 )
             gaps_S, times_S = sessions.gaps(events.timestamps_T), events.timestamps_T[sessions.offsets_S1[1:] - 1]
             x_SD = x_SD + self.gap_before(gaps_S)
-        behind_SD = _through(self.blocks, PackedEvents(x_SD, sessions.offsets_B1, times_S), self.wants)
+        values_TD = cast(HstuBlock, self.blocks[0]).values(events.x_TD)
+        values_SD = values_TD.new_zeros(n_sessions, values_TD.shape[1]).index_add(0, sessions.of_event_T, values_TD)
+        behind_SD = _through(self.blocks, PackedEvents(x_SD, sessions.offsets_B1, times_S), self.wants, values_SD)
         # looked up in one table with the vector for "nothing before", so that every weight has a gradient in any batch
-        places_S = torch.arange(n_sessions, device=lengths_S.device).masked_fill(sessions.first_S, 0)
+        places_S = torch.arange(n_sessions, device=behind_SD.device).masked_fill(sessions.first_S, 0)
         before_SD = torch.cat([self.nothing_before.weight, behind_SD])[places_S]
         return before_SD if self.gap_since is None or gaps_S is None else before_SD + self.gap_since(gaps_S)
 
 
-def _through(blocks: nn.ModuleList, events: PackedEvents, wants: Wants) -> Tensor:
+def _through(blocks: nn.ModuleList, events: PackedEvents, wants: Wants, values_TD: Tensor | None = None) -> Tensor:
+    """``[T, D]`` behind the last block; ``values_TD`` are the first one's."""
     view = TileView.of(events, wants)
     x = view.layout.spread(events.x_TD)
+    values = None if values_TD is None else view.layout.spread(values_TD)
     for block in blocks:
-        x = block(x, view)
+        x, values = block(x, view, None, values), None
     return view.layout.gather(x)

@@ -11,12 +11,15 @@ from torch.nn import functional as F
 
 from bseq_plugin.encoders.attention import View
 from bseq_plugin.encoders.dropout import dropout
+from bseq_plugin.encoders.identity import IdentityLinear, IdentityValues
 from bseq_plugin.encoders.pairs import N_TIME_BUCKETS, PairBias, Wants, n_distance_buckets
 from bseq_plugin.encoders.pointwise import pointwise
 from bseq_plugin.encoders.stack import BlockStack, Choose, PositionEmbedding
 from bseq_plugin.errors import RecipeError
 from bseq_plugin.schema.options import PartOptions
 from bseq_plugin.schema.packed import PackedEvents
+
+OPEN = 1.2784645  # its silu is 1
 
 
 class HstuOptions(PartOptions):
@@ -37,6 +40,10 @@ class HstuEncoder(BlockStack):
     over the events up to each, and ``x + W2 (norm(A V) * U)``. The paper divides ``A V`` by the longest length; the
     norm behind it takes every constant factor out, so that none is applied here. Buckets of distances and times are
     those of ``causal``.
+
+    A block begins as the sum of the events, all with weight 1: values and ``W2`` are the identity, gates U are 1, and
+    the bias is such that its silu is 1. On logs where people come back to the same items that is most of the answer,
+    and from random layers most of a training goes into finding it (docs/behaviour.md has figures).
 
     Raises RecipeError if ``dim`` is not a multiple of ``n_heads``, and when it is called with ``relative_time_bias``
     for events without times.
@@ -78,15 +85,21 @@ class HstuBlock(nn.Module):
         super().__init__()
         self.heads, self.share = (n_heads, dim // n_heads), share
         self.norm_in, self.norm_out = nn.LayerNorm(dim), nn.LayerNorm(dim)
-        self.gate_query, self.key_value = nn.Linear(dim, 2 * dim), nn.Linear(dim, 2 * dim)
-        self.out = nn.Linear(dim, dim)
-        self.bias = PairBias(n_heads, n_distances, n_times) if n_distances or n_times else None
+        self.gate_query, self.key_value = GateQuery(dim, 2 * dim), IdentityValues(dim, 2 * dim)
+        self.out = IdentityLinear(dim, dim)
+        self.bias = OpenBias(n_heads, n_distances, n_times) if n_distances or n_times else None
 
-    def forward(self, x_MD: Tensor, view: View, choose: Choose | None = None) -> Tensor:
-        """``[R, D]``; or what ``choose`` leaves of the R rows, and then no more linear layers than these need."""
+    def forward(self, x_MD: Tensor, view: View, choose: Choose | None = None, value_MD: Tensor | None = None) -> Tensor:
+        """``[R, D]``; or what ``choose`` leaves of the R rows, and then no more linear layers than these need.
+
+        ``value_MD``: in place of the rows' own values, from ``values``.
+        """
         normed_MD = self.norm_in(x_MD)
         gate, query = F.silu(self.gate_query(view.queries(normed_MD))).chunk(2, -1)
-        key, value = F.silu(self.key_value(normed_MD)).chunk(2, -1)
+        if value_MD is None:
+            key, value = F.silu(self.key_value(normed_MD)).chunk(2, -1)
+        else:
+            key, value = F.silu(self._half(normed_MD, 0)), value_MD
         q, k, v = (x.reshape(len(x), *self.heads) for x in (query, key, value))
         summed = pointwise(view, q, k, v, self.bias).flatten(1)
         x = view.queries(x_MD)
@@ -94,3 +107,34 @@ class HstuBlock(nn.Module):
             x, gate, summed = choose(x), choose(gate), choose(summed)
         found = dropout(self.norm_out(summed) * gate, self.share, self.training)
         return torch.add(x, self.out(found))
+
+    def values(self, x_TD: Tensor) -> Tensor:
+        """``[T, D]``, what each row adds to a sum with weight 1."""
+        return F.silu(self._half(self.norm_in(x_TD), 1))
+
+    def _half(self, normed: Tensor, half: int) -> Tensor:
+        """Keys (0) or values (1) before their silu."""
+        weight, bias = self.key_value.weight, self.key_value.bias
+        own = slice(half * weight.shape[1], (half + 1) * weight.shape[1])
+        return F.linear(normed, weight[own], bias[own])
+
+
+class GateQuery(nn.Linear):
+    """A layer of gates and queries; the gates begin at nearly 1, whatever the event."""
+
+    def reset_parameters(self) -> None:
+        """Back to that; also called when a model made on the meta device gets its memory."""
+        super().reset_parameters()
+        gates = slice(0, self.out_features // 2)
+        with torch.no_grad():
+            self.weight[gates] *= 0.1
+            self.bias[gates] = OPEN
+
+
+class OpenBias(PairBias):
+    """Begins so that every pair has a weight of about 1, where ``PairBias`` begins at zero."""
+
+    def reset_parameters(self) -> None:
+        """Back to that."""
+        super().reset_parameters()
+        nn.init.constant_(next(self.parameters(recurse=False)), OPEN)  # of one table: both are added up

@@ -70,6 +70,7 @@ class PairBias(nn.Module):
         super().__init__()
         self.distance = nn.Parameter(torch.zeros(n_distances, n_heads)) if n_distances else None
         self.time = nn.Parameter(torch.zeros(n_times, n_heads)) if n_times else None
+        self.reset_parameters()
 
     def reset_parameters(self) -> None:
         """Zeros."""

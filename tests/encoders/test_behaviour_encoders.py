@@ -11,11 +11,13 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional as F
 
+from bseq_plugin.encoders.causal import CausalEncoder
 from bseq_plugin.encoders.cross_session import NO_GAP, CrossSessionEncoder
 from bseq_plugin.encoders.gru import GruEncoder
 from bseq_plugin.encoders.hstu import HstuEncoder
 from bseq_plugin.encoders.pairs import distance_bucket, time_bucket
 from bseq_plugin.errors import RecipeError
+from bseq_plugin.schema.packed import PackedEvents
 from bseq_plugin.testing.encoders import DIM, MAX_LENGTH, EncoderTests
 
 SECOND = 1_000_000
@@ -55,7 +57,7 @@ class TestSessionOnly(EncoderTests):
 
 class TestCrossSessionPlain(EncoderTests):
     encoder = CrossSessionEncoder
-    options: ClassVar = {"gap": False, "gate": False, "n_history_blocks": 2, "feed_forward": 5}
+    options: ClassVar = {"gap": False, "gate": False, "n_history_blocks": 2}
 
 
 class TestHistoryOnly(EncoderTests):
@@ -136,31 +138,39 @@ def test_gru_is_its_equations(lengths, n_layers):
     check(encoder, events, lambda rows: naive_gru(encoder, events.x_TD[rows], n_layers))
 
 
+def naive_unit(block, x_LD, n_heads, times_L=None, values_LD=None):
+    """A hierarchical sequential transduction unit, pair by pair; ``values_LD`` in place of its own values."""
+    n, width = len(x_LD), DIM // n_heads
+    normed = F.layer_norm(x_LD, (DIM,), block.norm_in.weight, block.norm_in.bias)
+    u, q = F.silu(normed @ block.gate_query.weight.T + block.gate_query.bias).split(DIM, 1)
+    k, v = F.silu(normed @ block.key_value.weight.T + block.key_value.bias).split(DIM, 1)
+    v = v if values_LD is None else values_LD
+    rows = []
+    for i in range(n):
+        summed = torch.zeros(DIM, dtype=torch.float64)
+        for h in range(n_heads):
+            own = slice(h * width, (h + 1) * width)
+            for j in range(i + 1):
+                score = q[i, own] @ k[j, own] / math.sqrt(width)
+                if block.bias is not None and block.bias.distance is not None:
+                    score = score + block.bias.distance[int(distance_bucket(torch.tensor(i - j))), h]
+                if block.bias is not None and block.bias.time is not None:
+                    score = score + block.bias.time[int(time_bucket(times_L[i] - times_L[j])), h]
+                summed[own] += F.silu(score) * v[j, own]
+        normed_out = F.layer_norm(summed, (DIM,), block.norm_out.weight, block.norm_out.bias)
+        rows.append(x_LD[i] + block.out(normed_out * u[i]))
+    return torch.stack(rows)
+
+
 def naive_hstu(encoder, x_LD, times_L):
     n, options = len(x_LD), encoder.options
     if options.position != "none":
         ages = range(n - 1, -1, -1) if options.position == "newest" else range(n)
         x_LD = x_LD + encoder.position.weight[list(ages)]
     for block in encoder.blocks:
-        normed = F.layer_norm(x_LD, (DIM,), block.norm_in.weight, block.norm_in.bias)
-        u, q = F.silu(normed @ block.gate_query.weight.T + block.gate_query.bias).split(DIM, 1)
-        k, v = F.silu(normed @ block.key_value.weight.T + block.key_value.bias).split(DIM, 1)
-        width = DIM // options.n_heads
-        rows = []
-        for i in range(n):
-            summed = torch.zeros(DIM, dtype=torch.float64)
-            for h in range(options.n_heads):
-                own = slice(h * width, (h + 1) * width)
-                for j in range(i + 1):
-                    score = q[i, own] @ k[j, own] / math.sqrt(width)
-                    if options.relative_position_bias:
-                        score = score + block.bias.distance[int(distance_bucket(torch.tensor(i - j))), h]
-                    if options.relative_time_bias:
-                        score = score + block.bias.time[int(time_bucket(times_L[i] - times_L[j])), h]
-                    summed[own] += F.silu(score) * v[j, own]
-            normed_out = F.layer_norm(summed, (DIM,), block.norm_out.weight, block.norm_out.bias)
-            rows.append(x_LD[i] + block.out(normed_out * u[i]))
-        x_LD = torch.stack(rows)
+        assert (block.bias is not None and block.bias.distance is not None) == options.relative_position_bias
+        assert (block.bias is not None and block.bias.time is not None) == options.relative_time_bias
+        x_LD = naive_unit(block, x_LD, options.n_heads, times_L)
     return F.layer_norm(x_LD, (DIM,), encoder.norm.weight, encoder.norm.bias)
 
 
@@ -193,31 +203,6 @@ def test_hstu_weights_are_not_shared_out():
     torch.testing.assert_close(rows[1], 2 * rows[0])
 
 
-def naive_block(block, x_LD, n_heads, times_L=None, biased=False):
-    """A pre-norm causal block, pair by pair."""
-    n, width = len(x_LD), DIM // n_heads
-    norm = block.attention_residual.norm
-    normed = F.layer_norm(x_LD, (DIM,), norm.weight, norm.bias)
-    q, k, v = block.attention.query_key_value(normed).split(DIM, 1)
-    rows = []
-    for i in range(n):
-        attended = torch.zeros(DIM, dtype=torch.float64)
-        for h in range(n_heads):
-            own, scores = slice(h * width, (h + 1) * width), []
-            for j in range(i + 1):
-                score = q[i, own] @ k[j, own] / math.sqrt(width)
-                if biased:
-                    score = score + block.attention.bias.distance[int(distance_bucket(torch.tensor(i - j))), h]
-                if times_L is not None:
-                    score = score + block.attention.bias.time[int(time_bucket(times_L[i] - times_L[j])), h]
-                scores.append(score)
-            attended[own] = torch.stack(scores).softmax(0) @ v[: i + 1, own]
-        rows.append(attended)
-    x_LD = x_LD + block.attention.out(torch.stack(rows))
-    norm = block.feed_forward_residual.norm
-    return x_LD + block.feed_forward(F.layer_norm(x_LD, (DIM,), norm.weight, norm.bias))
-
-
 def naive_cross_session(encoder, x_LD, times_L, sessions_L):
     options = encoder.options
     runs = [[0]]
@@ -229,7 +214,7 @@ def naive_cross_session(encoder, x_LD, times_L, sessions_L):
     for run in runs:
         x = x_LD[run] + encoder.position.weight[: len(run)]
         for block in encoder.session_blocks:
-            x = naive_block(block, x, options.n_heads)
+            x = naive_unit(block, x, options.n_heads)
         shorts.append(x)
     states = []
     for number, short in enumerate(shorts):
@@ -246,22 +231,28 @@ def naive_cross_session(encoder, x_LD, times_L, sessions_L):
         if number == 0:
             long = path.nothing_before.weight[0]
         else:
-            x = torch.stack([shorts[s].mean(0) for s in range(number)])
+            x = torch.stack([path.own_share_D * shorts[s][-1] for s in range(number)])
             ends = None
             if options.gap:
                 x = x + path.gap_before.weight[[gap_of(s) for s in range(number)]]
                 ends = torch.stack([times_L[runs[s][-1]] for s in range(number)])
+            values = None
             for block in path.blocks:
-                x = naive_block(block, x, options.n_heads, ends, biased=True)
+                if values is None:  # the first block adds up what the events of a session are worth one by one
+                    values = torch.stack([block.values(x_LD[runs[s]]).sum(0) for s in range(number)])
+                    x = naive_unit(block, x, options.n_heads, ends, values)
+                else:
+                    x = naive_unit(block, x, options.n_heads, ends)
             long = x[-1]
         if options.gap:
             long = long + path.gap_since.weight[gap_of(number)]
-        for event in short:
+        for place, event in enumerate(short):
             gate = 0.5
             if options.paths == "history":
                 gate = 0.0
             elif options.gate:
-                gate = torch.sigmoid(encoder.gate(torch.cat([event, long])))
+                odds = (place + 1) / max(runs[number][0], 1)
+                gate = torch.sigmoid(encoder.gate(torch.cat([event, long])) + math.log(odds))
             states.append((gate * event + (1 - gate) * long)[None])
     return F.layer_norm(torch.cat(states), (DIM,), encoder.norm.weight, encoder.norm.bias)
 
@@ -279,6 +270,38 @@ def test_cross_session_is_its_definition(lengths, options, seed):
             events,
             lambda r: naive_cross_session(encoder, events.x_TD[r], events.timestamps_T[r], events.sessions_T[r]),
         )
+
+
+BEGINNINGS = [
+    (HstuEncoder, {"n_blocks": 1}),
+    (HstuEncoder, {"n_blocks": 1, "relative_time_bias": False}),
+    (CrossSessionEncoder, {}),
+    (CrossSessionEncoder, {"paths": "history"}),
+    (CausalEncoder, {"begin": "mean", "n_blocks": 1}),
+]
+
+
+@pytest.mark.parametrize(("kind", "options"), BEGINNINGS)
+@pytest.mark.parametrize("on_meta", [False, True])
+def test_they_begin_near_the_sum_of_what_was(kind, options, on_meta):
+    """Untrained, the state of a history points to the items that it has most of, whatever came last."""
+    dim, n_events = 64, 31
+    torch.manual_seed(0)
+    with torch.device("meta" if on_meta else "cpu"):
+        encoder = kind(dim, 40, 0.0, kind.Options(**options))
+    if on_meta:
+        encoder.to_empty(device="cpu")
+        for module in encoder.modules():
+            if next(module.parameters(recurse=False), None) is not None:
+                module.reset_parameters()
+    items_VD = F.normalize(torch.randn(30, dim), dim=1)
+    often = torch.tensor([3] * 9 + [7] * 6 + list(range(10, 24)))
+    bought = torch.cat([often[torch.randperm(len(often))], torch.tensor([4, 8])])
+    times_T = torch.arange(n_events) * 3600 * SECOND
+    events = PackedEvents(0.1 * items_VD[bought], torch.tensor([0, n_events]), times_T)
+    with torch.no_grad():
+        states_TD = encoder.eval()(replace(events, sessions_T=events.position_T // 10))
+    assert (items_VD @ states_TD[-1]).topk(2).indices.tolist() == [3, 7]
 
 
 def test_events_of_the_session_that_goes_on_are_summarised_for_nobody():
