@@ -34,7 +34,7 @@ from bseq_plugin.training.sharding import ShardedTask
 
 NAME = re.compile(r"epoch-(\d{4,})(?:-step-(\d{8,}))?")
 # Settings that say where tables lie or when to stop, not what the numbers in a checkpoint mean.
-FREE_SETTINGS = {"sharding", "epochs", "patience", "stop_after"}
+FREE_SETTINGS = {"sharding", "epochs", "patience", "validate_every", "stop_after"}
 
 
 class Position(NamedTuple):

@@ -67,8 +67,12 @@ class Progress:
     def stops(self, recipe: Recipe, has_validation: bool) -> bool:
         """True once all epochs are done, or ``patience`` of them brought nothing better."""
         waited = self.epoch - self.best_epoch
-        last = min(recipe.epochs, recipe.stop_after or recipe.epochs)
-        return self.epoch >= last or (has_validation and waited >= recipe.patience)
+        return self.epoch >= last_epoch(recipe) or (has_validation and waited >= recipe.patience)
+
+
+def last_epoch(recipe: Recipe) -> int:
+    """The last one, unless training stops early."""
+    return min(recipe.epochs, recipe.stop_after or recipe.epochs)
 
 
 class Trainer:
@@ -152,6 +156,8 @@ class Trainer:
         """Validate; without a validation set the newest epoch is the best."""
         if self.log.validation is None:
             state.best_epoch = state.epoch
+            return
+        if state.epoch % self.recipe.validate_every and state.epoch != last_epoch(self.recipe):
             return
         self.sharded.model.eval()
         encoder = self.sharded.task.interest_encoder

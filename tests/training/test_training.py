@@ -344,6 +344,18 @@ def test_training_stops_early_and_exports_the_best_epoch(events, tiny_recipe, tm
     assert (two.info["epochs"], two.info["best_epoch"], two.info["validation"]) == (2, 2, None)
 
 
+def test_validation_may_come_every_few_epochs(events, tiny_recipe, tmp_path, monkeypatch, read_lines):
+    """Of seven epochs the third, the sixth and the last are looked at; the sixth is the best."""
+    scores = iter([0.2, 0.5, 0.4])
+    monkeypatch.setattr("bseq_plugin.training.trainer.validate", lambda *a: {"ndcg@10": next(scores)})
+    run = quietly(events, tiny_recipe.replace(epochs=7, patience=7, validate_every=3), tmp_path / "run")
+    assert (run.info["epochs"], run.info["best_epoch"], run.info["validation"]) == (7, 6, {"ndcg@10": 0.5})
+    assert [line["epoch"] for line in read_lines(run.path) if "ndcg@10" in line] == [3, 6, 7]
+    assert sorted(p.name for p in (run.path / "checkpoints").iterdir()) == ["epoch-0006", "epoch-0007"]
+    with pytest.raises(RecipeError, match="validate_every = 3 is more than patience = 2"):
+        tiny_recipe.replace(validate_every=3, patience=2)
+
+
 @pytest.mark.parametrize("half_life", [0.0, 0.7])
 def test_the_exported_model_is_that_of_the_best_epoch(events, tiny_recipe, tmp_path, monkeypatch, weights, half_life):
     tiny_recipe = tiny_recipe.replace(ema_half_life=half_life)
