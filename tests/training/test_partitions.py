@@ -1,5 +1,6 @@
 """Training on partitions that are read as they are trained on."""
 
+import errno
 import itertools
 import json
 import shutil
@@ -10,7 +11,7 @@ import pytest
 import torch
 
 from bseq_plugin.data.events import Events
-from bseq_plugin.data.interest_files import InterestFiles, interests_of_table
+from bseq_plugin.data.interest_files import InterestFiles, TableStream, interests_of_table
 from bseq_plugin.data.partitions import PartitionedSequences
 from bseq_plugin.data.prepare import prepare
 from bseq_plugin.data.prepare_partitions import count_partitions, cut, prepare_partitions, resolved
@@ -194,3 +195,26 @@ def test_a_run_on_partitions_resumes_and_refuses_another_log(built, tiny_recipe,
     log = PartitionedSequences.open(log.folder)
     resumed = train(log, recipe, tmp_path / "parts", resume=True, progress=False, checkpoint_steps=2)
     assert weights(resumed.path) == weights(whole.path)
+
+
+def test_a_disk_that_fills_under_the_interests_leaves_a_run_that_resumes(built, tiny_recipe, tmp_path, monkeypatch):
+    """Told as an error of ours; the run is not complete, and no interests are taken for whole."""
+    from bseq_plugin.errors import RunError
+
+    recipe, log, run = tiny_recipe.replace(epochs=1), built(4), Run(tmp_path / "run")
+    files, writes = InterestFiles(run.path / "interests"), []
+
+    def fills(self, table):
+        writes.append(len(table))
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(TableStream, "write", fills)
+        with pytest.raises(RunError, match="No space left on device"):
+            train(log, recipe, run.path, progress=False)
+    assert writes
+    assert run.info["status"] == "training"
+    assert not files.fits(run.path / "model" / "encoder.safetensors", log.digest)
+    train(log, recipe, run.path, resume=True, progress=False)
+    assert run.info["status"] == "complete"
+    assert_interests_are_those_of_the_model(run.path, log)
