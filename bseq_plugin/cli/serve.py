@@ -69,6 +69,8 @@ def publish(
     """
     from typing import cast
 
+    from rich.progress import Progress
+
     from bseq_plugin.retrieval.choose import IndexTarget
     from bseq_plugin.retrieval.export import Dedup, OnBad
     from bseq_plugin.retrieval.publish import publish as run_publish
@@ -80,7 +82,18 @@ def publish(
     target = IndexTarget(recall=recall, memory_mb=memory_mb, p99_ms=p99_ms)
     bad, twice = cast(OnBad, on_bad), cast(Dedup, dedup)
     table = None if items is None else read_table(items)
-    version = run_publish(run, store, index=index, items=table, target=target, on_bad=bad, dedup=twice)
+    with Progress(console=note, transient=True, disable=not note.is_terminal) as bar:
+        users = bar.add_task("users", total=None)
+        version = run_publish(
+            run,
+            store,
+            index=index,
+            items=table,
+            target=target,
+            on_bad=bad,
+            dedup=twice,
+            report=lambda what, done, of: bar.update(users, completed=done, total=of),
+        )
     note.print(f"published {version} in {store}")
     if keep is not None:
         removed = collect_garbage(Store(store), keep).removed

@@ -52,7 +52,7 @@ def auto_recipe(events: Events) -> Recipe:
     }
     if len(events) < SMALL:
         values |= {"loss_options": {"label_smoothing": 0.1}, "members": MEMBERS}
-    # a cosine schedule is best near its end, and looking takes a fifth of the time of a small log
+    # a cosine schedule is best near its end: looking at every epoch on the way takes time and finds nothing
     values |= {"patience": values["epochs"], "validate_every": VALIDATE_EVERY}
     if n_items > WHOLE_CATALOGUE:
         values |= {"dim": WIDE, "candidates": N_CANDIDATES, "sampling": "mixed"}

@@ -1,6 +1,6 @@
 """Interest vectors on disk: one file of a store version, or a file a partition that the processes of a run wrote.
 
-    RUN/interests/interests.json       {"schema", "encoder_sha256", "log_sha256", "files": [...]}, written last
+    RUN/interests/interests.json       {"schema", "model_blake3", "log_sha256", "files"}, written last
     RUN/interests/part-00000.parquet   the users of the partition of that name, in its order
 
 A row an interest: user_id, event_timestamp (newest event), n_events, interest_idx, vector float32. Users without an
@@ -9,25 +9,30 @@ event have no row. Shape letters: U users, K interests a user, D width.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
+from blake3 import blake3
 from torch import Tensor
 
 from bseq_plugin.data.events import USER
 from bseq_plugin.data.sequences import Sequences
 from bseq_plugin.errors import SchemaError
+from bseq_plugin.schema.recipe import Recipe
 
 SCHEMA = 1
 HEAD = "interests.json"
+MODEL_FILES = ("encoder.safetensors", "items.safetensors", "recipe.json")  # what interests depend on
+REMEDY = "remove the folder of interests, and they are computed when the run is published"
 
 
 class TableStream:
@@ -68,7 +73,7 @@ def interest_table(histories: Sequences, interests_UKD: Tensor) -> pa.Table:
         newest = pa.array(histories.timestamps[histories.offsets[1:][repeated] - 1]).cast(pa.timestamp("us", "UTC"))
     vectors = pa.FixedSizeListArray.from_arrays(pa.array(interests_UKD[torch.from_numpy(users)].flatten().numpy()), dim)
     columns = {
-        USER: pa.array(histories.user_ids[repeated]),
+        USER: pa.array(histories.user_ids).take(pa.array(repeated)),  # of one type, should nobody have an event
         "event_timestamp": newest,
         "n_events": pa.array(histories.lengths[repeated]),
         "interest_idx": pa.array(np.tile(np.arange(n_interests), len(users))),
@@ -77,64 +82,99 @@ def interest_table(histories: Sequences, interests_UKD: Tensor) -> pa.Table:
     return pa.table(columns)
 
 
-def interests_of_table(table: pa.Table, histories: Sequences, n_interests: int, dim: int, name: str) -> Tensor:
-    """float32 ``[U, K, D]`` of the users of ``histories``, zeros without an event; what ``interest_table`` was given.
-
-    Raises SchemaError, which calls the table ``name``, if it is of other users or of another width.
-    """
-    users = np.flatnonzero(histories.lengths)
-    wanted = np.repeat(histories.user_ids[users], n_interests)
-    vectors = table["vector"].combine_chunks()
-    width = getattr(vectors.type, "list_size", None)
-    if len(table) != len(wanted) or width != dim or not np.array_equal(table[USER].to_pandas().to_numpy(), wanted):
-        raise SchemaError(
-            f"{name} has {len(table)} interests of width {width}; wanted {len(wanted)} of width {dim}, of the users of "
-            "the partition, in its order: train again, or remove the folder and they are computed"
-        )
-    interests_UKD = torch.zeros(histories.n_users, n_interests, dim)
-    flat = vectors.flatten().to_numpy(zero_copy_only=False).astype(np.float32, copy=False)
-    interests_UKD[torch.from_numpy(users)] = torch.from_numpy(flat.copy()).view(len(users), n_interests, dim)
-    return interests_UKD
-
-
 @dataclass(frozen=True)
 class InterestFiles:
     """The interests of a run's users, a file a partition."""
 
     folder: Path
 
-    def seal(self, encoder: Path, log_sha256: str) -> None:
-        """Say that all files are there, and of which encoder and log they are."""
+    def seal(self, model: Path, log_sha256: str) -> None:
+        """Say that all files are there, and of which model (a folder) and log they are; all of it on the disk."""
+        paths = sorted(self.folder.glob("part-*.parquet"))
         document = {
             "schema": SCHEMA,
-            "encoder_sha256": _sha256(encoder),
+            "model_blake3": _digest(model / name for name in MODEL_FILES),
             "log_sha256": log_sha256,
-            "files": sorted(path.name for path in self.folder.glob("part-*.parquet")),
+            "files": {path.name: {"bytes": path.stat().st_size, "blake3": _digest([path])} for path in paths},
         }
         aside = self.folder / f".{HEAD}.tmp"
         aside.write_text(json.dumps(document, indent=1), encoding="utf-8")
+        for path in [*paths, aside]:
+            _fsync(path)
         os.replace(aside, self.folder / HEAD)
+        _fsync(self.folder)
 
-    def fits(self, encoder: Path, log_sha256: str) -> bool:
-        """Whether the files are complete and of this encoder and log."""
-        head = self.folder / HEAD
-        if not head.is_file():
-            return False
-        document = json.loads(head.read_text(encoding="utf-8"))
-        wanted = {"schema": SCHEMA, "encoder_sha256": _sha256(encoder), "log_sha256": log_sha256}
-        return all(document.get(key) == value for key, value in wanted.items())
-
-    def reader(self, partition: str) -> pq.ParquetFile:
-        """The file of a partition, by the partition's file name. Raises SchemaError if it can't be read."""
+    def fits(self, model: Path, log_sha256: str) -> bool:
+        """Whether the files were written to the end, and of this model and log."""
         try:
-            return pq.ParquetFile(self.folder / partition)
+            head = self._head()
+        except SchemaError:
+            return False
+        if (head.get("schema"), head.get("log_sha256")) != (SCHEMA, log_sha256):
+            return False
+        return bool(head.get("model_blake3") == _digest(model / name for name in MODEL_FILES))
+
+    def open(self, partition: str) -> InterestFile:
+        """The file of a partition, by the partition's file name. Raises SchemaError if it is not what was sealed."""
+        path, entry = self.folder / partition, self._head().get("files", {}).get(partition)
+        try:
+            if entry != {"bytes": path.stat().st_size, "blake3": _digest([path])}:
+                raise SchemaError(f"interests {path} are damaged, their blake3 is not the sealed one; {REMEDY}")
+            return InterestFile(path, pq.ParquetFile(path))
         except (OSError, pa.ArrowException) as error:
+            raise SchemaError(f"interests {path} can't be read: {error}; {REMEDY}") from None
+
+    def _head(self) -> dict[str, Any]:
+        try:
+            head = json.loads((self.folder / HEAD).read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise SchemaError(f"{self.folder / HEAD} can't be read: {error}; {REMEDY}") from None
+        if not isinstance(head, dict):
+            raise SchemaError(f"{self.folder / HEAD} holds no object; {REMEDY}")
+        return head
+
+
+@dataclass(frozen=True)
+class InterestFile:
+    """The interests of one partition."""
+
+    path: Path
+    parquet: pq.ParquetFile
+
+    def read(self, row_group: int, histories: Sequences, recipe: Recipe) -> Tensor:
+        """float32 ``[U, K, D]`` of the users of ``histories``, zeros without an event.
+
+        Raises SchemaError if the row group is of other users or of another width.
+        """
+        users = np.flatnonzero(histories.lengths)
+        n_interests, dim = recipe.interests_per_user, recipe.interest_dim
+        try:
+            table = self.parquet.read_row_group(row_group, columns=[USER, "vector"])
+            vectors, ids = table["vector"].combine_chunks(), table[USER].to_pandas().to_numpy()
+        except (OSError, IndexError, KeyError, pa.ArrowException) as error:
+            raise SchemaError(f"interests {self.path} can't be read: {error}; {REMEDY}") from None
+        wanted, width = np.repeat(histories.user_ids[users], n_interests), getattr(vectors.type, "list_size", None)
+        if width != dim or not np.array_equal(ids, wanted):
             raise SchemaError(
-                f"interests {self.folder / partition} can't be read: {error}; remove {self.folder} and they are "
-                "computed again"
-            ) from None
+                f"interests {self.path} have {len(ids)} rows of width {width} in row group {row_group}; wanted "
+                f"{len(wanted)} of width {dim}, of the users of the partition, in its order; {REMEDY}"
+            )
+        interests_UKD = torch.zeros(histories.n_users, n_interests, dim)
+        flat = vectors.flatten().to_numpy(zero_copy_only=False).astype(np.float32)
+        interests_UKD[torch.from_numpy(users)] = torch.from_numpy(flat).view(len(users), n_interests, dim)
+        return interests_UKD
 
 
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def _digest(paths: Iterable[Path]) -> str:
+    digest = blake3(max_threads=blake3.AUTO)
+    for path in paths:
+        digest.update_mmap(path)
+    return digest.hexdigest()
+
+
+def _fsync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -169,13 +169,13 @@ class Sequences:
 
     def to_table(self, vocabulary: Vocabulary) -> pa.Table:
         """The Parquet form in memory; an event of an unknown item has lost its id and gets null."""
-        ids = pa.array(vocabulary.item_ids).take(pa.array(self.items - 1, mask=self.items == 0))
+        ids = vocabulary.arrow_ids.take(pa.array(self.items - 1, mask=self.items == 0))
         columns = {USER: pa.array(self.user_ids), "item_ids": self._lists(ids)}
         if self.timestamps is not None:
             columns["timestamps"] = self._lists(pa.array(self.timestamps))
         if self.event_types is not None:
             names = np.array(["", *vocabulary.event_types], dtype=object)
-            columns["event_types"] = self._lists(pa.array(names[self.event_types]))
+            columns["event_types"] = self._lists(pa.array(names[self.event_types], pa.string()))
         if self.session_ids is not None:
             columns["session_ids"] = self._lists(pa.array(self.session_ids))
         if self.created is not None:
@@ -195,11 +195,10 @@ class Sequences:
     @classmethod
     def from_table(cls, table: pa.Table, vocabulary: Vocabulary, name: str) -> Sequences:
         """From the Parquet form in memory, called ``name`` in errors. Raises as ``load``."""
-        table = table.combine_chunks()
         for column in (USER, "item_ids"):
             if column not in table.column_names:
                 raise SchemaError(f"{name} lacks column {column!r}; found {table.column_names}")
-        flat = {n: table[n].combine_chunks() for n in table.column_names if n != USER}
+        flat = {n: _with_long_text(table[n]).combine_chunks() for n in table.column_names if n != USER}
         flat = {n: c.chunk(0) if isinstance(c, pa.ChunkedArray) else c for n, c in flat.items()}
         lengths = {n: c.value_lengths().to_numpy(zero_copy_only=False) for n, c in flat.items()}
         for column, values in lengths.items():
@@ -220,3 +219,10 @@ class Sequences:
             values.get("created_timestamps"),
             values["values"].astype(np.float64) if "values" in values else None,
         )
+
+
+def _with_long_text(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Lists of text as ``large_string``: one array of Arrow's ``string`` holds 2 GiB, and all chunks become one."""
+    if pa.types.is_string(getattr(column.type, "value_type", pa.null())):
+        return column.cast(pa.large_list(pa.large_string()))
+    return column

@@ -49,6 +49,11 @@ class Vocabulary:
         types = sorted(events.frame[EVENT_TYPE].unique()) if EVENT_TYPE in events.frame else []
         return cls(_plain(counts.index.to_numpy()), counts.to_numpy(np.int64), tuple(types))
 
+    @cached_property
+    def arrow_ids(self) -> pa.Array:
+        """``item_ids`` for a table; made once, since a catalogue of text takes a while."""
+        return pa.array(self.item_ids)
+
     def with_counts(self, counts: np.ndarray) -> Vocabulary:
         """The same items with other counts, int64 [V]."""
         return replace(self, item_counts=counts)

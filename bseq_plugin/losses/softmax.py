@@ -86,7 +86,10 @@ def _largest(logits_NC: Tensor) -> Tensor:
         return logits_NC.amax(0)
     # Positive numbers are in the order of their bits, and torch compares integers seven times as fast as bfloat16.
     largest_C = logits_NC.view(torch.int16).amax(0).view(torch.bfloat16)
-    return largest_C if bool((largest_C > 0).all()) else logits_NC.amax(0)
+    below_C = largest_C < 0
+    if bool(below_C.any()):
+        largest_C[below_C] = logits_NC[:, below_C].amax(0)
+    return largest_C
 
 
 def _above_average(states_QD: Tensor, targets: Targets, candidates: Candidates) -> Tensor:

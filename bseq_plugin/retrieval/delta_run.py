@@ -23,7 +23,7 @@ from bseq_plugin.model.interest_model import ITEM_WEIGHT, InterestModel
 from bseq_plugin.retrieval.blend import BlendWeights
 from bseq_plugin.retrieval.delta import check_on_top, write_delta
 from bseq_plugin.retrieval.export import require_finite, rows_after
-from bseq_plugin.retrieval.history_parts import InMemory, whole
+from bseq_plugin.retrieval.history_parts import InMemory
 from bseq_plugin.retrieval.overlay import Overlay
 from bseq_plugin.retrieval.publish import RunLike, histories_of_run
 from bseq_plugin.retrieval.served import Served
@@ -58,7 +58,7 @@ def publish_run_delta(run: RunLike | str | Path, store: Store | str | Path) -> s
     overlay = Overlay(before.n_base, stale_S, before.removed_R)
     check_on_top(overlay, model.vocabulary.n_items)
     rows = rows_after(*(pd.Index(m.vocabulary.item_ids) for m in (new, model)))
-    histories = _continued(served, whole(histories_of_run(folder, new).moved(rows)), model)
+    histories = _continued(served, histories_of_run(folder, new).moved(rows).whole(), model)
     blend = BlendWeights.load(folder / "blend.json") if (folder / "blend.json").is_file() else served.blend
     return write_delta(opened, served, prepared(model, InMemory(histories)), overlay, blend)
 

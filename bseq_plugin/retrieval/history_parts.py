@@ -11,10 +11,9 @@ from typing import Protocol
 
 import numpy as np
 import pandas as pd
-import pyarrow as pa
 from torch import Tensor
 
-from bseq_plugin.data.interest_files import InterestFiles, interests_of_table
+from bseq_plugin.data.interest_files import InterestFiles
 from bseq_plugin.data.partitions import PartitionedSequences
 from bseq_plugin.data.sequences import Sequences
 from bseq_plugin.model.interest_model import InterestModel
@@ -33,6 +32,10 @@ class Part:
 class HistoryParts(Protocol):
     """Histories in rows of a vocabulary, each user once."""
 
+    @property
+    def n_users(self) -> int:
+        """In all parts."""
+
     def parts(self) -> Iterator[Part]:
         """All users, in an order that is the same every time. Raises SchemaError for what can't be read."""
 
@@ -42,6 +45,9 @@ class HistoryParts(Protocol):
     def moved(self, rows: np.ndarray) -> HistoryParts:
         """The same events, of item ``rows[old row]``: int64 ``[V + 1]``."""
 
+    def whole(self) -> Sequences:
+        """All of them in memory: 8 bytes an event and column."""
+
 
 @dataclass(frozen=True)
 class InMemory:
@@ -49,9 +55,14 @@ class InMemory:
 
     histories: Sequences
 
+    @property
+    def n_users(self) -> int:
+        """See ``HistoryParts``."""
+        return self.histories.n_users
+
     def parts(self) -> Iterator[Part]:
         """See ``HistoryParts``."""
-        n_users = self.histories.n_users
+        n_users = self.n_users
         if n_users <= USERS:
             yield Part(self.histories)
             return
@@ -66,6 +77,10 @@ class InMemory:
     def moved(self, rows: np.ndarray) -> InMemory:
         """See ``HistoryParts``."""
         return InMemory(replace(self.histories, items=rows[self.histories.items]))
+
+    def whole(self) -> Sequences:
+        """See ``HistoryParts``."""
+        return self.histories
 
 
 @dataclass(frozen=True)
@@ -83,15 +98,20 @@ class InPartitions:
     interests: InterestFiles | None = None
     rows: np.ndarray | None = None
 
+    @property
+    def n_users(self) -> int:
+        """See ``HistoryParts``."""
+        return self.log.n_users
+
     def parts(self) -> Iterator[Part]:
         """See ``HistoryParts``."""
         for number, partition in enumerate(self.log.partitions):
             if not partition.users:
                 continue
-            known = None if self.interests is None else self.interests.reader(partition.file)
+            known = None if self.interests is None else self.interests.open(partition.file)
             for group in range(len(self.log.row_group_users(number))):
                 histories = self.log.read(number, [group], self.model.vocabulary)
-                found = None if known is None else self._known(known.read_row_group(group), histories, partition.file)
+                found = None if known is None else known.read(group, histories, self.model.recipe)
                 yield Part(self._in_new_rows(histories), found)
 
     def sample(self, n: int) -> tuple[np.ndarray, Sequences]:
@@ -112,23 +132,18 @@ class InPartitions:
         """See ``HistoryParts``. Interests are computed anew: they were of the items as they were."""
         return replace(self, interests=None, rows=rows if self.rows is None else rows[self.rows])
 
-    def _known(self, table: pa.Table, histories: Sequences, file: str) -> Tensor:
-        recipe = self.model.recipe
-        return interests_of_table(table, histories, recipe.interests_per_user, recipe.interest_dim, f"interests {file}")
+    def whole(self) -> Sequences:
+        """See ``HistoryParts``."""
+        return self._in_new_rows(self.log.read_all(self.model.vocabulary))
 
     def _in_new_rows(self, histories: Sequences) -> Sequences:
         return histories if self.rows is None else replace(histories, items=self.rows[histories.items])
 
 
-def whole(histories: HistoryParts) -> Sequences:
-    """All of them in memory: 8 bytes an event and column."""
-    return Sequences.join([part.histories for part in histories.parts()])
-
-
-def repeated_users(histories: HistoryParts, hashes: list[np.ndarray]) -> list[object]:
-    """Ids of users that stand there twice; ``hashes``: uint64 of all users, part by part, as ``hashed`` makes them."""
-    values, counts = np.unique(np.concatenate(hashes), return_counts=True)
-    suspects = values[counts > 1]
+def repeated_users(histories: HistoryParts, hashes_U: np.ndarray) -> list[object]:
+    """Ids of users that stand there twice; ``hashes_U``: of all users, as ``hashed`` makes them, sorted in place."""
+    hashes_U.sort()
+    suspects = np.unique(hashes_U[1:][hashes_U[1:] == hashes_U[:-1]])
     if not len(suspects):
         return []
     found = [part.histories.user_ids[np.isin(hashed(part.histories), suspects)] for part in histories.parts()]

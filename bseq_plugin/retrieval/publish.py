@@ -19,7 +19,7 @@ from bseq_plugin.retrieval.choose import IndexTarget, choose_index, named_index
 from bseq_plugin.retrieval.export import Dedup, OnBad, exportable, rows_after
 from bseq_plugin.retrieval.history_parts import HistoryParts, InMemory, InPartitions
 from bseq_plugin.retrieval.store import Store
-from bseq_plugin.retrieval.write_version import prepared, write_version
+from bseq_plugin.retrieval.write_version import Report, prepared, write_version
 
 
 class RunLike(Protocol):
@@ -41,6 +41,7 @@ def publish(
     on_bad: OnBad = "error",
     dedup: Dedup = "error",
     target: IndexTarget | None = None,
+    report: Report = lambda what, done, of: None,
 ) -> str:
     """Publish the best model of a finished run as the store's current version; returns the version's name.
 
@@ -53,12 +54,15 @@ def publish(
             "drop" them; their events are then of unknown items.
         dedup: what to do with item ids that are there twice: "error", or keep the "last".
         target: what ``index="auto"`` has to reach.
+        report: called with ("users", users written, users in all).
 
     Raises:
         RunError: the run is missing or not finished.
+        SchemaError: partitions, or the interests of their users, that are damaged; nothing is published.
         StoreError: items that can't be published (listed by id), another publisher, a failing disk; nothing is
             published.
-        UsageError: an unknown index or index option, or no index meets the target.
+        UsageError: an unknown index or index option, no index meets the target, or a user stands
+            twice in the histories.
     """
     folder = Path(run) if isinstance(run, str | Path) else run.path
     model = InterestModel.from_run(folder)
@@ -75,6 +79,7 @@ def publish(
         on_bad=on_bad,
         dedup=dedup,
         target=target,
+        report=report,
     )
 
 
@@ -89,7 +94,7 @@ def histories_of_run(run: Path, model: InterestModel) -> HistoryParts:
     if log.digest != info["log_sha256"]:
         raise RunError(f"{log.folder} is not what {run} was trained on; give the histories to serve: histories=")
     known = InterestFiles(run / "interests")
-    fits = known.fits(run / "model" / "encoder.safetensors", log.digest)
+    fits = known.fits(run / "model", log.digest)
     return InPartitions(log, model, known if fits else None)
 
 
@@ -139,6 +144,7 @@ def _publish(
     on_bad: OnBad,
     dedup: Dedup,
     target: IndexTarget | None,
+    report: Report = lambda what, done, of: None,
 ) -> str:
     model, rows = exportable(model, on_bad, dedup)
     if rows is not None:
@@ -155,4 +161,4 @@ def _publish(
         if index_options:
             raise UsageError(f"index_options = {index_options} need the index they are for; 'auto' chooses its own")
         choice = choose_index(vectors_VD, made.sample_NKD.flatten(0, 1), target)
-    return write_version(store, made, choice, blend)
+    return write_version(store, made, choice, blend, report=report)

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import platform
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -42,13 +43,14 @@ from bseq_plugin.retrieval.choose import Choice
 from bseq_plugin.retrieval.disk import sha256
 from bseq_plugin.retrieval.export import require_finite
 from bseq_plugin.retrieval.golden import golden_queries
-from bseq_plugin.retrieval.history_parts import HistoryParts, hashed, repeated_users, whole
+from bseq_plugin.retrieval.history_parts import HistoryParts, hashed, repeated_users
 from bseq_plugin.retrieval.overlay import Overlay
 from bseq_plugin.retrieval.sources import fitted_sources, save_sources
 from bseq_plugin.retrieval.store import Store
 
 INDEX_FILE = "items.faiss"
 N_SAMPLED = 512  # users whose interests "auto" measures with, and golden queries are taken from
+Report = Callable[[str, int, int], None]  # (what, done, of how many)
 PACKAGES = (
     "bseq-plugin",
     "torch",
@@ -84,11 +86,16 @@ def prepared(model: InterestModel, histories: HistoryParts) -> Prepared:
 
 
 def write_version(
-    store: Store | str | Path, made: Prepared, choice: Choice, blend: BlendWeights, overlay: Overlay | None = None
+    store: Store | str | Path,
+    made: Prepared,
+    choice: Choice,
+    blend: BlendWeights,
+    overlay: Overlay | None = None,
+    report: Report = lambda what, done, of: None,
 ) -> str:
     """All files of a version, and its manifest, made current. Raises as ``publish``."""
     model = made.model
-    sources = fitted_sources(blend.asked, whole(made.histories), model.vocabulary.n_items) if blend.asked else {}
+    sources = fitted_sources(blend.asked, made.histories.whole(), model.vocabulary.n_items) if blend.asked else {}
     manifest = _manifest(made)
     manifest["index"] = {"name": choice.name, "options": choice.options}
     if choice.tried:
@@ -101,7 +108,7 @@ def write_version(
         vectors_VD = model.item_vectors_VD[1:]
         create(folder / "item_vectors.safetensors", {"item_vectors": (vectors_VD.shape[0], vectors_VD.shape[1])})
         write_rows(folder / "item_vectors.safetensors", "item_vectors", vectors_VD)
-        manifest.update(_write_users(folder, made))
+        manifest.update(_write_users(folder, made, report))
         _write_popular(folder / "popular.parquet", model)
         blend.save(folder / "blend.json")
         if sources:
@@ -119,22 +126,23 @@ def write_version(
         raise StoreError(f"publishing to {str(store.path)!r} failed: {error}; nothing was published") from error
 
 
-def _write_users(folder: Path, made: Prepared) -> dict[str, Any]:
+def _write_users(folder: Path, made: Prepared, report: Report) -> dict[str, Any]:
     """Histories and interests, part by part; what the manifest says of them. Raises StoreError, UsageError."""
     n_users = n_events = 0
     newest_us: int | None = None
-    hashes: list[np.ndarray] = []
+    hashes_U = np.empty(made.histories.n_users, np.uint64)
     with TableStream(folder / "sequences.parquet") as sequences, TableStream(folder / "interests.parquet") as interests:
         for part in made.histories.parts():
             histories = part.histories
             found_UKD = _finite_interests(made.model, histories, part.interests_UKD)
             sequences.write(histories.to_table(made.model.vocabulary))
             interests.write(interest_table(histories, found_UKD))
+            hashes_U[n_users : n_users + histories.n_users] = hashed(histories)
             n_users, n_events = n_users + histories.n_users, n_events + histories.n_events
-            hashes.append(hashed(histories))
+            report("users", n_users, made.histories.n_users)
             if histories.timestamps is not None and histories.n_events:
                 newest_us = max(int(histories.timestamps.max()), newest_us or 0)
-    repeated = repeated_users(made.histories, hashes)
+    repeated = repeated_users(made.histories, hashes_U[:n_users])
     if repeated:
         raise UsageError(
             f"{len(repeated)} users stand twice in the histories, for example {repeated[:10]}; nothing is published: "

@@ -131,7 +131,9 @@ class Recipe(BaseModel):
         None, ge=1, description="end after this many epochs of a schedule made for `epochs`, as chosen on another run"
     )
     patience: int = Field(5, ge=1, description="epochs without a better validation score before stopping")
-    validate_every: int = Field(1, ge=1, description="epochs from one validation to the next; the last has one anyway")
+    validate_every: int = Field(
+        1, ge=1, description="epochs from one validation to the next; the last epoch has one anyway"
+    )
     batch_users: int = Field(128, ge=1, description="users (or prefixes) a batch, shared out over the ranks")
     batch_events: int | None = Field(
         None, ge=1, description="events a batch instead of batch_users, so that all batches cost alike"
@@ -214,11 +216,6 @@ class Recipe(BaseModel):
             raise ValueError(
                 f"members = {self.members} average inner products of one interest each: use score = 'inner', "
                 "readout = 'last' and no popularity_days, or members = 1"
-            )
-        if self.validate_every > self.patience:
-            raise ValueError(
-                f"validate_every = {self.validate_every} is more than patience = {self.patience}: training would stop "
-                "without having looked"
             )
         for name, default in (("item_encoder_options", {}), ("item_fusion", "sum"), ("item_init", "random")):
             if not self.item_encoders and getattr(self, name) != default:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
@@ -21,20 +22,26 @@ from bseq_plugin.training.validation import sharded_interests
 
 
 @torch.no_grad()
-def export_interests(log: PreparedLog, encoder: SequenceInterestEncoder, run: Run, here: World) -> None:
+def export_interests(
+    log: PreparedLog,
+    parts: PartitionedSequences,
+    encoder: SequenceInterestEncoder,
+    run: Run,
+    here: World,
+    count: Callable[[int], None] = lambda users: None,
+) -> None:
     """Leave ``RUN/interests`` (see ``InterestFiles``): every rank encodes the users of its own partitions. Collective.
 
     Nothing is gathered: item rows come through the sharded tables, a row group of users at a time is in memory.
+    ``count`` is told of users that are done.
     """
-    parts = log.partitions
-    if parts is None:
-        return
     files = InterestFiles(run.path / "interests")
     here.on_first(lambda: _begin(files.folder))
     encoder.eval()
     for number in range(here.rank, len(parts.partitions), here.size):  # as many on every rank: see check_streams
-        _export_partition(log, parts, number, encoder, files.folder, here)
-    here.on_first(lambda: files.seal(run.path / "model" / "encoder.safetensors", parts.digest))
+        for users in _export_partition(log, parts, number, encoder, files.folder, here):
+            count(users)
+    here.on_first(lambda: files.seal(run.path / "model", parts.digest))
 
 
 def _begin(folder: Path) -> None:
@@ -49,7 +56,7 @@ def _export_partition(
     encoder: SequenceInterestEncoder,
     folder: Path,
     here: World,
-) -> None:
+) -> Iterator[int]:
     n_groups = here.on_all(lambda: len(parts.row_group_users(number)))
     empty = nobody(parts)
     out = TableStream(folder / parts.partitions[number].file)
@@ -60,6 +67,7 @@ def _export_partition(
             here.on_all(lambda: None)
         else:
             here.on_all(partial(_write, out, histories, interests_UKD))
+            yield histories.n_users
     here.on_all(out.close)
 
 

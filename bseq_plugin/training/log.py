@@ -67,6 +67,14 @@ class RunLog:
 
             yield report
 
+    @contextmanager
+    def counting(self, what: str, total: int) -> Iterator[Callable[[int], None]]:
+        """A progress bar over ``total`` of something; call the yielded function with how many more are done."""
+        hidden = not self.console.is_terminal
+        with Progress(console=self.console, transient=True, disable=hidden) as bar:
+            task = bar.add_task(what, total=total)
+            yield lambda more: bar.advance(task, more)
+
     def write(self, line: dict[str, Any], note: str = "") -> None:
         """One epoch's figures, to the terminal, TensorBoard and ``metrics.jsonl``."""
         if not self.enabled:

@@ -67,12 +67,8 @@ class Progress:
     def stops(self, recipe: Recipe, has_validation: bool) -> bool:
         """True once all epochs are done, or ``patience`` of them brought nothing better."""
         waited = self.epoch - self.best_epoch
-        return self.epoch >= last_epoch(recipe) or (has_validation and waited >= recipe.patience)
-
-
-def last_epoch(recipe: Recipe) -> int:
-    """The last one, unless training stops early."""
-    return min(recipe.epochs, recipe.stop_after or recipe.epochs)
+        last = min(recipe.epochs, recipe.stop_after or recipe.epochs)
+        return self.epoch >= last or (has_validation and waited >= recipe.patience)
 
 
 class Trainer:
@@ -115,13 +111,18 @@ class Trainer:
         ) as log:
             while not state.stops(self.recipe, self.log.validation is not None):
                 self._epoch(state, log)
-        best = Position(state.best_epoch)
+            self._export(Position(state.best_epoch), log)
+        self.here.on_first(lambda: self._complete(state))
+
+    def _export(self, best: Position, log: RunLog) -> None:
         with self.sharded.averaged():
-            if best != state.position:
+            if best != self.state.position:
                 self.checkpoints.load_weights(self.sharded, best, self.here)
             export_model(self.log, self.sharded, self.checkpoints, best, self.run, self.here)
-            export_interests(self.log, self.sharded.task.interest_encoder, self.run, self.here)
-        self.here.on_first(lambda: self._complete(state))
+            if self.log.partitions is not None:
+                with log.counting("interests of users", self.log.partitions.n_users // self.here.size) as count:
+                    encoder = self.sharded.task.interest_encoder
+                    export_interests(self.log, self.log.partitions, encoder, self.run, self.here, count)
 
     def _resume(self) -> None:
         positions = self.here.on_first(self.checkpoints.positions)
@@ -157,7 +158,7 @@ class Trainer:
         if self.log.validation is None:
             state.best_epoch = state.epoch
             return
-        if state.epoch % self.recipe.validate_every and state.epoch != last_epoch(self.recipe):
+        if state.epoch % self.recipe.validate_every and not state.stops(self.recipe, True):  # no epoch goes unseen
             return
         self.sharded.model.eval()
         encoder = self.sharded.task.interest_encoder

@@ -203,6 +203,29 @@ def test_scores_of_any_sign_and_states_without_candidates(matmul, shift):
         assert torch.isfinite(vectors_.grad).all()
 
 
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_bfloat16_logits_in_several_chunks_are_close_to_float64(smoothing):
+    """Several targets a state, a last chunk that is filled up; a relative error of 2^-8, as the products have."""
+    generator = torch.Generator().manual_seed(2)
+    vectors, states = torch.randn(300, 32, generator=generator), torch.randn(150, 32, generator=generator) / 3
+    state_S = torch.arange(150).repeat_interleave(torch.arange(150) % 3)
+    ids = torch.randint(1, 301, (len(state_S),), generator=generator)
+    state_S, ids = torch.unique(torch.stack([state_S, ids]), dim=1).contiguous()
+    found = []
+    for matmul, kind, chunk in (("bfloat16", torch.float32, 4_800), ("float32", torch.float64, 1 << 20)):
+        leaves = [x.to(kind, copy=True).requires_grad_() for x in (states, vectors)]
+        targets = Targets(leaves[1][ids - 1], ids, state_S, torch.ones(len(ids), dtype=kind), ids - 1)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(chunked, "CHUNK_ELEMENTS", chunk)
+            loss = SoftmaxLoss(SoftmaxOptions(matmul=matmul, label_smoothing=smoothing))
+            value = loss(leaves[0], targets, Candidates(leaves[1], torch.arange(1, 301)))
+        value.backward()
+        found.append((float(value.detach()), *(leaf.grad.double() for leaf in leaves)))
+    assert found[0][0] == pytest.approx(found[1][0], rel=2**-9)
+    for rounded, exact in zip(found[0][1:], found[1][1:], strict=True):
+        assert float((rounded - exact).norm() / exact.norm()) < 2**-6
+
+
 @pytest.mark.parametrize("matmul", ["float32", "bfloat16"])
 @pytest.mark.parametrize("sign", [1.0, -1.0])
 def test_a_vector_that_is_no_number_is_not_hidden(matmul, sign):

@@ -1,5 +1,6 @@
 """Publishing a run on partitions, a part at a time: what is there is what publishing it from memory leaves."""
 
+import errno
 import json
 import shutil
 
@@ -10,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from bseq_plugin.data.interest_files import InterestFiles, TableStream
 from bseq_plugin.data.partitions import PartitionedSequences, seal
 from bseq_plugin.errors import SchemaError, StoreError, UsageError
 from bseq_plugin.model.interest_model import InterestModel
@@ -116,21 +118,47 @@ def test_interests_of_another_model_or_log_are_not_used(run):
     model = InterestModel.from_run(run)
     head = run / "interests" / "interests.json"
     document = json.loads(head.read_text())
-    for field in ("encoder_sha256", "log_sha256", "schema"):
+    assert histories_of_run(run, model).interests is not None
+    for field in ("model_blake3", "log_sha256", "schema"):
         head.write_text(json.dumps({**document, field: "another"}))
+        assert histories_of_run(run, model).interests is None
+    for text in ("", "[]", "{}"):
+        head.write_text(text)
         assert histories_of_run(run, model).interests is None
     head.unlink()
     assert histories_of_run(run, model).interests is None
 
 
-@pytest.mark.parametrize("fault", ["torn", "other users", "narrow", "missing", "nan"])
+def test_interests_of_another_seed_are_not_used_by_an_encoder_without_weights(run, tiny_recipe, tmp_path):
+    """``mean`` has next to none: what differs is the item table."""
+    log, runs = PartitionedSequences.open(run.parent / "parts"), [tmp_path / "0", tmp_path / "1"]
+    for seed, path in enumerate(runs):
+        train(log, tiny_recipe.replace(epochs=1, encoder="mean", encoder_options={}, seed=seed), path, progress=False)
+    shutil.rmtree(runs[0] / "interests")
+    shutil.copytree(runs[1] / "interests", runs[0] / "interests")
+    assert histories_of_run(runs[0], InterestModel.from_run(runs[0])).interests is None
+    assert histories_of_run(runs[1], InterestModel.from_run(runs[1])).interests is not None
+
+
+FAULTS = ["torn", "flipped", "no vectors", "fewer groups", "other users", "narrow", "missing", "nan"]
+
+
+@pytest.mark.parametrize("fault", FAULTS)
 def test_damaged_interests_are_named_and_nothing_is_published(run, tmp_path, fault):
     part = run / "interests" / "part-00002.parquet"
     table = pq.read_table(part)
     if fault == "torn":
         part.write_bytes(part.read_bytes()[:-20])
+    elif fault == "flipped":
+        data = bytearray(part.read_bytes())
+        data[len(data) // 2] ^= 1
+        part.write_bytes(data)
     elif fault == "missing":
         part.unlink()
+    elif fault == "no vectors":
+        pq.write_table(table.drop_columns("vector"), part)
+    elif fault == "fewer groups":
+        pq.write_table(table.slice(0, 0), part)
     elif fault == "other users":
         pq.write_table(table.take(np.arange(len(table))[::-1]), part)
     else:
@@ -138,6 +166,8 @@ def test_damaged_interests_are_named_and_nothing_is_published(run, tmp_path, fau
         vectors = vectors[:, :-1] if fault == "narrow" else np.full_like(vectors, np.nan)
         column = pa.FixedSizeListArray.from_arrays(pa.array(vectors.ravel()), vectors.shape[1])
         pq.write_table(table.set_column(table.column_names.index("vector"), "vector", column), part)
+    if fault not in ("torn", "flipped", "missing"):  # as if they had been written so
+        InterestFiles(run / "interests").seal(run / "model", PartitionedSequences.open(run.parent / "parts").digest)
     wanted = (StoreError, "interests of .* users have NaN") if fault == "nan" else (SchemaError, "part-00002")
     with pytest.raises(wanted[0], match=wanted[1]):
         publish(run, tmp_path / "store")
@@ -160,11 +190,41 @@ def test_a_user_in_two_partitions_is_refused(run, tmp_path):
 
 def test_one_hash_by_chance_is_no_user_twice(make_model, make_histories, monkeypatch):
     histories = make_histories(make_model(), [2, 3, 4])
-    assert repeated_users(InMemory(histories), [hashed(histories)]) == []
+    assert repeated_users(InMemory(histories), hashed(histories)) == []
     monkeypatch.setattr("bseq_plugin.retrieval.history_parts.hashed", lambda part: np.zeros(part.n_users, np.uint64))
-    assert repeated_users(InMemory(histories), [np.zeros(3, np.uint64)]) == []
+    assert repeated_users(InMemory(histories), np.zeros(3, np.uint64)) == []
     twice = histories.take(np.array([0, 1, 1]))
-    assert repeated_users(InMemory(twice), [np.zeros(3, np.uint64)]) == [histories.user_ids[1]]
+    assert repeated_users(InMemory(twice), np.zeros(3, np.uint64)) == [histories.user_ids[1]]
+
+
+def test_a_part_of_text_ids_without_events_is_no_other_schema(tiny_frame, tiny_recipe, tmp_path):
+    """As another engine may write it: a row group whose users have done nothing, before and behind the others."""
+    named = {name: tiny_frame[name].map(f"{name[0]}{{}}".format) for name in ("user_id", "item_id")}
+    tiny_frame.assign(**named).to_csv(tmp_path / "log.csv", index=False)
+    parts = build_sequences(str(tmp_path / "log.csv"), tmp_path / "parts", partitions=2).folder
+    for number in (0, 1):
+        path = parts / f"part-0000{number}.parquet"
+        table = pq.read_table(path)
+        nobody = {name: [] for name in table.column_names} | {"user_id": f"nobody {number}"}
+        groups = [pa.Table.from_pylist([nobody], table.schema), table]
+        with pq.ParquetWriter(path, table.schema) as writer:
+            for group in groups[:: -1 if number else 1]:
+                writer.write_table(group)
+    run = train(seal(parts), tiny_recipe.replace(epochs=1), tmp_path / "run", progress=False)
+    publish(run, tmp_path / "store")
+    served = Retriever.open(tmp_path / "store").histories
+    assert {"nobody 0", "nobody 1"} < set(served.user_ids)
+    assert served.n_events == len(tiny_frame)
+
+
+def test_a_disk_that_fills_under_the_users_publishes_nothing(run, tmp_path, monkeypatch):
+    def fills(self, table):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(TableStream, "write", fills)
+    with pytest.raises(StoreError, match="No space left on device; nothing was published"):
+        publish(run, tmp_path / "store")
+    assert not list((tmp_path / "store" / "versions").iterdir())
 
 
 def test_histories_in_memory_are_encoded_in_parts(make_model, make_histories, tmp_path, monkeypatch):

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from bseq_plugin.data.events import Events
-from bseq_plugin.data.interest_files import InterestFiles, TableStream, interests_of_table
+from bseq_plugin.data.interest_files import InterestFiles, TableStream
 from bseq_plugin.data.partitions import PartitionedSequences
 from bseq_plugin.data.prepare import prepare
 from bseq_plugin.data.prepare_partitions import count_partitions, cut, prepare_partitions, resolved
@@ -119,13 +119,15 @@ def test_ranks_without_users_take_part(built, tiny_recipe):
 def assert_interests_are_those_of_the_model(run, log):
     """Every rank wrote its users, through the sharded tables; the oracle is the plain model in this process."""
     model, files = InterestModel.from_run(run), InterestFiles(run / "interests")
-    assert files.fits(run / "model" / "encoder.safetensors", log.digest)
+    assert files.fits(run / "model", log.digest)
     for number, partition in enumerate(log.partitions):
         if partition.users == 0:
             continue
-        histories = log.read(number, list(range(len(log.row_group_users(number)))), model.vocabulary)
-        found = interests_of_table(files.reader(partition.file).read(), histories, 1, model.recipe.interest_dim, "it")
-        torch.testing.assert_close(found, model.encode(histories), rtol=1e-5, atol=1e-6)
+        known = files.open(partition.file)
+        for group in range(len(log.row_group_users(number))):
+            histories = log.read(number, [group], model.vocabulary)
+            found = known.read(group, histories, model.recipe)
+            torch.testing.assert_close(found, model.encode(histories), rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.timeout(300)
@@ -214,7 +216,7 @@ def test_a_disk_that_fills_under_the_interests_leaves_a_run_that_resumes(built, 
             train(log, recipe, run.path, progress=False)
     assert writes
     assert run.info["status"] == "training"
-    assert not files.fits(run.path / "model" / "encoder.safetensors", log.digest)
+    assert not files.fits(run.path / "model", log.digest)
     train(log, recipe, run.path, resume=True, progress=False)
     assert run.info["status"] == "complete"
     assert_interests_are_those_of_the_model(run.path, log)

@@ -352,8 +352,11 @@ def test_validation_may_come_every_few_epochs(events, tiny_recipe, tmp_path, mon
     assert (run.info["epochs"], run.info["best_epoch"], run.info["validation"]) == (7, 6, {"ndcg@10": 0.5})
     assert [line["epoch"] for line in read_lines(run.path) if "ndcg@10" in line] == [3, 6, 7]
     assert sorted(p.name for p in (run.path / "checkpoints").iterdir()) == ["epoch-0006", "epoch-0007"]
-    with pytest.raises(RecipeError, match="validate_every = 3 is more than patience = 2"):
-        tiny_recipe.replace(validate_every=3, patience=2)
+    # no epoch is trained and not looked at: patience ends with a look, here after two epochs, and again after two more
+    scores = iter([0.2, 0.5, 0.4, 0.3])
+    few = quietly(events, tiny_recipe.replace(epochs=20, patience=2, validate_every=3), tmp_path / "few")
+    assert [line["epoch"] for line in read_lines(few.path) if "ndcg@10" in line] == [2, 3, 5]
+    assert (few.info["epochs"], few.info["best_epoch"]) == (5, 3)
 
 
 @pytest.mark.parametrize("half_life", [0.0, 0.7])
