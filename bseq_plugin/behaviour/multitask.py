@@ -177,7 +177,7 @@ def fit_multitask(
                 loss = task.weights(task.losses(part))
                 loss.backward()
                 if not torch.isfinite(loss):
-                    raise BseqError(f"the loss is {float(loss)} in epoch {epoch}; lower learning_rate")
+                    raise BseqError(f"the loss is {loss.item()} in epoch {epoch}; lower learning_rate")
                 optimizer.step()
             judged = _judged(task, validation, batch_users)
             if judged < best.loss:
