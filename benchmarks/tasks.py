@@ -26,7 +26,7 @@ import numpy as np
 import torch
 from rich.console import Console
 from task_parts.measure import Scored, summary
-from task_parts.multitask import multitask
+from task_parts.multitask import Fitted, multitask, multitask_claims, multitask_summary
 from task_parts.next_k import Judged, next_k, next_k_claims, next_k_summary
 from task_parts.propensity import BOTH, THEIRS, USER_TASKS, categories, user_task
 from task_parts.protocol import ENCODER_UNTIL, Case, encoder
@@ -47,6 +47,7 @@ def measure(asked: argparse.Namespace, folder: Path) -> dict[str, Any]:
     rankers: dict[str, dict[str, list[Scored]]] = {}
     others: dict[str, list[Any]] = {}
     judged: list[Judged] = []
+    fitted: list[Fitted] = []
     for seed in seeds:
         started = time.perf_counter()
         if set(asked.tables) - {"segments"}:
@@ -62,7 +63,7 @@ def measure(asked: argparse.Namespace, folder: Path) -> dict[str, Any]:
                 found = {column: demand(case, column, seed) for column in ("department", "product_category")}
                 others.setdefault("demand", []).append(found)
             elif table == "multitask":
-                others.setdefault("multitask", []).append(multitask(case, seed))
+                fitted.append(multitask(case, seed))
             elif table == "next_k":
                 judged.append(next_k(case, seed))
             elif table == "anomalies":
@@ -72,6 +73,7 @@ def measure(asked: argparse.Namespace, folder: Path) -> dict[str, Any]:
             note.print(f"{table}: {time.perf_counter() - started:.0f} s so far")
     figures |= {name: summary(found, THEIRS) for name, found in rankers.items()}
     figures |= {"next_k": next_k_summary(judged)} if judged else {}
+    figures |= {"multitask": multitask_summary(fitted)} if fitted else {}
     return figures | {name: {"seeds": dict(zip(asked.seeds.split(","), f, strict=True))} for name, f in others.items()}
 
 
@@ -97,9 +99,7 @@ def claims(figures: dict[str, Any]) -> list[dict[str, Any]]:
     if "next_k" in figures:
         made += next_k_claims(figures["next_k"])
     if "multitask" in figures:
-        of_seeds = list(figures["multitask"]["seeds"].values())
-        cost = float(np.mean([one["cost"]["together_over_all_alone"] for one in of_seeds]))
-        made.append({"name": "multi-task: cost over all alone", "value": cost, "target": 1.0, "holds": cost < 1})
+        made += multitask_claims(figures["multitask"])
     if "anomalies" in figures:
         of_seeds = list(figures["anomalies"]["seeds"].values())
         value = min(one["injected"]["swap"]["auroc"] for one in of_seeds)
