@@ -104,10 +104,10 @@ class MultiTask(nn.Module):
         batches = np.array_split(np.arange(n_users), max(1, -(-n_users // batch_users)))
         found = [self._answers(part.take(users)) for users in batches]
         ndcg = {name: np.concatenate([one.ndcg[name] for one in found]) for name in found[0].ndcg}
-        arrays = [np.concatenate([getattr(one, name) for one in found]) for name in ("logits_BK", "rates_BC")]
-        return Answers(
-            tuple(task.name for task, _ in self.objectives.tasks), ndcg, *arrays, part.labels_BK, part.units_BC
-        )
+        logits_BK = np.concatenate([one.logits_BK for one in found])
+        rates_BC = np.concatenate([one.rates_BC for one in found])
+        tasks = tuple(task.name for task, _ in self.objectives.tasks)
+        return Answers(tasks, ndcg, logits_BK, rates_BC, part.labels_BK, part.units_BC)
 
     def judge(self, part: Moment) -> dict[str, float]:
         """``Answers.metrics`` of everybody at an instant."""
