@@ -28,11 +28,10 @@ from rich.console import Console
 from task_parts.measure import Scored, summary
 from task_parts.multitask import Fitted, multitask, multitask_claims, multitask_summary
 from task_parts.next_k import Judged, next_k, next_k_claims, next_k_summary
-from task_parts.propensity import BOTH, THEIRS, USER_TASKS, categories, user_task
+from task_parts.propensity import BOTH, THEIRS, USER_TASKS, UserTasks, categories
 from task_parts.protocol import ENCODER_UNTIL, Case, encoder
 from task_parts.uses import anomalies, demand, segments
 
-from bseq_plugin.behaviour.tasks import Task
 from bseq_plugin.cli.demo_data import load
 
 RESULTS = Path(__file__).parent / "results" / "tasks.json"
@@ -55,8 +54,10 @@ def measure(asked: argparse.Namespace, folder: Path) -> dict[str, Any]:
             case = Case(data, encoder(data, ENCODER_UNTIL, seed, asked.epochs, folder))
         for table in asked.tables:
             if table == "propensity":
-                for name in USER_TASKS:
-                    _add(rankers, name, user_task(case, Task.parse(name), seed))
+                timed = Case(data, encoder(data, ENCODER_UNTIL, seed, asked.epochs, folder, timed=True))
+                tasks = UserTasks(case, timed, seed)
+                for place, name in enumerate(USER_TASKS):
+                    _add(rankers, name, tasks.scored(place))
             elif table == "categories":
                 _add(rankers, "purchase:28 of 40 product categories", categories(case, seed))
             elif table == "demand":
