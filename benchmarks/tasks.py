@@ -26,12 +26,12 @@ import numpy as np
 import torch
 from rich.console import Console
 from task_parts.measure import Scored, summary
-from task_parts.multitask import multitask
-from task_parts.propensity import BOTH, THEIRS, USER_TASKS, categories, user_task
+from task_parts.multitask import Fitted, multitask, multitask_claims, multitask_summary
+from task_parts.next_k import Judged, next_k, next_k_claims, next_k_summary
+from task_parts.propensity import BOTH, THEIRS, USER_TASKS, UserTasks, categories
 from task_parts.protocol import ENCODER_UNTIL, Case, encoder
-from task_parts.uses import anomalies, demand, next_k, segments
+from task_parts.uses import anomalies, demand, segments
 
-from bseq_plugin.behaviour.tasks import Task
 from bseq_plugin.cli.demo_data import load
 
 RESULTS = Path(__file__).parent / "results" / "tasks.json"
@@ -45,6 +45,8 @@ def measure(asked: argparse.Namespace, folder: Path) -> dict[str, Any]:
     seeds = [int(seed) for seed in asked.seeds.split(",")]
     rankers: dict[str, dict[str, list[Scored]]] = {}
     others: dict[str, list[Any]] = {}
+    judged: list[Judged] = []
+    fitted: list[Fitted] = []
     for seed in seeds:
         started = time.perf_counter()
         if set(asked.tables) - {"segments"}:
@@ -52,23 +54,27 @@ def measure(asked: argparse.Namespace, folder: Path) -> dict[str, Any]:
             case = Case(data, encoder(data, ENCODER_UNTIL, seed, asked.epochs, folder))
         for table in asked.tables:
             if table == "propensity":
-                for name in USER_TASKS:
-                    _add(rankers, name, user_task(case, Task.parse(name), seed))
+                timed = Case(data, encoder(data, ENCODER_UNTIL, seed, asked.epochs, folder, timed=True))
+                tasks = UserTasks(case, timed, seed)
+                for place, name in enumerate(USER_TASKS):
+                    _add(rankers, name, tasks.scored(place))
             elif table == "categories":
                 _add(rankers, "purchase:28 of 40 product categories", categories(case, seed))
             elif table == "demand":
                 found = {column: demand(case, column, seed) for column in ("department", "product_category")}
                 others.setdefault("demand", []).append(found)
             elif table == "multitask":
-                others.setdefault("multitask", []).append(multitask(case, seed))
+                fitted.append(multitask(case, seed))
             elif table == "next_k":
-                others.setdefault("next_k", []).append(next_k(case, seed, 2))
+                judged.append(next_k(case, seed))
             elif table == "anomalies":
                 others.setdefault("anomalies", []).append(anomalies(case, seed))
             else:
                 others.setdefault("segments", []).append(segments(data, seed, asked.epochs, folder))
             note.print(f"{table}: {time.perf_counter() - started:.0f} s so far")
     figures |= {name: summary(found, THEIRS) for name, found in rankers.items()}
+    figures |= {"next_k": next_k_summary(judged)} if judged else {}
+    figures |= {"multitask": multitask_summary(fitted)} if fitted else {}
     return figures | {name: {"seeds": dict(zip(asked.seeds.split(","), f, strict=True))} for name, f in others.items()}
 
 
@@ -91,15 +97,10 @@ def claims(figures: dict[str, Any]) -> list[dict[str, Any]]:
             value = float(np.mean([one["ours, bottom up"] for one in of_seeds]))
             naive = float(of_seeds[0]["seasonal naive (the week before)"])
             made.append({"name": f"demand by {column}: WAPE", "value": value, "target": naive, "holds": value < naive})
-    for k in ("k=5", "k=10") if "next_k" in figures else ():
-        of_seeds = [found[k] for found in figures["next_k"]["seeds"].values()]
-        best = float(np.mean([max(one["beam"]["ndcg"], one["samples"]["ndcg"]) for one in of_seeds]))
-        base = float(np.mean([one["one step"]["ndcg"] for one in of_seeds]))
-        made.append({"name": f"next {k}: NDCG of the decoder", "value": best, "target": base, "holds": best > base})
+    if "next_k" in figures:
+        made += next_k_claims(figures["next_k"])
     if "multitask" in figures:
-        of_seeds = list(figures["multitask"]["seeds"].values())
-        cost = float(np.mean([one["cost"]["together_over_all_alone"] for one in of_seeds]))
-        made.append({"name": "multi-task: cost over all alone", "value": cost, "target": 1.0, "holds": cost < 1})
+        made += multitask_claims(figures["multitask"])
     if "anomalies" in figures:
         of_seeds = list(figures["anomalies"]["seeds"].values())
         value = min(one["injected"]["swap"]["auroc"] for one in of_seeds)

@@ -8,41 +8,78 @@ from __future__ import annotations
 import time
 from typing import Any
 
+import numpy as np
+
 from bseq_plugin.behaviour.moments import DEMAND, Objectives, moment
-from bseq_plugin.behaviour.multitask import fit_multitask
+from bseq_plugin.behaviour.multitask import Answers, fit_multitask
 from bseq_plugin.behaviour.tasks import Task
-from bseq_plugin.data.events import DAY_US
-from task_parts.protocol import LOG_END, TEST_AT, VALIDATION_AT, Case
+from task_parts.protocol import LOG_END, TEST_AT, TRAIN_AT, VALIDATION_AT, Case
 
 TASKS = ("churn:28", "purchase:7")
-# a fortnight apart; every window ends before November
-TRAIN_AT = [VALIDATION_AT - 29 * DAY_US - place * 14 * DAY_US for place in range(6)]
+TOGETHER = {"together": ("mlp", "equal"), "together, mmoe": ("mmoe", "equal"),
+            "together, uncertainty weights": ("mlp", "uncertainty")}  # fmt: skip
+N_RESAMPLES = 300
+Fitted = dict[str, tuple[Answers, float]]
 
 
-def multitask(case: Case, seed: int, epochs: int = 4) -> dict[str, Any]:
-    """Quality on December and seconds of training, of all objectives together and of each alone."""
+def multitask(case: Case, seed: int, epochs: int = 4) -> Fitted:
+    """What each model says on 1 December and its CPU seconds of training, of all objectives together and each alone."""
     tasks = tuple((task, task.counts(case.model.vocabulary, case.data.items)) for task in map(Task.parse, TASKS))
-    together = Objectives(tasks, True, 28.0, case.categories("department")[0])
-    runs = {"together": (together, "mlp", "equal"), "together, mmoe": (together, "mmoe", "equal")}
-    runs["together, uncertainty weights"] = (together, "mlp", "uncertainty")
-    runs |= {f"{name} alone": (together.alone(name), "mlp", "equal") for name in together.names}
-    found: dict[str, Any] = {}
+    every = Objectives(tasks, True, 28.0, case.categories("department")[0])
+    runs = {name: (every, *how) for name, how in TOGETHER.items()}
+    runs |= {name: (every.alone(name), "mlp", "equal") for name in every.names}
+    found: Fitted = {}
     for name, (objectives, head, weighting) in runs.items():
-        train = [moment(case.model, case.log, instant, objectives, LOG_END) for instant in TRAIN_AT]
-        held, test = (
-            moment(case.model, case.log, instant, objectives, LOG_END) for instant in (VALIDATION_AT, TEST_AT)
+        *train, held, test = (
+            moment(case.model, case.log, instant, objectives, LOG_END)
+            for instant in (*TRAIN_AT, VALIDATION_AT, TEST_AT)
         )
         started = time.process_time()
         fit = fit_multitask(
             case.model, train, held, objectives, head=head, weighting=weighting, epochs=epochs, seed=seed
         )
-        seconds = time.process_time() - started
-        found[name] = {"epoch": fit.epoch, "cpu_seconds": seconds, **fit.model.judge(test)}
-    alone = sum(found[f"{name} alone"]["cpu_seconds"] for name in together.names)
-    found["cost"] = {"together_over_all_alone": found["together"]["cpu_seconds"] / alone}
-    found["difference"] = {
-        # of WAPE, where less is better, the sign is turned: positive is better for all
-        name: (found["together"][name] - found[f"{name} alone"][name]) * (-1 if name == DEMAND else 1)
-        for name in together.names
-    }
+        found[name] = fit.model.answers(test), time.process_time() - started
     return found
+
+
+def multitask_summary(of_seeds: list[Fitted]) -> dict[str, Any]:
+    """Metric of each model, mean over seeds; of those that learn together with the difference to the copy that learns
+    it alone, positive is better, and its 95 % interval over households; and the cost.
+    """
+    alone = [name for name in of_seeds[0] if name not in TOGETHER]
+    n_users = len(of_seeds[0][alone[0]][0].labels_BK)
+    random = np.random.default_rng(0)
+    draws = [None, *(random.integers(0, n_users, n_users) for _ in range(N_RESAMPLES))]
+    metrics = {
+        name: {key: np.array([values[key] for values in resampled]) for key in resampled[0]}
+        for name in of_seeds[0]
+        for resampled in [[_mean([fitted[name][0].metrics(users) for fitted in of_seeds]) for users in draws]]
+    }
+    found: dict[str, Any] = {"alone": {key: float(metrics[key][key][0]) for key in alone}}
+    for name in TOGETHER:
+        found[name] = {}
+        for key in alone:
+            # of WAPE, where less is better, the sign is turned
+            gains = (metrics[name][key] - metrics[key][key]) * (-1 if key == DEMAND else 1)
+            low, high = np.quantile(gains[1:], [0.025, 0.975])
+            found[name][key] = {"value": float(metrics[name][key][0]), "gain": float(gains[0]),
+                                "gain_interval": [float(low), float(high)]}  # fmt: skip
+    seconds = {name: float(np.mean([fitted[name][1] for fitted in of_seeds])) for name in of_seeds[0]}
+    found["cpu_seconds"] = seconds | {"all alone": sum(seconds[key] for key in alone)}
+    return found
+
+
+def _mean(of_seeds: list[dict[str, float]]) -> dict[str, float]:
+    return {key: float(np.mean([one[key] for one in of_seeds])) for key in of_seeds[0]}
+
+
+def multitask_claims(figures: dict[str, Any]) -> list[dict[str, Any]]:
+    """Whether learning together is below learning alone outside noise, for each objective; and what it costs."""
+    made = []
+    for key, one in figures["together"].items():
+        high = one["gain_interval"][1]
+        name = f"multi-task: {key} together over alone, upper end"
+        made.append({"name": name, "value": high, "target": 0.0, "holds": high >= 0})
+    cost = figures["cpu_seconds"]["together"] / figures["cpu_seconds"]["all alone"]
+    made.append({"name": "multi-task: cost over all alone", "value": cost, "target": 1.0, "holds": cost < 1})
+    return made

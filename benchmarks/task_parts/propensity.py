@@ -5,22 +5,29 @@ Shape letters: U households, N rows (a household at an instant), C categories, D
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
+
 import numpy as np
 import torch
 from scipy import sparse
+from scipy.special import expit, logit
 from sklearn.ensemble import HistGradientBoostingClassifier
 from sklearn.linear_model import LogisticRegression
 
-from bseq_plugin.behaviour.fit import Rows, fit_heads
+from bseq_plugin.behaviour.curves import auroc
+from bseq_plugin.behaviour.fit import Rows as HeadRows
+from bseq_plugin.behaviour.fit import fit_heads
 from bseq_plugin.behaviour.inputs import Scale
-from bseq_plugin.behaviour.labels import known_users, labels
+from bseq_plugin.behaviour.labels import WEEK_US, known_users, labels
+from bseq_plugin.behaviour.moments import Objectives, moment
+from bseq_plugin.behaviour.multitask import fit_multitask
 from bseq_plugin.behaviour.rfm import own_features, rfm_features
 from bseq_plugin.behaviour.tasks import Counts, Task
 from bseq_plugin.behaviour.vectors import user_vectors
 from task_parts.measure import Scored
 from task_parts.protocol import DAYS, LOG_END, TEST_AT, TRAIN_AT, VALIDATION_AT, Case
 
-USER_TASKS = ("churn:28", "purchase:7")
+USER_TASKS = ("churn:28", "churn:14", "purchase:7")
 N_CATEGORIES = 40  # product categories with the most households in the four weeks before September
 THEIRS, BOTH = "trees, counts", "trees, counts + ours"
 
@@ -46,34 +53,95 @@ def logistic(train: np.ndarray, y: np.ndarray, test: np.ndarray) -> np.ndarray:
     return np.asarray(model.predict_proba(scale(test))[:, 1])
 
 
-def user_task(case: Case, task: Task, seed: int) -> dict[str, Scored]:
-    """All rankers on one question about the household as a whole."""
-    parts = {}
-    for name, instants in (("train", TRAIN_AT), ("validation", [VALIDATION_AT]), ("test", [TEST_AT])):
-        found = []
+@dataclass(frozen=True)
+class Rows:
+    """Households at instants: counts, frozen vectors, what the time-aware model says, and the answer."""
+
+    counts_ND: np.ndarray
+    vectors_ND: np.ndarray
+    timed_N: np.ndarray
+    y_N: np.ndarray
+
+    @property
+    def both_ND(self) -> np.ndarray:
+        """Counts and vectors."""
+        return np.hstack([self.counts_ND, self.vectors_ND])
+
+    def head(self, columns: np.ndarray) -> HeadRows:
+        """For ``fit_heads``."""
+        return HeadRows(columns.astype(np.float32), self.y_N[:, None])
+
+
+def test_instants(task: Task) -> list[int]:
+    """A week apart from 1 December on, as long as the window is complete."""
+    return [at for at in range(TEST_AT, LOG_END, WEEK_US) if at + task.window_us <= LOG_END]
+
+
+class UserTasks:
+    """All questions about the household as a whole, of one seed."""
+
+    def __init__(self, case: Case, timed: Case, seed: int) -> None:
+        self.case, self.timed, self.seed = case, timed, seed
+        self.tasks = [Task.parse(name) for name in USER_TASKS]
+        self.objectives = Objectives(tuple((task, Counts(None, None)) for task in self.tasks))
+        train = [moment(timed.model, timed.log, instant, self.objectives, LOG_END) for instant in TRAIN_AT]
+        held = moment(timed.model, timed.log, VALIDATION_AT, self.objectives, LOG_END)
+        self.fit = fit_multitask(timed.model, train, held, self.objectives, epochs=6, seed=seed)
+
+    def rows(self, place: int, instants: list[int]) -> Rows:
+        """Everybody known at each instant; in the test everybody known at its first, so that its columns match."""
+        case, task, found = self.case, self.tasks[place], []
+        alone = replace(self.objectives, tasks=(self.objectives.tasks[place],))
         for instant in instants:
-            users = known_users(case.log, instant)
+            users = known_users(case.log, min(instant, TEST_AT))
             counts = logs(rfm_features(case.log, instant, case.values_T).to_numpy()[users])
             vectors = user_vectors(case.model, case.log, instant).numpy()[users]
-            found.append((counts, vectors, labels(case.log, task, Counts(None, None), instant, LOG_END)[users]))
-        parts[name] = [np.concatenate(columns) for columns in zip(*found, strict=True)]
-    (rfm, ours, y), (rfm_v, ours_v, y_v), (rfm_t, ours_t, y_t) = parts["train"], parts["validation"], parts["test"]
-    both, both_v, both_t = (np.hstack(pair) for pair in ((rfm, ours), (rfm_v, ours_v), (rfm_t, ours_t)))
+            part = moment(self.timed.model, self.timed.log, instant, alone, LOG_END)
+            known = np.isin(known_users(self.timed.log, instant), users)
+            logits = self.fit.model.answers(part).logits_BK[known, place]
+            found.append((counts, vectors, logits, labels(case.log, task, Counts(None, None), instant, LOG_END)[users]))
+        return Rows(*(np.concatenate(columns) for columns in zip(*found, strict=True)))
 
-    def heads(x: np.ndarray, x_v: np.ndarray, x_t: np.ndarray) -> np.ndarray:
-        rows = [Rows(a.astype(np.float32), b[:, None]) for a, b in ((x, y), (x_v, y_v))]
-        return fit_heads(*rows, (task.name,), digest=case.model.digest, seed=seed).predict(x_t.astype(np.float32))[:, 0]
+    def scored(self, place: int) -> dict[str, Scored]:
+        """All rankers on one of the questions."""
+        task, seed = self.tasks[place], self.seed
+        instants = test_instants(task)
+        train, held, test = (self.rows(place, at) for at in (TRAIN_AT, [VALIDATION_AT], instants))
 
-    scores = {
-        "logistic, counts": logistic(rfm, y, rfm_t),
-        THEIRS: trees(rfm, y, (rfm_v, y_v), seed, 0.03).predict_proba(rfm_t)[:, 1],
-        "ours alone (vector, mlp)": heads(ours, ours_v, ours_t),
-        "mlp, counts": heads(rfm, rfm_v, rfm_t),
-        "mlp, counts + ours": heads(both, both_v, both_t),
-        "logistic, counts + ours": logistic(both, y, both_t),
-        BOTH: trees(both, y, (both_v, y_v), seed, 0.03).predict_proba(both_t)[:, 1],
-    }
-    return {name: Scored(y_t[:, None], column[:, None]) for name, column in scores.items()}
+        def heads(columns: str) -> tuple[np.ndarray, np.ndarray]:
+            own = [rows.head(getattr(rows, columns)) for rows in (train, held)]
+            fitted = fit_heads(*own, (task.name,), digest=self.case.model.digest, seed=seed)
+            said = [fitted.predict(getattr(rows, columns).astype(np.float32))[:, 0] for rows in (held, test)]
+            return said[0], said[1]
+
+        def boosted(columns: str) -> tuple[np.ndarray, np.ndarray]:
+            x, x_v, x_t = (getattr(rows, columns) for rows in (train, held, test))
+            model = trees(x, train.y_N, (x_v, held.y_N), seed, 0.03)
+            return model.predict_proba(x_v)[:, 1], model.predict_proba(x_t)[:, 1]
+
+        theirs, mlp = boosted("counts_ND"), heads("counts_ND")
+        timed = expit(held.timed_N), expit(test.timed_N)
+        scores = {
+            "logistic, counts": logistic(train.counts_ND, train.y_N, test.counts_ND),
+            THEIRS: theirs[1],
+            "mlp, counts": mlp[1],
+            "ours alone (vector, mlp)": heads("vectors_ND")[1],
+            "trees, counts + vector": boosted("both_ND")[1],
+            "time-aware, counts": timed[1],
+            "trees with mlp, counts": blended(theirs, mlp, held.y_N),
+            BOTH: blended(theirs, timed, held.y_N),
+        }
+        labels_UK = test.y_N.reshape(len(instants), -1).T
+        return {name: Scored(labels_UK, column.reshape(len(instants), -1).T) for name, column in scores.items()}
+
+
+def blended(one: tuple[np.ndarray, np.ndarray], other: tuple[np.ndarray, np.ndarray], y_held: np.ndarray) -> np.ndarray:
+    """Of the test, a mean of two rankers' logits whose weight is the best on November; both are (November, test)."""
+    shares = np.linspace(0, 1, 11)
+    held = [auroc(y_held, (1 - share) * logit(one[0]) + share * logit(other[0])) for share in shares]
+    share = shares[int(np.argmax(held))]
+    mixed: np.ndarray = (1 - share) * logit(one[1]) + share * logit(other[1])
+    return mixed
 
 
 class CategoryRows:

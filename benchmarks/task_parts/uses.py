@@ -15,14 +15,13 @@ from bseq_plugin.behaviour.anomalies import Detector
 from bseq_plugin.behaviour.curves import auroc
 from bseq_plugin.behaviour.demand import RECENT_WEEKS, DemandRows, fit_demand, user_demand, wape
 from bseq_plugin.behaviour.labels import WEEK_US, weekly_demand
-from bseq_plugin.behaviour.next_k_fit import fit_next_k, futures, judge_next_k
 from bseq_plugin.behaviour.segments import adjusted_rand_index, describe_segments, fit_segments
 from bseq_plugin.behaviour.signals import Window, window_signals
 from bseq_plugin.behaviour.vectors import user_vectors
 from bseq_plugin.cli.demo_data import DemoData
 from bseq_plugin.data.events import DAY_US
 from bseq_plugin.data.sequences import Sequences
-from task_parts.protocol import LOG_END, TEST_AT, TRAIN_AT, VALIDATION_AT, Case, at, encoder
+from task_parts.protocol import TEST_AT, Case, at, encoder
 
 WINDOW = Window(days=14.0, min_events=5, min_history=20)
 JUDGED_AT = ("2017-11-24", "2017-12-01", "2017-12-08", "2017-12-15")
@@ -99,14 +98,6 @@ def anomalies(case: Case, seed: int) -> dict[str, Any]:
             }
     mean = {f"{rate:g}": float(np.mean([alarms[day][f"{rate:g}"] for day in JUDGED_AT])) for rate in RATES}
     return {"injected": found, "false_alarms_over_asked": alarms | {"mean": mean}}
-
-
-def next_k(case: Case, seed: int, epochs: int) -> dict[str, Any]:
-    """The next 5 and 10 purchases from 1 December on: the one-step model's top k, and the decoder's."""
-    train = [futures(case.model, case.log, instant, 10, until_us=VALIDATION_AT) for instant in TRAIN_AT[::2]]
-    test = futures(case.model, case.log, TEST_AT, 10, until_us=LOG_END)
-    decoder = fit_next_k(case.model, train, 10, epochs=epochs, seed=seed)
-    return {f"k={k}": judge_next_k(decoder, test, k, seed=seed) for k in (5, 10)}
 
 
 def segments(data: DemoData, seed: int, epochs: int, folder: Path) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from bseq_plugin.behaviour.demand import user_demand
 from bseq_plugin.behaviour.labels import known_users, labels
 from bseq_plugin.behaviour.rfm import rfm_features
 from bseq_plugin.behaviour.tasks import Counts, Task
+from bseq_plugin.behaviour.vectors import check_log
 from bseq_plugin.data.events import DAY_US
 from bseq_plugin.data.items import PopularityPrior
 from bseq_plugin.data.sequences import Sequences
@@ -108,14 +109,34 @@ class Moment:
         )  # fmt: skip
 
 
-def moment(model: InterestModel, log: Sequences, at_us: int, objectives: Objectives, log_end_us: int) -> Moment:
-    """Read the log at an instant. Raises SchemaError if a window ends after ``log_end_us``."""
+def moment(
+    model: InterestModel,
+    log: Sequences,
+    at_us: int,
+    objectives: Objectives,
+    log_end_us: int,
+    allow_future_model: bool = False,
+) -> Moment:
+    """Read the log at an instant.
+
+    Args:
+        allow_future_model: take a model too that was trained on what came after: its interests know some answers, and
+            what is learned from them is worth less later.
+
+    Raises:
+        UsageError: the model knows the future.
+        SchemaError: a window ends after ``log_end_us``, nobody has an event before the instant, or the log lacks what
+            the encoder reads.
+    """
+    check_log(model, log, at_us, allow_future_model)
     if at_us + objectives.window_us > log_end_us:
         raise SchemaError(
             f"the longest window, {objectives.window_us / DAY_US:g} days, ends after the log does; choose an earlier "
             "instant"
         )
     users = known_users(log, at_us)
+    if not len(users):
+        raise SchemaError("nobody has an event before that instant; choose a later one")
     days = model.recipe.popularity_days
     answers = [labels(log, task, counts, at_us, log_end_us)[users] for task, counts in objectives.tasks]
     units = np.zeros((len(users), 0), np.float32)

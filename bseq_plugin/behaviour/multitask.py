@@ -9,6 +9,7 @@ Shape letters: B users of a batch, K interests, D their width, X context columns
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -23,7 +24,7 @@ from bseq_plugin.behaviour.fit import TaskWeights, Weighting, build_head, task_l
 from bseq_plugin.behaviour.inputs import Scale
 from bseq_plugin.behaviour.moments import ALL_ACTION, DEMAND, NEXT_ITEM, Moment, Objectives
 from bseq_plugin.data.batches import history_features
-from bseq_plugin.errors import BseqError, UsageError
+from bseq_plugin.errors import BseqError, SchemaError, UsageError
 from bseq_plugin.metrics import ranking_metrics, top_k_items
 from bseq_plugin.model.encoder import ITEM_TABLE, USER_INTEREST
 from bseq_plugin.model.interest_model import InterestModel
@@ -31,6 +32,7 @@ from bseq_plugin.model.items import score_vectors
 from bseq_plugin.schema.recipe import Recipe
 
 K_ITEMS = 20
+MAX_LOG_RATE = 8.0
 
 
 class MultiTask(nn.Module):
@@ -89,28 +91,46 @@ class MultiTask(nn.Module):
         if self.head is not None:
             found.extend(task_losses(self.head(inputs), torch.from_numpy(part.labels_BK)).unbind())
         if self.demand is not None:
-            found.append(F.poisson_nll_loss(self.demand(inputs).clamp(max=8), torch.from_numpy(part.units_BC)))
+            found.append(
+                F.poisson_nll_loss(self.demand(inputs).clamp(max=MAX_LOG_RATE), torch.from_numpy(part.units_BC))
+            )
         return torch.stack(found)
 
     @torch.no_grad()
-    def judge(self, part: Moment) -> dict[str, float]:
-        """AUROC of the tasks, NDCG@20 of next item and window, WAPE of the week's demand over users and categories."""
+    def answers(self, part: Moment, batch_users: int = 256) -> Answers:
+        """What it says of everybody at an instant, a batch at a time, beside what came."""
         self.eval()
+        n_users = part.histories.n_users
+        batches = np.array_split(np.arange(n_users), max(1, -(-n_users // batch_users)))
+        found = [self._answers(part.take(users)) for users in batches]
+        ndcg = {name: np.concatenate([one.ndcg[name] for one in found]) for name in found[0].ndcg}
+        logits_BK = np.concatenate([one.logits_BK for one in found])
+        rates_BC = np.concatenate([one.rates_BC for one in found])
+        tasks = tuple(task.name for task, _ in self.objectives.tasks)
+        return Answers(tasks, ndcg, logits_BK, rates_BC, part.labels_BK, part.units_BC)
+
+    def judge(self, part: Moment) -> dict[str, float]:
+        """``Answers.metrics`` of everybody at an instant."""
+        return self.answers(part).metrics()
+
+    def rates(self, inputs: Tensor) -> Tensor:
+        """``[B, C]``, units that are expected in a week, at most e^8."""
+        if self.demand is None:
+            return inputs.new_zeros(len(inputs), 0)
+        rates_BC: Tensor = self.demand(inputs).clamp(max=MAX_LOG_RATE).exp()
+        return rates_BC
+
+    def _answers(self, part: Moment) -> Answers:
         interests_BKD, inputs = self(part)
-        found: dict[str, float] = {}
+        ndcg = {}
         for name, (offsets, rows) in self._wanted(part).items():
             asked = np.flatnonzero(np.diff(offsets))
             top_UK = top_k_items(interests_BKD[torch.from_numpy(asked)], self.item_vectors(part), K_ITEMS)
             kept = np.concatenate([[0], np.cumsum(np.diff(offsets)[asked])])
-            found[name] = float(ranking_metrics(top_UK, kept, rows, [K_ITEMS])[f"ndcg@{K_ITEMS}"].mean())
-        if self.head is not None:
-            logits_BK = self.head(inputs).numpy()
-            for place, (task, _) in enumerate(self.objectives.tasks):
-                found[task.name] = auroc(part.labels_BK[:, place], logits_BK[:, place])
-        if self.demand is not None:
-            forecast_C, truth_C = torch.exp(self.demand(inputs)).sum(0).numpy(), part.units_BC.sum(0)
-            found[DEMAND] = float(np.abs(forecast_C - truth_C).sum() / max(truth_C.sum(), 1.0))
-        return found
+            ndcg[name] = np.full(len(interests_BKD), np.nan)
+            ndcg[name][asked] = ranking_metrics(top_UK, kept, rows, [K_ITEMS])[f"ndcg@{K_ITEMS}"]
+        logits_BK = np.zeros((len(interests_BKD), 0)) if self.head is None else self.head(inputs).numpy()
+        return Answers((), ndcg, logits_BK, self.rates(inputs).numpy(), part.labels_BK, part.units_BC)
 
     def _wanted(self, part: Moment) -> dict[str, tuple[np.ndarray, np.ndarray]]:
         wanted = {}
@@ -120,6 +140,45 @@ class MultiTask(nn.Module):
         if self.objectives.all_action_days is not None:
             wanted[ALL_ACTION] = part.targets
         return wanted
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What a ``MultiTask`` says of B users at an instant, and what came.
+
+    Attributes:
+        tasks: K names of the yes-or-no questions.
+        ndcg: of ``next_item`` and ``all_action``, float [B], NaN for a user without a target.
+        logits_BK, labels_BK: float.
+        rates_BC, units_BC: float, of the week, expected and had.
+    """
+
+    tasks: tuple[str, ...]
+    ndcg: dict[str, np.ndarray]
+    logits_BK: np.ndarray
+    rates_BC: np.ndarray
+    labels_BK: np.ndarray
+    units_BC: np.ndarray
+
+    def metrics(self, users: np.ndarray | None = None) -> dict[str, float]:
+        """NDCG@20 of next item and window, AUROC of the tasks, WAPE of the week's demand over users and categories; of
+        the users at some places, repeats allowed, or of all.
+
+        Raises SchemaError if nobody has a target, or all answers of a task are the same.
+        """
+        rows = slice(None) if users is None else users
+        found = {}
+        for name, values_B in self.ndcg.items():
+            own = values_B[rows][~np.isnan(values_B[rows])]
+            if not len(own):
+                raise SchemaError(f"{name}: nobody has a target at that instant; choose another")
+            found[name] = float(own.mean())
+        for place, task in enumerate(self.tasks):
+            found[task] = auroc(self.labels_BK[rows, place], self.logits_BK[rows, place])
+        if self.units_BC.shape[1]:
+            expected_C, had_C = self.rates_BC[rows].sum(0), self.units_BC[rows].sum(0)
+            found[DEMAND] = float(np.abs(expected_C - had_C).sum() / max(had_C.sum(), 1.0))
+        return found
 
 
 def _mean(losses: Tensor) -> Tensor:
@@ -175,16 +234,21 @@ def fit_multitask(
             for part in _batches(train, batch_users, np.random.default_rng([seed, epoch])):
                 optimizer.zero_grad()
                 loss = task.weights(task.losses(part))
+                _require_finite(loss.item(), epoch)
                 loss.backward()
-                if not torch.isfinite(loss):
-                    raise BseqError(f"the loss is {float(loss)} in epoch {epoch}; lower learning_rate")
                 optimizer.step()
             judged = _judged(task, validation, batch_users)
+            _require_finite(judged, epoch)
             if judged < best.loss:
                 best, state = MultiTaskFit(task, epoch, judged), copy.deepcopy(task.state_dict())
     task.load_state_dict(state)
     task.eval()
     return best
+
+
+def _require_finite(loss: float, epoch: int) -> None:
+    if not math.isfinite(loss):
+        raise BseqError(f"the loss is {loss} in epoch {epoch}; lower learning_rate")
 
 
 def _batches(train: list[Moment], batch_users: int, random: np.random.Generator) -> Iterator[Moment]:

@@ -1,7 +1,8 @@
 """The next k events as a sequence: a decoder over an encoder's states, an item and an event type a step.
 
 It is trained on the states of a frozen encoder, with the true steps before as inputs (teacher forcing). Before training
-it scores items at every step exactly as the encoder does: what it learns is what the steps before add.
+it scores items at every step exactly as the encoder does: what it learns is what the steps before add, and how often
+people come back to what they had.
 
 Shape letters: B users, M states in memory, S width of a state, D width of item vectors, H width of the decoder,
 J steps, V items, E event types with the unknown one, R beams or samples.
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from bseq_plugin.encoders.identity import ZeroLinear
 from bseq_plugin.errors import UsageError
 
 
@@ -24,21 +26,36 @@ class Memory:
 
     Attributes:
         states_BMS: float, the latest states of the encoder, oldest first, padded at the right.
+        items_BM, types_BM: int64, rows of the items and types of these events; what stands in the padding is not read.
         padded_BM: bool, True where there is no state.
         interest_BD: float, the left-hand side of the encoder's score.
     """
 
     states_BMS: Tensor
+    items_BM: Tensor
+    types_BM: Tensor
     padded_BM: Tensor
     interest_BD: Tensor
 
     def take(self, users: Tensor) -> Memory:
         """Of the users at these places, repeats allowed."""
-        return Memory(self.states_BMS[users], self.padded_BM[users], self.interest_BD[users])
+        return Memory(
+            self.states_BMS[users], self.items_BM[users], self.types_BM[users], self.padded_BM[users],
+            self.interest_BD[users],
+        )  # fmt: skip
+
+    def counts(self, n_rows: int) -> Tensor:
+        """float32 [B, n_rows], how often each item is among these events."""
+        there_BM = (~self.padded_BM).float()
+        return torch.zeros(len(there_BM), n_rows).scatter_add(1, self.items_BM * ~self.padded_BM, there_BM)
 
 
 class NextKDecoder(nn.Module):
     """One pre-norm Transformer decoder layer (Vaswani et al., NeurIPS 2017).
+
+    An item's logit is ``(interest + W h) . v + (w . h) ln(1 + n)``, h the layer's answer and n how often the item is
+    among the events in memory: the second part is what coming back adds (in the spirit of RepeatNet, Ren et al., AAAI
+    2019). W and w begin at zero.
 
     Args:
         item_vectors_VD: float [V + 1, D], frozen; row 0 is the unknown item's, and begins a sequence.
@@ -67,10 +84,8 @@ class NextKDecoder(nn.Module):
         self.type_in = nn.Embedding(n_event_types + 1, dim)
         self.place_JH = nn.Parameter(0.02 * torch.randn(n_steps, dim))
         self.layer = nn.TransformerDecoderLayer(dim, 2, 2 * dim, dropout, "gelu", batch_first=True, norm_first=True)
-        self.item_out = nn.Linear(dim, width)
+        self.item_out, self.again_out = ZeroLinear(dim, width), ZeroLinear(dim, 1)
         self.type_out = nn.Linear(dim, n_event_types + 1)
-        nn.init.zeros_(self.item_out.weight)
-        nn.init.zeros_(self.item_out.bias)
 
     def forward(self, memory: Memory, items_BJ: Tensor, types_BJ: Tensor) -> tuple[Tensor, Tensor]:
         """``(item logits [B, J, V + 1], type logits [B, J, E])`` of each step, from the steps before it.
@@ -78,18 +93,31 @@ class NextKDecoder(nn.Module):
         Args:
             items_BJ, types_BJ: int64, the steps that were taken, J of them at most ``n_steps``; the last is not read.
         """
+        return self.answers(memory, self.hidden(memory, items_BJ, types_BJ))
+
+    def hidden(self, memory: Memory, items_BJ: Tensor, types_BJ: Tensor) -> Tensor:
+        """``[B, J, H]``. Raises UsageError for more steps than the decoder has."""
         n_steps = items_BJ.shape[1]
+        if n_steps > self.n_steps:
+            raise UsageError(f"{n_steps} steps are given, this decoder has {self.n_steps}; give it no more")
         before = F.pad(items_BJ[:, :-1], (1, 0)), F.pad(types_BJ[:, :-1], (1, 0))
-        x_BJH = self.item_in(self.item_vectors_VD[before[0]]) + self.type_in(before[1]) + self.place_JH[:n_steps]
-        x_BJH = x_BJH + self.interest_in(memory.interest_BD)[:, None]
+        x_BJH = self._events(*before) + self.place_JH[:n_steps] + self.interest_in(memory.interest_BD)[:, None]
+        memory_BMH = self.memory_in(memory.states_BMS) + self._events(memory.items_BM, memory.types_BM)
         later_JJ = torch.ones(n_steps, n_steps, dtype=torch.bool, device=x_BJH.device).triu(1)
-        h_BJH = self.layer(
-            x_BJH, self.memory_in(memory.states_BMS), tgt_mask=later_JJ, memory_key_padding_mask=memory.padded_BM
-        )
+        h_BJH: Tensor = self.layer(x_BJH, memory_BMH, tgt_mask=later_JJ, memory_key_padding_mask=memory.padded_BM)
+        return h_BJH
+
+    def answers(self, memory: Memory, h_BJH: Tensor) -> tuple[Tensor, Tensor]:
+        """What ``forward`` gives."""
         queries_BJD = memory.interest_BD[:, None] + self.item_out(h_BJH)
-        logits = queries_BJD @ self.item_vectors_VD.T
+        known_BV = memory.counts(len(self.item_vectors_VD)).log1p()
+        logits = queries_BJD @ self.item_vectors_VD.T + self.again_out(h_BJH) * known_BV[:, None]
         logits[..., 0] = -torch.inf  # the unknown item is no answer
         return logits, self.type_out(h_BJH)
+
+    def _events(self, items: Tensor, types: Tensor) -> Tensor:
+        found: Tensor = self.item_in(self.item_vectors_VD[items]) + self.type_in(types)
+        return found
 
     def loss(self, memory: Memory, items_BJ: Tensor, types_BJ: Tensor) -> Tensor:
         """Mean cross-entropy of items and of types, added; a step of item 0 (there was none) does not count."""
@@ -108,13 +136,16 @@ class Paths:
     """Decoded sequences, the likeliest first.
 
     Attributes:
-        items_BRJ, types_BRJ: int64; a type is the likeliest at its step.
+        items_BRJ, types_BRJ: int64; a type is the likeliest at its step. Items 0: there is no further sequence.
         log_chance_BR: float, of the items.
+        expected_BV: float, how often each item is to be expected in a sequence, of sampled ones: the chances of every
+            step, summed, the mean over the samples. With far fewer samples it is as exact as counting them.
     """
 
     items_BRJ: Tensor
     types_BRJ: Tensor
     log_chance_BR: Tensor
+    expected_BV: Tensor | None = None
 
 
 @torch.no_grad()
@@ -133,7 +164,8 @@ def beam_search(decoder: NextKDecoder, memory: Memory, n_steps: int, n_beams: in
         chances_BR, flat = total.topk(min(n_beams, total.shape[1]), dim=1)
         from_BR = flat // n_rows
         paths.go(step, from_BR, flat % n_rows, types_BR.gather(1, from_BR))
-    return Paths(paths.items_BRJ, paths.types_BRJ, chances_BR)
+    possible_BR1 = (chances_BR > -torch.inf)[..., None]
+    return Paths(paths.items_BRJ * possible_BR1, paths.types_BRJ * possible_BR1, chances_BR)
 
 
 @torch.no_grad()
@@ -149,15 +181,19 @@ def sample_paths(
     paths = _Steps(decoder, memory, n_users, n_steps)
     paths.spread(n_samples)
     chances_BR, every = torch.zeros(n_users, n_samples), torch.arange(n_samples).expand(n_users, -1)
+    expected_BV = torch.zeros(n_users, len(decoder.item_vectors_VD))
     for step in range(n_steps):
         log_BRV, types_BR = paths.ahead(step, repeats)
-        drawn = torch.multinomial((log_BRV / temperature).softmax(-1).flatten(0, 1), 1, generator=generator)
+        chance_BRV = (log_BRV / temperature).softmax(-1)
+        expected_BV += chance_BRV.mean(1)
+        drawn = torch.multinomial(chance_BRV.flatten(0, 1), 1, generator=generator)
         items_BR = drawn.view(n_users, n_samples)
         chances_BR = chances_BR + log_BRV.gather(2, items_BR[..., None])[..., 0]
         paths.go(step, every, items_BR, types_BR)
     order = chances_BR.argsort(dim=1, descending=True, stable=True)
     wide = order[..., None].expand(-1, -1, n_steps)
-    return Paths(paths.items_BRJ.gather(1, wide), paths.types_BRJ.gather(1, wide), chances_BR.gather(1, order))
+    items_BRJ, types_BRJ = paths.items_BRJ.gather(1, wide), paths.types_BRJ.gather(1, wide)
+    return Paths(items_BRJ, types_BRJ, chances_BR.gather(1, order), expected_BV)
 
 
 def aggregate(paths: Paths, k: int, n_rows: int, weighted: bool = False) -> Tensor:
@@ -173,6 +209,13 @@ def aggregate(paths: Paths, k: int, n_rows: int, weighted: bool = False) -> Tens
     scores_BV[:, 0] = 0
     top, rows = scores_BV.sort(dim=1, descending=True, stable=True)
     return torch.where(top[:, :k] > 0, rows[:, :k], 0)
+
+
+def expected_items(paths: Paths) -> Tensor:
+    """``expected_BV``. Raises UsageError for sequences that were not sampled."""
+    if paths.expected_BV is None:
+        raise UsageError("these sequences were searched, not sampled; take those of sample_paths")
+    return paths.expected_BV
 
 
 class _Steps:
@@ -192,11 +235,12 @@ class _Steps:
         n_users, n_paths, _ = self.items_BRJ.shape
         owner = torch.arange(n_users).repeat_interleave(n_paths)
         items, types = (x[..., : step + 1].flatten(0, 1) for x in (self.items_BRJ, self.types_BRJ))
-        logits, type_logits = self.decoder(self.memory.take(owner), items, types)
-        logits = logits[:, -1]
+        memory = self.memory.take(owner)
+        hidden = self.decoder.hidden(memory, items, types)[:, -1:]
+        logits, type_logits = (x[:, 0] for x in self.decoder.answers(memory, hidden))
         if not repeats and step:
             logits = logits.scatter(1, items[:, :step], -torch.inf)
-        return logits.log_softmax(-1).view(n_users, n_paths, -1), type_logits[:, -1].argmax(-1).view(n_users, n_paths)
+        return logits.log_softmax(-1).view(n_users, n_paths, -1), type_logits.argmax(-1).view(n_users, n_paths)
 
     def go(self, step: int, from_BR: Tensor, items_BR: Tensor, types_BR: Tensor) -> None:
         """Continue the sequences at these places with these items and types."""

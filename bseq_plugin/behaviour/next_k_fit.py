@@ -1,23 +1,23 @@
-"""A ``NextKDecoder`` over a frozen encoder, trained at instants of the past and judged at a later one.
+"""A ``NextKDecoder`` over a frozen encoder, trained at instants of the past.
 
 Shape letters: B users, M states in memory, J steps, D width of item vectors.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import copy
+from dataclasses import dataclass, fields
 
 import numpy as np
 import torch
 
 from bseq_plugin.behaviour.labels import known_users
-from bseq_plugin.behaviour.next_k import Memory, NextKDecoder, aggregate, beam_search, sample_paths
+from bseq_plugin.behaviour.next_k import Memory, NextKDecoder
 from bseq_plugin.behaviour.vectors import check_instant
 from bseq_plugin.data.sequences import Sequences
-from bseq_plugin.errors import SchemaError, UsageError
-from bseq_plugin.metrics import ranking_metrics
+from bseq_plugin.errors import BseqError, SchemaError, UsageError
 from bseq_plugin.model.direct import packed_events
-from bseq_plugin.model.interest_model import InterestModel
+from bseq_plugin.model.interest_model import EVENTS_PER_CALL, InterestModel
 
 
 @dataclass(frozen=True)
@@ -34,25 +34,55 @@ class Futures:
     items_BJ: torch.Tensor
     types_BJ: torch.Tensor
 
+    def take(self, users: torch.Tensor) -> tuple[Memory, torch.Tensor, torch.Tensor]:
+        """What a decoder reads of some of them."""
+        return self.memory.take(users), self.items_BJ[users], self.types_BJ[users]
+
+    @property
+    def usual_B(self) -> torch.Tensor:
+        """int64 [B], the commonest type among the events in memory, the smallest of equals."""
+        types_BM = self.memory.types_BM.masked_fill(self.memory.padded_BM, -1)
+        counts = torch.stack([(types_BM == kind).sum(1) for kind in range(int(types_BM.max()) + 1)], dim=1)
+        return counts.argmax(1)
+
 
 @torch.no_grad()
 def memory_of(model: InterestModel, histories: Sequences, n_states: int) -> Memory:
-    """The states of the latest ``n_states`` events of each user, who has one or more, and the first interest."""
+    """The states of the latest ``n_states`` events of each user, who has one or more, and their interest.
+
+    Raises UsageError for histories without events, and for a model of several interests: a decoder reads one.
+    """
     if n_states < 1 or (histories.lengths < 1).any():
         raise UsageError(f"n_states = {n_states}, and histories without events are given; give 1 or more of each")
+    if model.recipe.interests_per_user > 1:
+        raise UsageError(
+            f"the model has {model.recipe.interests_per_user} interests a user, a decoder begins with one; train a "
+            "model with readout = 'last'"
+        )
     histories = histories.latest(model.recipe.max_length)
-    events = packed_events(model.encoder, histories)
-    states_TS = model.encoder.sequence_encoder.part(events)
-    lengths = np.minimum(histories.lengths, n_states)
-    width = int(lengths.max(initial=1))
-    places = histories.offsets[1:, None] - lengths[:, None] + np.arange(width)
+    parts = np.array_split(np.arange(histories.n_users), max(1, -(-histories.n_events // EVENTS_PER_CALL)))
+    width = min(n_states, int(histories.lengths.max(initial=1)))
+    found = [_memory_of(model, histories.take(users), width) for users in parts]
+    return Memory(*(torch.cat([getattr(one, name.name) for one in found]) for name in fields(Memory)))
+
+
+def _memory_of(model: InterestModel, histories: Sequences, width: int) -> Memory:
+    states_TS = model.encoder.sequence_encoder.part(packed_events(model.encoder, histories))
+    lengths = np.minimum(histories.lengths, width)
+    places = np.minimum(
+        histories.offsets[1:, None] - lengths[:, None] + np.arange(width), max(histories.n_events - 1, 0)
+    )
     padded = torch.from_numpy(np.arange(width) >= lengths[:, None])
-    states_BMS = states_TS[torch.from_numpy(np.minimum(places, max(histories.n_events - 1, 0)))]
-    return Memory(states_BMS.masked_fill(padded[..., None], 0.0), padded, model.encode(histories)[:, 0])
+    items = torch.from_numpy(histories.items[places])
+    types = torch.zeros_like(items)
+    if histories.event_types is not None:
+        types = torch.from_numpy(histories.event_types[places].astype(np.int64))
+    states_BMS = states_TS[torch.from_numpy(places)].masked_fill(padded[..., None], 0.0)
+    return Memory(states_BMS, items, types, padded, model.encode(histories)[:, 0])
 
 
 def futures(
-    model: InterestModel, log: Sequences, at_us: int, n_steps: int, n_states: int = 20, until_us: int | None = None
+    model: InterestModel, log: Sequences, at_us: int, n_steps: int, n_states: int = 50, until_us: int | None = None
 ) -> Futures:
     """Everybody with a past and a future at an instant; the future is the next ``n_steps`` known events before
     ``until_us``.
@@ -60,6 +90,8 @@ def futures(
     Raises UsageError if the model knows what came after, SchemaError if nobody has both.
     """
     check_instant(model, at_us)
+    if n_steps < 1:
+        raise UsageError(f"n_steps = {n_steps}; give 1 or more")
     later = log.between(at_us, until_us).known()
     users = np.intersect1d(known_users(log, at_us), np.flatnonzero(later.lengths))
     if not len(users):
@@ -78,6 +110,7 @@ def fit_next_k(
     model: InterestModel,
     train: list[Futures],
     n_steps: int,
+    validation: Futures | None = None,
     *,
     epochs: int = 3,
     batch_users: int = 64,
@@ -85,63 +118,53 @@ def fit_next_k(
     dim: int = 64,
     seed: int = 0,
 ) -> NextKDecoder:
-    """Train a decoder by teacher forcing. Raises UsageError for nothing to train on."""
-    if not train or epochs < 1:
-        raise UsageError(f"{len(train)} instants, epochs = {epochs}; give 1 or more of each")
+    """Train a decoder by teacher forcing; with ``validation`` the epoch with the least loss there is kept.
+
+    Raises UsageError for nothing to train on, or futures of more than ``n_steps`` steps; BseqError if the loss is no
+    longer finite.
+    """
+    if not train or epochs < 1 or batch_users < 1:
+        raise UsageError(
+            f"{len(train)} instants, epochs = {epochs}, batch_users = {batch_users}; give 1 or more of each"
+        )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         state_dim, n_types = train[0].memory.states_BMS.shape[2], len(model.vocabulary.event_types)
         decoder = NextKDecoder(state_dim, model.item_vectors_VD, n_types, n_steps, dim)
         optimizer = torch.optim.Adam(decoder.parameters(), lr=learning_rate)
-        for _ in range(epochs):
-            pieces = [(n, users) for n, one in enumerate(train) for users in _shuffled(len(one.users), batch_users)]
-            for choice in torch.randperm(len(pieces)).tolist():
-                place, users = pieces[choice]
-                one = train[place]
-                optimizer.zero_grad()
-                loss = decoder.loss(one.memory.take(users), one.items_BJ[users], one.types_BJ[users])
-                loss.backward()  # type: ignore[no-untyped-call]
-                optimizer.step()
+        least, state = float("inf"), copy.deepcopy(decoder.state_dict())
+        for epoch in range(1, epochs + 1):
+            _pass(decoder, optimizer, train, batch_users, epoch)
+            loss = -float(epoch) if validation is None else _loss(decoder, validation, batch_users)
+            if loss < least:
+                least, state = loss, copy.deepcopy(decoder.state_dict())
+    decoder.load_state_dict(state)
     return decoder.eval()
+
+
+def _pass(
+    decoder: NextKDecoder, optimizer: torch.optim.Optimizer, train: list[Futures], batch_users: int, epoch: int
+) -> None:
+    """Every user of every instant once."""
+    decoder.train()
+    pieces = [(n, users) for n, one in enumerate(train) for users in _shuffled(len(one.users), batch_users)]
+    for choice in torch.randperm(len(pieces)).tolist():
+        place, users = pieces[choice]
+        optimizer.zero_grad()
+        loss = decoder.loss(*train[place].take(users))
+        if not torch.isfinite(loss):
+            raise BseqError(f"the loss is {loss.item()} in epoch {epoch}; lower learning_rate")
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+
+
+@torch.no_grad()
+def _loss(decoder: NextKDecoder, validation: Futures, batch_users: int) -> float:
+    """Mean over users, a batch at a time."""
+    decoder.eval()
+    parts = torch.split(torch.arange(len(validation.users)), batch_users)
+    return sum(float(decoder.loss(*validation.take(users))) * len(users) for users in parts) / len(validation.users)
 
 
 def _shuffled(n_users: int, batch_users: int) -> tuple[torch.Tensor, ...]:
     return torch.split(torch.randperm(n_users), batch_users)
-
-
-@torch.no_grad()
-def judge_next_k(
-    decoder: NextKDecoder, test: Futures, k: int, n_beams: int = 8, n_samples: int = 16, block: int = 64, seed: int = 0
-) -> dict[str, dict[str, float]]:
-    """Recall@k and NDCG@k of the next k events, of the one-step model's top k and of both ways to decode; and how often
-    the type of a step is right, of the likeliest path.
-    """
-    generator = torch.Generator().manual_seed(seed)
-    tops: dict[str, list[np.ndarray]] = {"one step": [], "beam": [], "samples": []}
-    right, n_rows = 0.0, len(decoder.item_vectors_VD)
-    for users in torch.split(torch.arange(len(test.users)), block):
-        memory = test.memory.take(users)
-        scores_BV = memory.interest_BD @ decoder.item_vectors_VD.T
-        scores_BV[:, 0] = -torch.inf
-        tops["one step"].append(scores_BV.topk(k, dim=1).indices.numpy())
-        beam = beam_search(decoder, memory, k, n_beams)
-        tops["beam"].append(aggregate(beam, k, n_rows, weighted=True).numpy())
-        drawn = sample_paths(decoder, memory, k, n_samples, generator=generator)
-        tops["samples"].append(aggregate(drawn, k, n_rows).numpy())
-        there = test.items_BJ[users, :k] > 0
-        right += float(((beam.types_BRJ[:, 0] == test.types_BJ[users, :k]) & there).sum())
-    offsets, items = _targets(test.items_BJ[:, :k].numpy())
-    found = {}
-    for name, parts in tops.items():
-        metrics = ranking_metrics(np.where(np.concatenate(parts) > 0, np.concatenate(parts), -1), offsets, items, [k])
-        found[name] = {metric: float(metrics[f"{metric}@{k}"].mean()) for metric in ("recall", "ndcg")}
-    types = test.types_BJ[:, :k][test.items_BJ[:, :k] > 0]
-    commonest = float((types == types.mode().values).float().mean())
-    found["event type"] = {"decoder": right / len(types), "the commonest": commonest}
-    return found
-
-
-def _targets(items_BJ: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(offsets, distinct items ascending) of each user."""
-    rows = [np.unique(own[own > 0]) for own in items_BJ]
-    return np.concatenate([[0], np.cumsum([len(own) for own in rows])]).astype(np.int64), np.concatenate(rows)

@@ -21,6 +21,14 @@ def check_instant(model: InterestModel, at_us: int, allow_future_model: bool = F
         )
 
 
+def check_log(model: InterestModel, log: Sequences, at_us: int, allow_future_model: bool = False) -> None:
+    """Raises UsageError as ``check_instant``, and SchemaError if the log lacks what the encoder reads."""
+    check_instant(model, at_us, allow_future_model)
+    lacking = EventInputs.of(model.recipe).lacking(log)
+    if lacking:
+        raise SchemaError(f"the encoder reads {' and '.join(lacking)}, but the log has none")
+
+
 def user_vectors(model: InterestModel, log: Sequences, at_us: int, allow_future_model: bool = False) -> Tensor:
     """float32 [U, K * D], of each user's events strictly before ``at_us``; the model's zero history without any.
 
@@ -32,10 +40,7 @@ def user_vectors(model: InterestModel, log: Sequences, at_us: int, allow_future_
         UsageError: the model knows the future.
         SchemaError: the log lacks what the encoder reads.
     """
-    check_instant(model, at_us, allow_future_model)
-    lacking = EventInputs.of(model.recipe).lacking(log)
-    if lacking:
-        raise SchemaError(f"the encoder reads {' and '.join(lacking)}, but the log has none")
+    check_log(model, log, at_us, allow_future_model)
     return model.encode(log.between(None, at_us)).flatten(1)
 
 

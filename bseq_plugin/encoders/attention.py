@@ -78,15 +78,19 @@ class NewestView:
 
     def attend(self, q_RHd: Tensor, k_MHd: Tensor, v_MHd: Tensor, bias: PairBias | None, share: float) -> Tensor:
         """``[R, H, d]``; ``share`` of the attention weights is dropped."""
-        bias_MH = None if bias is None else bias(self.pairs)
-        if len(self.newest_B) == 1 and bias_MH is None and self.pairs.mask is None:  # serving one user: fewest calls
+        if len(self.newest_B) == 1 and bias is None and self.pairs.mask is None:  # serving one user: fewest calls
             q, k, v = (x.transpose(0, 1)[None] for x in (q_RHd, k_MHd, v_MHd))
             return F.scaled_dot_product_attention(q, k, v, dropout_p=share)[0].transpose(0, 1)
+        weights_MH = self.weights(q_RHd, k_MHd, bias)
+        return self._sum(dropout(weights_MH, share, True)[..., None] * v_MHd)
+
+    def weights(self, q_RHd: Tensor, k_MHd: Tensor, bias: PairBias | None) -> Tensor:
+        """``[M, H]``, the attention of each user's newest event to each event; sums to 1 a user and head."""
+        bias_MH = None if bias is None else bias(self.pairs)
         scores_MH = (q_RHd[self.user_T] * k_MHd).sum(2) * q_RHd.shape[2] ** -0.5
         if self.pairs.mask is not None:
             scores_MH = scores_MH + self.pairs.mask[:, None]
-        weights_MH = self._softmax(scores_MH if bias_MH is None else scores_MH + bias_MH)
-        return self._sum(dropout(weights_MH, share, True)[..., None] * v_MHd)
+        return self._softmax(scores_MH if bias_MH is None else scores_MH + bias_MH)
 
     def average(self, x_MD: Tensor) -> Tensor:
         """``[R, D]``, the moving average up to each event."""

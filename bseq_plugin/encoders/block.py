@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bseq_plugin.encoders.attention import View
+from bseq_plugin.encoders.attention import NewestView, View
 from bseq_plugin.encoders.dropout import dropout
 from bseq_plugin.encoders.identity import IdentityLinear, IdentityValues, ZeroLinear
 from bseq_plugin.encoders.pairs import PairBias
@@ -58,6 +58,11 @@ class SelfAttention(nn.Module):
         values, out = (IdentityValues, IdentityLinear) if begin == "mean" else (nn.Linear, nn.Linear)
         self.query_key_value, self.out = values(dim, 3 * dim), out(dim, dim)
         self.bias = bias
+
+    def weights(self, x_MD: Tensor, view: NewestView) -> Tensor:
+        """``[M, H]``; see ``NewestView.weights``."""
+        q, k, _ = self._heads(self.query_key_value(x_MD), 3)
+        return view.weights(view.queries(q), k, self.bias)
 
     def forward(self, x_MD: Tensor, view: View) -> Tensor:
         """``[R, D]``."""

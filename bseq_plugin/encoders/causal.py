@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from bseq_plugin.encoders.attention import View
+from bseq_plugin.encoders.attention import NewestView, TileView, View
 from bseq_plugin.encoders.block import Begin, FeedForward, FrequencyFilter, Residual, SelfAttention
 from bseq_plugin.encoders.dropout import dropout
 from bseq_plugin.encoders.pairs import N_TIME_BUCKETS, PairBias, Wants, n_distance_buckets
@@ -98,6 +98,24 @@ class CausalEncoder(BlockStack):
             x_TD = x_TD + self.position(events.age_T if self.options.position == "newest" else events.position_T)
         return dropout(x_TD, self.options.share("embedding", self.dropout), self.training)
 
+    def attention(self, events: PackedEvents) -> Tensor | None:
+        """``[T]``, the last block's attention weights of each user's newest event, the mean of the heads.
+
+        With more than one block what is attended to are states, which know of earlier events too; what goes past the
+        attention (the residual, the frequency filter) has no share.
+        """
+        if events.x_TD.shape[0] == 0:
+            return events.x_TD.new_zeros(0)
+        *first, last = self.blocks
+        x_TD = self.embed(events)
+        if first:
+            tiles = TileView.of(events, self.wants)
+            x = tiles.layout.spread(x_TD)
+            for block in first:
+                x = block(x, tiles)
+            x_TD = tiles.layout.gather(x)
+        return cast(CausalBlock, last).shares(x_TD, NewestView.of(events, self.wants))
+
     def hidden(self, events: PackedEvents) -> Tensor | None:
         """bool [T], events of this batch that only they themselves see; drawn once, so that no block tells of them."""
         share: float = self.options.event_dropout
@@ -122,6 +140,10 @@ class CausalBlock(nn.Module):
         swiglu = options.feed_forward_kind == "swiglu"
         self.feed_forward = FeedForward(dim, options.feed_forward or 4 * dim, swiglu, options.begin)
         self.feed_forward_residual = Residual(dim, post, options.gated, hidden)
+
+    def shares(self, x_TD: Tensor, view: NewestView) -> Tensor:
+        """``[T]``, attention of the newest events, the mean of the heads."""
+        return self.attention.weights(self.attention_residual.before(x_TD), view).mean(1)
 
     def forward(self, x_MD: Tensor, view: View, choose: Choose | None = None) -> Tensor:
         """``[R, D]``; or what ``choose`` leaves of the R rows, and then no more linear layers than these need."""

@@ -67,7 +67,7 @@ def test_occlusion_is_encoding_the_history_without_each_event(trained):
         without = score(rows[:place] + rows[place + 1 :], days[:place] + days[place + 1 :])
         assert found.events["effect"][place] == pytest.approx(found.score - without, abs=1e-6)
     assert found.events["item_id"].tolist() == trained.vocabulary.item_ids[np.array(rows) - 1].tolist()
-    assert "attention" not in found.events  # a causal encoder gives none
+    assert found.events["attention"].sum() == pytest.approx(1)  # of the last block; test_causal_switches has the rest
 
 
 def test_the_event_of_the_item_itself_pulls_and_the_others_push(averaging):

@@ -10,7 +10,7 @@ from bseq_plugin.behaviour.inputs import Scale
 from bseq_plugin.behaviour.moments import Objectives, moment
 from bseq_plugin.behaviour.multitask import MultiTask, fit_multitask
 from bseq_plugin.behaviour.tasks import Task
-from bseq_plugin.errors import SchemaError, UsageError
+from bseq_plugin.errors import BseqError, SchemaError, UsageError
 from bseq_plugin.model.interest_model import InterestModel
 
 DAY_US = 86_400_000_000
@@ -72,6 +72,38 @@ def test_what_is_read_is_of_the_past_alone(model, log, objectives):
     assert (whole.next_B != part.next_B).any()
     with pytest.raises(SchemaError, match="ends after the log does"):
         moment(model, log, end_us - 6 * DAY_US, objectives, end_us)
+    with pytest.raises(SchemaError, match="nobody has an event before"):
+        moment(model, log, int(log.timestamps.min()), objectives, end_us, allow_future_model=True)
+
+
+def test_an_encoder_that_knows_what_came_is_not_asked(model, log, objectives):
+    """Its interests of earlier instants hold answers."""
+    end_us = int(log.timestamps.max()) + 1
+    with pytest.raises(UsageError, match="know what came after"):
+        moment(model, log, model.trained_until_us, objectives, end_us)
+    assert moment(model, log, model.trained_until_us, objectives, end_us, allow_future_model=True).histories.n_users
+
+
+def test_answers_in_batches_are_those_of_all_at_once(model, moments, objectives):
+    """And their metrics those of the rows: AUROC of the logits, WAPE of the summed rates, NDCG of who has a target."""
+    task = MultiTask(model, objectives, Scale.of(moments[0].context_BX))
+    part = moments[-1]
+    whole, parts = task.answers(part, 10**6), task.answers(part, 7)
+    np.testing.assert_allclose(parts.logits_BK, whole.logits_BK, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(parts.rates_BC, whole.rates_BC, rtol=1e-4, atol=1e-5)
+    found = whole.metrics()
+    assert found["churn:7"] == auroc(part.labels_BK[:, 0], whole.logits_BK[:, 0])
+    had_C = part.units_BC.sum(0)
+    wanted = np.abs(whole.rates_BC.sum(0) - had_C).sum() / had_C.sum()
+    assert found["demand"] == pytest.approx(wanted)
+    there = part.next_B > 0
+    assert np.isnan(whole.ndcg["next_item"]).tolist() == (~there).tolist()
+    assert found["next_item"] == pytest.approx(whole.ndcg["next_item"][there].mean())
+    users = np.flatnonzero(there)[[0, 0, 1]]
+    with pytest.raises(SchemaError, match="no score can tell"):
+        whole.metrics(users)
+    with pytest.raises(SchemaError, match="next_item: nobody has a target"):
+        whole.metrics(np.flatnonzero(~there))
 
 
 def test_nothing_behind_the_window_is_learned(model, log, objectives):
@@ -167,6 +199,8 @@ def test_nothing_to_learn(model, moments, objectives):
         fit_multitask(model, moments[:1], moments[0], objectives, epochs=0)
     with pytest.raises(UsageError, match="unknown head"):
         fit_multitask(model, moments[:1], moments[0], objectives, head="none")
+    with pytest.raises(BseqError, match="lower learning_rate"):
+        fit_multitask(model, moments[:1], moments[0], objectives, learning_rate=1e30, epochs=2)
     with pytest.raises(UsageError, match="weighting"):
         fit_multitask(model, moments[:1], moments[0], objectives, weighting="mine")
 

@@ -1,14 +1,25 @@
 """The decoder of the next k events: causal, begun as the encoder, searched exhaustively, and taught a cycle."""
 
 import itertools
+import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
-from bseq_plugin.behaviour.next_k import Memory, NextKDecoder, Paths, aggregate, beam_search, sample_paths
-from bseq_plugin.behaviour.next_k_fit import fit_next_k, futures, judge_next_k
-from bseq_plugin.errors import SchemaError, UsageError
+from bseq_plugin.behaviour.next_k import (
+    Memory,
+    NextKDecoder,
+    Paths,
+    aggregate,
+    beam_search,
+    expected_items,
+    sample_paths,
+)
+from bseq_plugin.behaviour.next_k_fit import fit_next_k, futures, memory_of
+from bseq_plugin.behaviour.next_k_judge import judge_next_k, rank_next_k
+from bseq_plugin.errors import BseqError, SchemaError, UsageError
 from bseq_plugin.model.direct import packed_events
 from bseq_plugin.model.interest_model import InterestModel
 
@@ -21,6 +32,7 @@ def decoder():
     torch.manual_seed(0)
     made = NextKDecoder(S, torch.randn(V + 1, D), TYPES, J, dim=8).eval()
     torch.nn.init.normal_(made.item_out.weight)
+    torch.nn.init.normal_(made.again_out.weight)
     return made
 
 
@@ -29,7 +41,8 @@ def memory():
     torch.manual_seed(1)
     padded = torch.zeros(B, M, dtype=torch.bool)
     padded[1, 2:] = True
-    return Memory(torch.randn(B, M, S), padded, torch.randn(B, D))
+    items, types = torch.randint(0, V + 1, (B, M)), torch.randint(0, TYPES + 1, (B, M))
+    return Memory(torch.randn(B, M, S), items, types, padded, torch.randn(B, D))
 
 
 def test_a_decoder_that_has_learned_nothing_is_the_one_step_model(memory):
@@ -59,7 +72,10 @@ def test_a_step_reads_only_the_steps_before(decoder, memory):
 def test_padding_and_other_users_do_not_matter(decoder, memory):
     items, types = torch.randint(1, V + 1, (B, J)), torch.zeros(B, J, dtype=torch.int64)
     whole = decoder(memory, items, types)[0]
-    noisy = Memory(memory.states_BMS + 9 * memory.padded_BM[..., None], memory.padded_BM, memory.interest_BD)
+    noisy = Memory(
+        memory.states_BMS + 9 * memory.padded_BM[..., None], torch.where(memory.padded_BM, 2, memory.items_BM),
+        torch.where(memory.padded_BM, 1, memory.types_BM), memory.padded_BM, memory.interest_BD,
+    )  # fmt: skip
     torch.testing.assert_close(decoder(noisy, items, types)[0], whole)
     alone = decoder(memory.take(torch.tensor([1])), items[1:2], types[1:2])[0]
     torch.testing.assert_close(alone[0], whole[1])
@@ -105,6 +121,49 @@ def test_samples_are_as_frequent_as_they_are_likely(decoder, memory):
         assert share == pytest.approx(likely, abs=0.03)
 
 
+def test_expected_counts_are_those_of_all_sequences(decoder, memory):
+    """The chance that an item is among the steps, summed over every sequence there is; and no more than one sample of a
+    first step is needed, whose chances do not depend on what was drawn.
+    """
+    one = memory.take(torch.tensor([1]))
+    wanted = torch.zeros(V + 1)
+    for path in itertools.permutations(range(1, V + 1), 2):
+        wanted[list(path)] += math.exp(chance(decoder, memory, 1, path, False)[0])
+    found = expected_items(sample_paths(decoder, one, 2, 3000, generator=torch.Generator().manual_seed(0)))[0]
+    torch.testing.assert_close(found, wanted, atol=0.01, rtol=0)
+    assert found.sum().item() == pytest.approx(2, abs=1e-4)
+    first = expected_items(sample_paths(decoder, one, 1, 1))[0]
+    logits, _ = decoder(one, torch.zeros(1, 1, dtype=torch.int64), torch.zeros(1, 1, dtype=torch.int64))
+    torch.testing.assert_close(first, logits[0, 0].softmax(0))
+    with pytest.raises(UsageError, match="searched, not sampled"):
+        expected_items(beam_search(decoder, one, 2, 2))
+
+
+def test_what_was_had_often_can_come_again(decoder, memory):
+    """The second part of a logit, by hand; padding is not counted."""
+    torch.nn.init.zeros_(decoder.item_out.weight)
+    torch.nn.init.zeros_(decoder.again_out.weight)
+    torch.nn.init.constant_(decoder.again_out.bias, 2.0)
+    logits, _ = decoder(memory, torch.ones(B, 1, dtype=torch.int64), torch.zeros(B, 1, dtype=torch.int64))
+    for user in range(B):
+        own = memory.items_BM[user][~memory.padded_BM[user]].tolist()
+        for item in range(1, V + 1):
+            wanted = memory.interest_BD[user] @ decoder.item_vectors_VD[item] + 2 * math.log1p(own.count(item))
+            torch.testing.assert_close(logits[user, 0, item], wanted)
+
+
+def test_there_are_no_more_sequences_than_there_are(decoder, memory):
+    """A beam wider than the catalogue: what can not be is empty, and votes for nothing."""
+    found = beam_search(decoder, memory, 2, 50)
+    n = V * (V - 1)
+    assert (found.items_BRJ[:, :n] > 0).all()
+    assert (found.log_chance_BR[:, :n] > -torch.inf).all()
+    assert (found.items_BRJ[:, n:] == 0).all()
+    assert (found.log_chance_BR[:, n:] == -torch.inf).all()
+    votes = aggregate(found, V, V + 1)
+    assert (votes > 0).all()
+
+
 def test_aggregation_by_hand():
     items = torch.tensor([[[1, 2, 3], [2, 1, 4]]])
     paths = Paths(items, torch.zeros_like(items), torch.log(torch.tensor([[0.75, 0.25]])))
@@ -124,7 +183,8 @@ def test_a_cycle_is_learned_where_one_step_ahead_is_not_enough():
 
     def batch(last):
         states = torch.eye(n_items)[last][:, None]
-        memory = Memory(states, torch.zeros(len(last), 1, dtype=torch.bool), torch.eye(n_items)[(last + 1) % n_items])
+        nothing = torch.zeros(len(last), 1, dtype=torch.int64)
+        memory = Memory(states, nothing, nothing, nothing.bool(), torch.eye(n_items)[(last + 1) % n_items])
         items = (last[:, None] + 1 + torch.arange(n_steps)) % n_items + 1
         return memory, items, items % 2 + 1
 
@@ -163,6 +223,7 @@ def test_what_can_not_be_decoded(decoder, memory):
     small = NextKDecoder(S, torch.randn(2 + 1, D), TYPES, J)
     with pytest.raises(UsageError, match="there are 2 items"):
         beam_search(small, memory, 3, 2)
+    memory = replace(memory, items_BM=memory.items_BM % 3)
     assert beam_search(small, memory, 3, 2, repeats=True).items_BRJ.shape == (B, 2, 3)
     with pytest.raises(UsageError, match="n_steps = 0"):
         NextKDecoder(S, torch.randn(3, D), TYPES, 0)
@@ -195,6 +256,22 @@ def test_futures_are_the_next_events_of_the_log_and_memory_its_latest_states(tra
         futures(model, nobody, at_us, 6)
     with pytest.raises(UsageError, match="before the end of training"):
         futures(model, log, model.trained_until_us, 6)
+    with pytest.raises(UsageError, match="n_steps = 0"):
+        futures(model, log, at_us, 0)
+
+
+def test_memory_is_made_in_parts(trained, monkeypatch):
+    """The same in calls of few events as in one; and several interests are not read by halves."""
+    model, log = trained
+    log = log.take(np.flatnonzero(log.lengths))
+    whole = memory_of(model, log, 3)
+    monkeypatch.setattr("bseq_plugin.behaviour.next_k_fit.EVENTS_PER_CALL", 40)
+    part = memory_of(model, log, 3)
+    for name in ("states_BMS", "items_BM", "types_BM", "padded_BM", "interest_BD"):
+        torch.testing.assert_close(getattr(part, name), getattr(whole, name), rtol=1e-4, atol=1e-5)
+    monkeypatch.setattr(type(model.recipe), "interests_per_user", 2)
+    with pytest.raises(UsageError, match="2 interests a user"):
+        memory_of(model, log, 3)
 
 
 def test_a_decoder_learns_from_a_log_and_is_judged(trained):
@@ -207,11 +284,29 @@ def test_a_decoder_learns_from_a_log_and_is_judged(trained):
         losses = [one.loss(test.memory, test.items_BJ, test.types_BJ).item() for one in (decoder, _begun(model, test))]
     assert losses[0] < losses[1]
     found = judge_next_k(decoder, test, 4, n_beams=3, n_samples=4)
-    assert set(found) == {"one step", "beam", "samples", "event type"}
+    assert set(found) == {"one step", "first step", "beam", "samples", "expected", "event type"}
+    own = [test.memory.types_BM[u][~test.memory.padded_BM[u]].tolist() for u in range(len(test.users))]
+    assert test.usual_B.tolist() == [min(set(types), key=lambda t, of=types: (-of.count(t), t)) for types in own]
+    right = [
+        np.mean([t == usual for t, i in zip(types, items, strict=True) if i])
+        for types, items, usual in zip(
+            test.types_BJ.tolist(), test.items_BJ.tolist(), test.usual_B.tolist(), strict=True
+        )
+    ]
+    np.testing.assert_allclose(found["event type"]["the user's commonest"], right)
     top = (test.memory.interest_BD @ model.item_vectors_VD[1:].T).topk(4, dim=1).indices + 1
     hits = [len(set(top[u].tolist()) & (set(test.items_BJ[u].tolist()) - {0})) for u in range(len(test.users))]
     wanted = [len(set(test.items_BJ[u].tolist()) - {0}) for u in range(len(test.users))]
-    assert found["one step"]["recall"] == pytest.approx(np.mean(np.array(hits) / np.array(wanted)))
+    np.testing.assert_allclose(found["one step"]["recall"], np.array(hits) / np.array(wanted))
+    kept = fit_next_k(model, train, 4, test, epochs=4, learning_rate=5e-3, dim=16)  # the same steps, the best epoch
+    with torch.no_grad():
+        assert kept.loss(*test.take(torch.arange(len(test.users)))).item() <= losses[0] + 1e-6
+    with pytest.raises(UsageError, match="k = 5, the futures have 1 to 4"):
+        rank_next_k(decoder, test, 5)
+    with pytest.raises(UsageError, match="4 steps are given, this decoder has 2"):
+        fit_next_k(model, train, 2)
+    with pytest.raises(BseqError, match="lower learning_rate"):
+        fit_next_k(model, train, 4, learning_rate=float("inf"), epochs=2)
     with pytest.raises(UsageError, match="0 instants"):
         fit_next_k(model, [], 4)
 

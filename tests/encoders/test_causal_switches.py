@@ -243,3 +243,33 @@ def test_time_bias_needs_times():
     events = events_of((2,))
     with pytest.raises(RecipeError, match="relative_time_bias reads times, but the events have none"):
         build({"relative_time_bias": True})(PackedEvents(events.x_TD, events.offsets_B1))
+
+
+@pytest.mark.parametrize("name", ["none", "time bias", "no final norm", "all"])
+def test_attention_shares_are_the_softmax_of_the_last_block(name):
+    """Pair by pair, from what the last block of each user alone is given; and they sum to 1 a user."""
+    encoder, events = build(SWITCHES[name]), events_of(LENGTHS)
+    given = []
+    attention = encoder.blocks[-1].attention
+    attention.register_forward_pre_hook(lambda _, inputs: given.append(inputs[0]))
+    with torch.no_grad():
+        found = encoder.attention(events)
+        assert encoder.attention(events_of((0, 0))).shape == (0,)
+        for begin, end in zip(events.offsets_B1[:-1].tolist(), events.offsets_B1[1:].tolist(), strict=True):
+            if begin == end:
+                continue
+            own = PackedEvents(events.x_TD[begin:end], torch.tensor([0, end - begin]), events.timestamps_T[begin:end])
+            given.clear()
+            encoder(own)
+            query, key, _ = attention.query_key_value(given[0][: end - begin]).chunk(3, 1)
+            width, newest, shares = 8 // attention.n_heads, end - begin - 1, []
+            for head in range(attention.n_heads):
+                part = slice(head * width, (head + 1) * width)
+                scores = [
+                    query[newest, part] @ key[j, part] / math.sqrt(width)
+                    + bias_of(attention.bias, head, newest, j, own.timestamps_T)
+                    for j in range(newest + 1)
+                ]
+                shares.append(torch.stack([torch.as_tensor(score) for score in scores]).softmax(0))
+            torch.testing.assert_close(found[begin:end], torch.stack(shares).mean(0), rtol=1e-9, atol=1e-9)
+            assert found[begin:end].sum().item() == pytest.approx(1)
