@@ -14,18 +14,18 @@ from bseq_plugin.behaviour.next_k_judge import judge_next_k
 from bseq_plugin.evaluation.bootstrap import bootstrap_interval, paired_bootstrap_interval
 from task_parts.protocol import LOG_END, TEST_AT, TRAIN_AT, VALIDATION_AT, Case
 
-STEPS, KS, EPOCHS = 10, (5, 10), 6
+STEPS, KS, EPOCHS, N_SAMPLES = 10, (5, 10), 4, 8
 ONE_STEP, COMMONEST, TYPES = "one step", "the user's commonest", "event type"
 Judged = dict[str, dict[str, dict[str, np.ndarray]]]
 
 
 def next_k(case: Case, seed: int) -> Judged:
     """ "k=5" and "k=10" -> ranker -> metric -> one number a household: the next purchases from 1 December on."""
-    train = [futures(case.model, case.log, instant, STEPS, until_us=VALIDATION_AT) for instant in TRAIN_AT]
+    train = [futures(case.model, case.log, instant, STEPS, until_us=VALIDATION_AT) for instant in TRAIN_AT[::2]]
     held = futures(case.model, case.log, VALIDATION_AT, STEPS, until_us=TEST_AT)
     test = futures(case.model, case.log, TEST_AT, STEPS, until_us=LOG_END)
     decoder = fit_next_k(case.model, train, STEPS, held, epochs=EPOCHS, seed=seed)
-    return {f"k={k}": judge_next_k(decoder, test, k, seed=seed) for k in KS}
+    return {f"k={k}": judge_next_k(decoder, test, k, n_samples=N_SAMPLES, seed=seed) for k in KS}
 
 
 def next_k_summary(of_seeds: list[Judged]) -> dict[str, Any]:
