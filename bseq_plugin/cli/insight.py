@@ -86,7 +86,7 @@ def segments(
     vectors_UD = model.encode(known)[:, :, : model.recipe.vector_dim].flatten(1).numpy()
     old = None if previous is None else read_table(previous)
     found = fit_segments(known.user_ids, vectors_UD, n_segments, old, seed)
-    codes_V, names = _codes(model.vocabulary, table, category, name)
+    codes_V, names = category_codes(model.vocabulary, table, category, name)
     described = describe_segments(known, found.segment_U, found.n_segments, codes_V, names)
     frame = found.frame()
     write_parquet(frame, output)
@@ -109,7 +109,7 @@ def segments(
     note.print(f"wrote {len(frame):,} users to {output}")
 
 
-def _codes(
+def category_codes(
     vocabulary: Vocabulary, items: pd.DataFrame | None, category: str | None, name: str | None
 ) -> tuple[np.ndarray, np.ndarray]:
     """(int64 [V + 1], names [G]): each item by itself, or the categories of the items table."""

@@ -1,12 +1,18 @@
 """Demand: counts against a loop, rates that were planted, and what can't be forecast."""
 
+import json
+from dataclasses import replace
+
 import numpy as np
+import pandas as pd
 import pytest
 
 from bseq_plugin.behaviour.demand import DemandRows, fit_demand, user_demand, wape
+from bseq_plugin.behaviour.forecast import forecast_demand
 from bseq_plugin.behaviour.labels import weekly_demand
 from bseq_plugin.data.sequences import Sequences
 from bseq_plugin.errors import SchemaError, UsageError
+from bseq_plugin.model.interest_model import InterestModel
 
 WEEK_US = 7 * 86_400_000_000
 
@@ -62,3 +68,64 @@ def test_nothing_to_learn_from():
         fit_demand(rows, nothing)
     with pytest.raises(SchemaError, match="choose other weeks"):
         fit_demand(DemandRows(rows.vectors_ND[:0], rows.recent_NC[:0], rows.units_NC[:0]), rows)
+
+
+@pytest.fixture(scope="module")
+def model(habit_run):
+    return InterestModel.from_run(habit_run.path)
+
+
+@pytest.fixture(scope="module")
+def group_V(model):
+    return np.concatenate([[-1], model.vocabulary.item_ids // 10])
+
+
+def test_a_forecast_of_steady_habits(model, habit_run, group_V):
+    """Groups 0 to 2 are bought every other day by everybody who began; in group 3 people stop, and fewer are left."""
+    log = habit_run.sequences()
+    found = forecast_demand(model, log, group_V, 4)
+    assert found.at_us == int(log.timestamps.max()) + 1
+    past = weekly_demand(log, group_V, 4, found.at_us - 3 * WEEK_US, 3)
+    np.testing.assert_array_equal(found.before_C, past[:, 2])
+    np.testing.assert_allclose(found.units_C[:3], past[:3].mean(1), rtol=0.4)  # some hundred units, some thirty users
+    assert found.wape < found.naive_wape
+    assert found.naive_wape == pytest.approx(np.abs(past[:, 2] - past[:, 1]).sum() / past[:, 2].sum())
+    assert found.n_weeks == 3  # of the four complete ones after the training, one is for judging
+
+
+def test_a_forecast_knows_nothing_of_the_future(model, habit_run, group_V):
+    log = habit_run.sequences()
+    at_us = int(log.timestamps.max()) - WEEK_US
+    whole, cut = (forecast_demand(model, one, group_V, 4, at_us) for one in (log, log.between(None, at_us)))
+    np.testing.assert_array_equal(whole.units_C, cut.units_C)
+    assert whole.wape == cut.wape
+
+
+def test_what_no_forecast_can_be_made_of(model, habit_run, group_V):
+    log = habit_run.sequences()
+    with pytest.raises(SchemaError, match="two weeks are"):
+        forecast_demand(model, log, group_V, 4, model.trained_until_us + 2 * WEEK_US)
+    forecast_demand(model, log, group_V, 4, model.trained_until_us + 2 * WEEK_US, allow_future_model=True)
+    with pytest.raises(SchemaError, match="nobody has an event before"):
+        forecast_demand(model, log, group_V, 4, int(log.timestamps.min()))
+    with pytest.raises(SchemaError, match="log with times"):
+        forecast_demand(model, replace(log, timestamps=None), group_V, 4)
+    with pytest.raises(SchemaError, match="choose other weeks"):
+        forecast_demand(model, log, np.full_like(group_V, -1), 4)
+
+
+def test_the_demand_command(bseq, habit_run, habit_items, tmp_path):
+    habit_items.to_parquet(tmp_path / "items.parquet")
+    out, told = tmp_path / "demand.parquet", tmp_path / "errors.json"
+    asked = ["demand", habit_run.path, "--items", tmp_path / "items.parquet", "--category"]
+    code, printed, err = bseq(*asked, "group", "--out", out, "--json", told)
+    assert code == 0, err
+    assert "g1" in printed
+    frame = pd.read_parquet(out)
+    assert list(frame.columns) == ["category", "week", "units", "week_before"]
+    assert sorted(frame["category"]) == ["g0", "g1", "g2", "g3"]
+    assert json.loads(told.read_text())["units"] == pytest.approx(frame["units"].sum(), rel=1e-5)
+    code, _, err = bseq(*asked, "colour", "--out", tmp_path / "no.parquet")
+    assert code == 2
+    assert "'colour' needs an items table" in err
+    assert not (tmp_path / "no.parquet").exists()
