@@ -25,7 +25,7 @@ from bseq_plugin.plugins import plugin_manager
 
 KEY_WIDTH = 384  # leading directions of the whitened vectors that are kept
 N_NEIGHBOURS = 20
-TEMPERATURE = 0.03  # of cosines: what is nearer by so much weighs e times as much
+TEMPERATURE = 0.05  # of cosines: what is nearer by so much weighs e times as much
 ROWS = 1 << 12  # items placed at a time
 EXACT_PAIRS = 1e10  # of keys compared one by one; beyond, FAISS looks at some of the lists
 LISTS = 32

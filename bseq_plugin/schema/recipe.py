@@ -67,7 +67,7 @@ class Recipe(BaseModel):
         "'sum', 'gate' = with a projection of the vector that is learned",
     )
     prior_events: float = Field(
-        4.0, ge=0.0, description="events of an item that its neighbours count for, with item_fusion='neighbours'"
+        2.0, ge=0.0, description="events of an item that its neighbours count for, with item_fusion='neighbours'"
     )
     id_dropout: float = Field(
         0.2, ge=0.0, lt=1.0, description="share of items known by their vector alone in a step, with 'sum' and 'gate'"

@@ -151,7 +151,7 @@ def test_the_export_completes_what_ids_have_learned(run, by_kind, recipe, items,
     keys = load_file(run.path / "model" / "encoder.safetensors")[KEYS]
     assert keys.dtype == torch.float16
     wanted = torch.cat(
-        [part for _, part in completed(keys, model.vocabulary.item_counts, 4.0, lambda: blocks_of(rows))]
+        [part for _, part in completed(keys, model.vocabulary.item_counts, 2.0, lambda: blocks_of(rows))]
     )
     torch.testing.assert_close(model.item_table_VD, wanted)
     assert float((model.item_table_VD - rows)[1:].abs().max()) > 1e-3
