@@ -30,6 +30,7 @@ from bseq_plugin.errors import RecipeError, RunError
 from bseq_plugin.model.direct import WideModules, direct_interests
 from bseq_plugin.model.encoder import ITEM_TABLE, SequenceInterestEncoder
 from bseq_plugin.model.items import score_vectors
+from bseq_plugin.model.neighbours import NeighbourItems
 from bseq_plugin.model.tensor_file import create, write
 from bseq_plugin.schema.recipe import Recipe
 
@@ -77,8 +78,8 @@ class InterestModel:
         except RecipeError as error:
             raise RunError(f"the saved encoder does not fit its recipe: {error}") from None
         values = {name: value.detach().clone() if copy else value for name, value in state.items()}
-        if KEYS in values and encoder.item_tower.encoded is not None:  # there are none while training
-            encoder.item_tower.encoded.keys_VK = values[KEYS]
+        if KEYS in values and isinstance(encoder.item_tower.encoded, NeighbourItems):  # there are none while training
+            encoder.item_tower.encoded.keys_VK = torch.empty(vocabulary.n_items + 1, values[KEYS].shape[1])
         try:
             encoder.load_state_dict(values, assign=True)
         except RuntimeError as error:

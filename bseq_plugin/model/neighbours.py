@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from bseq_plugin.data.item_vectors import ItemVectors
+from bseq_plugin.errors import RunError
 from bseq_plugin.model.encoded_items import WhitenedVectors
 from bseq_plugin.plugins import plugin_manager
 
@@ -67,10 +68,11 @@ class NeighbourItems(WhitenedVectors):
     def rows_of(self, vectors_NE: Tensor, table_VD: Tensor, counts_V: np.ndarray) -> Tensor:
         """float32 [N, D], the guess for items that are not in the table; zeros for a vector of zeros.
 
-        ``table_VD`` [V + 1, D] and ``counts_V`` int64 [V], events of each item, are those of the exported model.
+        ``table_VD`` [V + 1, D] and ``counts_V`` int64 [V], events of each item, are those of the exported model; of
+        another one RunError is raised.
         """
         if self.keys_VK is None:
-            raise ValueError("only an exported model has the keys of its items")
+            raise RunError("the model has no keys of its items, which only an exported one has; load it from its run")
         alike = AlikeItems(self.keys_VK, counts_V, blocks_of(table_VD), len(vectors_NE))
         return torch.cat([alike.guess(keys_NK)[0] for keys_NK in torch.split(self.keys_of(vectors_NE), ROWS)])
 

@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 
 from bseq_plugin.data.events import Events
 from bseq_plugin.data.item_vectors import ItemVectors
-from bseq_plugin.errors import RecipeError
+from bseq_plugin.errors import RecipeError, RunError
 from bseq_plugin.model import neighbours as module
 from bseq_plugin.model.interest_model import KEYS, InterestModel
 from bseq_plugin.model.neighbours import NeighbourItems, blocks_of, completed
@@ -98,6 +98,18 @@ def test_a_large_catalogue_is_searched_by_lists(problem, monkeypatch):
     exact = encoded.rows_of(asked, torch.from_numpy(rows), counts)
     monkeypatch.setattr(module, "EXACT_PAIRS", 0)
     torch.testing.assert_close(encoded.rows_of(asked, torch.from_numpy(rows), counts), exact, atol=1e-4, rtol=1e-4)
+
+
+def test_a_model_that_is_not_exported_or_whose_keys_are_others_is_refused(problem, run):
+    vectors, counts, rows, encoded = problem
+    encoded.keys_VK = None
+    with pytest.raises(RunError, match="has no keys of its items"):
+        encoded.rows_of(torch.from_numpy(vectors), torch.from_numpy(rows), counts)
+    model = InterestModel.from_run(run.path)
+    state = dict(model.encoder.state_dict())
+    state[KEYS] = state[KEYS][:-1]
+    with pytest.raises(RunError, match="does not fit its recipe"):
+        InterestModel.from_state(model.recipe, model.vocabulary, state, None, None)
 
 
 OPTIONS = {"columns": {"categories": ["kind"], "numbers": ["place"], "buckets": 16}}
