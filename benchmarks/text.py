@@ -4,9 +4,10 @@
     python benchmarks/text.py --only grocery --part validation --set epochs=4 --text-set id_dropout=0.5
 
 A tenth of the items (drawn by the seed) is hidden from training; a model of ids alone is trained, and one of ids and
-text, with the same settings. Both rank the whole catalogue: warm targets, those of the tail (5 events or fewer in
-training), and cold targets, for which the one has rows as they are before training and the other what the text says.
-Settings are chosen with --part validation, which leaves out the newest events. Writes benchmarks/results/text.json.
+text, with the same settings (with item_fusion = "neighbours" that is one training). Both rank the whole catalogue: warm
+targets, those of the tail (5 events or fewer in training), and cold targets, for which the one has rows as they are
+before training and the other what the text says. Settings are chosen with --part validation, which leaves out the
+newest events. Writes benchmarks/results/text.json.
 """
 
 from __future__ import annotations

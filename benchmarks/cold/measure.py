@@ -17,6 +17,9 @@ from bseq_plugin.data.splits import EvaluationSet
 from bseq_plugin.evaluation.rankers import interest_ranker
 from bseq_plugin.metrics import ranking_metrics
 from bseq_plugin.model.new_items import with_new_items
+from bseq_plugin.model.task import SequenceInterestTask
+from bseq_plugin.training.checkpoint import Checkpoints, Position
+from bseq_plugin.training.run import Run
 from cold.problems import Problem, only
 
 TAIL = 5  # events in training, at most
@@ -29,10 +32,13 @@ def one_seed(problem: Problem, seed: int, text_settings: list[str], id_settings:
     options = {"text": {"columns": list(problem.columns)}}
     text = base.replace(item_encoders=["text"], item_encoder_options=options).with_settings(text_settings)
     models, seconds = {}, {}
-    for name, recipe in (("id", base), ("id + text", text)):
+    started = time.perf_counter()
+    models["id + text"], models["id"] = trained(problem, text)
+    seconds["id + text"] = seconds["id"] = time.perf_counter() - started
+    if text.item_fusion != "neighbours":
         started = time.perf_counter()
-        models[name] = trained(problem, recipe)
-        seconds[name] = time.perf_counter() - started
+        _, models["id"] = trained(problem, base)
+        seconds["id"] = time.perf_counter() - started
     models["id"] = with_untrained(models["id"], problem.cold, base, seed)
     models["id + text"] = with_new_items(
         models["id + text"], problem.items[problem.items["item_id"].isin(problem.cold)]
@@ -46,16 +52,34 @@ def one_seed(problem: Problem, seed: int, text_settings: list[str], id_settings:
     }
 
 
-def trained(problem: Problem, recipe: Recipe) -> InterestModel:
-    """The best epoch; tables are thrown away."""
+def trained(problem: Problem, recipe: Recipe) -> tuple[InterestModel, InterestModel]:
+    """The best epoch as it was exported, and as it was trained, without what item encoders say; tables are thrown away.
+
+    With neighbours the second one is the model of ids alone: a test of the project says that they are trained alike.
+    """
     with tempfile.TemporaryDirectory() as folder:
         reads = problem.items if recipe.item_encoders else None
         run = train(problem.training, recipe, Path(folder) / "run", items=reads, progress=False)
         model = InterestModel.from_run(run.path)
         # the mapped item table goes with the folder
-        return InterestModel.from_state(
+        whole = InterestModel.from_state(
             model.recipe, model.vocabulary, model.encoder.state_dict(), model.item_priors_VP, model.trained_until_us
         )
+        return whole, of_ids(run, whole)
+
+
+def of_ids(run: Run, model: InterestModel) -> InterestModel:
+    """The weights of the best epoch's checkpoint, as a model of a recipe without item encoders."""
+    encoded = model.encoder.item_tower.encoded
+    width = None if encoded is None else encoded.axes_EE.shape[0]
+    vocabulary = model.vocabulary
+    task = SequenceInterestTask(
+        model.recipe, vocabulary.n_items, len(vocabulary.event_types), item_vectors=width
+    )  # fmt: skip
+    Checkpoints(run.path).load_plain(task, Position(run.info["best_epoch"]))
+    state = {k: v for k, v in task.interest_encoder.state_dict().items() if not k.startswith("item_tower.encoded")}
+    bare = model.recipe.replace(item_encoders=(), item_encoder_options={}, item_fusion="neighbours", item_init="random")
+    return InterestModel.from_state(bare, vocabulary, state, model.item_priors_VP, model.trained_until_us)
 
 
 def with_untrained(model: InterestModel, cold: np.ndarray, recipe: Recipe, seed: int) -> InterestModel:

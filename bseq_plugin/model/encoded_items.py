@@ -19,7 +19,35 @@ BEGIN = 0.3  # standard deviation of the projected vectors before training
 LEAST = 0.1  # of the mean variance is added to that of each direction
 
 
-class EncodedItems(nn.Module):
+class WhitenedVectors(nn.Module):
+    """Whose vectors these are, their mean and their whitening axes: buffers that go with a model.
+
+    Args:
+        width: E.
+        vectors: of all items, for a new model; None for one whose state is read.
+    """
+
+    identity: Tensor  # uint8 [32]: sha256 of the encoders
+    centre_E: Tensor
+    axes_EE: Tensor
+
+    def __init__(self, width: int, vectors: ItemVectors | None = None) -> None:
+        super().__init__()
+        identity = bytes(32) if vectors is None else bytes.fromhex(vectors.identity)
+        self.register_buffer("identity", torch.tensor(list(identity), dtype=torch.uint8))
+        centre_E, axes_EE = torch.zeros(width), torch.zeros(width, width)
+        if vectors is not None:
+            centre_E, axes_EE = whitening(vectors.vectors_VE)
+        self.register_buffer("centre_E", centre_E)
+        self.register_buffer("axes_EE", axes_EE)
+
+    @property
+    def vectors_identity(self) -> str:
+        """``ItemVectors.identity`` of the vectors that the model was made with."""
+        return bytes(self.identity.tolist()).hex()
+
+
+class EncodedItems(WhitenedVectors):
     """``fuse(id row, projection(vector))``, and the id row left out at random while training.
 
     The vectors are frozen and copied to every rank; only a projection of them, whitened, is learned. With
@@ -34,29 +62,14 @@ class EncodedItems(nn.Module):
     """
 
     vectors_VE: Tensor | None
-    identity: Tensor  # uint8 [32]: whose vectors the projection was learned with
-    centre_E: Tensor
-    axes_EE: Tensor
 
     def __init__(self, recipe: Recipe, width: int, vectors: ItemVectors | None = None) -> None:
-        super().__init__()
+        super().__init__(width, vectors)
         self.id_dropout = recipe.id_dropout
         self.projection = LeadingDirections(width, recipe.dim, recipe.members)
         self.gate = Gate(recipe.vector_dim) if recipe.item_fusion == "gate" else None
-        identity = bytes(32) if vectors is None else bytes.fromhex(vectors.identity)
-        self.register_buffer("identity", torch.tensor(list(identity), dtype=torch.uint8))
-        centre_E, axes_EE = torch.zeros(width), torch.zeros(width, width)
-        if vectors is not None:
-            centre_E, axes_EE = whitening(vectors.vectors_VE)
-        self.register_buffer("centre_E", centre_E)
-        self.register_buffer("axes_EE", axes_EE)
         known = None if vectors is None else torch.from_numpy(vectors.vectors_VE)
         self.register_buffer("vectors_VE", known, persistent=False)
-
-    @property
-    def vectors_identity(self) -> str:
-        """``ItemVectors.identity`` of the vectors that the projection was learned with."""
-        return bytes(self.identity.tolist()).hex()
 
     def forward(self, rows: list[Tensor], ids: list[Tensor]) -> list[Tensor]:
         """``[N, D]`` for each of ``rows``, the looked-up rows of ``ids`` (int64 [N]); as they are without vectors."""
@@ -83,8 +96,8 @@ class EncodedItems(nn.Module):
         """The sum, or the gated mean; an id row of zeros leaves what the vector says."""
         return rows_ND + projected_ND if self.gate is None else self.gate(rows_ND, projected_ND)
 
-    def rows_of(self, vectors_NE: Tensor) -> Tensor:
-        """``[N, D]``, rows of the item table for items without an id row."""
+    def rows_of(self, vectors_NE: Tensor, table_VD: Tensor | None = None, counts_V: np.ndarray | None = None) -> Tensor:
+        """``[N, D]``, rows of the item table for items without an id row; other items are not asked."""
         projected_ND = self.projected(vectors_NE)
         return self.fuse(torch.zeros_like(projected_ND), projected_ND)
 

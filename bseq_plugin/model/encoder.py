@@ -22,6 +22,7 @@ from bseq_plugin.model.encoded_items import EncodedItems
 from bseq_plugin.model.interests import MultiInterests
 from bseq_plugin.model.items import InterestHead, ItemTower
 from bseq_plugin.model.members import SideBySide
+from bseq_plugin.model.neighbours import NeighbourItems
 from bseq_plugin.plugins import plugin_manager
 from bseq_plugin.schema.options import parse_options
 from bseq_plugin.schema.packed import PackedEvents
@@ -208,14 +209,14 @@ def build_encoder_part(recipe: Recipe) -> SequenceEncoder:
     return members[0] if len(members) == 1 else SideBySide(members)
 
 
-def _encoded_items(recipe: Recipe, vectors: ItemVectors | int | None) -> EncodedItems | None:
+def _encoded_items(recipe: Recipe, vectors: ItemVectors | int | None) -> EncodedItems | NeighbourItems | None:
     if not recipe.item_encoders:
         return None
     if vectors is None:
         raise RecipeError(f"the recipe has item_encoders = {list(recipe.item_encoders)}; give their item_vectors")
-    if isinstance(vectors, int):
-        return EncodedItems(recipe, vectors)
-    return EncodedItems(recipe, vectors.vectors_VE.shape[1], vectors)
+    known = None if isinstance(vectors, int) else vectors
+    width = vectors if isinstance(vectors, int) else vectors.vectors_VE.shape[1]
+    return NeighbourItems(width, known) if recipe.item_fusion == "neighbours" else EncodedItems(recipe, width, known)
 
 
 def _tables(recipe: Recipe, n_items: int, n_event_types: int, candidate_keys: bool) -> list[EmbeddingConfig]:

@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from torch.nn import functional as F
 
 from bseq_plugin import __version__
 from bseq_plugin.data.sequences import Sequences
@@ -29,10 +30,12 @@ from bseq_plugin.errors import RecipeError, RunError
 from bseq_plugin.model.direct import WideModules, direct_interests
 from bseq_plugin.model.encoder import ITEM_TABLE, SequenceInterestEncoder
 from bseq_plugin.model.items import score_vectors
+from bseq_plugin.model.neighbours import NeighbourItems
 from bseq_plugin.model.tensor_file import create, write
 from bseq_plugin.schema.recipe import Recipe
 
-PROJECTION = "item_tower.encoded.projection.weight"
+AXES = "item_tower.encoded.axes_EE"
+KEYS = "item_tower.encoded.keys_VK"  # with a row an item, as the item table has
 ITEM_WEIGHT = f"embedding_collection.embeddings.{ITEM_TABLE}.weight"
 EVENTS_PER_CALL = 1 << 13  # bounds memory; large enough that calls cost little beside their arithmetic
 
@@ -67,7 +70,7 @@ class InterestModel:
         ``copy=False`` takes the tensors as they are: tables that are mapped files stay on the disk.
         """
         # tables on the meta device: to fill a million rows with random numbers first would take longer than all else
-        width = state[PROJECTION].shape[1] if PROJECTION in state else None
+        width = state[AXES].shape[0] if AXES in state else None
         try:
             encoder = SequenceInterestEncoder(
                 recipe, vocabulary.n_items, len(vocabulary.event_types), item_vectors=width, device="meta"
@@ -75,6 +78,8 @@ class InterestModel:
         except RecipeError as error:
             raise RunError(f"the saved encoder does not fit its recipe: {error}") from None
         values = {name: value.detach().clone() if copy else value for name, value in state.items()}
+        if KEYS in values and isinstance(encoder.item_tower.encoded, NeighbourItems):  # there are none while training
+            encoder.item_tower.encoded.keys_VK = torch.empty(vocabulary.n_items + 1, values[KEYS].shape[1])
         try:
             encoder.load_state_dict(values, assign=True)
         except RuntimeError as error:
@@ -84,14 +89,19 @@ class InterestModel:
             raise RunError(f"there are {n_priors} item priors, the recipe has {len(recipe.popularity_days)}")
         return cls(recipe, vocabulary, encoder.eval(), item_priors_VP, trained_until_us)
 
+    @property
+    def item_table_VD(self) -> Tensor:
+        """float32 [V + 1, D], D = ``recipe.vector_dim``: the rows that histories are read with."""
+        weight: Tensor = self.encoder.embedding_collection.embeddings[ITEM_TABLE].weight.detach()
+        return weight
+
     @cached_property
     def item_vectors_VD(self) -> Tensor:
         """float32 [V + 1, D], D = ``recipe.interest_dim``: what an interest is multiplied with to score an item.
 
         Row 0 is the unknown item's and no catalogue item.
         """
-        table_VD = self.encoder.embedding_collection.embeddings[ITEM_TABLE].weight.detach()
-        return score_vectors(table_VD, self.item_priors_VP, self.recipe.score == "cosine")
+        return score_vectors(self.item_table_VD, self.item_priors_VP, self.recipe.score == "cosine")
 
     @cached_property
     def digest(self) -> str:
@@ -133,7 +143,8 @@ class InterestModel:
         """The same model with these items only, in this order: int64 [G], rows 0..V-1 (vocabulary row minus 1)."""
         table_rows = torch.from_numpy(np.concatenate([[0], rows_G + 1]))
         state = {name: value.detach().clone() for name, value in self.encoder.state_dict().items()}
-        state[ITEM_WEIGHT] = state[ITEM_WEIGHT][table_rows]
+        for name in state.keys() & {ITEM_WEIGHT, KEYS}:
+            state[name] = state[name][table_rows]
         chosen = replace(
             self.vocabulary,
             item_ids=self.vocabulary.item_ids[rows_G],
@@ -154,6 +165,8 @@ class InterestModel:
         state = dict(self.encoder.state_dict())
         at = torch.from_numpy(places)
         state[ITEM_WEIGHT] = _with_rows(state[ITEM_WEIGHT], at, rows_ND, len(ids) + 1)
+        if KEYS in state:  # an item without events is nobody's neighbour
+            state[KEYS] = F.pad(state[KEYS], (0, 0, 0, len(ids) + 1 - len(state[KEYS])))
         priors = self.item_priors_VP
         if priors is not None and priors_NP is not None:
             priors = _with_rows(priors, at, priors_NP, len(ids) + 1)

@@ -12,10 +12,12 @@ from torchrec import JaggedTensor, KeyedJaggedTensor
 
 from bseq_plugin.data.items import ItemAttributes
 from bseq_plugin.model.encoded_items import EncodedItems
+from bseq_plugin.model.neighbours import NeighbourItems
 
 
 class ItemTower(nn.Module):
-    """Adds the vectors of an item's attributes to its looked-up row, then what its encoders say (``EncodedItems``).
+    """Adds the vectors of an item's attributes to its looked-up row, then what its encoders say (``EncodedItems``, or
+    nothing until training is over: ``NeighbourItems``).
 
     Attributes have few values, so their table is a dense parameter, copied to every rank; the item table alone is
     sharded. When a trained model is exported the sums are written into the item table (``folded``) and the tower is
@@ -30,7 +32,7 @@ class ItemTower(nn.Module):
         dim: int,
         attributes: ItemAttributes | None = None,
         init_std: float = 0.02,
-        encoded: EncodedItems | None = None,
+        encoded: EncodedItems | NeighbourItems | None = None,
     ) -> None:
         super().__init__()
         self.encoded = encoded

@@ -16,6 +16,7 @@ from bseq_plugin.data.items import checked_items
 from bseq_plugin.errors import UsageError
 from bseq_plugin.model.encoded_items import EncodedItems
 from bseq_plugin.model.interest_model import InterestModel
+from bseq_plugin.model.neighbours import NeighbourItems
 
 
 @torch.no_grad()
@@ -34,7 +35,8 @@ def rows_of_items(model: InterestModel, items: pd.DataFrame, progress: bool = Fa
             "trained with: their weights or their version changed; use the same weights, or train again"
         )
     checked_items(items, [column for encoder in encoders for column in encoder.columns])
-    rows_ND: Tensor = fusion.rows_of(torch.from_numpy(encode_items(encoders, items, progress)))
+    vectors_NE = torch.from_numpy(encode_items(encoders, items, progress))
+    rows_ND: Tensor = fusion.rows_of(vectors_NE, model.item_table_VD, model.vocabulary.item_counts)
     return rows_ND
 
 
@@ -57,7 +59,7 @@ def with_new_items(model: InterestModel, items: pd.DataFrame, progress: bool = F
     return longer.with_items(order)
 
 
-def _fusion(model: InterestModel) -> EncodedItems:
+def _fusion(model: InterestModel) -> EncodedItems | NeighbourItems:
     if model.recipe.item_attributes:
         raise UsageError(
             "new items can't be added to a model with item_attributes, whose vectors are part of its rows; give the "

@@ -18,8 +18,7 @@ from torch import Tensor
 
 from bseq_plugin.data.sequences import EVENT_COLUMNS, Sequences
 from bseq_plugin.errors import UsageError
-from bseq_plugin.model.encoder import ITEM_TABLE
-from bseq_plugin.model.interest_model import ITEM_WEIGHT, InterestModel
+from bseq_plugin.model.interest_model import ITEM_WEIGHT, KEYS, InterestModel
 from bseq_plugin.retrieval.blend import BlendWeights
 from bseq_plugin.retrieval.delta import check_on_top, write_delta
 from bseq_plugin.retrieval.export import require_finite, rows_after
@@ -76,7 +75,9 @@ def composed(old: InterestModel, new: InterestModel) -> InterestModel:
     known = torch.from_numpy(np.concatenate([[True], rows_V > 0]))
     rows = torch.from_numpy(np.concatenate([[0], rows_V]))
     state = dict(new.encoder.state_dict())
-    state[ITEM_WEIGHT] = _merged(_table(old), _table(new), rows, known)
+    state[ITEM_WEIGHT] = _merged(old.item_table_VD, new.item_table_VD, rows, known)
+    if KEYS in state:  # of an item that the run does not know there are no events to learn a neighbour from
+        state[KEYS] = state[KEYS][rows] * known[:, None]
     priors = None
     if old.item_priors_VP is not None and new.item_priors_VP is not None:
         priors = _merged(old.item_priors_VP, new.item_priors_VP, rows, known)
@@ -98,11 +99,6 @@ def _merged(old_VD: Tensor, new_WD: Tensor, rows_V: Tensor, known_V: Tensor) -> 
     unknown = torch.nonzero(~known_V).flatten()  # all of them are rows of the old table: the new ones come behind
     merged_VD[unknown] = old_VD.detach()[unknown]
     return merged_VD
-
-
-def _table(model: InterestModel) -> Tensor:
-    weight: Tensor = model.encoder.embedding_collection.embeddings[ITEM_TABLE].weight.detach()
-    return weight
 
 
 def _check_pair(old: InterestModel, new: InterestModel, run: Path) -> None:

@@ -61,11 +61,16 @@ class Recipe(BaseModel):
         (), description="names of item encoders (see `bseq plugins`) whose vectors are added to the item rows"
     )
     item_encoder_options: dict[str, dict[str, Any]] = Field(default_factory=dict, description="by item encoder")
-    item_fusion: Literal["sum", "gate"] = Field(
-        "sum", description="how the id row of an item and its projected vector become one"
+    item_fusion: Literal["neighbours", "sum", "gate"] = Field(
+        "neighbours",
+        description="how id rows and vectors become one: after training, from the rows of items with like vectors; or "
+        "'sum', 'gate' = with a projection of the vector that is learned",
+    )
+    prior_events: float = Field(
+        2.0, ge=0.0, description="events of an item that its neighbours count for, with item_fusion='neighbours'"
     )
     id_dropout: float = Field(
-        0.2, ge=0.0, lt=1.0, description="share of items known by their vector alone in a step, with item_encoders"
+        0.2, ge=0.0, lt=1.0, description="share of items known by their vector alone in a step, with 'sum' and 'gate'"
     )
     item_init: Literal["random", "encoder"] = Field(
         "random", description="'encoder' = id rows begin as the principal components of the items' vectors"
@@ -217,8 +222,9 @@ class Recipe(BaseModel):
                 f"members = {self.members} average inner products of one interest each: use score = 'inner', "
                 "readout = 'last' and no popularity_days, or members = 1"
             )
-        for name, default in (("item_encoder_options", {}), ("item_fusion", "sum"), ("item_init", "random")):
-            if not self.item_encoders and getattr(self, name) != default:
+        needing = {"item_encoder_options": {}, "item_fusion": "gate", "item_init": "encoder"}
+        for name, value in needing.items():
+            if not self.item_encoders and (getattr(self, name) == value) != (name == "item_encoder_options"):
                 raise ValueError(f"{name} goes with item_encoders, and there are none")
         strange = sorted(set(self.item_encoder_options) - set(self.item_encoders))
         if strange or len(set(self.item_encoders)) < len(self.item_encoders):

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
+from safetensors import safe_open
 from torch import Tensor
 
 from bseq_plugin.data.prepare import PreparedLog
-from bseq_plugin.model.interest_model import ITEM_WEIGHT, save_parts
+from bseq_plugin.model.interest_model import ITEM_WEIGHT, KEYS, save_parts
+from bseq_plugin.model.neighbours import NeighbourItems, completed
 from bseq_plugin.model.task import SequenceInterestTask
 from bseq_plugin.model.tensor_file import create, write
 from bseq_plugin.training.checkpoint import Checkpoints, Position
@@ -27,11 +30,15 @@ def export_model(
 ) -> None:
     """Leave ``RUN/model`` (see ``InterestModel``): every rank writes the rows, or columns, that it holds. Collective.
 
-    ``sharded`` has the weights of ``best``.
+    ``sharded`` has the weights of ``best``. With ``item_fusion = "neighbours"`` rank 0 then completes the table, a
+    block at a time; beside a block it holds one row for each distinct vector of the item encoders.
     """
     aside = run.path / ".model"
     here.on_first(lambda: _begin(log, checkpoints, best, aside))
     here.on_all(lambda: _write_shards(sharded, aside / "items.safetensors"))
+    # a warm start began with completed rows: to complete them again would pull them towards their neighbours each day
+    if log.item_vectors is not None and log.recipe.item_fusion == "neighbours" and not run.info.get("warm_start"):
+        here.on_first(lambda: _complete(log, aside))
     here.on_first(lambda: _show(aside, run.path / "model"))
 
 
@@ -46,6 +53,9 @@ def _begin(log: PreparedLog, checkpoints: Checkpoints, best: Position, aside: Pa
     # attributes are in the item rows then; what item encoders say of items that come later has still to be projected
     state = {k: v for k, v in plain.interest_encoder.state_dict().items() if "item_tower.attribute" not in k}
     del state[ITEM_WEIGHT]
+    encoded = plain.interest_encoder.item_tower.encoded
+    if log.item_vectors is not None and isinstance(encoded, NeighbourItems):
+        state[KEYS] = encoded.keys_of(torch.from_numpy(log.item_vectors.vectors_VE))
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir()
     save_parts(aside, log.recipe, log.vocabulary, state, log.trained_until_us)
@@ -67,6 +77,21 @@ def _write_shards(sharded: ShardedTask, path: Path) -> None:
             block_ND: Tensor = shard.tensor[start : start + ROWS].detach().cpu()
             columns = slice(column, column + block_ND.shape[1])
             write(path, "item_table", tower.folded(block_ND, row + start, columns), row + start, column)
+
+
+def _complete(log: PreparedLog, aside: Path) -> None:
+    path = aside / "items.safetensors"
+    with safe_open(aside / "encoder.safetensors", "pt") as file:
+        keys_VK = file.get_tensor(KEYS)
+
+    def blocks() -> Iterator[tuple[int, Tensor]]:
+        with safe_open(path, "pt") as file:
+            rows_VD = file.get_slice("item_table")
+            for first in range(0, len(keys_VK), ROWS):
+                yield first, rows_VD[first : first + ROWS]
+
+    for first, rows_ND in completed(keys_VK, log.vocabulary.item_counts, log.recipe.prior_events, blocks):
+        write(path, "item_table", rows_ND, first)
 
 
 def _show(aside: Path, model: Path) -> None:

@@ -57,13 +57,15 @@ class Run:
         """The whole log, held-out part included; of a log in partitions, a sample of users."""
         return Sequences.load(self.path / "sequences.parquet", self.vocabulary())
 
-    def begin(self, log: PreparedLog) -> None:
-        """Write what training starts from."""
+    def begin(self, log: PreparedLog, warm_start: str | Path | None = None) -> None:
+        """Write what training starts from; ``warm_start`` is the run whose weights it begins with."""
         self.path.mkdir(parents=True, exist_ok=True)
         replace_text(self.path / "recipe.json", log.recipe.model_dump_json(indent=1))
         log.vocabulary.save(self.path / "vocabulary.parquet")
         log.sequences.save(self.path / "sequences.parquet", log.vocabulary)
         info = {"status": "training", "attributes_sha256": None if log.attributes is None else log.attributes.digest}
+        if warm_start is not None:
+            info["warm_start"] = str(warm_start)
         if log.item_vectors is not None:
             info["item_vectors_sha256"] = log.item_vectors.digest
         if log.partitions is not None:

@@ -73,7 +73,7 @@ def train(
         here.on_first(lambda: _check_out(run, log, resume))
         if here.on_first(lambda: _is_complete(run)):
             return run
-        here.on_first(lambda: _begin(run, log))  # nobody goes on before the run directory stands
+        here.on_first(lambda: _begin(run, log, warm_start))  # nobody goes on before the run directory stands
         _settle_machine_choices(task.objective.loss, log.recipe.dim, run, here)
         sharded = shard(task, log.recipe, here)
         if log.recipe.item_init == "encoder":
@@ -121,9 +121,9 @@ def _batches(log: PreparedLog, here: World) -> TrainingData:
     return StreamedData(log.partitions, log.vocabulary, log.recipe, training, here.gather, here.rank, here.size)
 
 
-def _begin(run: Run, log: PreparedLog) -> None:
+def _begin(run: Run, log: PreparedLog, warm_start: str | Path | None) -> None:
     if not (run.path / "run.json").is_file():
-        run.begin(log)
+        run.begin(log, warm_start)
 
 
 def _settle_machine_choices(loss: SequenceLoss, dim: int, run: Run, here: World) -> None:

@@ -1,9 +1,9 @@
 """Begin a run with what another one has learned: every id keeps its row, wherever the row now stands.
 
 Known items and event types are found by id; new items begin at the mean of the known ones, with the optimizer's memory
-of a row that was never trained. With item encoders a new item begins as what they say of it, and a known one keeps its
-vector even if its text has changed. Nothing is taken over by place: a vocabulary that has grown by one item in front
-would shift every row.
+of a row that was never trained. With item encoders a new item begins as what they say of it, or where its neighbours in
+the finished model are, and a known one keeps its vector even if its text has changed. Nothing is taken over by place: a
+vocabulary that has grown by one item in front would shift every row.
 """
 
 from __future__ import annotations
@@ -21,11 +21,14 @@ from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
 from bseq_plugin.data.event_features import TABLE_ROWS
 from bseq_plugin.data.events import EVENT_TYPE
+from bseq_plugin.data.item_vectors import ItemVectors
 from bseq_plugin.data.prepare import PreparedLog
 from bseq_plugin.data.vocabulary import Vocabulary
 from bseq_plugin.errors import RecipeError
+from bseq_plugin.model.encoded_items import EncodedItems
 from bseq_plugin.model.encoder import ITEM_TABLE
 from bseq_plugin.model.interest_model import InterestModel
+from bseq_plugin.model.neighbours import NeighbourItems
 from bseq_plugin.training.checkpoint import Checkpoints, Position
 from bseq_plugin.training.run import Run
 from bseq_plugin.training.sharding import ShardedTask
@@ -59,6 +62,7 @@ class WarmStart:
 
     run: Run
     model: InterestModel
+    item_vectors: ItemVectors | None  # of the new log
 
     @classmethod
     def open(cls, path: str | Path, log: PreparedLog) -> WarmStart:
@@ -82,7 +86,7 @@ class WarmStart:
                 "model's item rows; use item_fusion = 'sum', or start cold"
             )
         _check_item_encoders(path, model, log)
-        return cls(run, model)
+        return cls(run, model, log.item_vectors)
 
     def known_rows(self, vocabulary: Vocabulary) -> np.ndarray:
         """int64 [V + 1], the old row of every new one; -1 for a new item. Row 0 stays the unknown items'."""
@@ -109,8 +113,24 @@ class WarmStart:
                 _fill(value, old[name], old_rows)
         # by now the projection is the old one
         _leave_id_rows(state[f"{TABLES}.{ITEM_TABLE}.weight"], sharded, rows[ITEM_TABLE])
+        self._place_new(state[f"{TABLES}.{ITEM_TABLE}.weight"], rows[ITEM_TABLE])
         self._fill_optimizer(sharded, rows)
         return int((rows[ITEM_TABLE][1:] > 0).sum())
+
+    def _place_new(self, table: object, old_rows: np.ndarray) -> None:
+        """New items among those that are like them; one of which nothing is known keeps the mean."""
+        encoded = self.model.encoder.item_tower.encoded
+        if self.item_vectors is None or not isinstance(encoded, NeighbourItems):
+            return
+        new = np.flatnonzero((old_rows < 0) & self.item_vectors.vectors_VE.any(1))
+        vectors_NE = torch.from_numpy(self.item_vectors.vectors_VE[new])
+        said_ND = encoded.rows_of(vectors_NE, self.model.item_table_VD, self.model.vocabulary.item_counts)
+        at_N = torch.from_numpy(new)
+        for shard in table.local_shards():  # type: ignore[attr-defined]
+            first, start = shard.metadata.shard_offsets
+            own_N = (at_N >= first) & (at_N < first + len(shard.tensor))
+            columns = slice(start, start + shard.tensor.shape[1])
+            shard.tensor[at_N[own_N] - first] = said_ND[own_N, columns].to(shard.tensor)
 
     def _known_types(self, vocabulary: Vocabulary) -> np.ndarray:
         rows = self.model.vocabulary.event_type_rows(list(vocabulary.event_types))
@@ -145,7 +165,7 @@ def _check_item_encoders(path: str | Path, model: InterestModel, log: PreparedLo
 def _leave_id_rows(sharded: object, task: ShardedTask, old_rows: np.ndarray) -> None:
     """Take what the item encoders say out of the old item rows, into which it was summed; zeros for new items."""
     encoded = task.task.interest_encoder.item_tower.encoded
-    if encoded is None:
+    if not isinstance(encoded, EncodedItems):
         return
     for shard in sharded.local_shards():  # type: ignore[attr-defined]
         first, start = shard.metadata.shard_offsets

@@ -26,7 +26,7 @@ OPTIONS = {"columns": {"categories": ["kind"], "numbers": ["place"], "buckets": 
 def recipe():
     return Recipe(
         encoder="mean", dim=8, max_length=10, epochs=6, batch_users=16, split="none", learning_rate=0.02,
-        item_encoders=["columns"], item_encoder_options=OPTIONS, id_dropout=0.5,
+        item_encoders=["columns"], item_encoder_options=OPTIONS, item_fusion="sum", id_dropout=0.5,
     )  # fmt: skip
 
 

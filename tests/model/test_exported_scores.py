@@ -23,6 +23,7 @@ from bseq_plugin.training.train import train
 
 BY_COLUMNS = {
     "item_encoders": ("columns",),
+    "item_fusion": "sum",
     "item_encoder_options": {"columns": {"categories": ("shelf",), "numbers": ("brand",), "buckets": 8}},
     "table_learning_rate": 0.1,
 }
@@ -45,6 +46,7 @@ VARIANTS = {
         "event_features": ("event_type",),
         "item_encoders": ("columns",),
         "item_encoder_options": {"columns": {"numbers": ("brand",)}},
+        "item_fusion": "sum",
     },
     "encoders": {"encoder": "causal", "encoder_options": {"n_blocks": 1}, **BY_COLUMNS, "item_init": "encoder"},
     "encoded_members": {"encoder": "mean", "members": 2, **BY_COLUMNS, "item_init": "encoder", "id_dropout": 0.5},

@@ -5,24 +5,28 @@ Shape letters: B texts, L tokens, E width, C classes.
 
 from __future__ import annotations
 
+import json
 import math
+import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
 from pydantic import Field
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 import bseq_plugin as bseq
-from bseq_plugin.errors import UsageError
-from bseq_transformers.backbone import DEFAULT, open_backbone
-from bseq_transformers.text import batches_by_length, pooled, progress_bar
+from bseq_plugin.errors import BseqError, UsageError
+from bseq_plugin.schema.options import parse_options
+from bseq_transformers.backbone import DEFAULT, best_dtype, open_backbone
+from bseq_transformers.text import batches_by_length, encodable, pooled, progress_bar
 from bseq_transformers.tuning import Method, trained_share, tuned
 
-HEAD, ADAPTER = "head.", "model."
-WEIGHTS, SETTINGS = "classifier.safetensors", "classifier.json"
+WEIGHTS = "classifier.safetensors"
 
 
 class ClassifierOptions(bseq.PartOptions):
@@ -37,6 +41,9 @@ class ClassifierOptions(bseq.PartOptions):
     epochs: int = Field(2, ge=1)
     learning_rate: float = Field(5e-4, gt=0, description="of AdamW, after a short warm-up falling to 0")
     head_learning_rate: float = Field(5e-3, gt=0)
+    dtype: Literal["auto", "float32", "bfloat16"] = Field(
+        "auto", description="of matrix products; weights stay float32. auto = bfloat16 where the CPU has it"
+    )
     seed: int = Field(0, ge=0)
 
 
@@ -50,11 +57,13 @@ class TextClassifier(nn.Module):
         self.checksum = backbone.checksum
         self.max_tokens = min(self.options.max_tokens, backbone.max_tokens)
         self.tokenizer = backbone.tokenizer()
-        torch.manual_seed(self.options.seed)
-        self.model = tuned(backbone.model(), self.options.method, self.options.rank)
-        self.head = nn.Linear(backbone.width, self.options.classes)
+        with torch.random.fork_rng():  # the numbers that others draw are none of ours
+            torch.manual_seed(self.options.seed)
+            self.model = tuned(backbone.model(), self.options.method, self.options.rank)
+            self.head = nn.Linear(backbone.width, self.options.classes)
         nn.init.zeros_(self.head.weight)  # begins with the same answer for everybody
         nn.init.zeros_(self.head.bias)
+        self.eval()
 
     @property
     def trained(self) -> tuple[int, int]:
@@ -67,37 +76,51 @@ class TextClassifier(nn.Module):
         return logits_BC
 
     def _vectors(self, tokens: dict[str, Tensor]) -> Tensor:
-        return pooled(self.model(**tokens).last_hidden_state, tokens["attention_mask"], "mean")
+        dtype = best_dtype() if self.options.dtype == "auto" else getattr(torch, self.options.dtype)
+        with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
+            states_BLE = self.model(**tokens).last_hidden_state
+        return pooled(states_BLE.float(), tokens["attention_mask"], "mean")
 
     def fit(self, texts: Sequence[str], labels: Sequence[int], progress: bool = False) -> list[float]:
-        """Cross-entropy; the mean loss of each epoch. Raises UsageError if labels don't fit."""
-        labels_B = torch.as_tensor(np.asarray(labels), dtype=torch.int64)
-        if len(labels_B) != len(texts) or not len(texts):
-            raise UsageError(f"{len(labels_B)} labels for {len(texts)} texts; give one for each, and at least one")
-        if int(labels_B.min()) < 0 or int(labels_B.max()) >= self.options.classes:
-            raise UsageError(f"labels are 0 to {self.options.classes - 1}; found {labels_B.min()} to {labels_B.max()}")
+        """Cross-entropy; the mean loss of each epoch. Another call goes on with what was learned.
+
+        Raises UsageError if labels don't fit, BseqError if the loss is not finite any more.
+        """
+        labels_B = self._checked_labels(labels, len(texts))
         steps = math.ceil(len(texts) / self.options.batch) * self.options.epochs
         optimizer, schedule = self._optimizer(steps)
         generator = torch.Generator().manual_seed(self.options.seed)
-        torch.manual_seed(self.options.seed)
-        self.train()
+        # a backbone that does not learn is read as it will be read later: without dropout
+        self.train() if self.options.method != "frozen" else self.head.train()
         losses = []
-        with progress_bar("training", steps, progress) as advance:
-            for _ in range(self.options.epochs):
-                total = 0.0
-                for places in torch.randperm(len(texts), generator=generator).split(self.options.batch):
-                    loss = nn.functional.cross_entropy(
-                        self(self._tokens([texts[place] for place in places.tolist()])), labels_B[places]
-                    )
-                    optimizer.zero_grad()
-                    loss.backward()  # type: ignore[no-untyped-call]
-                    optimizer.step()
-                    schedule.step()
-                    total += float(loss.detach()) * len(places)
-                    advance(1)
-                losses.append(total / len(texts))
-        self.eval()
+        try:
+            with torch.random.fork_rng(), progress_bar("training", steps, progress) as advance:
+                torch.manual_seed(self.options.seed)
+                for _ in range(self.options.epochs):
+                    total = 0.0
+                    for places in torch.randperm(len(texts), generator=generator).split(self.options.batch):
+                        tokens = self._tokens([texts[place] for place in places.tolist()])
+                        loss = nn.functional.cross_entropy(self(tokens), labels_B[places])
+                        total += _finite(float(loss.detach())) * len(places)
+                        optimizer.zero_grad()
+                        loss.backward()  # type: ignore[no-untyped-call]
+                        optimizer.step()
+                        schedule.step()
+                        advance(1)
+                    losses.append(total / len(texts))
+        finally:
+            self.eval()
         return losses
+
+    def _checked_labels(self, labels: Sequence[int], n_texts: int) -> Tensor:
+        found = np.asarray(labels)
+        if len(found) != n_texts or not n_texts:
+            raise UsageError(f"{len(found)} labels for {n_texts} texts; give one for each, and at least one")
+        if found.dtype.kind not in "biu":
+            raise UsageError(f"labels are whole numbers from 0 to {self.options.classes - 1}; found {found.dtype}")
+        if int(found.min()) < 0 or int(found.max()) >= self.options.classes:
+            raise UsageError(f"labels are 0 to {self.options.classes - 1}; found {found.min()} to {found.max()}")
+        return torch.from_numpy(found.astype(np.int64))
 
     @torch.no_grad()
     def predict(self, texts: Sequence[str]) -> np.ndarray:
@@ -112,42 +135,55 @@ class TextClassifier(nn.Module):
         self.eval()
         vectors_BE = torch.empty(len(texts), self.head.in_features)
         if len(texts):
-            for places, tokens in batches_by_length(self.tokenizer, list(texts), self.max_tokens):
+            for places, tokens in batches_by_length(self.tokenizer, encodable(texts), self.max_tokens):
                 vectors_BE[places] = self._vectors(tokens)
         return vectors_BE.numpy()
 
     def save(self, folder: Path) -> None:
-        """What was learned: head and trained parameters, and the checksum of the backbone they belong to."""
+        """What was learned: head and trained parameters, and the checksum of the backbone they belong to.
+
+        One file, written aside and renamed: ``folder`` has the old one or the new one.
+        """
         folder.mkdir(parents=True, exist_ok=True)
-        learned = {name: value for name, value in self.named_parameters() if value.requires_grad}
-        save_file({name: value.detach().contiguous() for name, value in learned.items()}, folder / WEIGHTS)
-        settings = self.options.model_dump_json()
-        (folder / SETTINGS).write_text(f'{{"options": {settings}, "backbone": "{self.checksum}"}}', encoding="utf-8")
+        learned = {name: value.detach().contiguous() for name, value in self.named_parameters() if value.requires_grad}
+        told = {"options": self.options.model_dump_json(), "backbone": self.checksum}
+        aside = folder / f".{WEIGHTS}.tmp"
+        try:
+            save_file(learned, aside, metadata=told)
+            os.replace(aside, folder / WEIGHTS)
+        finally:
+            aside.unlink(missing_ok=True)
 
     @classmethod
     def load(cls, folder: Path) -> TextClassifier:
         """Read what ``save`` wrote. Raises UsageError if it is none, or if the backbone's weights changed since."""
-        import json
-
-        if not (folder / SETTINGS).is_file() or not (folder / WEIGHTS).is_file():
-            raise UsageError(f"{str(folder)!r} has no {SETTINGS} and {WEIGHTS}; give what TextClassifier.save wrote")
-        saved = json.loads((folder / SETTINGS).read_text(encoding="utf-8"))
-        found = cls(ClassifierOptions(**saved["options"]))
-        if found.checksum != saved["backbone"]:
+        path = folder / WEIGHTS
+        if not path.is_file():
+            raise UsageError(f"{str(folder)!r} has no {WEIGHTS}; give what TextClassifier.save wrote")
+        try:
+            with safe_open(path, "pt") as file:
+                told = file.metadata() or {}
+                learned = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # it is no mapping
+            options = json.loads(told["options"])
+        except (SafetensorError, KeyError, ValueError) as error:
+            raise UsageError(f"{str(path)!r} is damaged ({error}); train again") from None
+        found = cls(parse_options(ClassifierOptions, options, f"the options in {str(path)!r}"))
+        if found.checksum != told.get("backbone"):
             raise UsageError(
                 f"the weights of model = {found.options.model!r} are not those that {str(folder)!r} was trained with; "
                 "use the same, or train again"
             )
-        learned = load_file(folder / WEIGHTS)
-        missing, strange = found.load_state_dict(learned, strict=False)
-        wanted = {name for name, value in found.named_parameters() if value.requires_grad}
-        if strange or wanted & set(missing):
-            raise UsageError(f"{str(folder / WEIGHTS)!r} does not fit its settings; train again")
-        return found.eval()
+        wanted = {name: value.shape for name, value in found.named_parameters() if value.requires_grad}
+        if wanted != {name: value.shape for name, value in learned.items()}:
+            raise UsageError(f"{str(path)!r} does not fit its settings; train again")
+        found.load_state_dict(learned, strict=False)
+        return found
 
     def _tokens(self, texts: list[str]) -> dict[str, Tensor]:
         return dict(
-            self.tokenizer(texts, padding=True, truncation=True, max_length=self.max_tokens, return_tensors="pt")
+            self.tokenizer(
+                encodable(texts), padding=True, truncation=True, max_length=self.max_tokens, return_tensors="pt"
+            )
         )
 
     def _optimizer(self, steps: int) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
@@ -160,3 +196,9 @@ class TextClassifier(nn.Module):
         return optimizer, torch.optim.lr_scheduler.LambdaLR(
             optimizer, lambda step: min((step + 1) / warm, (steps - step) / max(1, steps - warm))
         )
+
+
+def _finite(loss: float) -> float:
+    if not math.isfinite(loss):
+        raise BseqError(f"the loss is {loss}; lower learning_rate, and make the classifier anew")
+    return loss

@@ -45,7 +45,8 @@ def behaviour_texts(
         at_us: microseconds since the epoch, UTC; gaps are counted from here.
 
     Raises:
-        UsageError: no times, an event at or after ``at_us``, or another number of item texts.
+        UsageError: no times, an event at or after ``at_us``, another number of item texts, or words for an event type
+            that there is not.
     """
     options = options or TemplateOptions()
     times = histories.timestamps
@@ -58,6 +59,9 @@ def behaviour_texts(
             f"there are {len(item_texts)} item texts; wanted {vocabulary.n_items + 1}: one for each row of the "
             "vocabulary, row 0 included"
         )
+    strange = sorted(set(options.event_words) - set(vocabulary.event_types))
+    if strange:
+        raise UsageError(f"event_words names {strange}; the event types are {list(vocabulary.event_types)}")
     words = _type_words(vocabulary, options) if histories.event_types is not None else None
     return [
         _told(histories, slice(int(a), int(b)), item_texts, words, at_us, options)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import cached_property
 from typing import TYPE_CHECKING, Literal
@@ -178,10 +178,15 @@ def pooled(states_BLD: Tensor, mask_BL: Tensor, pooling: str) -> Tensor:
 
 
 def _cells(values: pd.Series) -> list[str]:
-    """Without white space around; a lone surrogate, which is no text, becomes a question mark."""
+    """Without white space around."""
     present = values.notna().tolist()
     found = [str(value) if there else "" for value, there in zip(values.tolist(), present, strict=True)]
-    return [text.encode("utf-8", "replace").decode("utf-8").strip() for text in found]
+    return [text.strip() for text in encodable(found)]
+
+
+def encodable(texts: Iterable[str]) -> list[str]:
+    """A lone surrogate, which is no text and no tokenizer takes, becomes a question mark."""
+    return [text.encode("utf-8", "replace").decode("utf-8") for text in texts]
 
 
 def _warn_of_long(texts: list[str], max_tokens: int) -> None:

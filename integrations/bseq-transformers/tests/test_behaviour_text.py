@@ -12,9 +12,11 @@ from bseq_transformers.backbone import open_backbone
 from bseq_transformers.classifier import ClassifierOptions, TextClassifier
 from bseq_transformers.template import DAY_US, HOUR_US, TemplateOptions, behaviour_texts
 from bseq_transformers.tuning import METHODS, trained_share, tuned
+from safetensors import safe_open
+from safetensors.torch import save_file
 
 import bseq_plugin as bseq
-from bseq_plugin.errors import UsageError
+from bseq_plugin.errors import BseqError, UsageError
 
 NOON = 1_700_000_000_000_000
 VOCABULARY = bseq.Vocabulary(np.array([10, 20, 30]), np.array([5, 5, 5]), ("bought", "viewed"))
@@ -52,6 +54,9 @@ def test_what_can_not_be_told():
         behaviour_texts(histories(), VOCABULARY, NAMES, NOON - 3 * HOUR_US)
     with pytest.raises(UsageError, match="there are 2 item texts; wanted 4"):
         behaviour_texts(histories(), VOCABULARY, NAMES[:2], NOON)
+    for words in ({"purchased": "bought"}, {"": "did"}):
+        with pytest.raises(UsageError, match=r"event_words names .*; the event types are \['bought', 'viewed'\]"):
+            behaviour_texts(histories(), VOCABULARY, NAMES, NOON, TemplateOptions(event_words=words))
     timeless = bseq.Sequences(np.array([1]), np.array([0, 1]), np.array([1]))
     with pytest.raises(UsageError, match="these histories have none"):
         behaviour_texts(timeless, VOCABULARY, NAMES, NOON)
@@ -99,7 +104,13 @@ def task():
 def test_it_learns_what_a_word_means(tiny_model, task, method, learning_rate, tmp_path):
     texts, labels = task
     options = ClassifierOptions(
-        model=str(tiny_model), method=method, epochs=6, batch=16, learning_rate=learning_rate, head_learning_rate=5e-2
+        model=str(tiny_model),
+        method=method,
+        epochs=6,
+        batch=16,
+        learning_rate=learning_rate,
+        head_learning_rate=5e-2,
+        dtype="float32",
     )
     classifier = TextClassifier(options)
     assert np.array_equal(classifier.predict(texts[:3]), np.full((3, 2), 0.5, np.float32))
@@ -125,22 +136,93 @@ def test_another_time_the_same_is_learned(tiny_model, task):
 def test_what_does_not_fit_is_refused(tiny_model, save_tiny, tmp_path):
     folder = shutil.copytree(tiny_model, tmp_path / "model")
     classifier = TextClassifier(ClassifierOptions(model=str(folder)))
-    for labels, message in (([0], "1 labels for 2 texts"), ([0, 2], "labels are 0 to 1; found 0 to 2")):
+    for labels, message in (
+        ([0], "1 labels for 2 texts"),
+        ([0, 2], "labels are 0 to 1; found 0 to 2"),
+        ([-1, 0], "labels are 0 to 1; found -1 to 0"),
+        ([0.2, 1.0], "labels are whole numbers from 0 to 1; found float64"),
+    ):
         with pytest.raises(UsageError, match=message):
             classifier.fit(["a", "b"], labels)
+    with pytest.raises(UsageError, match="0 labels for 0 texts"):
+        classifier.fit([], [])
     assert classifier.predict([]).shape == (0, 2)
-    assert np.isfinite(classifier.vectors(["", "😀 " * 10_000])).all()
-    with pytest.raises(UsageError, match="give what TextClassifier.save wrote"):
+    with pytest.raises(UsageError, match=r"give what TextClassifier.save wrote"):
         TextClassifier.load(tmp_path / "nothing")
     classifier.save(tmp_path / "saved")
     save_tiny(folder, seed=5)
     with pytest.raises(UsageError, match="are not those that .* was trained with"):
         TextClassifier.load(tmp_path / "saved")
-    settings = json.loads((tmp_path / "saved" / "classifier.json").read_text())
-    settings["options"]["model"] = str(tiny_model)
-    settings["options"]["method"] = "full"
-    (tmp_path / "saved" / "classifier.json").write_text(json.dumps(settings))
-    with pytest.raises(UsageError, match="does not fit its settings"):
-        TextClassifier.load(tmp_path / "saved")
     with pytest.raises(UsageError, match="method = 'most'; choose one of frozen, last_layer, lora, full"):
         tuned(open_backbone(str(tiny_model)).model(), "most")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda told: {**told, "options": json.dumps({**json.loads(told["options"]), "rank": 3})}, "does not fit"),
+        (lambda told: {**told, "options": json.dumps({**json.loads(told["options"]), "depth": 3})}, "depth"),
+        (lambda told: {**told, "options": "{"}, "is damaged"),
+        (lambda told: {"backbone": told["backbone"]}, "is damaged"),
+        (None, "is damaged"),
+    ],
+)
+def test_a_saved_classifier_that_was_changed_is_refused(tiny_model, tmp_path, spoil, message):
+    classifier = TextClassifier(ClassifierOptions(model=str(tiny_model)))
+    classifier.save(tmp_path)
+    [path] = tmp_path.iterdir()  # nothing is left beside it
+    if spoil is None:
+        path.write_bytes(path.read_bytes()[:-9])
+    else:
+        with safe_open(path, "pt") as file:
+            told, weights = file.metadata(), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        save_file(weights, path, metadata=spoil(told))
+    with pytest.raises(BseqError, match=message):
+        TextClassifier.load(tmp_path)
+
+
+def test_odd_texts_are_read(tiny_model):
+    odd = ["", " ", "😀💄 " * 10_000, "אדום שפתון", "أحمر", "\ud800 lip", "a\0b", "lip " * 10_000]
+    classifier = TextClassifier(ClassifierOptions(model=str(tiny_model), epochs=1, batch=3))
+    assert all(np.isfinite(classifier.fit(odd, [0, 1] * 4)))
+    assert np.isfinite(classifier.vectors(odd)).all()
+
+
+def test_nobody_elses_random_numbers_change(tiny_model, task):
+    texts, labels = task
+    torch.manual_seed(7)
+    wanted = torch.rand(3)
+    torch.manual_seed(7)
+    TextClassifier(ClassifierOptions(model=str(tiny_model), epochs=1)).fit(texts[:8], labels[:8])
+    assert torch.equal(torch.rand(3), wanted)
+
+
+def test_a_frozen_backbone_is_trained_on_the_vectors_it_gives(tiny_model, task):
+    """The head's first loss is that of the vectors without dropout, whatever is drawn."""
+    texts, labels = task
+    options = ClassifierOptions(model=str(tiny_model), method="frozen", epochs=40, batch=240, head_learning_rate=0.3)
+    classifier = TextClassifier(options)
+    before = classifier.vectors(texts)
+    losses = classifier.fit(texts, labels)
+    assert np.array_equal(classifier.vectors(texts), before)
+    x, y, head = torch.from_numpy(before), torch.from_numpy(labels), torch.nn.Linear(16, 2)
+    torch.nn.init.zeros_(head.weight)
+    torch.nn.init.zeros_(head.bias)
+    optimizer = torch.optim.AdamW(head.parameters(), lr=0.3, weight_decay=0.01)
+    warm, wanted = 4, []
+    for step in range(40):
+        optimizer.param_groups[0]["lr"] = 0.3 * min((step + 1) / warm, (40 - step) / 36)
+        loss = torch.nn.functional.cross_entropy(head(x), y)
+        wanted.append(float(loss.detach()))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    np.testing.assert_allclose(losses, wanted, atol=2e-2)
+    assert losses[-1] < losses[0]
+
+
+def test_a_loss_that_is_not_finite_is_told(tiny_model, task):
+    texts, labels = task
+    options = ClassifierOptions(model=str(tiny_model), method="full", epochs=9, batch=8, learning_rate=1e30)
+    with pytest.raises(BseqError, match=r"the loss is (nan|inf); lower learning_rate"):
+        TextClassifier(options).fit(texts, labels)
