@@ -236,3 +236,21 @@ def test_histories_in_memory_are_encoded_in_parts(make_model, make_histories, tm
     assert [part.histories.n_users for part in parts] == [3, 3, 1]
     found = torch.cat([model.encode(part.histories) for part in parts])
     torch.testing.assert_close(found, model.encode(whole[0].histories), rtol=1e-5, atol=1e-6)
+
+
+def test_rows_that_are_completed_after_training_leave_no_interests_of_others(
+    tiny_source, tiny_frame, tiny_recipe, tmp_path
+):
+    """With ``item_fusion = "neighbours"`` the exported rows are not those that the sharded tables hold."""
+    log = build_sequences(str(tiny_source), tmp_path / "parts", partitions=2)
+    ids = np.sort(tiny_frame["item_id"].unique())
+    items = pd.DataFrame({"item_id": ids, "colour": np.where(np.arange(len(ids)) % 3, "red", "blue")})
+    options = {"columns": {"categories": ["colour"]}}
+    recipe = tiny_recipe.replace(epochs=1, item_encoders=("columns",), item_encoder_options=options)
+    run = train(log, recipe, tmp_path / "run", items=items, progress=False)
+    assert not (run.path / "interests").exists()
+    publish(run, tmp_path / "store")
+    served = Retriever.open(tmp_path / "store")
+    stored = pd.read_parquet(Store(tmp_path / "store").current().file("interests.parquet"))
+    found = served.model.encode(served.histories)[:, 0].numpy()
+    np.testing.assert_allclose(np.stack(stored["vector"]), found, rtol=1e-4, atol=1e-5)
