@@ -9,7 +9,6 @@ Shape letters: B users of a batch, K interests, D their width, X context columns
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -19,12 +18,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from bseq_plugin.behaviour.best import BestWeights, require_finite
 from bseq_plugin.behaviour.curves import auroc
 from bseq_plugin.behaviour.fit import TaskWeights, Weighting, build_head, task_losses
 from bseq_plugin.behaviour.inputs import Scale
 from bseq_plugin.behaviour.moments import ALL_ACTION, DEMAND, NEXT_ITEM, Moment, Objectives
 from bseq_plugin.data.batches import history_features
-from bseq_plugin.errors import BseqError, SchemaError, UsageError
+from bseq_plugin.errors import SchemaError, UsageError
 from bseq_plugin.metrics import ranking_metrics, top_k_items
 from bseq_plugin.model.encoder import ITEM_TABLE, USER_INTEREST
 from bseq_plugin.model.interest_model import InterestModel
@@ -227,28 +227,19 @@ def fit_multitask(
         torch.manual_seed(seed)
         task = MultiTask(model, objectives, scale, head, weighting)
         optimizer = torch.optim.Adam(task.parameters(), lr=learning_rate)
-        best = MultiTaskFit(task, 0, float("inf"))
-        state = copy.deepcopy(task.state_dict())
+        best = BestWeights(task)
         for epoch in range(1, epochs + 1):
             task.train()
             for part in _batches(train, batch_users, np.random.default_rng([seed, epoch])):
                 optimizer.zero_grad()
                 loss = task.weights(task.losses(part))
-                _require_finite(loss.item(), epoch)
+                require_finite(loss.item(), epoch)
                 loss.backward()
                 optimizer.step()
-            judged = _judged(task, validation, batch_users)
-            _require_finite(judged, epoch)
-            if judged < best.loss:
-                best, state = MultiTaskFit(task, epoch, judged), copy.deepcopy(task.state_dict())
-    task.load_state_dict(state)
+            best.see(_judged(task, validation, batch_users))
+    best.restore()
     task.eval()
-    return best
-
-
-def _require_finite(loss: float, epoch: int) -> None:
-    if not math.isfinite(loss):
-        raise BseqError(f"the loss is {loss} in epoch {epoch}; lower learning_rate")
+    return MultiTaskFit(task, best.epoch, best.loss)
 
 
 def _batches(train: list[Moment], batch_users: int, random: np.random.Generator) -> Iterator[Moment]:
