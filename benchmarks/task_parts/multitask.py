@@ -16,7 +16,7 @@ from bseq_plugin.behaviour.tasks import Task
 from task_parts.protocol import LOG_END, TEST_AT, TRAIN_AT, VALIDATION_AT, Case
 
 TASKS = ("churn:28", "purchase:7")
-TOGETHER = {"together": ("mlp", "equal"), "together, uncertainty weights": ("mlp", "uncertainty")}
+TOGETHER = {"together": ("mlp", "equal")}
 N_RESAMPLES = 300
 Fitted = dict[str, tuple[Answers, float]]
 

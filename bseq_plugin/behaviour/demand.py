@@ -8,7 +8,6 @@ Shape letters: U users, N rows (a user at an instant), D width, C categories, W 
 
 from __future__ import annotations
 
-import copy
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from bseq_plugin.behaviour.best import BestWeights
 from bseq_plugin.behaviour.inputs import Scale
 from bseq_plugin.behaviour.labels import WEEK_US
 from bseq_plugin.data.sequences import Sequences
@@ -89,7 +89,8 @@ class DemandModel:
 def fit_demand(train: DemandRows, validation: DemandRows, seed: int = 0) -> DemandModel:
     """Poisson regression on frozen vectors, keeping the epoch with the least loss on ``validation``.
 
-    Raises SchemaError for no rows, or a validation week in which nothing was bought.
+    Raises SchemaError for no rows, or a validation week in which nothing was bought; BseqError if the loss is no longer
+    finite.
     """
     if not len(train.units_NC) or not validation.units_NC.sum():
         raise SchemaError("demand needs users to learn from and units in the week it is judged at; choose other weeks")
@@ -107,7 +108,7 @@ def fit_demand(train: DemandRows, validation: DemandRows, seed: int = 0) -> Dema
 
 def _descend(head: DemandHead, train: list[Tensor], validation: list[Tensor]) -> None:
     optimizer = torch.optim.AdamW(head.parameters(), lr=1e-2, weight_decay=1e-2)
-    best, state, waited = float("inf"), copy.deepcopy(head.state_dict()), 0
+    best = BestWeights(head)
     for _ in range(MAX_EPOCHS):
         for rows in torch.split(torch.randperm(len(train[0])), BATCH_ROWS):
             optimizer.zero_grad()
@@ -115,13 +116,10 @@ def _descend(head: DemandHead, train: list[Tensor], validation: list[Tensor]) ->
             loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
         with torch.no_grad():
-            judged = float(F.poisson_nll_loss(head(*validation[:2]), validation[2], log_input=False))
-        waited += 1
-        if judged < best:
-            best, state, waited = judged, copy.deepcopy(head.state_dict()), 0
-        if waited >= PATIENCE:
+            best.see(float(F.poisson_nll_loss(head(*validation[:2]), validation[2], log_input=False)))
+        if best.waited >= PATIENCE:
             break
-    head.load_state_dict(state)
+    best.restore()
 
 
 def wape(truth_CW: np.ndarray, forecast_CW: np.ndarray) -> float:

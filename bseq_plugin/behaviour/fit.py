@@ -5,7 +5,6 @@ Shape letters: N rows (a user at an instant), D width, K tasks.
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import json
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from safetensors.torch import load, save
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from bseq_plugin.behaviour.best import BestWeights
 from bseq_plugin.behaviour.inputs import Scale
 from bseq_plugin.errors import RunError, UsageError
 from bseq_plugin.plugins import plugin_manager
@@ -159,7 +159,8 @@ def fit_heads(
 ) -> FittedHeads:
     """Train a head on frozen inputs, keeping the epoch with the least summed loss on ``validation``.
 
-    Raises UsageError or RecipeError for an unknown head, option or weighting.
+    Raises UsageError or RecipeError for an unknown head, option or weighting; BseqError if the loss is no longer
+    finite.
     """
     if train.labels_NK.shape[1] != len(tasks):
         raise UsageError(f"{len(tasks)} tasks, but labels of {train.labels_NK.shape[1]}; give one column a task")
@@ -192,7 +193,7 @@ def _descend(
         ],
         lr=learning_rate,
     )
-    best, state, waited = float("inf"), copy.deepcopy(module.state_dict()), 0
+    best = BestWeights(module)
     for _ in range(MAX_EPOCHS):
         module.train()
         for rows in torch.split(torch.randperm(len(train[0])), BATCH_ROWS):
@@ -201,10 +202,7 @@ def _descend(
             optimizer.step()
         module.eval()
         with torch.no_grad():
-            loss = float(task_losses(module(validation[0]), validation[1]).sum())
-        waited += 1
-        if loss < best:
-            best, state, waited = loss, copy.deepcopy(module.state_dict()), 0
-        if waited >= PATIENCE:
+            best.see(float(task_losses(module(validation[0]), validation[1]).sum()))
+        if best.waited >= PATIENCE:
             break
-    module.load_state_dict(state)
+    best.restore()

@@ -9,7 +9,6 @@ Shape letters: B users of a batch, K interests, D their width, X context columns
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -19,12 +18,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from bseq_plugin.behaviour.best import BestWeights, require_finite
 from bseq_plugin.behaviour.curves import auroc
 from bseq_plugin.behaviour.fit import TaskWeights, Weighting, build_head, task_losses
 from bseq_plugin.behaviour.inputs import Scale
 from bseq_plugin.behaviour.moments import ALL_ACTION, DEMAND, NEXT_ITEM, Moment, Objectives
 from bseq_plugin.data.batches import history_features
-from bseq_plugin.errors import BseqError, SchemaError, UsageError
+from bseq_plugin.encoders.identity import ZeroLinear
+from bseq_plugin.errors import SchemaError, UsageError
 from bseq_plugin.metrics import ranking_metrics, top_k_items
 from bseq_plugin.model.encoder import ITEM_TABLE, USER_INTEREST
 from bseq_plugin.model.interest_model import InterestModel
@@ -59,7 +60,17 @@ class MultiTask(nn.Module):
         if self.demand is not None:
             nn.init.zeros_(self.demand.weight)
             nn.init.constant_(self.demand.bias, -2.0)
+        dim = model.recipe.interest_dim
+        self.own_next = ZeroLinear(dim, dim) if objectives.next_item else None
+        self.own_all = ZeroLinear(dim, dim) if objectives.all_action_days is not None else None
         self.weights = TaskWeights(len(objectives.names), weighting)
+
+    def queries(self, name: str, interests_BKD: Tensor) -> Tensor:
+        """``[B, K, D]``, what items are scored with for ``next_item`` or ``all_action``: the interests and a layer of
+        each objective's own, which begins at zero. What comes next and all that comes are not liked in one order.
+        """
+        own = self.own_next if name == NEXT_ITEM else self.own_all
+        return interests_BKD if own is None else interests_BKD + own(interests_BKD)
 
     def forward(self, part: Moment) -> tuple[Tensor, Tensor]:
         """``(interests_BKD, inputs of the heads [B, K * D + X])``."""
@@ -78,16 +89,16 @@ class MultiTask(nn.Module):
         """``[O]``, one loss an objective: mean cross-entropy, or Poisson deviance up to a constant."""
         interests_BKD, inputs = self(part)
         found: list[Tensor] = []
-        if self.objectives.next_item or self.objectives.all_action_days is not None:
-            scores_BV = (interests_BKD @ self.item_vectors(part)[1:].T).amax(1)  # the best of the interests
-            norms_B = torch.logsumexp(scores_BV, dim=1)
-            if self.objectives.next_item:
-                there = torch.from_numpy(np.flatnonzero(part.next_B))
-                rows = torch.from_numpy(part.next_B)[there] - 1
-                found.append(_mean(norms_B[there] - scores_BV[there, rows]))
-            if self.objectives.all_action_days is not None:
-                owner = torch.from_numpy(np.repeat(np.arange(len(norms_B)), np.diff(part.targets[0])))
-                found.append(_mean(norms_B[owner] - scores_BV[owner, torch.from_numpy(part.targets[1]) - 1]))
+        if self.objectives.next_item:
+            scores_BV = self._scores(NEXT_ITEM, interests_BKD, part)
+            there = torch.from_numpy(np.flatnonzero(part.next_B))
+            rows = torch.from_numpy(part.next_B)[there] - 1
+            found.append(_mean(torch.logsumexp(scores_BV[there], dim=1) - scores_BV[there, rows]))
+        if self.objectives.all_action_days is not None:
+            scores_BV = self._scores(ALL_ACTION, interests_BKD, part)
+            owner = torch.from_numpy(np.repeat(np.arange(len(scores_BV)), np.diff(part.targets[0])))
+            rows = torch.from_numpy(part.targets[1]) - 1
+            found.append(_mean(torch.logsumexp(scores_BV, dim=1)[owner] - scores_BV[owner, rows]))
         if self.head is not None:
             found.extend(task_losses(self.head(inputs), torch.from_numpy(part.labels_BK)).unbind())
         if self.demand is not None:
@@ -95,6 +106,10 @@ class MultiTask(nn.Module):
                 F.poisson_nll_loss(self.demand(inputs).clamp(max=MAX_LOG_RATE), torch.from_numpy(part.units_BC))
             )
         return torch.stack(found)
+
+    def _scores(self, name: str, interests_BKD: Tensor, part: Moment) -> Tensor:
+        """``[B, V]``, the best of the interests."""
+        return (self.queries(name, interests_BKD) @ self.item_vectors(part)[1:].T).amax(1)
 
     @torch.no_grad()
     def answers(self, part: Moment, batch_users: int = 256) -> Answers:
@@ -125,7 +140,8 @@ class MultiTask(nn.Module):
         ndcg = {}
         for name, (offsets, rows) in self._wanted(part).items():
             asked = np.flatnonzero(np.diff(offsets))
-            top_UK = top_k_items(interests_BKD[torch.from_numpy(asked)], self.item_vectors(part), K_ITEMS)
+            queries_UKD = self.queries(name, interests_BKD[torch.from_numpy(asked)])
+            top_UK = top_k_items(queries_UKD, self.item_vectors(part), K_ITEMS)
             kept = np.concatenate([[0], np.cumsum(np.diff(offsets)[asked])])
             ndcg[name] = np.full(len(interests_BKD), np.nan)
             ndcg[name][asked] = ranking_metrics(top_UK, kept, rows, [K_ITEMS])[f"ndcg@{K_ITEMS}"]
@@ -210,9 +226,14 @@ def fit_multitask(
     epochs: int = 6,
     batch_users: int = 256,
     learning_rate: float = 1e-3,
+    head_rate: float = 5e-3,
     seed: int = 0,
 ) -> MultiTaskFit:
     """Train all objectives together, keeping the epoch with the least summed loss on the validation instant.
+
+    Args:
+        learning_rate: of the encoder, which has been trained before.
+        head_rate: of all that is new.
 
     Raises:
         UsageError: nothing to learn, an unknown head or weighting, epochs below 1.
@@ -226,29 +247,25 @@ def fit_multitask(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         task = MultiTask(model, objectives, scale, head, weighting)
-        optimizer = torch.optim.Adam(task.parameters(), lr=learning_rate)
-        best = MultiTaskFit(task, 0, float("inf"))
-        state = copy.deepcopy(task.state_dict())
+        optimizer = torch.optim.Adam(
+            [
+                {"params": list(task.encoder.parameters()), "lr": learning_rate},
+                {"params": [p for n, p in task.named_parameters() if not n.startswith("encoder.")], "lr": head_rate},
+            ]
+        )
+        best = BestWeights(task)
         for epoch in range(1, epochs + 1):
             task.train()
             for part in _batches(train, batch_users, np.random.default_rng([seed, epoch])):
                 optimizer.zero_grad()
                 loss = task.weights(task.losses(part))
-                _require_finite(loss.item(), epoch)
+                require_finite(loss.item(), epoch)
                 loss.backward()
                 optimizer.step()
-            judged = _judged(task, validation, batch_users)
-            _require_finite(judged, epoch)
-            if judged < best.loss:
-                best, state = MultiTaskFit(task, epoch, judged), copy.deepcopy(task.state_dict())
-    task.load_state_dict(state)
+            best.see(_judged(task, validation, batch_users))
+    best.restore()
     task.eval()
-    return best
-
-
-def _require_finite(loss: float, epoch: int) -> None:
-    if not math.isfinite(loss):
-        raise BseqError(f"the loss is {loss} in epoch {epoch}; lower learning_rate")
+    return MultiTaskFit(task, best.epoch, best.loss)
 
 
 def _batches(train: list[Moment], batch_users: int, random: np.random.Generator) -> Iterator[Moment]:

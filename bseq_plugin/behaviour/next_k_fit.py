@@ -5,17 +5,17 @@ Shape letters: B users, M states in memory, J steps, D width of item vectors.
 
 from __future__ import annotations
 
-import copy
 from dataclasses import dataclass, fields
 
 import numpy as np
 import torch
 
+from bseq_plugin.behaviour.best import BestWeights, require_finite
 from bseq_plugin.behaviour.labels import known_users
 from bseq_plugin.behaviour.next_k import Memory, NextKDecoder
 from bseq_plugin.behaviour.vectors import check_instant
 from bseq_plugin.data.sequences import Sequences
-from bseq_plugin.errors import BseqError, SchemaError, UsageError
+from bseq_plugin.errors import SchemaError, UsageError
 from bseq_plugin.model.direct import packed_events
 from bseq_plugin.model.interest_model import EVENTS_PER_CALL, InterestModel
 
@@ -132,13 +132,13 @@ def fit_next_k(
         state_dim, n_types = train[0].memory.states_BMS.shape[2], len(model.vocabulary.event_types)
         decoder = NextKDecoder(state_dim, model.item_vectors_VD, n_types, n_steps, dim)
         optimizer = torch.optim.Adam(decoder.parameters(), lr=learning_rate)
-        least, state = float("inf"), copy.deepcopy(decoder.state_dict())
+        best = BestWeights(decoder)
         for epoch in range(1, epochs + 1):
             _pass(decoder, optimizer, train, batch_users, epoch)
-            loss = -float(epoch) if validation is None else _loss(decoder, validation, batch_users)
-            if loss < least:
-                least, state = loss, copy.deepcopy(decoder.state_dict())
-    decoder.load_state_dict(state)
+            if validation is not None:
+                best.see(_loss(decoder, validation, batch_users))
+    if validation is not None:
+        best.restore()
     return decoder.eval()
 
 
@@ -152,8 +152,7 @@ def _pass(
         place, users = pieces[choice]
         optimizer.zero_grad()
         loss = decoder.loss(*train[place].take(users))
-        if not torch.isfinite(loss):
-            raise BseqError(f"the loss is {loss.item()} in epoch {epoch}; lower learning_rate")
+        require_finite(loss.item(), epoch)
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
 

@@ -137,13 +137,17 @@ def test_each_loss_by_hand(model, moments, objectives):
     """In the order of the names, from the logits of the model's own parts."""
     torch.manual_seed(0)
     task = MultiTask(model, objectives, Scale.of(moments[0].context_BX)).eval()
-    torch.nn.init.normal_(task.demand.weight, std=0.1)
+    for layer in (task.demand, task.own_next, task.own_all):
+        torch.nn.init.normal_(layer.weight, std=0.1)
     part = moments[0].take(np.arange(12))
     interests, inputs = task(part)
-    log_softmax = torch.log_softmax(interests[:, 0] @ task.item_vectors(part)[1:].T, dim=1)
+    log_softmax, log_softmax_all = (
+        torch.log_softmax((interests[:, 0] + own(interests[:, 0])) @ task.item_vectors(part)[1:].T, dim=1)
+        for own in (task.own_next, task.own_all)
+    )
     following = [-log_softmax[user, row - 1] for user, row in enumerate(part.next_B) if row]
     offsets, rows = part.targets
-    window = [-log_softmax[u, row - 1] for u in range(12) for row in rows[offsets[u] : offsets[u + 1]]]
+    window = [-log_softmax_all[u, row - 1] for u in range(12) for row in rows[offsets[u] : offsets[u + 1]]]
     chances = torch.sigmoid(task.head(inputs))
     truth = torch.from_numpy(part.labels_BK)
     entropy = -(truth * chances.log() + (1 - truth) * (1 - chances).log()).mean(0)
@@ -160,7 +164,7 @@ def test_all_objectives_are_learned_together(model, moments, objectives, head, w
     begun = MultiTask(model, objectives, Scale.of(moments[0].context_BX)).judge(moments[-1])
     fit = fit_multitask(
         model, moments[:-1], moments[-1], objectives, head=head, weighting=weighting, epochs=12, batch_users=16,
-        learning_rate=1e-2,
+        learning_rate=1e-2, head_rate=1e-2,
     )  # fmt: skip
     found = fit.model.judge(moments[-1])
     assert found["churn:7"] > 0.95
@@ -200,7 +204,7 @@ def test_nothing_to_learn(model, moments, objectives):
     with pytest.raises(UsageError, match="unknown head"):
         fit_multitask(model, moments[:1], moments[0], objectives, head="none")
     with pytest.raises(BseqError, match="lower learning_rate"):
-        fit_multitask(model, moments[:1], moments[0], objectives, learning_rate=1e30, epochs=2)
+        fit_multitask(model, moments[:1], moments[0], objectives, learning_rate=1e30, head_rate=1e30, epochs=2)
     with pytest.raises(UsageError, match="weighting"):
         fit_multitask(model, moments[:1], moments[0], objectives, weighting="mine")
 
