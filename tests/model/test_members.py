@@ -1,5 +1,7 @@
 """Encoders side by side are so many encoders, each on its own columns."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -86,21 +88,29 @@ def test_no_member_reads_the_columns_of_another(encoder):
     assert x_TD.grad[:, 4:].abs().sum() == 0
 
 
-def test_some_states_and_attention_are_those_of_the_members(encoder):
+def test_some_states_are_those_of_the_members(encoder):
     part = encoder.sequence_encoder.part
     assert isinstance(part, SideBySide)
     events = PackedEvents(torch.randn(5, 12), torch.tensor([0, 2, 5]))
     rows = torch.tensor([4, 1])
     with torch.no_grad():
         assert torch.allclose(part.states_at(events, rows), part(events)[rows], atol=1e-6)
-    assert part.attention(events) is None  # as of ``causal`` itself
 
 
-def test_attention_is_the_mean_of_the_members():
-    encoder = SequenceInterestEncoder(RECIPE.replace(encoder="mean", encoder_options={}), N_ITEMS)
+@pytest.mark.parametrize("name", ["mean", "causal"])
+def test_attention_is_the_mean_of_the_members(name):
+    encoder = SequenceInterestEncoder(RECIPE.replace(encoder=name, encoder_options={}), N_ITEMS).eval()
     events = PackedEvents(torch.randn(5, 12), torch.tensor([0, 2, 5]))
-    members = [part.attention(events) for part in encoder.sequence_encoder.part.parts]
+    members = [
+        part.attention(replace(events, x_TD=own))
+        for part, own in zip(encoder.sequence_encoder.part.parts, events.x_TD.chunk(3, 1), strict=True)
+    ]
     assert torch.allclose(encoder.sequence_encoder.part.attention(events), torch.stack(members).mean(0))
+
+
+def test_members_without_attention_have_none_together():
+    encoder = SequenceInterestEncoder(RECIPE.replace(encoder="gru", encoder_options={}), N_ITEMS)
+    assert encoder.sequence_encoder.part.attention(PackedEvents(torch.randn(5, 12), torch.tensor([0, 2, 5]))) is None
 
 
 @pytest.mark.parametrize(
