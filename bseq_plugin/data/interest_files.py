@@ -24,6 +24,7 @@ import torch
 from blake3 import blake3
 from torch import Tensor
 
+from bseq_plugin.data.durable import fsync
 from bseq_plugin.data.events import USER
 from bseq_plugin.data.sequences import Sequences
 from bseq_plugin.errors import SchemaError
@@ -100,9 +101,9 @@ class InterestFiles:
         aside = self.folder / f".{HEAD}.tmp"
         aside.write_text(json.dumps(document, indent=1), encoding="utf-8")
         for path in [*paths, aside]:
-            _fsync(path)
+            fsync(path)
         os.replace(aside, self.folder / HEAD)
-        _fsync(self.folder)
+        fsync(self.folder)
 
     def fits(self, model: Path, log_sha256: str) -> bool:
         """Whether the files were written to the end, and of this model and log."""
@@ -170,11 +171,3 @@ def _digest(paths: Iterable[Path]) -> str:
     for path in paths:
         digest.update_mmap(path)
     return digest.hexdigest()
-
-
-def _fsync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

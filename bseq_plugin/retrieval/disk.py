@@ -16,6 +16,7 @@ from typing import Any
 
 from blake3 import blake3
 
+from bseq_plugin.data.durable import fsync
 from bseq_plugin.errors import StoreError, UsageError
 
 SCRATCH = ".tmp-"  # begins the name of whatever is not finished yet, or no longer wanted
@@ -30,11 +31,7 @@ class Disk:
 
     def fsync(self, path: Path) -> None:
         """Force a file, or a folder's entries, to the device."""
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+        fsync(path)
 
     def replace(self, source: Path, target: Path) -> None:
         """Rename atomically."""

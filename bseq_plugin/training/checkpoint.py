@@ -26,6 +26,7 @@ import torch
 from torch.distributed import checkpoint as dcp
 from torch.distributed.checkpoint.api import CheckpointException
 
+from bseq_plugin.data.durable import fsync
 from bseq_plugin.data.vocabulary import Vocabulary
 from bseq_plugin.errors import RunError
 from bseq_plugin.schema.recipe import Recipe
@@ -103,7 +104,7 @@ class Checkpoints:
                 if self.path(at).exists():  # a resumed run wrote this one before: the new one is the same
                     shutil.rmtree(self.path(at))
                 aside.rename(self.path(at))
-                _sync(self.folder)
+                fsync(self.folder)
             except OSError as error:
                 raise RunError(f"{what}: {error}") from error
             for old in set(self.positions()) - keep - {at}:
@@ -210,11 +211,3 @@ def _write_synced(path: Path, text: str) -> None:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())
-
-
-def _sync(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

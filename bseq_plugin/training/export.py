@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +10,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
+from bseq_plugin.data.durable import fsync
 from bseq_plugin.data.prepare import PreparedLog
 from bseq_plugin.model.interest_model import ITEM_WEIGHT, KEYS, save_parts
 from bseq_plugin.model.neighbours import NeighbourItems, completed
@@ -96,10 +96,6 @@ def _complete(log: PreparedLog, aside: Path) -> None:
 
 def _show(aside: Path, model: Path) -> None:
     for path in [*aside.iterdir(), aside]:
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+        fsync(path)
     shutil.rmtree(model, ignore_errors=True)
     aside.rename(model)
