@@ -81,6 +81,7 @@ class _ChunkedLoss(torch.autograd.Function):
         n_states, n_candidates = states_QD.shape[0], vectors_ND.shape[0]
         halves = multiplies_in_halves(vectors_ND, matmul)
         narrow = narrow and halves and candidates.log_expected_count_N is None
+        # logits of 2 bytes leave room for more of them than of 4, or of 4 with a copy of 2; factors were measured
         chunk = chunk_size(n_states, n_candidates, CHUNK_ELEMENTS * (6 if narrow else 2 if halves else 1))
         products = Products.of(vectors_ND, chunk, halves, narrow)
         # oneDNN compiles a kernel for each shape of a bfloat16 product and keeps it: a last chunk of any length would

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,6 +16,13 @@ from bseq_plugin.errors import RecipeError
 MATMULS = ("auto", "float32", "bfloat16")
 NARROWEST = 32  # below this width conversions cost as much as the products
 WORTH_IT = 1.15  # a measured gain below this is noise, and the extra rounding is not worth it
+
+
+class Halves(NamedTuple):
+    """Buffers in bfloat16: logits of a chunk, and a chunk's part of the candidates' gradient [N, D]."""
+
+    logits: Tensor
+    gradient_ND: Tensor
 
 
 @dataclass
@@ -28,52 +36,48 @@ class Products:
         vectors_ND: the candidates, in the type that is multiplied.
         d_vectors_ND: their gradient so far, in the type of the model.
         buffer: logits of a chunk, in the type of the model. One for all chunks: fresh pages cost more than arithmetic.
-            None if they stay in bfloat16.
-        half_buffer, half_gradient: the same in bfloat16, and a chunk's part of ``d_vectors_ND``; None for products in
-            the model's own type.
+            Empty if they are ``narrow``.
+        halves: None for products in the model's own type.
+        narrow: logits stay in bfloat16.
     """
 
     vectors_ND: Tensor
     d_vectors_ND: Tensor
-    buffer: Tensor | None
-    half_buffer: Tensor | None
-    half_gradient: Tensor | None
+    buffer: Tensor
+    halves: Halves | None
+    narrow: bool
 
     @classmethod
     def of(cls, vectors_ND: Tensor, chunk: int, halves: bool, narrow: bool = False) -> Products:
         """For chunks of at most ``chunk`` states; in bfloat16 with ``halves``, and ``narrow`` logits too."""
         size = vectors_ND.shape[0] * chunk
+        half_ND = vectors_ND.bfloat16() if halves else vectors_ND
         return cls(
-            vectors_ND.bfloat16() if halves else vectors_ND,
+            half_ND,
             torch.zeros_like(vectors_ND),
-            None if narrow else vectors_ND.new_empty(size),
-            vectors_ND.new_empty(size, dtype=torch.bfloat16) if halves else None,
-            torch.empty_like(vectors_ND, dtype=torch.bfloat16) if halves else None,
+            vectors_ND.new_empty(0 if narrow else size),
+            Halves(half_ND.new_empty(size), torch.empty_like(half_ND)) if halves else None,
+            narrow,
         )
 
     def logits(self, states_CD: Tensor) -> Tensor:
-        """``[N, C]`` in the model's type, or as they are multiplied if there is no ``buffer``; until the next call."""
+        """``[N, C]`` in the model's type, or in bfloat16 if they are ``narrow``; valid until the next call."""
         n, c = self.vectors_ND.shape[0], states_CD.shape[0]
-        if self.half_buffer is None:
-            return torch.mm(self.vectors_ND, states_CD.T, out=self._wide(n, c))
-        halves_CN = torch.mm(states_CD.bfloat16(), self.vectors_ND.T, out=self.half_buffer[: n * c].view(c, n))
-        return halves_CN.T if self.buffer is None else self._wide(c, n).copy_(halves_CN).T
-
-    def _wide(self, rows: int, columns: int) -> Tensor:
-        assert self.buffer is not None
-        return self.buffer[: rows * columns].view(rows, columns)
+        if self.halves is None:
+            return torch.mm(self.vectors_ND, states_CD.T, out=self.buffer[: n * c].view(n, c))
+        halves_CN = torch.mm(states_CD.bfloat16(), self.vectors_ND.T, out=self.halves.logits[: n * c].view(c, n))
+        return halves_CN.T if self.narrow else self.buffer[: n * c].view(c, n).copy_(halves_CN).T
 
     def gradients(self, d_logits_NC: Tensor, states_CD: Tensor, out: Tensor) -> None:
         """Add ``d_logits @ states`` to ``d_vectors_ND``; put ``d_logits.T @ vectors`` into ``out`` [C, D]."""
-        if self.half_buffer is None:
+        if self.halves is None:
             self.d_vectors_ND.addmm_(d_logits_NC, states_CD)
             torch.mm(d_logits_NC.T, self.vectors_ND, out=out)
             return
         halves_CN = d_logits_NC.T
-        if self.buffer is not None:
-            halves_CN = self.half_buffer[: d_logits_NC.numel()].view(halves_CN.shape).copy_(halves_CN)
-        assert self.half_gradient is not None
-        self.d_vectors_ND += torch.mm(halves_CN.T, states_CD.bfloat16(), out=self.half_gradient)
+        if not self.narrow:
+            halves_CN = self.halves.logits[: d_logits_NC.numel()].view(halves_CN.shape).copy_(halves_CN)
+        self.d_vectors_ND += torch.mm(halves_CN.T, states_CD.bfloat16(), out=self.halves.gradient_ND)
         out.copy_(torch.mm(halves_CN, self.vectors_ND))
 
 

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from bseq_plugin.indexes.exact import ExactIndex
 from bseq_plugin.model.interest_model import InterestModel
+from bseq_plugin.retrieval.history_parts import spread
 from bseq_plugin.retrieval.measure import recall
 from bseq_plugin.schema.parts import VectorIndex
 
@@ -28,7 +29,7 @@ def golden_queries(
         places: int64 [N], where the users stand in the version's histories.
         interests_NKD: theirs.
     """
-    chosen = np.linspace(0, len(places) - 1, min(N_GOLDEN, len(places))).astype(np.int64)
+    chosen = spread(np.arange(len(places)), N_GOLDEN)
     users, queries_GD = places[chosen], interests_NKD[torch.from_numpy(chosen), 0]
     vectors_VD = model.item_vectors_VD[1:]
     k = min(GOLDEN_K, len(vectors_VD))

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from bseq_plugin.indexes.exact import ExactIndex
 from bseq_plugin.plugins import plugin_manager
+from bseq_plugin.retrieval.history_parts import spread
 from bseq_plugin.schema.parts import VectorIndex
 
 BATCHES = (1, 256)
@@ -77,8 +78,7 @@ def recall(found_Qk: Tensor, wanted_Qk: Tensor) -> float:
 
 def spread_queries(interests_UKD: Tensor, lengths_U: np.ndarray, n: int) -> Tensor:
     """float32 [Q, D]: interests of at most ``n`` users with events, evenly spread over the users."""
-    users = np.flatnonzero(lengths_U)
-    chosen = users[np.linspace(0, len(users) - 1, min(n, len(users))).astype(np.int64)]
+    chosen = spread(np.flatnonzero(lengths_U), n)
     return interests_UKD[torch.from_numpy(chosen)].flatten(0, 1)
 
 
