@@ -5,7 +5,8 @@
 
 A tenth of the items (drawn by the seed) is hidden from training; a model of ids alone is trained, and one of ids and
 text, with the same settings (with item_fusion = "neighbours" that is one training). Both rank the whole catalogue: warm
-targets, those of the tail (5 events or fewer in training), and cold targets, for which the one has rows as they are
+targets, those of the tail (5 events or fewer in training; and the long tail, the items that are had least and have a
+fifth of all events), and cold targets, for which the one has rows as they are
 before training and the other what the text says. Settings are chosen with --part validation, which leaves out the
 newest events. Writes benchmarks/results/text.json.
 """
@@ -28,7 +29,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "integrations" / "b
 
 import bseq_transformers
 from bseq_transformers.text import TextItemEncoder, TextOptions
-from cold.measure import one_seed
+from cold.measure import COUNTED, one_seed
 from cold.problems import Problem, beauty, grocery
 from speed import commit
 
@@ -37,8 +38,8 @@ from bseq_plugin.cli.demo_data import load
 from bseq_plugin.cli.main import _quiet
 
 RESULTS = Path(__file__).parent / "results" / "text.json"
-MODELS = ("id", "id + text")
-SHOWN = ("warm ndcg@10", "tail ndcg@10", "cold recall@10", "cold ndcg@10")
+MODELS = ("id", COUNTED, "id + text")
+SHOWN = ("warm ndcg@10", "tail ndcg@10", "long-tail ndcg@10", "cold recall@10", "cold ndcg@10")
 
 
 def encoding() -> dict[str, float]:
@@ -66,21 +67,29 @@ def mean(rows: list[dict[str, Any]], model: str, figure: str) -> float:
     return statistics.mean(row[model][figure] for row in rows)
 
 
-def claims(name: str, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Name, value, target, and whether it holds, of one log."""
-    cold, by_id = mean(rows, "id + text", "cold recall@10"), mean(rows, "id", "cold recall@10")
-    one_hit = 1 / mean(rows, "id", "cold users")  # the least that is not nothing
-    drop = 1 - mean(rows, "id + text", "warm ndcg@10") / mean(rows, "id", "warm ndcg@10")
-    tail = mean(rows, "id + text", "tail ndcg@10") / max(mean(rows, "id", "tail ndcg@10"), 1e-9)
+def claims(name: str, rows: list[dict[str, Any]], question: str) -> list[dict[str, Any]]:
+    """Name, value, target, and whether it holds, of one question to one log."""
+
+    def figure(model: str, what: str) -> float:
+        return mean(rows, model, f"{question}{what}")
+
+    cold, by_id = figure("id + text", "cold recall@10"), figure("id", "cold recall@10")
+    one_hit = 1 / figure("id", "cold users")  # the least that is not nothing
+    drop = 1 - figure("id + text", "warm ndcg@10") / figure("id", "warm ndcg@10")
     values = [
-        ("cold recall@10 / a random ranking's", cold / mean(rows, "random", "cold recall@10"), 20.0, True),
+        ("cold recall@10 / a random ranking's", cold / figure("random", "cold recall@10"), 20.0, True),
         ("cold recall@10 / that of ids alone", cold / max(by_id, one_hit), 3.0, True),
         ("relative drop of warm ndcg@10", drop, 0.02, False),
-        ("tail ndcg@10 / that of ids alone", tail, 1.0, True),
     ]
+    if COUNTED in rows[0]:
+        values.append((f"cold recall@10 / that of {COUNTED}", cold / figure(COUNTED, "cold recall@10"), 1.0, True))
+    for tail in ("tail ndcg@10", "long-tail ndcg@10"):
+        values.append(
+            (f"{tail} / that of ids alone", figure("id + text", tail) / max(figure("id", tail), 1e-9), 1.0, True)
+        )
     return [
         {
-            "name": f"{name}: {what}",
+            "name": f"{name}: {question}{what}",
             "value": value,
             "target": target,
             "holds": value >= target if more else value < target,
@@ -95,10 +104,13 @@ def measured(problems: list[Problem], seeds: list[int], chosen: argparse.Namespa
     for problem, seed in zip(problems, seeds, strict=True):
         row = one_seed(problem, seed, chosen.text_settings, chosen.settings)
         rows.append(row)
-        for model in MODELS:
-            told = "  ".join(f"{name} {row[model][name]:.4f}" for name in SHOWN)
-            print(f"{problem.name} seed {seed} {model:<10} {told}  {row['seconds'][model]:.0f} s", flush=True)
-        print(f"{problem.name} seed {seed} random     cold recall@10 {row['random']['cold recall@10']:.5f}", flush=True)
+        print(f"{problem.name} seed {seed}: {row['seconds']['id + text']:.0f} s of training", flush=True)
+        for question, _ in problem.questions:
+            for model in (name for name in MODELS if name in row):
+                told = "  ".join(f"{name} {row[model][question + name]:.4f}" for name in SHOWN)
+                print(f"    {question}{model:<16} {told}")
+            chance = row["random"][f"{question}cold recall@10"]
+            print(f"    {question}{'random':<16} cold recall@10 {chance:.5f}", flush=True)
     return rows
 
 
@@ -130,8 +142,9 @@ def main() -> None:
         document["beauty"] = measured(problems, seeds, chosen)
     if chosen.only in (None, "grocery"):
         document["grocery"] = measured([grocery(chosen.part, seed) for seed in seeds], seeds, chosen)
-    for name in ("beauty", "grocery"):
-        held += claims(name, document[name]) if name in document else []
+    for name, questions in (("beauty", ("",)), ("grocery", ("", "new: "))):
+        for question in questions if name in document else ():
+            held += claims(name, document[name], question)
     for claim in held:
         verdict = "holds" if claim["holds"] else "MISSED"
         print(f"{claim['name']:<50} {claim['value']:9.4f}  aim {claim['target']:.4f}  {verdict}")

@@ -10,13 +10,14 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from bseq_plugin.data.events import ITEM
+from bseq_plugin.data.events import ITEM, Events
 from bseq_plugin.data.item_vectors import build_item_encoders, encode_items, encoders_identity
-from bseq_plugin.data.items import checked_items
+from bseq_plugin.data.items import PopularityPrior, checked_items
+from bseq_plugin.data.sequences import Sequences
 from bseq_plugin.errors import UsageError
 from bseq_plugin.model.encoded_items import EncodedItems
 from bseq_plugin.model.interest_model import InterestModel
-from bseq_plugin.model.neighbours import NeighbourItems
+from bseq_plugin.model.neighbours import NeighbourItems, own_directions
 
 
 @torch.no_grad()
@@ -36,14 +37,23 @@ def rows_of_items(model: InterestModel, items: pd.DataFrame, progress: bool = Fa
         )
     checked_items(items, [column for encoder in encoders for column in encoder.columns])
     vectors_NE = torch.from_numpy(encode_items(encoders, items, progress))
-    rows_ND: Tensor = fusion.rows_of(vectors_NE, model.item_table_VD, model.vocabulary.item_counts)
+    table_VD, counts_V, length = model.item_table_VD, model.vocabulary.item_counts, model.recipe.own_direction
+    rows_ND: Tensor = fusion.rows_of(vectors_NE, table_VD, counts_V)
+    if isinstance(fusion, NeighbourItems) and length > 0:
+        rows_ND += length * own_directions(items[ITEM].tolist(), table_VD, counts_V) * rows_ND.any(1, keepdim=True)
     return rows_ND
 
 
-def with_new_items(model: InterestModel, items: pd.DataFrame, progress: bool = False) -> InterestModel:
+def with_new_items(
+    model: InterestModel, items: pd.DataFrame, progress: bool = False, log: Events | None = None
+) -> InterestModel:
     """The model with those of ``items`` that it does not have, ids ascending; itself if it has them all.
 
     An item of which nothing is known is left out. Raises as ``rows_of_items``.
+
+    Args:
+        log: events that may have new items already: their popularity columns, if the model has any, are counted there,
+            as of the end of training like those of the others. Without it nobody has had them yet.
     """
     _fusion(model)
     checked_items(items, [])
@@ -55,8 +65,17 @@ def with_new_items(model: InterestModel, items: pd.DataFrame, progress: bool = F
     n_priors = len(model.recipe.popularity_days)
     priors_NP = torch.zeros(int(known.sum()), n_priors) if n_priors else None  # nobody has had them yet
     longer = model.with_rows(new[ITEM].to_numpy()[known.numpy()], rows_ND[known], priors_NP)
-    order = np.argsort(longer.vocabulary.item_ids, kind="stable")
-    return longer.with_items(order)
+    longer = longer.with_items(np.argsort(longer.vocabulary.item_ids, kind="stable"))
+    return longer if log is None or not n_priors else with_popularity(longer, new[ITEM].to_numpy()[known.numpy()], log)
+
+
+def with_popularity(model: InterestModel, item_ids: np.ndarray, log: Events) -> InterestModel:
+    """The model with the popularity columns of these items, which it has, counted in a log."""
+    sequences = Sequences.from_events(log, model.vocabulary)
+    popularity = PopularityPrior(sequences, model.vocabulary.n_items, model.recipe.popularity_days)
+    priors_VP = popularity.at((model.trained_until_us or 0) + 1)  # the instant of the other items' columns
+    places = model.vocabulary.item_rows(item_ids)
+    return model.with_rows(item_ids, model.item_table_VD[places], torch.from_numpy(priors_VP[places]))
 
 
 def _fusion(model: InterestModel) -> EncodedItems | NeighbourItems:
