@@ -153,7 +153,7 @@ def completed(
 
 
 def own_directions(ids: Iterable[object], table_VD: Tensor, counts_V: np.ndarray) -> Tensor:
-    """float32 [N, D]: a random direction of each item id, the same every time, of the mean length of a row with events."""
+    """float32 [N, D]: a random direction of each id, the same every time, as long as rows with events on average."""
     drawn = []
     for one in ids:
         seed = int.from_bytes(hashlib.sha256(str(one).encode("utf-8", "surrogatepass")).digest()[:8], "big")

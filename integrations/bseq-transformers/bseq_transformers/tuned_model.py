@@ -63,7 +63,8 @@ class Checkpoint:
         with torch.no_grad():
             for name, parameter in learning.items():
                 parameter.copy_(values[name])
-                optimizer.state[parameter] = {what: values[f"{name}/{what}"].clone() for what in MOMENTS}
+                if f"{name}/step" in values:
+                    optimizer.state[parameter] = {what: values[f"{name}/{what}"].clone() for what in MOMENTS}
         return step
 
     def save(self, module: nn.Module, optimizer: torch.optim.Optimizer, step: int) -> None:
@@ -72,7 +73,8 @@ class Checkpoint:
         values: dict[str, Tensor] = {}
         for name, parameter in _learning(module).items():
             values[name] = parameter.detach().contiguous()
-            values |= {f"{name}/{what}": optimizer.state[parameter][what].contiguous() for what in MOMENTS}
+            moments = optimizer.state.get(parameter, {})  # none for what no gradient has reached: BERT's pooler
+            values |= {f"{name}/{what}": moment.contiguous() for what, moment in moments.items()}
         _save_aside(values, self.path, {"meaning": self.meaning, "step": str(step)})
 
     def remove(self) -> None:
@@ -81,7 +83,7 @@ class Checkpoint:
 
 
 def write_tuned(model: nn.Module, projection: nn.Linear, source: Path, folder: Path, told: dict[str, Any]) -> None:
-    """See the module's docstring; ``source`` has the tokenizer. ``config.json`` comes last: without it it is no model."""
+    """See the module's docstring; ``source`` has the tokenizer. ``config.json`` comes last."""
     folder.mkdir(parents=True, exist_ok=True)
     aside = Path(tempfile.mkdtemp(dir=folder, prefix=".", suffix=".tmp"))
     try:
