@@ -1,6 +1,7 @@
 """Items hidden from training: how well text finds them, what it costs the others, how long texts take to encode.
 
     python benchmarks/text.py --beauty sequences.txt items.tsv --seeds 0,1,2       # and the demo's grocery log
+    python benchmarks/text.py --only tuning --beauty sequences.txt items.tsv --seeds 0         # LoRA, last layer, all
     python benchmarks/text.py --only grocery --part validation --set epochs=4 --text-set id_dropout=0.5
 
 A tenth of the items (drawn by the seed) is hidden from training; a model of ids alone is trained, and one of ids and
@@ -28,9 +29,11 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "integrations" / "bseq-transformers"))
 
 import bseq_transformers
+from bseq_transformers.item_tuning import ItemTuningOptions
 from bseq_transformers.text import TextItemEncoder, TextOptions
 from cold.measure import COUNTED, one_seed
 from cold.problems import Problem, beauty, grocery
+from cold.tuning import UNTUNED, tuning
 from speed import commit
 
 from bseq_plugin import plugin_manager
@@ -98,6 +101,20 @@ def claims(name: str, rows: list[dict[str, Any]], question: str) -> list[dict[st
     ]
 
 
+def tuning_claims(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """What LoRA trains and finds, against all parameters and against none."""
+    share, cold = mean(rows, "lora", "share"), mean(rows, "lora", "cold recall@10")
+    values = [
+        ("share of parameters that LoRA trains", share, 0.05, share < 0.05),
+        ("cold recall@10 of LoRA / of full tuning", cold / mean(rows, "full", "cold recall@10"), 0.98, None),
+        ("cold recall@10 of LoRA / untuned", cold / mean(rows, UNTUNED, "cold recall@10"), 1.0, None),
+    ]
+    return [
+        {"name": f"tuning: {what}", "value": value, "target": aim, "holds": value >= aim if holds is None else holds}
+        for what, value, aim, holds in values
+    ]
+
+
 def measured(problems: list[Problem], seeds: list[int], chosen: argparse.Namespace) -> list[dict[str, Any]]:
     """A row a seed; told as they come."""
     rows = []
@@ -118,15 +135,16 @@ def main() -> None:
     """Measure, print, write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--beauty", nargs=2, type=Path, metavar=("SEQUENCES", "ITEMS"))
-    parser.add_argument("--only", choices=["beauty", "grocery", "encoding"])
+    parser.add_argument("--only", choices=["beauty", "grocery", "encoding", "tuning"])
     parser.add_argument("--part", choices=["validation", "test"], default="test")
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--set", dest="settings", action="append", default=[], metavar="KEY=VALUE")
     parser.add_argument("--text-set", dest="text_settings", action="append", default=[], metavar="KEY=VALUE")
+    parser.add_argument("--steps", type=int, default=200, help="of tuning, 64 events each")
     parser.add_argument("--json", type=Path, default=RESULTS)
     chosen = parser.parse_args()
-    if chosen.only == "beauty" and chosen.beauty is None:
-        parser.error("--only beauty needs --beauty SEQUENCES ITEMS")
+    if chosen.only in ("beauty", "tuning") and chosen.beauty is None:
+        parser.error(f"--only {chosen.only} needs --beauty SEQUENCES ITEMS")
     _quiet()
     plugin_manager().register(bseq_transformers, "transformers")
     seeds = [int(seed) for seed in chosen.seeds.split(",")]
@@ -140,6 +158,16 @@ def main() -> None:
     if chosen.only in (None, "beauty") and chosen.beauty is not None:
         problems = [beauty(*chosen.beauty, chosen.part, seed) for seed in seeds]
         document["beauty"] = measured(problems, seeds, chosen)
+    if chosen.only == "tuning":
+        document["tuning"] = [
+            tuning(
+                problem,
+                problem.recipe.replace(seed=seed).with_settings(chosen.settings),
+                ItemTuningOptions(columns=problem.columns, steps=chosen.steps, seed=seed),
+            )
+            for problem, seed in ((beauty(*chosen.beauty, chosen.part, seed), seed) for seed in seeds)
+        ]
+        held += tuning_claims(document["tuning"])
     if chosen.only in (None, "grocery"):
         document["grocery"] = measured([grocery(chosen.part, seed) for seed in seeds], seeds, chosen)
     for name, questions in (("beauty", ("",)), ("grocery", ("", "new: "))):
