@@ -107,7 +107,7 @@ def with_own(model: InterestModel, problem: Problem, length: float) -> InterestM
     cold, counts_V = np.sort(problem.cold), model.vocabulary.item_counts
     rows_ND = length * own_directions(cold.tolist(), model.item_table_VD, counts_V)
     longer = model.with_rows(cold, rows_ND, torch.zeros(len(cold), len(model.recipe.popularity_days)))
-    return with_popularity(longer, cold, problem.past)
+    return with_popularity(longer, problem.past)
 
 
 def figures(problem: Problem, model: InterestModel, seen: bool, reads_cold: bool) -> dict[str, float]:

@@ -64,14 +64,17 @@ def tuned(run: Path, items: pd.DataFrame, options: ItemTuningOptions, out: Path)
     users = np.random.default_rng(options.seed).choice(histories.n_users, wanted, replace=False)
     pairs = Pairs.of(model, histories.take(np.sort(users)), PER_USER)
     tuner = ItemTextTuner(model, items, options)
-    started = time.perf_counter()
+    before, started = _peak_mb(), time.perf_counter()
     losses = tuner.fit(pairs, out)
-    seconds, peak = time.perf_counter() - started, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    seconds, peak = time.perf_counter() - started, _peak_mb()
     learn, of = tuner.trained
     first, last = (float(np.mean(part)) for part in (losses[:20], losses[-20:]))
-    return {
-        "learned": learn, "share": learn / of, "seconds": seconds, "peak_mb": peak, "first loss": first, "last loss": last
-    }  # fmt: skip
+    loss = {"first loss": first, "last loss": last}
+    return {"learned": learn, "share": learn / of, "seconds": seconds, "peak_mb": peak, "before_mb": before, **loss}
+
+
+def _peak_mb() -> float:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 @torch.no_grad()
@@ -83,8 +86,9 @@ def placed(bare: InterestModel, items: pd.DataFrame, recipe: Recipe) -> Interest
     table_VD, counts_V = bare.item_table_VD, bare.vocabulary.item_counts
     rows = [part for _, part in completed(keys_VK, counts_V, recipe.prior_events, lambda: blocks_of(table_VD))]
     model = bare.with_rows(bare.vocabulary.item_ids, torch.cat(rows)[1:])
+    own = bare.recipe.replace(item_encoders=recipe.item_encoders, item_encoder_options=recipe.item_encoder_options)
     state = dict(model.encoder.state_dict()) | {
         f"item_tower.encoded.{name}": value for name, value in said.state_dict().items()
     }
     state["item_tower.encoded.keys_VK"] = keys_VK
-    return InterestModel.from_state(recipe, bare.vocabulary, state, bare.item_priors_VP, bare.trained_until_us)
+    return InterestModel.from_state(own, bare.vocabulary, state, bare.item_priors_VP, bare.trained_until_us)

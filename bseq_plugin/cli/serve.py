@@ -49,7 +49,9 @@ def publish(
     ] = None,
     log: Annotated[
         Path | None,
-        typer.Option("--log", help="With --items: events that may have the new items already, served as histories."),
+        typer.Option(
+            "--log", help="With --items: the whole log by now, with events of new items; histories and popularity."
+        ),
     ] = None,
     columns: Columns = None,
     timestamp_unit: Unit = None,

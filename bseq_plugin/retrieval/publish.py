@@ -52,8 +52,8 @@ def publish(
         histories: the users' histories to serve, in rows of the run's vocabulary; default: the whole log of the run,
             of a run on partitions a part at a time, with the interests that its processes left.
         items: an items table; items that the run has never seen enter by what its item encoders say of them.
-        log: with ``items``: events that may have the new items already. They are the histories to serve then, and the
-            popularity columns of new items are counted in them.
+        log: with ``items``: all events by now, which may have the new items already. They are the histories to serve
+            then, and popularity columns are those at their end.
         on_bad: what to do with items whose vector has NaN or Inf, or for cosine scores no direction: "error", or
             "drop" them; their events are then of unknown items.
         dedup: what to do with item ids that are there twice: "error", or keep the "last".

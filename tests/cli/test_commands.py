@@ -112,7 +112,7 @@ def test_a_new_item_is_published_with_the_events_that_it_has_by_now(bseq, tiny_f
     items = pd.DataFrame({"item_id": [*np.arange(30) * 10 + 5, 999], "shelf": ["a", "b", "c"] * 10 + ["a"]})
     items.to_csv(tmp_path / "items.csv", index=False)
     tiny_frame.to_parquet(tmp_path / "log.parquet")
-    settings = 'encoder=mean dim=8 epochs=1 batch_users=16 split=none item_encoders=["columns"]'.split()
+    settings = ["encoder=mean", "dim=8", "epochs=1", "batch_users=16", "split=none", 'item_encoders=["columns"]']
     settings.append('item_encoder_options.columns.categories=["shelf"]')
     told = [word for setting in settings for word in ("--set", setting)]
     told += ["--items", tmp_path / "items.csv", "--out", tmp_path / "run"]
@@ -127,8 +127,8 @@ def test_a_new_item_is_published_with_the_events_that_it_has_by_now(bseq, tiny_f
         assert code == 0, err
         found = json.loads(bseq("retrieve", tmp_path / "store", "--user", user, "--k", 40, "--json")[1])["candidates"]
         assert (999 not in {hit["item_id"] for hit in found}) == seen  # what one has is not shown again
-    code, _, err = bseq(*publish, "--log", tmp_path / "later.parquet")
-    assert (code, "give items with it" in err) == (2, True)
+    code, _, err = bseq(*publish, "--log", tmp_path / "log.parquet")
+    assert (code, "give items with it" in " ".join(err.split())) == (2, True)
     code, _, err = bseq(*publish, "--column", "user_id=household")
     assert (code, "say how --log is read" in " ".join(err.split())) == (2, True)
 

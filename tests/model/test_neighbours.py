@@ -206,6 +206,18 @@ def test_a_new_item_has_a_direction_of_its_own_where_people_have_things_again(ru
     assert float(cosines.fill_diagonal_(0).pow(2).mean()) == pytest.approx(1 / many.shape[1], rel=0.05)
 
 
+def test_attributes_are_part_of_the_rows_that_a_guess_is_made_of(by_kind, recipe, items, tmp_path):
+    both = recipe.replace(item_attributes=["kind"], epochs=1)
+    run = train(Events.from_frame(by_kind), both, tmp_path / "run", items=items.iloc[:-3], progress=False)
+    model = InterestModel.from_run(run.path)
+    keys = model.encoder.item_tower.encoded.keys_VK.double().numpy()
+    rows, counts = model.item_table_VD.double().numpy(), model.vocabulary.item_counts
+    twin = items.iloc[[4]].assign(item_id=1000)  # what is known of it is what is known of an item
+    guess = by_hand(keys, counts, rows, keys[int(model.vocabulary.item_rows(items["item_id"].iloc[[4]])[0])])
+    longer = with_new_items(model, twin)
+    np.testing.assert_allclose(longer.item_table_VD[-1], guess, atol=2e-3)
+
+
 def test_who_had_a_new_item_since_is_told_from_who_had_its_twin(by_kind, recipe, items, tmp_path):
     """Two new items of one text: their neighbours are the same, their buyers are not."""
     twins = items[items["item_id"] < 1000]
@@ -215,12 +227,22 @@ def test_who_had_a_new_item_since_is_told_from_who_had_its_twin(by_kind, recipe,
     run = train(Events.from_frame(by_kind), own, tmp_path / "run", items=twins, progress=False)
     end = by_kind["timestamp"].max()
     since = pd.DataFrame({"user_id": np.repeat([1, 2, 3], 4), "item_id": np.repeat([2000, 2001, 2001], 4)})
-    since = since.assign(timestamp=end - pd.Timedelta(hours=1), event_type="buy")
+    since = since.assign(timestamp=end + pd.Timedelta(days=1), event_type="buy")  # training ended before
     log = Events.from_frame(pd.concat([by_kind, since]).sort_values("timestamp", kind="stable"))
     publish(run, tmp_path / "store", items=twins, log=log)
     served = Served.load(Store(tmp_path / "store").open(), None)
-    priors = served.model.item_priors_VP[served.model.vocabulary.item_rows(np.array(ids))]
-    assert priors.exp().round().tolist() == [[2.0, 2.0], [3.0, 3.0]]  # 1 + the users who had it
+    found = {
+        int(item): served.model.item_priors_VP[row + 1].exp() - 1
+        for row, item in enumerate(served.model.vocabulary.item_ids)
+    }
+    newest = log.frame["timestamp"].max()
+    assert served.model.trained_until_us == newest
+    for item, priors in found.items():
+        of_item = log.frame[log.frame["item_id"] == item]
+        for place, days in enumerate((30, 365)):
+            users = of_item.loc[of_item["timestamp"] > newest - days * 86_400_000_000, "user_id"].nunique()
+            assert float(priors[place]) == pytest.approx(users, rel=1e-4)
+    assert [found[item].round().tolist() for item in ids] == [[1.0, 1.0], [2.0, 2.0]]
     hits = Retriever.open(tmp_path / "store").retrieve([1, 2], k=32, exclude="none")
     place = {(user, item): at for at, (user, item) in enumerate(zip(hits["user_id"], hits["item_id"], strict=True))}
     assert place[1, 2000] < place[1, 2001]
