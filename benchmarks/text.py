@@ -1,11 +1,13 @@
 """Items hidden from training: how well text finds them, what it costs the others, how long texts take to encode.
 
     python benchmarks/text.py --beauty sequences.txt items.tsv --seeds 0,1,2       # and the demo's grocery log
+    python benchmarks/text.py --only tuning --beauty sequences.txt items.tsv --seeds 0         # LoRA, last layer, all
     python benchmarks/text.py --only grocery --part validation --set epochs=4 --text-set id_dropout=0.5
 
 A tenth of the items (drawn by the seed) is hidden from training; a model of ids alone is trained, and one of ids and
 text, with the same settings (with item_fusion = "neighbours" that is one training). Both rank the whole catalogue: warm
-targets, those of the tail (5 events or fewer in training), and cold targets, for which the one has rows as they are
+targets, those of the tail (5 events or fewer in training; and the long tail, the items that are had least and have a
+fifth of all events), and cold targets, for which the one has rows as they are
 before training and the other what the text says. Settings are chosen with --part validation, which leaves out the
 newest events. Writes benchmarks/results/text.json.
 """
@@ -27,9 +29,11 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "integrations" / "bseq-transformers"))
 
 import bseq_transformers
+from bseq_transformers.item_tuning import ItemTuningOptions
 from bseq_transformers.text import TextItemEncoder, TextOptions
-from cold.measure import one_seed
+from cold.measure import COUNTED, one_seed
 from cold.problems import Problem, beauty, grocery
+from cold.tuning import UNTUNED, tuning
 from speed import commit
 
 from bseq_plugin import plugin_manager
@@ -37,8 +41,8 @@ from bseq_plugin.cli.demo_data import load
 from bseq_plugin.cli.main import _quiet
 
 RESULTS = Path(__file__).parent / "results" / "text.json"
-MODELS = ("id", "id + text")
-SHOWN = ("warm ndcg@10", "tail ndcg@10", "cold recall@10", "cold ndcg@10")
+MODELS = ("id", COUNTED, "id + text")
+SHOWN = ("warm ndcg@10", "tail ndcg@10", "long-tail ndcg@10", "cold recall@10", "cold ndcg@10")
 
 
 def encoding() -> dict[str, float]:
@@ -66,26 +70,48 @@ def mean(rows: list[dict[str, Any]], model: str, figure: str) -> float:
     return statistics.mean(row[model][figure] for row in rows)
 
 
-def claims(name: str, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Name, value, target, and whether it holds, of one log."""
-    cold, by_id = mean(rows, "id + text", "cold recall@10"), mean(rows, "id", "cold recall@10")
-    one_hit = 1 / mean(rows, "id", "cold users")  # the least that is not nothing
-    drop = 1 - mean(rows, "id + text", "warm ndcg@10") / mean(rows, "id", "warm ndcg@10")
-    tail = mean(rows, "id + text", "tail ndcg@10") / max(mean(rows, "id", "tail ndcg@10"), 1e-9)
+def claims(name: str, rows: list[dict[str, Any]], question: str) -> list[dict[str, Any]]:
+    """Name, value, target, and whether it holds, of one question to one log."""
+
+    def figure(model: str, what: str) -> float:
+        return mean(rows, model, f"{question}{what}")
+
+    cold, by_id = figure("id + text", "cold recall@10"), figure("id", "cold recall@10")
+    one_hit = 1 / figure("id", "cold users")  # the least that is not nothing
+    drop = 1 - figure("id + text", "warm ndcg@10") / figure("id", "warm ndcg@10")
     values = [
-        ("cold recall@10 / a random ranking's", cold / mean(rows, "random", "cold recall@10"), 20.0, True),
+        ("cold recall@10 / a random ranking's", cold / figure("random", "cold recall@10"), 20.0, True),
         ("cold recall@10 / that of ids alone", cold / max(by_id, one_hit), 3.0, True),
         ("relative drop of warm ndcg@10", drop, 0.02, False),
-        ("tail ndcg@10 / that of ids alone", tail, 1.0, True),
     ]
+    if COUNTED in rows[0]:
+        values.append((f"cold recall@10 / that of {COUNTED}", cold / figure(COUNTED, "cold recall@10"), 1.0, True))
+    for tail in ("tail ndcg@10", "long-tail ndcg@10"):
+        values.append(
+            (f"{tail} / that of ids alone", figure("id + text", tail) / max(figure("id", tail), 1e-9), 1.0, True)
+        )
     return [
         {
-            "name": f"{name}: {what}",
+            "name": f"{name}: {question}{what}",
             "value": value,
             "target": target,
             "holds": value >= target if more else value < target,
         }
         for what, value, target, more in values
+    ]
+
+
+def tuning_claims(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """What LoRA trains and finds, against all parameters and against none."""
+    share, cold = mean(rows, "lora", "share"), mean(rows, "lora", "cold recall@10")
+    values = [
+        ("share of parameters that LoRA trains", share, 0.05, share < 0.05),
+        ("cold recall@10 of LoRA / of full tuning", cold / mean(rows, "full", "cold recall@10"), 0.98, None),
+        ("cold recall@10 of LoRA / untuned", cold / mean(rows, UNTUNED, "cold recall@10"), 1.0, None),
+    ]
+    return [
+        {"name": f"tuning: {what}", "value": value, "target": aim, "holds": value >= aim if holds is None else holds}
+        for what, value, aim, holds in values
     ]
 
 
@@ -95,10 +121,13 @@ def measured(problems: list[Problem], seeds: list[int], chosen: argparse.Namespa
     for problem, seed in zip(problems, seeds, strict=True):
         row = one_seed(problem, seed, chosen.text_settings, chosen.settings)
         rows.append(row)
-        for model in MODELS:
-            told = "  ".join(f"{name} {row[model][name]:.4f}" for name in SHOWN)
-            print(f"{problem.name} seed {seed} {model:<10} {told}  {row['seconds'][model]:.0f} s", flush=True)
-        print(f"{problem.name} seed {seed} random     cold recall@10 {row['random']['cold recall@10']:.5f}", flush=True)
+        print(f"{problem.name} seed {seed}: {row['seconds']['id + text']:.0f} s of training", flush=True)
+        for question, _ in problem.questions:
+            for model in (name for name in MODELS if name in row):
+                told = "  ".join(f"{name} {row[model][question + name]:.4f}" for name in SHOWN)
+                print(f"    {question}{model:<16} {told}")
+            chance = row["random"][f"{question}cold recall@10"]
+            print(f"    {question}{'random':<16} cold recall@10 {chance:.5f}", flush=True)
     return rows
 
 
@@ -106,15 +135,16 @@ def main() -> None:
     """Measure, print, write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--beauty", nargs=2, type=Path, metavar=("SEQUENCES", "ITEMS"))
-    parser.add_argument("--only", choices=["beauty", "grocery", "encoding"])
+    parser.add_argument("--only", choices=["beauty", "grocery", "encoding", "tuning"])
     parser.add_argument("--part", choices=["validation", "test"], default="test")
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--set", dest="settings", action="append", default=[], metavar="KEY=VALUE")
     parser.add_argument("--text-set", dest="text_settings", action="append", default=[], metavar="KEY=VALUE")
+    parser.add_argument("--steps", type=int, default=200, help="of tuning, 64 events each")
     parser.add_argument("--json", type=Path, default=RESULTS)
     chosen = parser.parse_args()
-    if chosen.only == "beauty" and chosen.beauty is None:
-        parser.error("--only beauty needs --beauty SEQUENCES ITEMS")
+    if chosen.only in ("beauty", "tuning") and chosen.beauty is None:
+        parser.error(f"--only {chosen.only} needs --beauty SEQUENCES ITEMS")
     _quiet()
     plugin_manager().register(bseq_transformers, "transformers")
     seeds = [int(seed) for seed in chosen.seeds.split(",")]
@@ -128,10 +158,21 @@ def main() -> None:
     if chosen.only in (None, "beauty") and chosen.beauty is not None:
         problems = [beauty(*chosen.beauty, chosen.part, seed) for seed in seeds]
         document["beauty"] = measured(problems, seeds, chosen)
+    if chosen.only == "tuning":
+        document["tuning"] = [
+            tuning(
+                problem,
+                problem.recipe.replace(seed=seed).with_settings(chosen.settings),
+                ItemTuningOptions(columns=problem.columns, steps=chosen.steps, seed=seed),
+            )
+            for problem, seed in ((beauty(*chosen.beauty, chosen.part, seed), seed) for seed in seeds)
+        ]
+        held += tuning_claims(document["tuning"])
     if chosen.only in (None, "grocery"):
         document["grocery"] = measured([grocery(chosen.part, seed) for seed in seeds], seeds, chosen)
-    for name in ("beauty", "grocery"):
-        held += claims(name, document[name]) if name in document else []
+    for name, questions in (("beauty", ("",)), ("grocery", ("", "new: "))):
+        for question in questions if name in document else ():
+            held += claims(name, document[name], question)
     for claim in held:
         verdict = "holds" if claim["holds"] else "MISSED"
         print(f"{claim['name']:<50} {claim['value']:9.4f}  aim {claim['target']:.4f}  {verdict}")

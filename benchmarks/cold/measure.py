@@ -1,5 +1,8 @@
 """One seed: a model of ids alone and one of ids and text, asked for warm, tail and cold items.
 
+Of a log with popularity columns there is a third one: ids alone, whose new items have rows as long as those with text,
+and their popularity. What text says is what the second one has over it.
+
 Shape letters: U users, N items, V items of the catalogue, D width.
 """
 
@@ -16,13 +19,16 @@ from bseq_plugin import InterestModel, Recipe, Sequences, train
 from bseq_plugin.data.splits import EvaluationSet
 from bseq_plugin.evaluation.rankers import interest_ranker
 from bseq_plugin.metrics import ranking_metrics
-from bseq_plugin.model.new_items import with_new_items
+from bseq_plugin.model.neighbours import own_directions
+from bseq_plugin.model.new_items import with_new_items, with_popularity
 from bseq_plugin.model.task import SequenceInterestTask
 from bseq_plugin.training.checkpoint import Checkpoints, Position
 from bseq_plugin.training.run import Run
 from cold.problems import Problem, only
 
 TAIL = 5  # events in training, at most
+LONG_TAIL = 0.2  # of all events: those of the items that are had least
+COUNTED = "id + popularity"
 K = 10
 
 
@@ -30,7 +36,9 @@ def one_seed(problem: Problem, seed: int, text_settings: list[str], id_settings:
     """Figures of both models, and what a random ranking finds."""
     base = problem.recipe.replace(seed=seed).with_settings(id_settings)
     options = {"text": {"columns": list(problem.columns)}}
-    text = base.replace(item_encoders=["text"], item_encoder_options=options).with_settings(text_settings)
+    text = base.replace(item_encoders=["text"], item_encoder_options=options).with_settings(
+        [*problem.settings, *text_settings]
+    )
     models, seconds = {}, {}
     started = time.perf_counter()
     models["id + text"], models["id"] = trained(problem, text)
@@ -39,17 +47,19 @@ def one_seed(problem: Problem, seed: int, text_settings: list[str], id_settings:
         started = time.perf_counter()
         _, models["id"] = trained(problem, base)
         seconds["id"] = time.perf_counter() - started
-    models["id"] = with_untrained(models["id"], problem.cold, base, seed)
-    models["id + text"] = with_new_items(
-        models["id + text"], problem.items[problem.items["item_id"].isin(problem.cold)]
-    )
-    found = {name: figures(problem, model, reads_cold=name != "id") for name, model in models.items()}
-    return {
-        "seed": seed,
-        **found,
-        "random": {"cold recall@10": by_chance(problem, models["id + text"])},
-        "seconds": seconds,
-    }
+    bare, new = models["id"], problem.items[problem.items["item_id"].isin(problem.cold)]
+    models["id"] = with_untrained(bare, problem.cold, base, seed)
+    if base.popularity_days:
+        models[COUNTED] = with_own(bare, problem, text.own_direction)
+    models["id + text"] = with_new_items(models["id + text"], new, log=problem.past)
+    found: dict[str, dict[str, float]] = {name: {} for name in models}
+    chance: dict[str, float] = {}
+    for question, seen in problem.questions:
+        for name, model in models.items():
+            of_question = figures(problem, model, seen, reads_cold=name != "id")
+            found[name] |= {f"{question}{figure}": value for figure, value in of_question.items()}
+        chance[f"{question}cold recall@10"] = by_chance(problem, models["id + text"], seen)
+    return {"seed": seed, **found, "random": chance, "seconds": seconds}
 
 
 def trained(problem: Problem, recipe: Recipe) -> tuple[InterestModel, InterestModel]:
@@ -78,7 +88,9 @@ def of_ids(run: Run, model: InterestModel) -> InterestModel:
     )  # fmt: skip
     Checkpoints(run.path).load_plain(task, Position(run.info["best_epoch"]))
     state = {k: v for k, v in task.interest_encoder.state_dict().items() if not k.startswith("item_tower.encoded")}
-    bare = model.recipe.replace(item_encoders=(), item_encoder_options={}, item_fusion="neighbours", item_init="random")
+    bare = model.recipe.replace(
+        item_encoders=(), item_encoder_options={}, item_fusion="neighbours", item_init="random", own_direction=0.0
+    )
     return InterestModel.from_state(bare, vocabulary, state, model.item_priors_VP, model.trained_until_us)
 
 
@@ -86,26 +98,36 @@ def with_untrained(model: InterestModel, cold: np.ndarray, recipe: Recipe, seed:
     """Rows as a table has them before training."""
     generator = torch.Generator().manual_seed(seed)
     rows_ND = torch.randn(len(cold), recipe.dim, generator=generator) * recipe.table_init
-    return model.with_rows(np.sort(cold), rows_ND)
+    priors_NP = torch.zeros(len(cold), len(recipe.popularity_days)) if recipe.popularity_days else None
+    return model.with_rows(np.sort(cold), rows_ND, priors_NP)
 
 
-def figures(problem: Problem, model: InterestModel, reads_cold: bool) -> dict[str, float]:
+def with_own(model: InterestModel, problem: Problem, length: float) -> InterestModel:
+    """Rows that tell new items from each other and say nothing else; popularity as the log has it."""
+    cold, counts_V = np.sort(problem.cold), model.vocabulary.item_counts
+    rows_ND = length * own_directions(cold.tolist(), model.item_table_VD, counts_V)
+    longer = model.with_rows(cold, rows_ND, torch.zeros(len(cold), len(model.recipe.popularity_days)))
+    return with_popularity(longer, problem.past)
+
+
+def figures(problem: Problem, model: InterestModel, seen: bool, reads_cold: bool) -> dict[str, float]:
     """Means over users. A model that has no use for cold items in histories does not get them."""
     vocabulary = model.vocabulary
     cold_V = np.zeros(vocabulary.n_items + 1, bool)
     cold_V[vocabulary.item_rows(problem.cold)] = True
     cold_V[0] = False
     tail_V = np.concatenate([[False], vocabulary.item_counts <= TAIL]) & ~cold_V
-    warm = problem.asked(problem.warm_log, vocabulary)
-    cold = only(problem.asked(problem.cold_log, vocabulary), cold_V)
+    warm = problem.asked(problem.warm_log, vocabulary, seen)
+    cold = only(problem.asked(problem.cold_log, vocabulary, seen), cold_V)
     histories = cold.histories if reads_cold else without(cold.histories, cold_V)
-    of_warm = asked(model, warm)
-    of_cold = asked(model, EvaluationSet(histories, cold.target_offsets, cold.target_items))
-    of_tail = asked(model, only(warm, tail_V))
+    of_warm = asked(model, warm, seen)
+    of_cold = asked(model, EvaluationSet(histories, cold.target_offsets, cold.target_items), seen)
+    of_tail, of_long_tail = (asked(model, only(warm, few_V), seen) for few_V in (tail_V, long_tail(model) & ~cold_V))
     return {
         "warm ndcg@10": float(of_warm["ndcg@10"].mean()),
         "warm recall@10": float(of_warm["recall@10"].mean()),
         "tail ndcg@10": float(of_tail["ndcg@10"].mean()),
+        "long-tail ndcg@10": float(of_long_tail["ndcg@10"].mean()),
         "cold recall@10": float(of_cold["recall@10"].mean()),
         "cold ndcg@10": float(of_cold["ndcg@10"].mean()),
         "warm users": warm.n_users,
@@ -114,21 +136,31 @@ def figures(problem: Problem, model: InterestModel, reads_cold: bool) -> dict[st
     }
 
 
-def asked(model: InterestModel, question: EvaluationSet) -> dict[str, np.ndarray]:
-    """Metrics of each user: the whole catalogue, cold items included, seen items masked."""
-    top_UK = interest_ranker(model)(question.histories, K, True)
+def long_tail(model: InterestModel) -> np.ndarray:
+    """bool [V + 1]: the items with the fewest events, which have a fifth of all together."""
+    counts_V = model.vocabulary.item_counts
+    order = np.argsort(counts_V, kind="stable")
+    rare_V = np.zeros(len(counts_V) + 1, bool)
+    rare_V[1 + order[np.cumsum(counts_V[order]) <= LONG_TAIL * counts_V.sum()]] = True
+    return rare_V
+
+
+def asked(model: InterestModel, question: EvaluationSet, seen: bool) -> dict[str, np.ndarray]:
+    """Metrics of each user: the whole catalogue, cold items included; seen items masked, unless they count as well."""
+    top_UK = interest_ranker(model)(question.histories, K, not seen)
     return ranking_metrics(top_UK, question.target_offsets, question.target_items, (K,))
 
 
-def by_chance(problem: Problem, model: InterestModel) -> float:
+def by_chance(problem: Problem, model: InterestModel, seen: bool) -> float:
     """Expected recall@10 of a random order of the items that are not masked."""
     cold_V = np.zeros(model.vocabulary.n_items + 1, bool)
     cold_V[model.vocabulary.item_rows(problem.cold)] = True
     cold_V[0] = False
-    question = only(problem.asked(problem.cold_log, model.vocabulary), cold_V)
+    question = only(problem.asked(problem.cold_log, model.vocabulary, seen), cold_V)
     histories = question.histories
     pairs = np.unique(histories.user_index * (model.vocabulary.n_items + 1) + histories.items)
     seen_U = np.bincount(pairs // (model.vocabulary.n_items + 1), minlength=histories.n_users)
+    seen_U = np.zeros_like(seen_U) if seen else seen_U
     targets_U = np.diff(question.target_offsets)
     # a target is among the K first with K / items; divided by what is within reach
     return float((K / (model.vocabulary.n_items - seen_U) * targets_U / np.minimum(targets_U, K)).mean())

@@ -47,6 +47,15 @@ def publish(
         Path | None,
         typer.Option("--items", help="Items table: those the run has never seen enter by its item encoders."),
     ] = None,
+    log: Annotated[
+        Path | None,
+        typer.Option(
+            "--log", help="With --items: the whole log by now, with events of new items; histories and popularity."
+        ),
+    ] = None,
+    columns: Columns = None,
+    timestamp_unit: Unit = None,
+    pseudonymise: KeyFile = None,
     index: Annotated[str, typer.Option("--index", help="Index by name (`bseq plugins`), or auto.")] = "auto",
     recall: Annotated[float, typer.Option("--recall", help="auto: recall@100 of real interests to reach.")] = 0.99,
     memory_mb: Annotated[float | None, typer.Option("--memory-mb", help="auto: the most the index may take.")] = None,
@@ -65,12 +74,14 @@ def publish(
 
     Example: `bseq publish runs/today --store store --keep 3`
 
-    With this morning's new items: `bseq publish runs/today --store store --items items.parquet`
+    With this morning's new items: `bseq publish runs/today --store store --items items.parquet`, and if people had
+    some of them since: `--log events.parquet`
     """
     from typing import cast
 
     from rich.progress import Progress
 
+    from bseq_plugin.readers.read_events import read_events
     from bseq_plugin.retrieval.choose import IndexTarget
     from bseq_plugin.retrieval.export import Dedup, OnBad
     from bseq_plugin.retrieval.publish import publish as run_publish
@@ -82,6 +93,13 @@ def publish(
     target = IndexTarget(recall=recall, memory_mb=memory_mb, p99_ms=p99_ms)
     bad, twice = cast(OnBad, on_bad), cast(Dedup, dedup)
     table = None if items is None else read_table(items)
+    hide = pseudonymiser(pseudonymise)
+    if log is None and (columns or timestamp_unit or hide):
+        raise UsageError("--column, --timestamp-unit and --pseudonymise say how --log is read; give it, or leave them")
+    events = None
+    if log is not None:
+        mapping = column_mapping(columns)
+        events = read_events(log, columns=mapping, timestamp_unit=timestamp_unit, pseudonymise=hide)
     with Progress(console=note, transient=True, disable=not note.is_terminal) as bar:
         users = bar.add_task("users", total=None)
         version = run_publish(
@@ -89,6 +107,7 @@ def publish(
             store,
             index=index,
             items=table,
+            log=events,
             target=target,
             on_bad=bad,
             dedup=twice,

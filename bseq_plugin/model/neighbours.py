@@ -6,12 +6,19 @@ items whose vectors (of item encoders) are near: the mean of these rows, weighte
 Morris, "Data Analysis Using Stein's Estimator and its Generalizations", JASA 1975): ``(n * row + m * guess) / (n +
 m)``. Items with many events keep their row, an item without any has the guess.
 
+Where people have the same item again and again (groceries), an item has to be told from its neighbours in the histories
+of those who have it: the row says which item it is, and not only what it is like. A mean with the guess blurs that, and
+a new item that is nothing but the guess can't be found by those who took it yesterday. With ``own_direction`` rows
+stay whole, ``row + m / (n + m) * guess``, and a new item has a random direction of its own beside the guess; in many
+dimensions random directions are nearly orthogonal.
+
 Shape letters: V catalogue items, N items asked about, G distinct keys, E width of the encoders' vectors, K of the keys,
 D of the item table, k neighbours.
 """
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
@@ -124,12 +131,13 @@ class AlikeItems:
 
 
 def completed(
-    keys_VK: Tensor, counts_V: np.ndarray, prior_events: float, blocks: Callable[[], Blocks]
+    keys_VK: Tensor, counts_V: np.ndarray, prior_events: float, blocks: Callable[[], Blocks], whole: bool = False
 ) -> Iterator[tuple[int, Tensor]]:
     """(first row, rows [n, D]) of the item table with the guesses in it; ``blocks`` are asked for twice.
 
     Args:
         prior_events: m, how many events of an item the guess counts for.
+        whole: the guess is added, and the row left as it is.
     """
     alike = AlikeItems(keys_VK, counts_V, blocks(), len(keys_VK))
     events_V = torch.from_numpy(np.concatenate([[0], counts_V])).float()
@@ -139,8 +147,22 @@ def completed(
             own_ND = rows_ND[start : start + ROWS].float()
             guess_ND, found_N = alike.guess(keys_VK[at : at + len(own_ND)], own_ND, at)
             n_N1 = events_V[at : at + len(own_ND), None]
-            mixed_ND = (n_N1 * own_ND + prior_events * guess_ND) / (n_N1 + prior_events)
+            own_share_N1 = 1.0 if whole else n_N1 / (n_N1 + prior_events)
+            mixed_ND = own_share_N1 * own_ND + prior_events / (n_N1 + prior_events) * guess_ND
             yield at, torch.where(found_N[:, None], mixed_ND, own_ND)
+
+
+def own_directions(ids: Iterable[object], table_VD: Tensor, counts_V: np.ndarray) -> Tensor:
+    """float32 [N, D]: a random direction of each id, the same every time, as long as rows with events on average."""
+    drawn = []
+    for one in ids:
+        seed = int.from_bytes(hashlib.sha256(str(one).encode("utf-8", "surrogatepass")).digest()[:8], "big")
+        drawn.append(np.random.default_rng(seed).standard_normal(table_VD.shape[1], np.float32))
+    known = np.flatnonzero(counts_V > 0) + 1
+    parts = np.array_split(known, max(1, len(known) // ROWS))
+    total = sum(float(table_VD[part].float().norm(dim=1).sum()) for part in parts if len(part))
+    found_ND = torch.from_numpy(np.array(drawn, np.float32).reshape(-1, table_VD.shape[1]))
+    return F.normalize(found_ND, dim=1) * (total / max(1, len(known)))
 
 
 def blocks_of(table_VD: Tensor) -> Iterator[tuple[int, Tensor]]:

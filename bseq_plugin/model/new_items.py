@@ -5,18 +5,21 @@ Shape letters: N items, D width of the item table.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
 
-from bseq_plugin.data.events import ITEM
+from bseq_plugin.data.events import ITEM, Events
 from bseq_plugin.data.item_vectors import build_item_encoders, encode_items, encoders_identity
-from bseq_plugin.data.items import checked_items
+from bseq_plugin.data.items import PopularityPrior, checked_items
+from bseq_plugin.data.sequences import Sequences
 from bseq_plugin.errors import UsageError
 from bseq_plugin.model.encoded_items import EncodedItems
 from bseq_plugin.model.interest_model import InterestModel
-from bseq_plugin.model.neighbours import NeighbourItems
+from bseq_plugin.model.neighbours import NeighbourItems, own_directions
 
 
 @torch.no_grad()
@@ -36,36 +39,56 @@ def rows_of_items(model: InterestModel, items: pd.DataFrame, progress: bool = Fa
         )
     checked_items(items, [column for encoder in encoders for column in encoder.columns])
     vectors_NE = torch.from_numpy(encode_items(encoders, items, progress))
-    rows_ND: Tensor = fusion.rows_of(vectors_NE, model.item_table_VD, model.vocabulary.item_counts)
+    table_VD, counts_V, length = model.item_table_VD, model.vocabulary.item_counts, model.recipe.own_direction
+    rows_ND: Tensor = fusion.rows_of(vectors_NE, table_VD, counts_V)
+    if isinstance(fusion, NeighbourItems) and length > 0:
+        rows_ND += length * own_directions(items[ITEM].tolist(), table_VD, counts_V) * rows_ND.any(1, keepdim=True)
     return rows_ND
 
 
-def with_new_items(model: InterestModel, items: pd.DataFrame, progress: bool = False) -> InterestModel:
+def with_new_items(
+    model: InterestModel, items: pd.DataFrame, progress: bool = False, log: Events | None = None
+) -> InterestModel:
     """The model with those of ``items`` that it does not have, ids ascending; itself if it has them all.
 
     An item of which nothing is known is left out. Raises as ``rows_of_items``.
+
+    Args:
+        log: all events by now, which may have new items already: popularity columns, if the model has any, are those
+            at its end, for all items. The model then knows of these events, and ``trained_until_us`` says so. Without
+            it nobody has had the new items yet.
     """
     _fusion(model)
     checked_items(items, [])
     new = items[model.vocabulary.item_rows(items[ITEM]) == 0] if len(items) else items
     rows_ND = rows_of_items(model, new, progress) if len(new) else torch.empty(0, model.recipe.vector_dim)
     known = rows_ND.any(1)
-    if not bool(known.any()):
-        return model
-    n_priors = len(model.recipe.popularity_days)
-    priors_NP = torch.zeros(int(known.sum()), n_priors) if n_priors else None  # nobody has had them yet
-    longer = model.with_rows(new[ITEM].to_numpy()[known.numpy()], rows_ND[known], priors_NP)
-    order = np.argsort(longer.vocabulary.item_ids, kind="stable")
-    return longer.with_items(order)
+    n_priors, longer = len(model.recipe.popularity_days), model
+    if bool(known.any()):
+        priors_NP = torch.zeros(int(known.sum()), n_priors) if n_priors else None
+        longer = model.with_rows(new[ITEM].to_numpy()[known.numpy()], rows_ND[known], priors_NP)
+        longer = longer.with_items(np.argsort(longer.vocabulary.item_ids, kind="stable"))
+    return longer if log is None or not n_priors else with_popularity(longer, log)
+
+
+def with_popularity(model: InterestModel, log: Events) -> InterestModel:
+    """The model with the popularity columns of all its items at the end of a log, or of training if that is later."""
+    sequences = Sequences.from_events(log, model.vocabulary)
+    popularity = PopularityPrior(sequences, model.vocabulary.n_items, model.recipe.popularity_days)
+    newest_us = max(model.trained_until_us or 0, int(log.frame["timestamp"].max()) if len(log) else 0)
+    priors_VP = torch.from_numpy(popularity.at(newest_us + 1))
+    return replace(model, item_priors_VP=priors_VP, trained_until_us=newest_us)
 
 
 def _fusion(model: InterestModel) -> EncodedItems | NeighbourItems:
-    if model.recipe.item_attributes:
-        raise UsageError(
-            "new items can't be added to a model with item_attributes, whose vectors are part of its rows; give the "
-            "columns to the item encoder 'columns' instead"
-        )
     fusion = model.encoder.item_tower.encoded
+    if model.recipe.item_attributes and not isinstance(
+        fusion, NeighbourItems
+    ):  # of which the neighbours' rows are part
+        raise UsageError(
+            "new items can't be added to a model with item_attributes, whose vectors are part of its rows; use "
+            "item_encoders with item_fusion = 'neighbours', or give the columns to the item encoder 'columns' instead"
+        )
     if fusion is None:
         raise UsageError(
             "the model was trained without item encoders, so an item that it has never seen has no vector; train with "

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 import pandas as pd
 
+from bseq_plugin.data.events import Events
 from bseq_plugin.data.interest_files import InterestFiles
 from bseq_plugin.data.partitions import PartitionedSequences
 from bseq_plugin.data.sequences import Sequences
@@ -38,6 +39,7 @@ def publish(
     index_options: dict[str, Any] | None = None,
     histories: Sequences | None = None,
     items: pd.DataFrame | None = None,
+    log: Events | None = None,
     on_bad: OnBad = "error",
     dedup: Dedup = "error",
     target: IndexTarget | None = None,
@@ -50,6 +52,8 @@ def publish(
         histories: the users' histories to serve, in rows of the run's vocabulary; default: the whole log of the run,
             of a run on partitions a part at a time, with the interests that its processes left.
         items: an items table; items that the run has never seen enter by what its item encoders say of them.
+        log: with ``items``: all events by now, which may have the new items already. They are the histories to serve
+            then, and popularity columns are those at their end.
         on_bad: what to do with items whose vector has NaN or Inf, or for cosine scores no direction: "error", or
             "drop" them; their events are then of unknown items.
         dedup: what to do with item ids that are there twice: "error", or keep the "last".
@@ -61,9 +65,11 @@ def publish(
         SchemaError: partitions, or the interests of their users, that are damaged; nothing is published.
         StoreError: items that can't be published (listed by id), another publisher, a failing disk; nothing is
             published.
-        UsageError: an unknown index or index option, no index meets the target, or a user stands
-            twice in the histories.
+        UsageError: an unknown index or index option, no index meets the target, a user stands twice in the
+            histories, or ``log`` without ``items`` or beside ``histories``.
     """
+    if log is not None and (items is None or histories is not None):
+        raise UsageError("log brings the events of new items: give items with it, and no histories")
     folder = Path(run) if isinstance(run, str | Path) else run.path
     model = InterestModel.from_run(folder)
     served = histories_of_run(folder, model) if histories is None else _once_each(histories)
@@ -76,6 +82,7 @@ def publish(
         index_options=index_options,
         blend=weights,
         items=items,
+        log=log,
         on_bad=on_bad,
         dedup=dedup,
         target=target,
@@ -141,6 +148,7 @@ def _publish(
     index_options: dict[str, Any] | None,
     blend: BlendWeights,
     items: pd.DataFrame | None,
+    log: Events | None = None,
     on_bad: OnBad,
     dedup: Dedup,
     target: IndexTarget | None,
@@ -150,9 +158,12 @@ def _publish(
     if rows is not None:
         histories = histories.moved(rows)
     if items is not None:
-        longer = with_new_items(model, items, progress=True)
+        longer = with_new_items(model, items, progress=True, log=log)
         ids_V, longer_ids = (pd.Index(one.vocabulary.item_ids) for one in (model, longer))
-        model, histories = longer, histories.moved(rows_after(ids_V, longer_ids))
+        histories = histories.moved(rows_after(ids_V, longer_ids))
+        model = longer
+        if log is not None:
+            histories = _once_each(Sequences.from_events(log, model.vocabulary))
     vectors_VD = model.item_vectors_VD[1:]
     if index != "auto":  # before a history is encoded: an unusable index is told at once
         choice = named_index(index, vectors_VD, index_options)

@@ -69,6 +69,12 @@ class Recipe(BaseModel):
     prior_events: float = Field(
         2.0, ge=0.0, description="events of an item that its neighbours count for, with item_fusion='neighbours'"
     )
+    own_direction: float = Field(
+        0.0,
+        ge=0.0,
+        description="with 'neighbours', for logs in which people have the same item again: length of a new item's own "
+        "direction, in mean lengths of a row; above 0 known items keep their row whole beside the neighbours'",
+    )
     id_dropout: float = Field(
         0.2, ge=0.0, lt=1.0, description="share of items known by their vector alone in a step, with 'sum' and 'gate'"
     )
@@ -226,6 +232,8 @@ class Recipe(BaseModel):
         for name, value in needing.items():
             if not self.item_encoders and (getattr(self, name) == value) != (name == "item_encoder_options"):
                 raise ValueError(f"{name} goes with item_encoders, and there are none")
+        if self.own_direction and not (self.item_encoders and self.item_fusion == "neighbours"):
+            raise ValueError("own_direction goes with item_encoders and item_fusion = 'neighbours'")
         strange = sorted(set(self.item_encoder_options) - set(self.item_encoders))
         if strange or len(set(self.item_encoders)) < len(self.item_encoders):
             raise ValueError(

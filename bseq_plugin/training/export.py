@@ -90,7 +90,8 @@ def _complete(log: PreparedLog, aside: Path) -> None:
             for first in range(0, len(keys_VK), ROWS):
                 yield first, rows_VD[first : first + ROWS]
 
-    for first, rows_ND in completed(keys_VK, log.vocabulary.item_counts, log.recipe.prior_events, blocks):
+    counts_V, recipe = log.vocabulary.item_counts, log.recipe
+    for first, rows_ND in completed(keys_VK, counts_V, recipe.prior_events, blocks, recipe.own_direction > 0):
         write(path, "item_table", rows_ND, first)
 
 

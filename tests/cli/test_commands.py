@@ -107,6 +107,32 @@ def test_publish_and_retrieve(bseq, tiny_run, tiny_frame, tmp_path):
     assert all(str(item) in table for item in hits.item_id)
 
 
+def test_a_new_item_is_published_with_the_events_that_it_has_by_now(bseq, tiny_frame, tmp_path):
+    """Without the log its histories are those of the run, which did not know it."""
+    items = pd.DataFrame({"item_id": [*np.arange(30) * 10 + 5, 999], "shelf": ["a", "b", "c"] * 10 + ["a"]})
+    items.to_csv(tmp_path / "items.csv", index=False)
+    tiny_frame.to_parquet(tmp_path / "log.parquet")
+    settings = ["encoder=mean", "dim=8", "epochs=1", "batch_users=16", "split=none", 'item_encoders=["columns"]']
+    settings.append('item_encoder_options.columns.categories=["shelf"]')
+    told = [word for setting in settings for word in ("--set", setting)]
+    told += ["--items", tmp_path / "items.csv", "--out", tmp_path / "run"]
+    assert bseq("train", tmp_path / "log.parquet", *told)[0] == 0
+    user = int(tiny_frame.user_id.iloc[0])
+    since = tiny_frame.iloc[-1:].assign(item_id=999, user_id=user)
+    later = pd.concat([tiny_frame, since]).rename(columns={"user_id": "household"})
+    later.to_parquet(tmp_path / "later.parquet")
+    publish = ["publish", tmp_path / "run", "--store", tmp_path / "store"]
+    for log, seen in (([], False), (["--log", tmp_path / "later.parquet", "--column", "user_id=household"], True)):
+        code, _, err = bseq(*publish, "--items", tmp_path / "items.csv", *log)
+        assert code == 0, err
+        found = json.loads(bseq("retrieve", tmp_path / "store", "--user", user, "--k", 40, "--json")[1])["candidates"]
+        assert (999 not in {hit["item_id"] for hit in found}) == seen  # what one has is not shown again
+    code, _, err = bseq(*publish, "--log", tmp_path / "log.parquet")
+    assert (code, "give items with it" in " ".join(err.split())) == (2, True)
+    code, _, err = bseq(*publish, "--column", "user_id=household")
+    assert (code, "say how --log is read" in " ".join(err.split())) == (2, True)
+
+
 def test_more_than_the_catalogue_gives_fewer_rows(bseq, tiny_store, tiny_frame):
     user = int(tiny_frame.user_id.iloc[0])
     seen = tiny_frame.item_id[tiny_frame.user_id == user].nunique()

@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 
 from bseq_plugin.data.events import Events
 from bseq_plugin.data.item_vectors import ItemVectors
-from bseq_plugin.errors import RecipeError, RunError
+from bseq_plugin.errors import RecipeError, RunError, UsageError
 from bseq_plugin.model import neighbours as module
 from bseq_plugin.model.interest_model import KEYS, InterestModel
 from bseq_plugin.model.neighbours import NeighbourItems, blocks_of, completed
@@ -74,6 +74,10 @@ def test_rows_are_completed_as_by_hand(problem, monkeypatch):
         n = counts[item - 1]
         wanted = rows[item] if guess is None else (n * rows[item] + 3 * guess) / (n + 3)
         np.testing.assert_allclose(found[item], wanted, atol=2e-4)
+    whole = torch.cat([part for _, part in completed(encoded.keys_VK, counts, 3.0, blocks, whole=True)]).numpy()
+    n = np.concatenate([[0], counts])[:, None]
+    # a row that stays whole has the share more that the guess took from it
+    np.testing.assert_allclose(whole - found, rows * 3 / (n + 3) * (found != rows), atol=2e-4)
     (_, unchanged), *_ = completed(encoded.keys_VK, counts + 1, 0.0, lambda: blocks_of(table))
     np.testing.assert_allclose(unchanged[:10], rows[:10], atol=1e-6)
 
@@ -183,6 +187,68 @@ def test_an_item_nobody_has_had_goes_to_those_who_like_its_kind(run, items, tmp_
     publish(run, tmp_path / "store", items=items)
     hits = Retriever.open(tmp_path / "store").retrieve([int(run.sequences().user_ids[0])], k=32, exclude="none")
     assert {1000, 1001} <= set(hits["item_id"])
+
+
+def test_a_new_item_has_a_direction_of_its_own_where_people_have_things_again(run, items):
+    plain = InterestModel.from_run(run.path)
+    recipe = plain.recipe.replace(own_direction=1.5)
+    state = plain.encoder.state_dict()
+    model = InterestModel.from_state(recipe, plain.vocabulary, state, None, plain.trained_until_us)
+    new = items.iloc[-3:]
+    own = rows_of_items(model, new) - rows_of_items(plain, new)
+    usual = float(plain.item_table_VD[1:].norm(dim=1).mean())
+    lengths = own.norm(dim=1).tolist()
+    assert lengths == pytest.approx([1.5 * usual, 1.5 * usual, 0.0], rel=1e-4)  # nothing is known of the last
+    assert torch.equal(rows_of_items(model, new.iloc[::-1]), rows_of_items(model, new).flip(0))  # by its id alone
+    many = module.own_directions(range(2000), plain.item_table_VD, plain.vocabulary.item_counts) / usual
+    cosines = many @ many.T
+    assert float(cosines.mean()) == pytest.approx(0, abs=0.01)
+    assert float(cosines.fill_diagonal_(0).pow(2).mean()) == pytest.approx(1 / many.shape[1], rel=0.05)
+
+
+def test_attributes_are_part_of_the_rows_that_a_guess_is_made_of(by_kind, recipe, items, tmp_path):
+    both = recipe.replace(item_attributes=["kind"], epochs=1)
+    run = train(Events.from_frame(by_kind), both, tmp_path / "run", items=items.iloc[:-3], progress=False)
+    model = InterestModel.from_run(run.path)
+    keys = model.encoder.item_tower.encoded.keys_VK.double().numpy()
+    rows, counts = model.item_table_VD.double().numpy(), model.vocabulary.item_counts
+    twin = items.iloc[[4]].assign(item_id=1000)  # what is known of it is what is known of an item
+    guess = by_hand(keys, counts, rows, keys[int(model.vocabulary.item_rows(items["item_id"].iloc[[4]])[0])])
+    longer = with_new_items(model, twin)
+    np.testing.assert_allclose(longer.item_table_VD[-1], guess, atol=2e-3)
+
+
+def test_who_had_a_new_item_since_is_told_from_who_had_its_twin(by_kind, recipe, items, tmp_path):
+    """Two new items of one text: their neighbours are the same, their buyers are not."""
+    twins = items[items["item_id"] < 1000]
+    ids = [2000, 2001]
+    twins = pd.concat([twins, pd.DataFrame({"item_id": ids, "kind": "a", "place": 0.5})], ignore_index=True)
+    own = recipe.replace(own_direction=2.0, targets="window", window_days=7.0, popularity_days=[30.0, 365.0])
+    run = train(Events.from_frame(by_kind), own, tmp_path / "run", items=twins, progress=False)
+    end = by_kind["timestamp"].max()
+    since = pd.DataFrame({"user_id": np.repeat([1, 2, 3], 4), "item_id": np.repeat([2000, 2001, 2001], 4)})
+    since = since.assign(timestamp=end + pd.Timedelta(days=1), event_type="buy")  # training ended before
+    log = Events.from_frame(pd.concat([by_kind, since]).sort_values("timestamp", kind="stable"))
+    publish(run, tmp_path / "store", items=twins, log=log)
+    served = Served.load(Store(tmp_path / "store").open(), None)
+    found = {
+        int(item): served.model.item_priors_VP[row + 1].exp() - 1
+        for row, item in enumerate(served.model.vocabulary.item_ids)
+    }
+    newest = log.frame["timestamp"].max()
+    assert served.model.trained_until_us == newest
+    for item, priors in found.items():
+        of_item = log.frame[log.frame["item_id"] == item]
+        for place, days in enumerate((30, 365)):
+            users = of_item.loc[of_item["timestamp"] > newest - days * 86_400_000_000, "user_id"].nunique()
+            assert float(priors[place]) == pytest.approx(users, rel=1e-4)
+    assert [found[item].round().tolist() for item in ids] == [[1.0, 1.0], [2.0, 2.0]]
+    hits = Retriever.open(tmp_path / "store").retrieve([1, 2], k=32, exclude="none")
+    place = {(user, item): at for at, (user, item) in enumerate(zip(hits["user_id"], hits["item_id"], strict=True))}
+    assert place[1, 2000] < place[1, 2001]
+    assert place[2, 2001] < place[2, 2000]
+    with pytest.raises(UsageError, match="log brings the events of new items: give items with it"):
+        publish(run, tmp_path / "store", log=log)
 
 
 def test_a_warm_start_keeps_rows_bit_by_bit_and_begins_new_items_among_their_neighbours(
