@@ -18,6 +18,7 @@ from bseq_plugin.schema.packed import PackedEvents
 from bseq_plugin.schema.parts import Candidates, Targets
 
 CHUNK_ELEMENTS = 1 << 21  # scores of a chunk, of all interests
+SOFTNESS = 0.5  # of the largest score, in units of the score
 SHARPER = 4.0  # first weights of events differ by a factor of e or so, where torch's would be all but even
 
 
@@ -72,12 +73,15 @@ class AnchoredInterests(nn.Module):
 
 
 def merged_softmax(interests_QKE: Tensor, targets: Targets, candidates: Candidates) -> Tensor:
-    """Softmax cross-entropy of the scores that retrieval ranks by: of each item the largest of a user's K.
+    """Softmax cross-entropy of the scores that retrieval ranks by, of each item the largest of a user's K, softened.
 
     Both targets and the items they are told apart from are scored so, as by Weston, Weiss and Yee ("Nonlinear Latent
     Factorization by Embedding Multiple User Interests", RecSys 2013, section 3): an interest that puts the wrong items
     forward is corrected even if it is no target's best. That keeps the interests' scores comparable, which a
     softmax for each interest alone does not: it leaves open how far one stands above another.
+
+    The largest of scores s is ``SOFTNESS * log(sum(exp(s / SOFTNESS)))`` here. With the largest itself an interest that
+    is below the anchor for every item, as it may be after a step or two, would never learn again.
 
     Differentiable in all interests but the first, and in nothing else. Several targets of a user share one
     distribution, and sampled candidates are corrected, as with ``SoftmaxLoss``. Weighted mean over targets; 0 without
@@ -117,8 +121,9 @@ def _chunk(
     """Summed loss of the targets ``own`` of the users ``start``..."""
     state_S = targets.state_S[own] - start
     target_SE = targets.vectors_SD[own].detach()
-    positive_S = torch.einsum("ske,se->sk", interests_CKE[state_S], target_SE).amax(1)
-    merged_CN = (interests_CKE.transpose(0, 1) @ vectors_NE.T).amax(0)
+    positive_SK = torch.einsum("ske,se->sk", interests_CKE[state_S], target_SE)
+    positive_S = (positive_SK / SOFTNESS).logsumexp(1) * SOFTNESS
+    merged_CN = (interests_CKE.transpose(0, 1) / SOFTNESS @ vectors_NE.T).logsumexp(0) * SOFTNESS
     if candidates.log_expected_count_N is None:  # the targets are among them
         log_total_C = merged_CN.logsumexp(1)
     else:
