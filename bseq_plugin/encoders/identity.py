@@ -37,5 +37,4 @@ class ZeroLinear(nn.Linear):
     def reset_parameters(self) -> None:
         """Back to that."""
         nn.init.zeros_(self.weight)
-        if self.bias is not None:
-            nn.init.zeros_(self.bias)
+        nn.init.zeros_(self.bias)
