@@ -38,7 +38,7 @@ from behaviour_runs import (
     commit,
     measured,
 )
-from behaviour_tables import BEGUN_AS_A_MEAN, FLOORS, LISTS, TABLES, claims_of
+from behaviour_tables import ANCHOR, BEGUN_AS_A_MEAN, FLOORS, LISTS, TABLES, claims_of
 from rich.console import Console
 from rich.progress import track
 
@@ -123,7 +123,8 @@ def main() -> int:
             settings = dict(TABLES[table][name])
             lists = Lists(**{key: settings.pop(key) for key in LISTS if key in settings})
             values[name].append(trainings.values(base.replace(**settings, seed=seed), lists))
-        others = {name: values[name] for name in (next(iter(TABLES[table])), BEGUN_AS_A_MEAN) if name in values}
+        bases = (next(iter(TABLES[table])), BEGUN_AS_A_MEAN, ANCHOR)
+        others = {name: values[name] for name in bases if name in values}
         rows = {name: summary(found, others) for name, found in values.items()}
         if not words and chosen.month == "december":
             rows |= {name: summary([found], others) for name, found in floors(data, base).items()}

@@ -262,4 +262,4 @@ def test_the_anchor_learns_what_it_learns_alone_and_the_others_add_to_it(two_tas
         best = sorted(scores, key=lambda item: -scores[item])[:5]
         assert own["item_id"].tolist() == best
         np.testing.assert_allclose(own["score"], [scores[item] for item in best], rtol=1e-5, atol=1e-6)
-    assert len(set(hits["interest"])) > 1
+    assert hits["interest"].max() > 0
