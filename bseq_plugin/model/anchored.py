@@ -12,31 +12,28 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from bseq_plugin.encoders.identity import ZeroLinear
 from bseq_plugin.model.interests import RoutingPool, SelfAttentivePool, n_interests_of
 from bseq_plugin.schema.packed import PackedEvents
 from bseq_plugin.schema.parts import Candidates, Targets
 
 CHUNK_ELEMENTS = 1 << 21  # scores of a chunk, of all interests
 SOFTNESS = 0.5  # of the largest score, in units of the score
-FAINT = 0.1
 SHARPER = 4.0  # first weights of events differ by a factor of e or so, where torch's would be all but even
 
 
 class AnchoredInterests(nn.Module):
     """K interests of each user: ``[Q * K, E]``, those of a user one after the other.
 
-    The first, the anchor, is the interest that ``readout = "last"`` has. Each other one is the anchor plus
-    ``W (p_k - p)``: ``p_k`` is pooled from the user's events, brought to length sqrt(D), ``p`` is the mean of the
-    ``p_k``, and W begins as a tenth of the identity. Events are pooled rather than states: a state of an encoder that
-    sums up holds a little of everything, and states of one user are much alike. The mean is taken out because what all
-    have in common is the anchor's to say; left in, it costs Recall (docs/behaviour.md). With it out the largest
-    addition to a score is never below zero.
+    The first, the anchor, is the interest that ``readout = "last"`` has. Each other one is the anchor plus ``W p_k``:
+    ``p_k`` is pooled from the user's events, brought to length sqrt(D), and W begins at zero, so that all are the
+    anchor at first. Events are pooled rather than states: a state of an encoder that sums up holds a little of
+    everything, and states of one user are much alike.
 
     Gradients end at the anchor and at the events. The anchor, and with it every table and the encoder, is trained as if
     it were alone, and learns the same bit for bit; pool and W are trained by ``merged_softmax``.
 
-    With ``by_length`` a user of n events has ``n_interests_of`` n; the others repeat the anchor, as does a second one
-    that has none to be told from.
+    With ``by_length`` a user of n events has ``n_interests_of`` n; the others repeat the anchor.
     """
 
     def __init__(
@@ -57,7 +54,7 @@ class AnchoredInterests(nn.Module):
                 self.pool.out.weight *= SHARPER
         else:
             self.pool = RoutingPool(dim, n_interests - 1)
-        self.out = FaintIdentity(dim, interest_dim, bias=False)
+        self.out = ZeroLinear(dim, interest_dim, bias=False)
 
     def forward(self, events: PackedEvents, anchor_QE: Tensor, rows_Q: Tensor | None = None) -> Tensor:
         """Of all users, or of those whose newest events are the packed rows ``rows_Q``."""
@@ -65,25 +62,14 @@ class AnchoredInterests(nn.Module):
         pooled_BKD = self.pool(events, x_TD)
         if isinstance(self.pool, RoutingPool):  # squashed to lengths below 1, where means are as long as events
             pooled_BKD = pooled_BKD * self.length
-        own_BK1 = torch.ones_like(pooled_BKD[..., :1])
+        added_BKE = self.out(pooled_BKD)
         if self.by_length:
-            place_K = torch.arange(1, self.n_interests, device=own_BK1.device)
-            own_BK1 = (place_K < n_interests_of(events.lengths_B, self.n_interests)[:, None]).to(own_BK1)[..., None]
-        mean_B1D = (pooled_BKD * own_BK1).sum(1, keepdim=True) / own_BK1.sum(1, keepdim=True).clamp_min(1.0)
-        added_BKE = self.out((pooled_BKD - mean_B1D) * own_BK1)
+            place_K = torch.arange(1, self.n_interests, device=added_BKE.device)
+            own_BK = place_K < n_interests_of(events.lengths_B, self.n_interests)[:, None]
+            added_BKE = added_BKE * own_BK[..., None]
         added_QKE = added_BKE if rows_Q is None else added_BKE[events.user_T[rows_Q]]
         anchor_Q1E = anchor_QE[:, None]
         return torch.cat([anchor_Q1E, anchor_Q1E.detach() + added_QKE], 1).flatten(0, 1)
-
-
-class FaintIdentity(nn.Linear):
-    """Begins as a small multiple of the identity; rows beyond its width begin at zero."""
-
-    def reset_parameters(self) -> None:
-        """Back to that; also called when a model made on the meta device gets its memory."""
-        nn.init.eye_(self.weight)
-        with torch.no_grad():
-            self.weight *= FAINT
 
 
 def merged_softmax(interests_QKE: Tensor, targets: Targets, candidates: Candidates) -> Tensor:
@@ -95,7 +81,7 @@ def merged_softmax(interests_QKE: Tensor, targets: Targets, candidates: Candidat
     softmax for each interest alone does not: it leaves open how far one stands above another.
 
     The largest of scores s is ``SOFTNESS * log(sum(exp(s / SOFTNESS)))`` here. With the largest itself an interest that
-    is below another for every item, as it may be after a step or two, would never learn again.
+    is below the anchor for every item, as it may be after a step or two, would never learn again.
 
     Differentiable in all interests but the first, and in nothing else. Several targets of a user share one
     distribution, and sampled candidates are corrected, as with ``SoftmaxLoss``. Weighted mean over targets; 0 without

@@ -224,10 +224,10 @@ class Recipe(BaseModel):
                 "readout = 'multi' reads a history as a whole, not at every position; use targets = 'prefix' or "
                 "'window'"
             )
-        if self.interests_anchored and (self.readout != "multi" or self.n_interests < 3):
+        if self.interests_anchored and (self.readout != "multi" or self.n_interests < 2):
             raise ValueError(
-                f"interests_anchored has several interests beside the first one; readout = {self.readout!r} with "
-                f"n_interests = {self.n_interests} has not: use readout = 'multi' and n_interests = 3 or more"
+                f"interests_anchored has interests beside the first one; readout = {self.readout!r} with n_interests = "
+                f"{self.n_interests} has none: use readout = 'multi' and n_interests = 2 or more"
             )
         stray = sorted(set(self.event_type_weights) - set(self.target_event_types)) if self.target_event_types else []
         if stray:
