@@ -12,7 +12,8 @@ prints last:
     epoch_seconds = "epoch.median_s"
     peak_mb = "peak_rss_mb.self"
 
-Everything is measured in this one call; the ratios are what to quote. Writes benchmarks/results/speed.json.
+Everything is measured in this one call, `bseq train` before and after each program, since the speed of a machine moves;
+the ratios are what to quote. Writes benchmarks/results/speed.json.
 """
 
 from __future__ import annotations
@@ -72,17 +73,30 @@ def run(command: list[str]) -> tuple[str, float, float]:
     return text, time.perf_counter() - started, float(peak)
 
 
-def own_epochs(sequences: Path, epochs: int) -> dict[str, float]:
-    """Of ``bseq train``: median of the epochs after the first, everything else of the command, and peak memory."""
+def own_epochs(sequences: Path, epochs: int) -> dict[str, Any]:
+    """Of ``bseq train``: the epochs after the first, everything else of the command, and peak memory."""
     settings = [*SETTINGS, f"epochs={epochs}", f"patience={epochs}"]
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, "-m", "bseq_plugin.cli.main", "train", str(sequences), "--out", f"{folder}/run"]
         _, seconds, peak = run([*command, "--recipe", "reference", *(a for s in settings for a in ("--set", s))])
         lines = (Path(folder) / "run" / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     taken = [json.loads(line)["seconds"] for line in lines]
-    median = statistics.median(taken[1:])
-    return {"epoch_seconds": median, "min": min(taken[1:]), "max": max(taken[1:]), "command_seconds": seconds,
-            "outside_epochs_seconds": seconds - sum(taken), "peak_mb": peak}  # fmt: skip
+    return {"epochs": taken[1:], "outside_epochs_seconds": seconds - sum(taken), "peak_mb": peak}
+
+
+def side_by_side(
+    sequences: Path, epochs: int, programs: dict[str, Any]
+) -> tuple[dict[str, float], dict[str, dict[str, float]]]:
+    """Figures of ``bseq train``, measured before each program and after the last, and of the programs."""
+    calls, peers = [own_epochs(sequences, epochs)], {}
+    for name, program in programs.items():
+        peers[name] = peer(program)
+        calls.append(own_epochs(sequences, epochs))
+    taken = [seconds for call in calls for seconds in call["epochs"]]
+    outside = statistics.median(call["outside_epochs_seconds"] for call in calls)
+    own = {"epoch_seconds": statistics.median(taken), "min": min(taken), "max": max(taken), "epochs": len(taken),
+           "outside_epochs_seconds": outside, "peak_mb": max(call["peak_mb"] for call in calls)}  # fmt: skip
+    return own, peers
 
 
 def peer(program: dict[str, str]) -> dict[str, float]:
@@ -225,8 +239,7 @@ def main() -> None:
         log = prepare(events, Recipe.load("reference").with_settings(SETTINGS))
         machine = rates(chosen.threads)
         limit, shares = bound(log, machine), step_shares(log)
-        own = own_epochs(sequences, chosen.epochs)
-        peers = {name: peer(program) for name, program in programs.items()}
+        own, peers = side_by_side(sequences, chosen.epochs, programs)
     if chosen.picture:
         draw(shares, chosen.picture)
     found = claims(own, limit, peers)

@@ -8,17 +8,19 @@ Shape letters: T packed events, N cells of a batch, G lines of a tile, W cells o
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from bseq_plugin.schema.packed import PackedEvents
 
 NARROW = 64  # up to this length all users share one width: a second call costs more than the wider mask
 WIDE = 256  # beyond it a mask [G, W, W] costs more than padding: one user a line, no mask
-LEAST_WIDTH = 16  # narrower matrices are all overhead
+STEP = 32  # numbers of rows are multiples of it: oneDNN compiles a kernel for each shape it meets, a ms every time
 MASK_CELLS = 1 << 24  # the most entries a mask of one tile may have, unless a single line has more
 
 
@@ -57,11 +59,16 @@ class Layout:
             return x_TD
         return x_TD.new_zeros(self.n_cells, *x_TD.shape[1:]).index_copy(0, self.cell_T, x_TD)
 
-    def gather(self, x_ND: Tensor, rows_Q: Tensor | None = None) -> Tensor:
-        """``[N, D]`` to ``[T, D]``, or to ``[Q, D]`` if only those packed rows are wanted."""
-        if self.cell_T is None:
-            return x_ND if rows_Q is None else x_ND.index_select(0, rows_Q)
-        return x_ND.index_select(0, self.cell_T if rows_Q is None else self.cell_T[rows_Q])
+    def gather(self, x_ND: Tensor) -> Tensor:
+        """``[N, D]`` to ``[T, D]``."""
+        return x_ND if self.cell_T is None else x_ND.index_select(0, self.cell_T)
+
+    def choose(self, rows_Q: Tensor | None) -> Callable[[Tensor], Tensor]:
+        """``[N, D]`` to those packed rows (all without ``rows_Q``), filled up with any to a multiple of ``STEP``."""
+        cell_Q = rows_Q if self.cell_T is None else self.cell_T if rows_Q is None else self.cell_T[rows_Q]
+        if cell_Q is None:
+            return lambda x_ND: x_ND
+        return partial(torch.index_select, dim=0, index=pad(cell_Q, (0, -len(cell_Q) % STEP)))
 
     def users(self, user_T: Tensor) -> Tensor:
         """int64 [N], the user of each cell, -1 in a cell without an event."""
@@ -99,7 +106,7 @@ def _classes(lengths: Sequence[int]) -> Iterator[tuple[list[int], int]]:
         end = begin
         while end < len(order) and lengths[order[end]] >= least:
             end += 1
-        yield order[begin:end], max(longest, LEAST_WIDTH)
+        yield order[begin:end], -(-longest // STEP) * STEP
         begin = end
 
 

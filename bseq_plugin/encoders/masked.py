@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import torch
@@ -89,6 +87,5 @@ class MaskedEncoder(SequenceEncoder):
         x, (*first, last) = view.layout.spread(x_TD), self.blocks
         for block in first:
             x = block(x, view)
-        choose: Callable[[Tensor], Tensor] = partial(view.layout.gather, rows_Q=rows_Q)
-        states: Tensor = self.norm(last(x, view, choose))
-        return states
+        states: Tensor = self.norm(last(x, view, view.layout.choose(rows_Q)))
+        return states[: len(rows_Q)]

@@ -64,7 +64,8 @@ class BlockStack(SequenceEncoder):
             for block in first:
                 x = block(x, tiles)
             if not newest:
-                return self.finish(last(x, tiles, partial(tiles.layout.gather, rows_Q=rows_Q)))
+                wanted = len(events.x_TD if rows_Q is None else rows_Q)
+                return self.finish(last(x, tiles, tiles.layout.choose(rows_Q)))[:wanted]
             x = tiles.layout.gather(x)
         choose = partial(torch.index_select, dim=0, index=events.user_T[rows_Q])
         return self.finish(last(x, NewestView.of(events, self.wants, hidden_T), choose))

@@ -101,7 +101,7 @@ class _ChunkedLoss(torch.autograd.Function):
             positive_S = (query_SD * positive_SD).sum(1)
             chunk_loss, d_positive_S, factor_C = logit_loss(positive_S, scale_S[own], state_S, negative_NC)
             loss += chunk_loss
-            products.gradients(negative_NC, state_CD * factor_C[:, None], out=d_states_QD[queries])
+            products.gradients(negative_NC, state_CD * factor_C[:, None], out=d_states_QD[queries], first=start == 0)
             d_states_QD[queries] *= factor_C[:, None]
             d_states_QD[queries].index_add_(0, state_S, d_positive_S[:, None] * positive_SD)
             torch.mul(d_positive_S[:, None], query_SD, out=d_target_SD[own])
@@ -115,6 +115,8 @@ class _ChunkedLoss(torch.autograd.Function):
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
         (grad,) = grad_outputs
         d_states_QD, d_target_SD, d_vectors_ND = ctx.saved_tensors
+        if grad.device.type == "cpu" and bool(grad == 1.0):  # as in one process: no pass over [N, D]
+            return d_states_QD, d_target_SD, d_vectors_ND, None, None, None, None, None, None
         d_targets = grad * d_target_SD if ctx.needs_input_grad[1] else None
         return grad * d_states_QD, d_targets, grad * d_vectors_ND, None, None, None, None, None, None
 

@@ -19,10 +19,11 @@ WORTH_IT = 1.15  # a measured gain below this is noise, and the extra rounding i
 
 
 class Halves(NamedTuple):
-    """Buffers in bfloat16: logits of a chunk, and a chunk's part of the candidates' gradient [N, D]."""
+    """Buffers in bfloat16: logits of a chunk, and a chunk's part of the candidates' gradient [N, D], also widened."""
 
     logits: Tensor
     gradient_ND: Tensor
+    widened_ND: Tensor
 
 
 @dataclass
@@ -34,7 +35,7 @@ class Products:
 
     Attributes:
         vectors_ND: the candidates, in the type that is multiplied.
-        d_vectors_ND: their gradient so far, in the type of the model.
+        d_vectors_ND: their gradient so far, in the type of the model; nothing before the first chunk.
         buffer: logits of a chunk, in the type of the model. One for all chunks: fresh pages cost more than arithmetic.
             Empty if they are ``narrow``.
         halves: None for products in the model's own type.
@@ -52,13 +53,11 @@ class Products:
         """For chunks of at most ``chunk`` states; in bfloat16 with ``halves``, and ``narrow`` logits too."""
         size = vectors_ND.shape[0] * chunk
         half_ND = vectors_ND.bfloat16() if halves else vectors_ND
-        return cls(
-            half_ND,
-            torch.zeros_like(vectors_ND),
-            vectors_ND.new_empty(0 if narrow else size),
-            Halves(half_ND.new_empty(size), torch.empty_like(half_ND)) if halves else None,
-            narrow,
-        )
+        buffers = None
+        if halves:
+            buffers = Halves(half_ND.new_empty(size), torch.empty_like(half_ND), torch.empty_like(vectors_ND))
+        buffer = vectors_ND.new_empty(0 if narrow else size)
+        return cls(half_ND, torch.empty_like(vectors_ND), buffer, buffers, narrow)
 
     def logits(self, states_CD: Tensor) -> Tensor:
         """``[N, C]`` in the model's type, or in bfloat16 if they are ``narrow``; valid until the next call."""
@@ -68,16 +67,23 @@ class Products:
         halves_CN = torch.mm(states_CD.bfloat16(), self.vectors_ND.T, out=self.halves.logits[: n * c].view(c, n))
         return halves_CN.T if self.narrow else self.buffer[: n * c].view(c, n).copy_(halves_CN).T
 
-    def gradients(self, d_logits_NC: Tensor, states_CD: Tensor, out: Tensor) -> None:
-        """Add ``d_logits @ states`` to ``d_vectors_ND``; put ``d_logits.T @ vectors`` into ``out`` [C, D]."""
+    def gradients(self, d_logits_NC: Tensor, states_CD: Tensor, out: Tensor, *, first: bool) -> None:
+        """Add ``d_logits @ states`` to ``d_vectors_ND``, which the ``first`` chunk begins; put ``d_logits.T @ vectors``
+        into ``out`` [C, D].
+        """
         if self.halves is None:
-            self.d_vectors_ND.addmm_(d_logits_NC, states_CD)
+            sums_ND = self.d_vectors_ND
+            torch.addmm(sums_ND, d_logits_NC, states_CD, beta=0.0 if first else 1.0, out=sums_ND)
             torch.mm(d_logits_NC.T, self.vectors_ND, out=out)
             return
         halves_CN = d_logits_NC.T
         if not self.narrow:
             halves_CN = self.halves.logits[: d_logits_NC.numel()].view(halves_CN.shape).copy_(halves_CN)
-        self.d_vectors_ND += torch.mm(halves_CN.T, states_CD.bfloat16(), out=self.halves.gradient_ND)
+        part_ND = torch.mm(halves_CN.T, states_CD.bfloat16(), out=self.halves.gradient_ND)
+        if first:
+            self.d_vectors_ND.copy_(part_ND)
+        else:  # widened in a buffer of its own: adding another type makes a copy in fresh memory
+            self.d_vectors_ND += self.halves.widened_ND.copy_(part_ND)
         out.copy_(torch.mm(halves_CN, self.vectors_ND))
 
 
@@ -112,7 +118,7 @@ def bfloat16_gain(dim: int, n_candidates: int = 8192, chunk: int = 64) -> float:
         products, out = Products.of(vectors_ND, chunk, halves), torch.empty_like(states_CD)
 
         def step(products: Products = products, out: Tensor = out) -> None:
-            products.gradients(products.logits(states_CD), states_CD, out=out)
+            products.gradients(products.logits(states_CD), states_CD, out=out, first=False)
 
         seconds.append(_fastest(step))
     return seconds[0] / seconds[1]

@@ -7,7 +7,7 @@ from torch.nn import functional as F
 
 from bseq_plugin.encoders.attention import TileView
 from bseq_plugin.encoders.causal import CausalEncoder
-from bseq_plugin.encoders.layout import NARROW, WIDE, lay_out
+from bseq_plugin.encoders.layout import NARROW, STEP, WIDE, lay_out
 from bseq_plugin.encoders.mean import MeanEncoder
 from bseq_plugin.encoders.pairs import Wants
 from bseq_plugin.errors import RecipeError
@@ -84,6 +84,7 @@ def test_cells_hold_every_event_once_and_little_padding(seed, mean):
     steps_T = layout.cell_T.diff()[events.user_T.diff() == 0]
     assert (steps_T == 1).all()  # a user's events stand side by side, in order
     assert layout.n_cells <= 1.3 * lengths.sum()
+    assert layout.n_cells % STEP == 0
     ends = [tile.cells.stop for tile in layout.tiles]
     assert [tile.start for tile in layout.tiles] == [0, *ends[:-1]]
     assert ends[-1] == layout.n_cells
@@ -91,11 +92,23 @@ def test_cells_hold_every_event_once_and_little_padding(seed, mean):
         assert len(layout.tiles) == 1
 
 
+@pytest.mark.parametrize("rows", [None, [], [0], [4, 1, 5], list(range(40))], ids=str)
+def test_chosen_rows_come_first_and_are_filled_up(rows):
+    events = EncoderTests.events([5, 0, 3, 40])
+    layout = lay_out(events)
+    x_TD = torch.randn(48, 4)
+    wanted = x_TD if rows is None else x_TD[rows]
+    found = layout.choose(None if rows is None else torch.tensor(rows, dtype=torch.int64))(layout.spread(x_TD))
+    assert len(found) % STEP == 0
+    assert len(found) - len(wanted) < STEP
+    assert torch.equal(found[: len(wanted)], wanted)
+
+
 def test_one_long_history_does_not_widen_the_mask_of_the_short_ones():
     layout = lay_out(EncoderTests.events([5000] + [3] * 100))
-    assert [(tile.n_lines, tile.width, tile.alone) for tile in layout.tiles] == [(1, 5000, True), (20, 16, False)]
+    assert [(tile.n_lines, tile.width, tile.alone) for tile in layout.tiles] == [(1, 5024, True), (10, 32, False)]
     view = TileView.of(EncoderTests.events([WIDE + 1] + [3] * 100), Wants())
-    assert [None if pairs.mask is None else pairs.mask.numel() for pairs in view.pairs] == [None, 20 * 16 * 16]
+    assert [None if pairs.mask is None else pairs.mask.numel() for pairs in view.pairs] == [None, 10 * 32 * 32]
 
 
 def test_heads_must_divide_dim():
