@@ -26,8 +26,8 @@ from bseq_plugin.model.new_items import with_new_items
 from cold.measure import figures, of_ids
 from cold.problems import Problem
 
-UNTUNED = "frozen"  # beside a projection that learns
-METHODS = (UNTUNED, "lora", "last_layer", "full")
+UNTUNED = "untuned"
+METHODS = ("lora", "full", "last_layer")
 PER_USER = 2
 
 
@@ -39,6 +39,7 @@ def tuning(problem: Problem, recipe: Recipe, options: ItemTuningOptions) -> dict
     with tempfile.TemporaryDirectory() as folder:
         run = train(problem.training, recipe, Path(folder) / "run", items=problem.items, progress=False)
         bare = of_ids(run, InterestModel.from_run(run.path))
+        tell(found, UNTUNED, asked(problem, bare, recipe))
         for method in METHODS:
             out = Path(folder) / method
             with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as alone:
@@ -46,10 +47,15 @@ def tuning(problem: Problem, recipe: Recipe, options: ItemTuningOptions) -> dict
                 costs = alone.submit(tuned, run.path, problem.items, given, out).result()
             for name, projected in ((method, False), (f"{method}, projected", True)):
                 own = {**read, "model": str(out), "projected": projected}
-                found[name] = {**costs, **asked(problem, bare, recipe.replace(item_encoder_options={"text": own}))}
-                told = "  ".join(f"{figure} {value:.4g}" for figure, value in found[name].items())
-                print(f"    {name:<22} {told}", flush=True)
+                of_method = asked(problem, bare, recipe.replace(item_encoder_options={"text": own}))
+                tell(found, name, {**costs, **of_method})
     return {"seed": recipe.seed, **found}
+
+
+def tell(found: dict[str, Any], name: str, figures_of: dict[str, float]) -> None:
+    """Keep them, and print them as they come."""
+    found[name] = figures_of
+    print(f"    {name:<22} " + "  ".join(f"{figure} {value:.4g}" for figure, value in figures_of.items()), flush=True)
 
 
 def asked(problem: Problem, bare: InterestModel, recipe: Recipe) -> dict[str, float]:
