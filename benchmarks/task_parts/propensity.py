@@ -16,7 +16,7 @@ from bseq_plugin.behaviour.fit import Rows as HeadRows
 from bseq_plugin.behaviour.fit import fit_heads
 from bseq_plugin.behaviour.labels import WEEK_US, known_users, labels
 from bseq_plugin.behaviour.return_fit import fit_return_time
-from bseq_plugin.behaviour.return_time import return_recipe
+from bseq_plugin.behaviour.return_time import ReturnTime, return_recipe
 from bseq_plugin.behaviour.rfm import rfm_features
 from bseq_plugin.behaviour.tasks import Counts, Task
 from bseq_plugin.behaviour.vectors import user_vectors
@@ -71,7 +71,10 @@ class UserTasks:
 
     def __init__(self, case: Case, seed: int) -> None:
         self.case, self.seed = case, seed
-        self.returns = fit_return_time(case.log, at(ENCODER_UNTIL), return_recipe(True, seed))
+        self.returns, self.newest = (
+            fit_return_time(case.log, until_us, return_recipe(True, seed))
+            for until_us in (at(ENCODER_UNTIL), VALIDATION_AT)  # the later one is for beside trees of every week
+        )
 
     def counted(self, task: Task, instants: list[int]) -> tuple[np.ndarray, np.ndarray]:
         """(counts, answers) of everybody known at each instant; in the test everybody known at its first, so that its
@@ -118,7 +121,7 @@ class UserTasks:
             heads("counts_ND"),
             _said(every_week, held.counts_ND, test.counts_ND),
         )
-        returns = self.returned(task, held), self.returned(task, test)
+        returns = self.returned(self.returns, task, instants)
         scores = {
             "logistic, counts": logistic(train.counts_ND, train.y_N, test.counts_ND),
             THEIRS: theirs[1],
@@ -131,16 +134,22 @@ class UserTasks:
             BOTH: boosted("counts_ND", "returns_ND")[1],
             CONTROL: blended(theirs, mlp, held.y_N),
             RETURNED: blended(theirs, returns, held.y_N),
-            STRONG_RETURNED: blended(strong, returns, held.y_N),
+            STRONG_RETURNED: blended(strong, self.returned(self.newest, task, instants), held.y_N),
         }
         labels_UK = test.y_N.reshape(len(instants), -1).T
         return {ranker: Scored(labels_UK, said_N.reshape(len(instants), -1).T) for ranker, said_N in scores.items()}
 
-    def returned(self, task: Task, rows: Rows) -> np.ndarray:
-        """float [N], the chance of a yes that the return time gives."""
-        logits_N = rows.returns_ND[:, SPANS.index(task.days)]
-        chances: np.ndarray = 1 / (1 + np.exp(logits_N if task.kind == "churn" else -logits_N))
-        return chances
+    def returned(self, model: ReturnTime, task: Task, instants: list[int]) -> Said:
+        """The chances of a yes that a return time gives."""
+        found = []
+        for asked in ([VALIDATION_AT], instants):
+            parts = [
+                model.within(self.case.log, at_us, [task.days])[known_users(self.case.log, min(at_us, TEST_AT)), 0]
+                for at_us in asked
+            ]
+            chances = np.clip(np.concatenate(parts), 1e-9, 1 - 1e-9)
+            found.append(1 - chances if task.kind == "churn" else chances)
+        return found[0], found[1]
 
 
 def _said(model, x_held: np.ndarray, x_test: np.ndarray) -> Said:  # noqa: ANN001
