@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 
 from bseq_plugin.behaviour.moments import DEMAND, Objectives, moment
-from bseq_plugin.behaviour.multitask import Answers, fit_multitask
+from bseq_plugin.behaviour.multitask import fit_multitask
+from bseq_plugin.behaviour.multitask_model import Answers
 from bseq_plugin.behaviour.tasks import Task
 from task_parts.protocol import LOG_END, TEST_AT, TRAIN_AT, VALIDATION_AT, Case
 
