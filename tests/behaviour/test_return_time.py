@@ -15,7 +15,7 @@ from bseq_plugin.behaviour.return_fit import Waits, fit_return_time
 from bseq_plugin.behaviour.return_time import ReturnTime, return_recipe
 from bseq_plugin.behaviour.visits import visits_of
 from bseq_plugin.data.sequences import Sequences
-from bseq_plugin.errors import RecipeError, SchemaError, UsageError
+from bseq_plugin.errors import RecipeError, RunError, SchemaError, UsageError
 
 DAY_US = 86_400_000_000
 HALF_HOUR = 30 * 60_000_000
@@ -177,6 +177,25 @@ def test_encoders_that_look_ahead_are_refused(encoder, options, causal):
     else:
         with pytest.raises(RecipeError, match="those after it"):
             fit_return_time(log, 80 * DAY_US, recipe)
+
+
+def test_a_saved_model_says_the_same_and_damage_is_found(habits, tmp_path):
+    log, _, model = habits
+    path = tmp_path / "returns.safetensors"
+    model.save(path)
+    again = ReturnTime.load(path)
+    assert (again.recipe, again.bins, again.until_us) == (model.recipe, model.bins, model.until_us)
+    np.testing.assert_array_equal(again.within(log, 90 * DAY_US, [7.0]), model.within(log, 90 * DAY_US, [7.0]))
+    raw = path.read_bytes()
+    for place in (3, len(raw) // 3, len(raw) - 10):  # the header, some weights, the last one
+        path.write_bytes(raw[:place] + bytes([raw[place] ^ 1]) + raw[place + 1 :])
+        with pytest.raises(RunError, match=r"returns.safetensors' is"):
+            ReturnTime.load(path)
+    path.write_bytes(raw[:-5])
+    with pytest.raises(RunError, match="is not a file"):
+        ReturnTime.load(path)
+    with pytest.raises(RunError, match="no file"):
+        ReturnTime.load(tmp_path / "nothing")
 
 
 def test_input_unlike_any_other(habits):
