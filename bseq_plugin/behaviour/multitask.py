@@ -33,7 +33,8 @@ class MultiTaskFit:
     @cached_property
     def names(self) -> tuple[str, ...]:
         """Of the objectives."""
-        return self.model.objectives.names
+        names: tuple[str, ...] = self.model.objectives.names
+        return names
 
 
 def fit_multitask(
@@ -83,7 +84,7 @@ def fit_multitask(
                 optimizer.zero_grad()
                 loss = task.total(part)
                 require_finite(loss.item(), epoch)
-                loss.backward()
+                loss.backward()  # type: ignore[no-untyped-call]
                 optimizer.step()
             best.see(_judged(task, validation, batch_users))
     best.restore()

@@ -107,7 +107,8 @@ class MultiTask(nn.Module):
 
     def total(self, part: Moment) -> Tensor:
         """A scalar, what training lowers: the losses by importance and weighting."""
-        return self.weights(self.losses(part) * self.importance_O)
+        total: Tensor = self.weights(self.losses(part) * self.importance_O)
+        return total
 
     def _scores(self, name: str, interests_BKD: Tensor, part: Moment) -> Tensor:
         """``[B, V]``, the best of the interests."""
