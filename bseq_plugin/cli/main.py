@@ -58,10 +58,10 @@ def options(
     if debug:
         os.environ["BSEQ_DEBUG"] = "1"
     else:
-        _quiet()
+        quiet()
 
 
-def _quiet() -> None:
+def quiet() -> None:
     """TorchRec and torch warn about their own internals at every start; the reader of our output can't act on it."""
     for name in ("torchrec", "torch.fx", "torch.distributed"):
         logging.getLogger(name).setLevel(logging.ERROR)
