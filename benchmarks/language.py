@@ -39,7 +39,8 @@ from bseq_transformers.classifier import ClassifierOptions, TextClassifier
 from bseq_transformers.template import TemplateOptions, behaviour_texts
 from rich.console import Console
 from speed import commit
-from task_parts.measure import Scored, intervals
+from task_parts.measure import Scored
+from task_parts.measure import summary as summary_over
 from task_parts.protocol import ENCODER_UNTIL, LOG_END, TEST_AT, TRAIN_AT, VALIDATION_AT, Case, encoder
 
 from bseq_plugin.behaviour.fit import Rows, fit_heads
@@ -155,11 +156,14 @@ def fusion(
 
 def summary(found: dict[str, list[Scored]]) -> dict[str, Any]:
     """Means over seeds, and what both give over each alone, with 95 % intervals over households."""
-    bounds = {base: intervals(found, base)[BOTH]["gain"] for base in (VECTOR, TEXT)}
+    bases = (VECTOR, TEXT)
+    over = summary_over(found, bases)
     areas = {name: [one.auroc() for one in seeds] for name, seeds in found.items()}
-    means = {name: float(np.mean(of_seeds)) for name, of_seeds in areas.items()}
-    gains = {base: {"gain": means[BOTH] - means[base], "interval": bounds[base]} for base in bounds}
-    return {"auroc": means, "aurocs": areas, "gain of both over": gains}
+    return {
+        "auroc": {name: of["auroc"] for name, of in over.items()},
+        "aurocs": areas,
+        "gain of both over": {base: over[BOTH]["over"][base] for base in bases},
+    }
 
 
 def claims(figures: dict[str, Any]) -> list[dict[str, Any]]:

@@ -39,7 +39,6 @@ from bseq_plugin.data.events import Events
 from bseq_plugin.data.prepare import PreparedLog, prepare
 from bseq_plugin.data.training_data import TrainingData
 from bseq_plugin.losses.precision import multiplies_in_halves
-from bseq_plugin.model.task import SequenceInterestTask
 from bseq_plugin.readers.read_events import read_events
 
 RESULTS = Path(__file__).parent / "results" / "speed.json"
@@ -153,39 +152,6 @@ def bound(log: PreparedLog, machine: dict[str, float]) -> dict[str, float]:
             "seconds": gflop / machine["gemm_gflops"] + cells / 1e9 / machine["exp_gps"]}  # fmt: skip
 
 
-def step_shares(log: PreparedLog, n_steps: int = 30) -> dict[str, float]:
-    """ms of one unsharded step by part: batch building, encoder forward, loss with its gradients, and the rest."""
-    data = TrainingData(log.training, log.vocabulary, log.recipe)
-    task = SequenceInterestTask(log.recipe, log.vocabulary.n_items).train()
-    spent = {"encoder, forward": 0.0, "loss and its gradients": 0.0}
-
-    def timed(module: torch.nn.Module, name: str) -> None:
-        forward = module.forward
-
-        def call(*args: object) -> object:
-            started = time.perf_counter()
-            result = forward(*args)
-            spent[name] += time.perf_counter() - started
-            return result
-
-        module.forward = call  # type: ignore[method-assign]
-
-    timed(task.interest_encoder.sequence_encoder, "encoder, forward")
-    timed(task.objective, "loss and its gradients")
-    batches, building, done = data.batches(0), 0.0, 0
-    started = time.perf_counter()
-    for _ in range(min(n_steps, data.steps_per_epoch)):
-        before = time.perf_counter()
-        batch = next(batches)
-        building += time.perf_counter() - before
-        task(batch)[0].backward()
-        task.zero_grad()
-        done += 1
-    total = time.perf_counter() - started
-    parts = {"batch building": building, **spent, "look-up and backward": total - building - sum(spent.values())}
-    return {name: 1e3 * seconds / done for name, seconds in parts.items()}
-
-
 def commit() -> str:
     """The commit of the checkout."""
     found = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
@@ -205,27 +171,12 @@ def claims(own: dict[str, float], limit: dict[str, float], peers: dict[str, dict
     return [{"name": n, "value": v, "target": t, "holds": t is None or v <= t} for n, (v, t) in ratios.items()]
 
 
-def draw(shares: dict[str, float], path: Path) -> None:
-    """The parts of a step as bars."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(6, 0.45 * len(shares) + 0.9), layout="constrained")
-    axes = figure.subplots()
-    names = sorted(shares, key=lambda name: shares[name])
-    bars = axes.barh(names, [shares[name] for name in names], color="#4c72b0")
-    axes.bar_label(bars, fmt="%.1f", padding=3)
-    axes.set_xlabel("ms of one step")
-    axes.spines[["top", "right"]].set_visible(False)
-    figure.savefig(path)
-
-
 def main() -> None:
     """Measure, print, write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("sequences", nargs="?", type=Path)
     parser.add_argument("--peers", type=Path, help="TOML file, see above")
     parser.add_argument("--epochs", type=int, default=6)
-    parser.add_argument("--picture", type=Path, help="draw the parts of a step here (.svg, .png)")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     chosen = parser.parse_args()
     torch.set_num_threads(chosen.threads)
@@ -238,12 +189,10 @@ def main() -> None:
         events: Events = read_events(str(sequences))
         log = prepare(events, Recipe.load("reference").with_settings(SETTINGS))
         machine = rates(chosen.threads)
-        limit, shares = bound(log, machine), step_shares(log)
+        limit = bound(log, machine)
         own, peers = side_by_side(sequences, chosen.epochs, programs)
-    if chosen.picture:
-        draw(shares, chosen.picture)
     found = claims(own, limit, peers)
-    for title, figures in {"bseq train": own, "machine": machine, "bound": limit, "ms a step": shares, **peers}.items():
+    for title, figures in {"bseq train": own, "machine": machine, "bound": limit, **peers}.items():
         print(f"{title:<12}", "  ".join(f"{name} {value:,.3g}" for name, value in figures.items()))
     for claim in found:
         verdict = "holds" if claim["holds"] else "MISSED"
@@ -253,7 +202,7 @@ def main() -> None:
         "command": shlex.join(["python", "benchmarks/speed.py", *(Path(a).name for a in sys.argv[1:])]),
         "commit": commit(),
         "machine": f"{platform.machine()}, {chosen.threads} threads, torch {torch.__version__}",
-        "figures": {"own": own, "machine": machine, "bound": limit, "step_ms": shares, "peers": peers},
+        "figures": {"own": own, "machine": machine, "bound": limit, "peers": peers},
         "claims": found,
     }
     RESULTS.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")

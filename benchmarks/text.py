@@ -38,7 +38,7 @@ from speed import commit
 
 from bseq_plugin import plugin_manager
 from bseq_plugin.cli.demo_data import load
-from bseq_plugin.cli.main import _quiet
+from bseq_plugin.cli.main import quiet
 
 RESULTS = Path(__file__).parent / "results" / "text.json"
 MODELS = ("id", COUNTED, "id + text")
@@ -145,7 +145,7 @@ def main() -> None:
     chosen = parser.parse_args()
     if chosen.only in ("beauty", "tuning") and chosen.beauty is None:
         parser.error(f"--only {chosen.only} needs --beauty SEQUENCES ITEMS")
-    _quiet()
+    quiet()
     plugin_manager().register(bseq_transformers, "transformers")
     seeds = [int(seed) for seed in chosen.seeds.split(",")]
     document: dict[str, Any] = {}

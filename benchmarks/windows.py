@@ -17,7 +17,7 @@ from pathlib import Path
 from bseq_plugin import InterestModel, Sequences, train
 from bseq_plugin.cli.common import load_recipe
 from bseq_plugin.cli.demo_data import DemoData, load
-from bseq_plugin.cli.main import _quiet
+from bseq_plugin.cli.main import quiet
 from bseq_plugin.data.events import DAY_US, instant_us
 from bseq_plugin.data.splits import time_window
 from bseq_plugin.evaluation.defaults import fitted_rankers
@@ -55,7 +55,7 @@ def main() -> None:
     parser.add_argument("--set", dest="settings", action="append", default=[], metavar="KEY=VALUE")
     parser.add_argument("--windows", default="2017-09,2017-10,2017-11")
     chosen = parser.parse_args()
-    _quiet()
+    quiet()
     recipe = load_recipe("completejourney", chosen.settings).replace(split="none")
     data = load("completejourney")
     rows = {month: one_window(data, recipe, month) for month in chosen.windows.split(",")}

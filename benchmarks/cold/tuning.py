@@ -6,7 +6,6 @@ item is. So the training is the same for all of them.
 
 from __future__ import annotations
 
-import resource
 import tempfile
 import time
 from concurrent.futures import ProcessPoolExecutor
@@ -23,37 +22,46 @@ from bseq_plugin import InterestModel, Recipe, train
 from bseq_plugin.data.item_vectors import ItemVectors
 from bseq_plugin.model.neighbours import NeighbourItems, blocks_of, completed
 from bseq_plugin.model.new_items import with_new_items
-from cold.measure import by_chance, figures, of_ids
+from cold.measure import figures, of_ids
 from cold.problems import Problem
 
-METHODS = ("lora", "last_layer", "full")
 UNTUNED = "untuned"
+METHODS = ("lora", "full", "last_layer")
 PER_USER = 2
 
 
 def tuning(problem: Problem, recipe: Recipe, options: ItemTuningOptions) -> dict[str, Any]:
-    """Figures of the untuned Transformer and of each method, with parameters, seconds and memory."""
+    """Figures of each method, with parameters, seconds and memory: with the Transformer's vectors, and projected."""
     read = {"columns": list(problem.columns), "max_tokens": options.max_tokens}
     recipe = recipe.replace(item_encoders=["text"], item_encoder_options={"text": read})
     found: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder:
         run = train(problem.training, recipe, Path(folder) / "run", items=problem.items, progress=False)
         bare = of_ids(run, InterestModel.from_run(run.path))
-        for method in (UNTUNED, *METHODS):
-            told: dict[str, Any] = {}
-            of_method = recipe
-            if method != UNTUNED:
-                out = Path(folder) / method
-                with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as alone:
-                    given = options.model_copy(update={"method": method})
-                    told = alone.submit(tuned, run.path, problem.items, given, out).result()
-                of_method = recipe.replace(item_encoder_options={"text": {**read, "model": str(out)}})
-            model = placed(bare, problem.items, of_method)
-            model = with_new_items(model, problem.items[problem.items["item_id"].isin(problem.cold)])
-            found[method] = {**told, **figures(problem, model, False, reads_cold=True)}
-            chance = by_chance(problem, model, False)
-            print(f"    {method:<10} {found[method]}", flush=True)
-    return {"seed": recipe.seed, **found, "random": {"cold recall@10": chance}}
+        tell(found, UNTUNED, asked(problem, bare, recipe))
+        for method in METHODS:
+            out = Path(folder) / method
+            with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as alone:
+                given = options.model_copy(update={"method": method})
+                costs = alone.submit(tuned, run.path, problem.items, given, out).result()
+            for name, projected in ((method, False), (f"{method}, projected", True)):
+                own = {**read, "model": str(out), "projected": projected}
+                of_method = asked(problem, bare, recipe.replace(item_encoder_options={"text": own}))
+                tell(found, name, {**costs, **of_method})
+    return {"seed": recipe.seed, **found}
+
+
+def tell(found: dict[str, Any], name: str, figures_of: dict[str, float]) -> None:
+    """Keep them, and print them as they come."""
+    found[name] = figures_of
+    print(f"    {name:<22} " + "  ".join(f"{figure} {value:.4g}" for figure, value in figures_of.items()), flush=True)
+
+
+def asked(problem: Problem, bare: InterestModel, recipe: Recipe) -> dict[str, float]:
+    """Figures with the item encoders of this recipe."""
+    model = placed(bare, problem.items, recipe)
+    model = with_new_items(model, problem.items[problem.items["item_id"].isin(problem.cold)])
+    return figures(problem, model, False, reads_cold=True)
 
 
 def tuned(run: Path, items: pd.DataFrame, options: ItemTuningOptions, out: Path) -> dict[str, float]:
@@ -64,17 +72,19 @@ def tuned(run: Path, items: pd.DataFrame, options: ItemTuningOptions, out: Path)
     users = np.random.default_rng(options.seed).choice(histories.n_users, wanted, replace=False)
     pairs = Pairs.of(model, histories.take(np.sort(users)), PER_USER)
     tuner = ItemTextTuner(model, items, options)
-    before, started = _peak_mb(), time.perf_counter()
+    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # the peak from here on, and not of what was before
+    started = time.perf_counter()
     losses = tuner.fit(pairs, out)
     seconds, peak = time.perf_counter() - started, _peak_mb()
     learn, of = tuner.trained
     first, last = (float(np.mean(part)) for part in (losses[:20], losses[-20:]))
     loss = {"first loss": first, "last loss": last}
-    return {"learned": learn, "share": learn / of, "seconds": seconds, "peak_mb": peak, "before_mb": before, **loss}
+    return {"learned": learn, "share": learn / of, "seconds": seconds, "peak_mb": peak, **loss}
 
 
 def _peak_mb() -> float:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    status = Path("/proc/self/status").read_text(encoding="ascii")
+    return int(next(line for line in status.splitlines() if line.startswith("VmHWM")).split()[1]) / 1024
 
 
 @torch.no_grad()

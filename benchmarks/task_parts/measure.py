@@ -5,7 +5,9 @@ Shape letters: U households, K tasks.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from scipy.stats import rankdata
@@ -41,37 +43,42 @@ class Scored:
         return float(np.mean([average_precision(self.labels_UK[:, k], self.scores_UK[:, k]) for k in columns]))
 
 
-def intervals(rankers: dict[str, list[Scored]], base: str, seed: int = 0) -> dict[str, dict[str, list[float]]]:
-    """95 % intervals of the AUROC, the mean over seeds, and of its difference to the same of ``base``."""
-    n_users = len(rankers[base][0].labels_UK)
+def resampled(rankers: dict[str, list[Scored]], seed: int = 0) -> dict[str, np.ndarray]:
+    """Of each ranker float [N_RESAMPLES], the AUROC, mean over seeds, of households drawn with repeats; paired."""
+    n_users = len(next(iter(rankers.values()))[0].labels_UK)
     random = np.random.default_rng(seed)
     draws = {name: np.empty(N_RESAMPLES) for name in rankers}
     for draw in range(N_RESAMPLES):
         households = random.integers(0, n_users, n_users)
         for name, seeds in rankers.items():
             draws[name][draw] = np.mean([one.take(households).auroc() for one in seeds])
-    return {
-        name: {
-            "auroc": [float(x) for x in np.quantile(found, [0.025, 0.975])],
-            "gain": [float(x) for x in np.quantile(found - draws[base], [0.025, 0.975])],
-        }
-        for name, found in draws.items()
-    }
+    return draws
 
 
-def summary(rankers: dict[str, list[Scored]], base: str) -> dict[str, dict[str, object]]:
-    """Mean and deviation over seeds, with intervals over households; gains are against ``base``."""
-    bounds, found = intervals(rankers, base), {}
+def summary(rankers: dict[str, list[Scored]], bases: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """Mean and deviation over seeds, with 95 % intervals over households; and under ``over`` the gain against each of
+    ``bases``, outside noise if its interval is above zero and the worst seed above the best of the base.
+    """
+    draws, found = resampled(rankers), {}
     areas = {name: [one.auroc() for one in seeds] for name, seeds in rankers.items()}
     for name, seeds in rankers.items():
-        of_seeds, gain = areas[name], bounds[name]["gain"]
+        of_seeds = areas[name]
         found[name] = {
             "auroc": float(np.mean(of_seeds)),
             "auroc_sd": float(np.std(of_seeds, ddof=1)) if len(seeds) > 1 else 0.0,
-            "auroc_interval": bounds[name]["auroc"],
+            "auroc_interval": _interval(draws[name]),
             "average_precision": float(np.mean([one.average_precision() for one in seeds])),
-            "gain": float(np.mean(of_seeds) - np.mean(areas[base])),
-            "gain_interval": gain,
-            "outside_noise": bool(gain[0] > 0 and min(of_seeds) > max(areas[base])),
+            "over": {},
         }
+        for base in bases:
+            interval = _interval(draws[name] - draws[base])
+            found[name]["over"][base] = {
+                "gain": float(np.mean(of_seeds) - np.mean(areas[base])),
+                "interval": interval,
+                "outside_noise": bool(interval[0] > 0 and min(of_seeds) > max(areas[base])),
+            }
     return found
+
+
+def _interval(values: np.ndarray) -> list[float]:
+    return [float(x) for x in np.quantile(values, [0.025, 0.975])]

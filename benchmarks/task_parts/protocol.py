@@ -53,23 +53,11 @@ class Case:
         return np.concatenate([[-1], codes]).astype(np.int64), [str(name) for name in names]
 
 
-# An encoder that sees when: attention with biases for time, and of each event its gap, hour of the week and place in
-# its visit.
-TIMED = {
-    "encoder": "hstu", "encoder_options": {"n_blocks": 1}, "max_length": 100, "learning_rate": 3e-3,
-    "event_features": ("time_gap", "time_of_week", "session"),
-}  # fmt: skip
-
-
-def encoder(data: DemoData, until: str, seed: int, epochs: int, folder: Path, timed: bool = False) -> InterestModel:
-    """The demo's encoder, or with ``timed`` that of ``TIMED``, trained on purchases before ``until``; one that
-    ``folder`` has already is taken as it is.
-    """
-    path = folder / f"{until}-{seed}{'-timed' if timed else ''}"
+def encoder(data: DemoData, until: str, seed: int, epochs: int, folder: Path) -> InterestModel:
+    """The demo's encoder, trained on purchases before ``until``; one that ``folder`` has already is taken as it is."""
+    path = folder / f"{until}-{seed}"
     if (path / "model").is_dir():
         return InterestModel.from_run(path)
-    recipe = Recipe.load("completejourney").replace(
-        split="none", epochs=epochs, stop_after=epochs, seed=seed, **(TIMED if timed else {})
-    )
+    recipe = Recipe.load("completejourney").replace(split="none", epochs=epochs, stop_after=epochs, seed=seed)
     run = train(data.events.before(at(until)), recipe, path, items=data.items)
     return InterestModel.from_run(run.path)

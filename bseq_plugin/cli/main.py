@@ -12,7 +12,20 @@ import typer
 from rich.console import Console
 
 from bseq_plugin import __version__
-from bseq_plugin.cli import behaviour, benchmark, demo, forecast, index, info, insight, learn, sequences, serve, store
+from bseq_plugin.cli import (
+    behaviour,
+    benchmark,
+    demo,
+    forecast,
+    index,
+    info,
+    insight,
+    learn,
+    returns,
+    sequences,
+    serve,
+    store,
+)
 from bseq_plugin.errors import BseqError
 
 app = typer.Typer(
@@ -24,7 +37,7 @@ app = typer.Typer(
     help="Sequence-interest encoders for TorchRec: train, publish to an index, retrieve candidates, make ranking "
     "features.\n\nStart with `bseq demo`. Exit codes: 2 for wrong use, 1 for failures; `--debug` shows tracebacks.",
 )
-for module in (demo, sequences, learn, serve, behaviour, forecast, insight, store, index, benchmark, info):
+for module in (demo, sequences, learn, serve, behaviour, returns, forecast, insight, store, index, benchmark, info):
     module.register(app)
 
 
@@ -45,10 +58,10 @@ def options(
     if debug:
         os.environ["BSEQ_DEBUG"] = "1"
     else:
-        _quiet()
+        quiet()
 
 
-def _quiet() -> None:
+def quiet() -> None:
     """TorchRec and torch warn about their own internals at every start; the reader of our output can't act on it."""
     for name in ("torchrec", "torch.fx", "torch.distributed"):
         logging.getLogger(name).setLevel(logging.ERROR)

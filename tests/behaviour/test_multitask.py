@@ -8,7 +8,8 @@ import torch
 from bseq_plugin.behaviour.curves import auroc
 from bseq_plugin.behaviour.inputs import Scale
 from bseq_plugin.behaviour.moments import Objectives, moment
-from bseq_plugin.behaviour.multitask import MultiTask, fit_multitask
+from bseq_plugin.behaviour.multitask import fit_multitask
+from bseq_plugin.behaviour.multitask_model import MultiTask
 from bseq_plugin.behaviour.tasks import Task
 from bseq_plugin.errors import BseqError, SchemaError, UsageError
 from bseq_plugin.model.interest_model import InterestModel
@@ -217,3 +218,28 @@ def test_a_batch_in_which_nobody_buys_anything_has_finite_gradients(model, momen
     assert torch.isfinite(loss)
     assert all(torch.isfinite(p.grad).all() for p in task.parameters() if p.grad is not None)
     assert pd.isna(part.labels_BK).sum() == 0
+
+
+def test_an_important_objective_is_learned_at_the_cost_of_the_others(model, moments, objectives):
+    scale = Scale.of(moments[0].context_BX)
+    task = MultiTask(model, objectives, scale, importance={"demand": 3.0, "churn:7": 0.5}).eval()
+    losses, names = task.losses(moments[0]), objectives.names
+    wanted = sum(
+        {"demand": 3.0, "churn:7": 0.5}.get(name, 1.0) * loss for name, loss in zip(names, losses, strict=True)
+    )
+    assert float(task.total(moments[0]).detach()) == pytest.approx(float(wanted.detach()), rel=1e-6)
+    learned = []
+    for weight in (1e-4, 10.0):
+        asked = {"next_item": weight, "all_action": weight}
+        fit = fit_multitask(model, moments[:2], moments[-1], objectives, epochs=3, importance=asked)
+        learned.append(fit.model.losses(moments[0]))
+    for name in ("next_item", "all_action"):
+        assert learned[1][names.index(name)] < learned[0][names.index(name)]
+
+
+@pytest.mark.parametrize(
+    "asked", [{"demnad": 1.0}, {"demand": 0.0}, {"demand": float("inf")}, {"demand": float("nan")}]
+)
+def test_importance_is_of_objectives_that_there_are(model, moments, objectives, asked):
+    with pytest.raises(UsageError, match="importance"):
+        fit_multitask(model, moments[:1], moments[-1], objectives, importance=asked)

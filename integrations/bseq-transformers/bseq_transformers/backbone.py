@@ -74,7 +74,7 @@ class Backbone:
         from transformers import AutoModel
 
         load = partial(AutoModel.from_pretrained, self.folder, use_safetensors=True, dtype=dtype, **_SAFE)
-        with _quiet():
+        with quiet():
             return cast("PreTrainedModel", _loaded("weights", self.folder, load).eval())
 
 
@@ -179,8 +179,8 @@ def _checksum(files: tuple[tuple[str, int, int], ...]) -> str:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """No progress bar and no report of unused heads while weights are loaded."""
+def quiet() -> Iterator[None]:
+    """No progress bar and no report of unused heads while weights are loaded or saved."""
     from transformers.utils import logging
 
     level, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from bseq_plugin.cli.main import _quiet
+from bseq_plugin.cli.main import quiet
 from bseq_plugin.errors import BseqError
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
@@ -58,7 +58,7 @@ def tune(
 
 def main() -> None:
     """Errors become a line on stderr and an exit code."""
-    _quiet()
+    quiet()
     try:
         app()
     except BseqError as error:

@@ -25,6 +25,7 @@ from torch.nn import functional as F
 import bseq_plugin as bseq
 from bseq_transformers.backbone import DEFAULT, Backbone, best_dtype, open_backbone
 from bseq_transformers.cache import VectorCache, text_hash
+from bseq_transformers.tuned_model import read_projection
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 PART = 2048  # texts that a killed process loses at most
 TOKENS = 4096  # of a batch, padding included: larger ones fall out of the caches of a CPU
 SEPARATOR = ", "
+PROJECTED = "projected"
 
 
 class TextOptions(bseq.PartOptions):
@@ -44,6 +46,9 @@ class TextOptions(bseq.PartOptions):
     hub: bool = Field(False, description="model is an id of the Hugging Face hub, and may be downloaded")
     pooling: Literal["mean", "cls"] = Field("mean", description="mean of the tokens, or the first one")
     normalize: bool = Field(True, description="vectors of length 1")
+    projected: bool = Field(
+        False, description="as rows of the item table, by the projection that a tuning left beside the weights"
+    )
     max_tokens: int = Field(128, ge=1, description="the rest of a longer text is not read")
     dtype: Literal["auto", "float32", "bfloat16"] = Field("auto", description="auto = bfloat16 where the CPU has it")
     cache: bool = Field(True, description="keep vectors on disk (BSEQ_CACHE, else ~/.cache/bseq)")
@@ -68,8 +73,8 @@ class TextItemEncoder(bseq.ItemEncoder):
 
     @property
     def width(self) -> int:
-        """Of the Transformer's states."""
-        return self.backbone.width
+        """Of the Transformer's states, or of what they are projected to."""
+        return len(self._projection[1]) if self.options.projected else self.backbone.width
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -83,7 +88,7 @@ class TextItemEncoder(bseq.ItemEncoder):
 
         Not of where the weights lie, nor of the type that a CPU calculates in, which only rounds.
         """
-        return _sha256(self._meaning, list(self.columns))
+        return _sha256(self._meaning, list(self.columns), *([PROJECTED] if self.options.projected else []))
 
     @property
     def dtype(self) -> torch.dtype:
@@ -100,6 +105,9 @@ class TextItemEncoder(bseq.ItemEncoder):
         codes, distinct = pd.factorize(np.array(self.texts(items), dtype=object))
         texts: list[str] = list(distinct)
         vectors_ME = self.encode_texts(texts, progress)
+        if self.options.projected:
+            weight_DE, bias_D = self._projection
+            vectors_ME = vectors_ME @ weight_DE.T.numpy() + bias_D.numpy()
         empty = [place for place, text in enumerate(texts) if not text]
         vectors_ME[empty] = 0.0
         vectors_NE: np.ndarray = vectors_ME[codes]
@@ -111,11 +119,11 @@ class TextItemEncoder(bseq.ItemEncoder):
         return [SEPARATOR.join(part for part in row if part) for row in zip(*cells, strict=True)]
 
     def encode_texts(self, texts: list[str], progress: bool = False) -> np.ndarray:
-        """float32 [M, E] for distinct texts, from the cache as far as it has them."""
+        """float32 [M, E] for distinct texts, not projected, from the cache as far as it has them."""
         _warn_of_long(texts, self.max_tokens)
         hashes = [text_hash(text) for text in texts]
-        cache = VectorCache(self._cache_key, self.width) if self.options.cache else None
-        vectors_ME, known_M = np.zeros((len(texts), self.width), np.float32), np.zeros(len(texts), bool)
+        cache = VectorCache(self._cache_key, self.backbone.width) if self.options.cache else None
+        vectors_ME, known_M = np.zeros((len(texts), self.backbone.width), np.float32), np.zeros(len(texts), bool)
         if cache is not None:
             vectors_ME, known_M = cache.read(hashes)
         todo = sorted(np.flatnonzero(~known_M).tolist(), key=lambda place: (len(texts[place]), texts[place]))
@@ -129,13 +137,17 @@ class TextItemEncoder(bseq.ItemEncoder):
 
     def _encoded(self, texts: list[str], advance: Callable[[int], None]) -> np.ndarray:
         """float32 [B, E]."""
-        vectors_BE = torch.empty(len(texts), self.width)
+        vectors_BE = torch.empty(len(texts), self.backbone.width)
         with torch.inference_mode():
             for places, tokens in batches_by_length(self._tokenizer, texts, self.max_tokens):
                 states_BLD = self._model(**tokens).last_hidden_state
                 vectors_BE[places] = pooled(states_BLD.float(), tokens["attention_mask"], self.options.pooling)
                 advance(len(places))
         return (F.normalize(vectors_BE, dim=1) if self.options.normalize else vectors_BE).numpy()
+
+    @cached_property
+    def _projection(self) -> tuple[Tensor, Tensor]:
+        return read_projection(self.backbone.folder)
 
     @cached_property
     def _tokenizer(self) -> PreTrainedTokenizerBase:

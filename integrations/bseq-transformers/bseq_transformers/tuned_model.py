@@ -23,7 +23,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from bseq_plugin.errors import UsageError
-from bseq_transformers.backbone import TOKENIZER_FILES, open_backbone
+from bseq_transformers.backbone import TOKENIZER_FILES, open_backbone, quiet
 
 CHECKPOINT = "checkpoint.safetensors"
 PROJECTION = "projection.safetensors"
@@ -88,11 +88,11 @@ def write_tuned(model: nn.Module, projection: nn.Linear, source: Path, folder: P
     aside = Path(tempfile.mkdtemp(dir=folder, prefix=".", suffix=".tmp"))
     try:
         merged: Any = model
-        if hasattr(model, "merge_and_unload"):
-            save_adapters: Any = model
-            save_adapters.save_pretrained(aside / "adapters")
-            merged = copy.deepcopy(model).merge_and_unload()  # type: ignore[operator]
-        merged.save_pretrained(aside)
+        with quiet():
+            if hasattr(model, "merge_and_unload"):
+                merged.save_pretrained(aside / "adapters")
+                merged = copy.deepcopy(merged).merge_and_unload()
+            merged.save_pretrained(aside)
         for name in (*TOKENIZER_FILES, "merges.txt", "vocab.json"):
             if (source / name).is_file():
                 shutil.copyfile(source / name, aside / name)
@@ -109,6 +109,20 @@ def write_tuned(model: nn.Module, projection: nn.Linear, source: Path, folder: P
             os.replace(path, folder / path.name)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
+
+
+def read_projection(folder: Path) -> tuple[Tensor, Tensor]:
+    """(weight [D, E], bias [D]) of a tuned model. Raises UsageError if it has none, or a damaged one."""
+    path = folder / PROJECTION
+    if not path.is_file():
+        raise UsageError(
+            f"{str(folder)!r} has no {PROJECTION}; tune it (python -m bseq_transformers tune), or leave projected out"
+        )
+    try:
+        with safe_open(path, "pt") as file:
+            return file.get_tensor("weight"), file.get_tensor("bias")
+    except SafetensorError as error:
+        raise UsageError(f"{str(path)!r} is damaged ({error}); tune anew") from None
 
 
 def _learning(module: nn.Module) -> dict[str, nn.Parameter]:

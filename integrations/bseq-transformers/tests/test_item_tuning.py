@@ -153,6 +153,13 @@ def test_the_written_model_says_what_the_tuner_says(tuner, pairs, tmp_path, meth
     np.testing.assert_allclose(found, wanted.numpy(), atol=1e-5)
     projection = load_file(tmp_path / "tuned" / PROJECTION)
     np.testing.assert_allclose(found @ projection["weight"].T.numpy() + projection["bias"].numpy(), rows, atol=1e-4)
+    projected = encoder.options.model_copy(update={"projected": True})
+    as_rows = TextItemEncoder(projected)
+    empty = pd.DataFrame({"item_id": [99], "name": [" "]})
+    np.testing.assert_allclose(as_rows.encode(pd.concat([table, empty])), [*rows.numpy(), np.zeros(6)], atol=1e-4)
+    assert (as_rows.width, as_rows.identity != encoder.identity) == (6, True)
+    with pytest.raises(UsageError, match="has no projection.safetensors; tune it"):
+        TextItemEncoder(projected.model_copy(update={"model": one.options.model})).encode(table)
     before = TextItemEncoder(TextOptions(columns=("name",), model=one.options.model, dtype="float32"))
     assert before.identity != encoder.identity
     assert np.abs(before.encode(table) - found).max() > 1e-3

@@ -1,0 +1,150 @@
+"""When a user comes back: a hazard at every visit, out of a sequence encoder that reads visits.
+
+Shape letters: U users, N visits, J bins, D width of the states, A numbers of days that are asked.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from bseq_plugin.behaviour.hazards import Bins
+from bseq_plugin.behaviour.visits import N_GAPS, N_SIZES, visits_of
+from bseq_plugin.data.events import DAY_US, EVENT_TYPE
+from bseq_plugin.data.sequences import Sequences
+from bseq_plugin.encoders.dropout import dropout
+from bseq_plugin.errors import BseqError, RunError, SchemaError, UsageError
+from bseq_plugin.model.direct import packed_events
+from bseq_plugin.model.encoder import SequenceInterestEncoder
+from bseq_plugin.schema.recipe import Recipe
+
+HIDDEN = 32
+USERS_PER_CALL = 256
+FIRST_LOGIT = -1.5  # of every hazard, before anything is learned
+
+
+def return_recipe(with_values: bool, seed: int = 0) -> Recipe:
+    """What ``fit_return_time`` takes by default: a small recurrent encoder."""
+    features = (EVENT_TYPE, "time_of_week", *(["value"] if with_values else []))
+    return Recipe(
+        encoder="gru", dim=32, max_length=128, dropout=0.1, event_features=features, epochs=6, learning_rate=2e-2,
+        weight_decay=1e-3, batch_users=64, seed=seed,
+    )  # fmt: skip
+
+
+class ReturnTime(nn.Module):
+    """A sequence encoder over visits, and a small network that says the hazards of the next one.
+
+    Attributes:
+        until_us: it has learned from what was before this instant, microseconds.
+    """
+
+    def __init__(self, recipe: Recipe, bins: Bins, until_us: int) -> None:
+        super().__init__()
+        self.recipe, self.bins, self.until_us = recipe, bins, until_us
+        self.encoder = SequenceInterestEncoder(recipe, N_GAPS, N_SIZES, device="cpu")
+        self.norm = nn.LayerNorm(recipe.vector_dim)
+        self.hidden, self.out = nn.Linear(recipe.vector_dim, HIDDEN), nn.Linear(HIDDEN, bins.n)
+        nn.init.constant_(self.out.bias, FIRST_LOGIT)
+
+    def forward(self, histories: Sequences) -> Tensor:
+        """``[N, J]``, logits of the hazards after each visit of ``Visits.histories``, at most ``max_length`` a user."""
+        states_ND = self.encoder.sequence_encoder(packed_events(self.encoder, histories), None, True)
+        hidden = dropout(F.silu(self.hidden(self.norm(states_ND))), self.recipe.dropout, self.training)
+        logits_NJ: Tensor = self.out(hidden)
+        return logits_NJ
+
+    @torch.no_grad()
+    def within(self, log: Sequences, at_us: int, days: Sequence[float], allow_future_model: bool = False) -> np.ndarray:
+        """float64 [U, A], the chance of an event within so many days of an instant, given the events before it and that
+        there has been none since; NaN for a user without any.
+
+        Args:
+            log: the events, not the visits.
+            allow_future_model: also an instant that the model has seen beyond.
+
+        Raises:
+            UsageError: the model knows what came after, or a number of days is not positive.
+            SchemaError: the log has no times, or no values if the model reads them.
+        """
+        if at_us < self.until_us and not allow_future_model:
+            raise UsageError(
+                "that instant lies before the end of training: the model knows what came after it. Choose a later one, "
+                "train on less (until_us), or allow_future_model=True"
+            )
+        if not days or min(days) <= 0:
+            raise UsageError(f"days = {list(days)}; give positive numbers")
+        histories = visits_of(log.between(None, at_us), self.gap_us).histories.latest(self.recipe.max_length)
+        require_values(self.recipe, log)
+        self.eval()
+        known = np.flatnonzero(histories.lengths)
+        found = np.full((log.n_users, len(days)), np.nan)
+        for users in np.array_split(known, max(1, -(-len(known) // USERS_PER_CALL))):
+            if len(users):
+                found[users] = self._within(histories.take(users), at_us, days)
+        return found
+
+    def _within(self, histories: Sequences, at_us: int, days: Sequence[float]) -> np.ndarray:
+        newest = torch.from_numpy(histories.offsets[1:] - 1)
+        logits_UJ = self(histories)[newest]
+        waited_U = (at_us - torch.from_numpy(np.asarray(histories.timestamps))[newest]).double() / DAY_US
+        so_far_U = self.bins.log_survival(logits_UJ, waited_U)
+        nothing = [self.bins.log_survival(logits_UJ, waited_U + asked) - so_far_U for asked in days]
+        chances: np.ndarray = -torch.expm1(torch.stack(nothing, dim=1)).numpy()
+        return chances
+
+    def save(self, path: Path) -> None:
+        """Write one safetensors file, which has the recipe, the bins and the instant too; whole or not at all."""
+        tensors = {name: value.contiguous() for name, value in self.state_dict().items()}
+        told = {
+            "recipe": self.recipe.model_dump_json(), "edges": json.dumps(self.bins.edges),
+            "until_us": str(self.until_us),
+        }  # fmt: skip
+        aside = path.with_name(f"{path.name}.tmp")
+        aside.write_bytes(save(tensors, {**told, "sha256": _digest(tensors, told)}))
+        aside.replace(path)
+
+    @classmethod
+    def load(cls, path: Path) -> ReturnTime:
+        """Read what ``save`` wrote. Raises RunError if it is not there, or not that."""
+        if not path.is_file():
+            raise RunError(f"there is no file {str(path)!r}; give one that ReturnTime.save wrote")
+        try:
+            with safe_open(path, "pt") as file:
+                told = dict(file.metadata())
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            whole = told.pop("sha256") == _digest(tensors, told)
+            recipe = Recipe.parse(json.loads(told["recipe"]), str(path))
+            model = cls(recipe, Bins(tuple(json.loads(told["edges"]))), int(told["until_us"]))
+            model.load_state_dict(tensors)
+        except (SafetensorError, KeyError, TypeError, ValueError, RuntimeError, BseqError) as error:
+            raise RunError(f"{str(path)!r} is not a file that ReturnTime.save wrote: {error}") from None
+        if not whole:
+            raise RunError(f"{str(path)!r} is damaged: it does not hold what was saved; save it again")
+        return model.eval()
+
+    @property
+    def gap_us(self) -> int:
+        """A longer gap begins a visit, where the log has no session ids."""
+        return self.encoder.event_embedder.inputs.session_gap_us
+
+
+def _digest(tensors: dict[str, Tensor], told: dict[str, str]) -> str:
+    """Of the weights and of what is told beside them."""
+    weights = save(dict(sorted(tensors.items())))
+    return hashlib.sha256(weights + json.dumps(told, sort_keys=True).encode()).hexdigest()
+
+
+def require_values(recipe: Recipe, log: Sequences) -> None:
+    """Raises SchemaError if the recipe reads values and the log has none."""
+    if "value" in recipe.event_features and log.values is None:
+        raise SchemaError("the recipe reads values, but the log has none; leave value out of event_features")
