@@ -37,4 +37,5 @@ class ZeroLinear(nn.Linear):
     def reset_parameters(self) -> None:
         """Back to that."""
         nn.init.zeros_(self.weight)
-        nn.init.zeros_(self.bias)
+        if self.bias is not None:
+            nn.init.zeros_(self.bias)

@@ -19,7 +19,8 @@ from torch.nn import functional as F
 from bseq_plugin.data.event_features import session_numbers
 from bseq_plugin.data.events import EVENT_TYPE
 from bseq_plugin.data.sequences import Sequences
-from bseq_plugin.model.encoder import ITEM_TABLE, SequenceInterestEncoder, StateReader
+from bseq_plugin.model.anchored import AnchoredInterests
+from bseq_plugin.model.encoder import ITEM_TABLE, SequenceInterestEncoder, StateReader, read_interests
 from bseq_plugin.model.interests import MultiInterests
 from bseq_plugin.model.items import InterestHead
 from bseq_plugin.schema.packed import PackedEvents
@@ -30,7 +31,7 @@ class WideModules:
     """The dense modules of an encoder in float64; the tables stay as they are."""
 
     sequence_encoder: StateReader
-    multi_interests: MultiInterests | None
+    multi_interests: MultiInterests | AnchoredInterests | None
     interest_head: InterestHead
 
     @classmethod
@@ -46,12 +47,7 @@ class WideModules:
     def interests(self, events: PackedEvents) -> Tensor:
         """``[B * K, D]`` float64, as ``SequenceInterestEncoder.interests``."""
         events = replace(events, x_TD=events.x_TD.double())
-        if self.multi_interests is None:
-            states = self.sequence_encoder(events)
-        else:
-            states = self.multi_interests(events, self.sequence_encoder(events, None, True))
-        found: Tensor = self.interest_head(states)
-        return found
+        return read_interests(self.sequence_encoder, self.multi_interests, self.interest_head, events)
 
 
 def direct_interests(encoder: SequenceInterestEncoder, histories: Sequences, wide: WideModules | None = None) -> Tensor:

@@ -18,6 +18,7 @@ from bseq_plugin.data.events import EVENT_TYPE
 from bseq_plugin.data.item_vectors import ItemVectors
 from bseq_plugin.data.items import ItemAttributes
 from bseq_plugin.errors import PluginError, RecipeError
+from bseq_plugin.model.anchored import AnchoredInterests
 from bseq_plugin.model.encoded_items import EncodedItems
 from bseq_plugin.model.interests import MultiInterests
 from bseq_plugin.model.items import InterestHead, ItemTower
@@ -82,11 +83,7 @@ class SequenceInterestEncoder(nn.Module):
         self.interest_head = InterestHead(
             recipe.vector_dim, len(recipe.popularity_days), recipe.score == "cosine", recipe.temperature
         )
-        self.multi_interests = (
-            MultiInterests(recipe.dim, recipe.n_interests, recipe.interest_method, recipe.interests_by_length)
-            if recipe.readout == "multi"
-            else None
-        )
+        self.multi_interests = _multi_interests(recipe)
         self.readout = Readout(recipe.interest_dim, recipe.interests_per_user)
 
     def forward(self, history: KeyedJaggedTensor) -> KeyedTensor:
@@ -105,12 +102,23 @@ class SequenceInterestEncoder(nn.Module):
 
         A straight line too, whatever the batch holds.
         """
-        if self.multi_interests is None:
-            states = self.sequence_encoder(events, rows_Q)
-        else:
-            states = self.multi_interests(events, self.sequence_encoder(events, None, True), rows_Q)
-        found: Tensor = self.interest_head(states)
+        return read_interests(self.sequence_encoder, self.multi_interests, self.interest_head, events, rows_Q)
+
+
+def read_interests(
+    sequence_encoder: StateReader,
+    multi_interests: MultiInterests | AnchoredInterests | None,
+    interest_head: InterestHead,
+    events: PackedEvents,
+    rows_Q: Tensor | None = None,
+) -> Tensor:
+    """See ``SequenceInterestEncoder.interests``."""
+    found: Tensor
+    if isinstance(multi_interests, MultiInterests):
+        found = interest_head(multi_interests(events, sequence_encoder(events, None, True), rows_Q))
         return found
+    found = interest_head(sequence_encoder(events, rows_Q))
+    return found if multi_interests is None else multi_interests(events, found, rows_Q)
 
 
 class StateReader(nn.Module):
@@ -207,6 +215,15 @@ def build_encoder_part(recipe: Recipe) -> SequenceEncoder:
         part(recipe.dim, recipe.max_length, recipe.dropout, options) for _ in range(recipe.members)
     ]
     return members[0] if len(members) == 1 else SideBySide(members)
+
+
+def _multi_interests(recipe: Recipe) -> MultiInterests | AnchoredInterests | None:
+    if recipe.readout != "multi":
+        return None
+    how = recipe.n_interests, recipe.interest_method, recipe.interests_by_length
+    if recipe.interests_anchored:
+        return AnchoredInterests(recipe.dim, recipe.interest_dim, *how)
+    return MultiInterests(recipe.dim, *how)
 
 
 def _encoded_items(recipe: Recipe, vectors: ItemVectors | int | None) -> EncodedItems | NeighbourItems | None:

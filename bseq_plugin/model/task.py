@@ -9,6 +9,7 @@ from bseq_plugin.data.batches import EVENT, NEGATIVE, TARGET, Batch
 from bseq_plugin.data.item_vectors import ItemVectors
 from bseq_plugin.data.items import ItemAttributes
 from bseq_plugin.errors import RecipeError
+from bseq_plugin.model.anchored import merged_softmax
 from bseq_plugin.model.encoder import SequenceInterestEncoder
 from bseq_plugin.model.interests import label_aware
 from bseq_plugin.model.items import score_vectors
@@ -50,7 +51,11 @@ class SequenceInterestTask(nn.Module):
                 "encoder = 'masked', or other targets"
             )
         self.objective = Objective(
-            build_loss_part(recipe), recipe.score == "cosine", recipe.interests_per_user, recipe.members
+            build_loss_part(recipe),
+            recipe.score == "cosine",
+            recipe.interests_per_user,
+            recipe.members,
+            anchored=recipe.interests_anchored,
         )
 
     def forward(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
@@ -74,12 +79,15 @@ class SequenceInterestTask(nn.Module):
 class Objective(nn.Module):
     """Brings interests, targets and candidates together; a leaf of the trace."""
 
-    def __init__(self, loss: SequenceLoss, cosine: bool, n_interests: int = 1, n_members: int = 1) -> None:
+    def __init__(
+        self, loss: SequenceLoss, cosine: bool, n_interests: int = 1, n_members: int = 1, *, anchored: bool = False
+    ) -> None:
         super().__init__()
         self.loss = loss
         self.cosine = cosine
         self.n_interests = n_interests
         self.n_members = n_members
+        self.anchored = anchored
 
     def forward(
         self, interests_ND: Tensor, target_SD: Tensor, negative_ND: Tensor, batch: Batch
@@ -93,9 +101,13 @@ class Objective(nn.Module):
             target_SD = negative_ND[places_S]
         targets = Targets(target_SD, batch.target_ids_S, batch.target_state_S, batch.target_weights_S, places_S)
         candidates = Candidates(negative_ND, batch.candidate_ids_N, batch.log_expected_count_N)
-        if self.n_interests > 1:
-            targets = label_aware(interests_ND.view(-1, self.n_interests, interests_ND.shape[1]), targets)
-        if self.n_members > 1:
+        interests_QKD = interests_ND.view(-1, self.n_interests, interests_ND.shape[1])
+        if self.anchored:
+            loss = self.loss(interests_QKD[:, 0].contiguous(), targets, candidates)
+            loss = loss + merged_softmax(interests_QKD, targets, candidates)
+        elif self.n_interests > 1:
+            loss = self.loss(interests_ND, label_aware(interests_QKD, targets), candidates)
+        elif self.n_members > 1:
             loss = members_loss(self.loss, self.n_members, interests_ND, targets, candidates)
         else:
             loss = self.loss(interests_ND, targets, candidates)

@@ -98,6 +98,10 @@ class Recipe(BaseModel):
     interests_by_length: bool = Field(
         False, description="a history of n events has log2(n) interests, at least 1 and at most n_interests"
     )
+    interests_anchored: bool = Field(
+        False,
+        description="the first interest is that of readout='last', trained as if it were alone; the others add to it",
+    )
     # objective
     loss: str = Field("softmax", description="name of a loss (see `bseq plugins`)")
     loss_options: dict[str, Any] = Field(default_factory=dict)
@@ -219,6 +223,11 @@ class Recipe(BaseModel):
             raise ValueError(
                 "readout = 'multi' reads a history as a whole, not at every position; use targets = 'prefix' or "
                 "'window'"
+            )
+        if self.interests_anchored and (self.readout != "multi" or self.n_interests < 2):
+            raise ValueError(
+                f"interests_anchored has interests beside the first one; readout = {self.readout!r} with n_interests = "
+                f"{self.n_interests} has none: use readout = 'multi' and n_interests = 2 or more"
             )
         stray = sorted(set(self.event_type_weights) - set(self.target_event_types)) if self.target_event_types else []
         if stray:

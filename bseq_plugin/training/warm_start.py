@@ -47,6 +47,7 @@ SHARED = (
     "readout",
     "n_interests",
     "interest_method",
+    "interests_anchored",
     "popularity_days",
     "item_encoders",
     "item_encoder_options",

@@ -36,6 +36,14 @@ VARIANTS = {
         "interest_method": "routing",
         "interests_by_length": True,
     },
+    "anchored": {
+        "encoder": "causal",
+        "score": "cosine",
+        "targets": "window",
+        "popularity_days": (7.0,),
+        "readout": "multi",
+        "interests_anchored": True,
+    },
     "all features": {
         "encoder": "causal",
         "event_features": ("value", "session", "time_of_week", "event_type", "time_gap"),

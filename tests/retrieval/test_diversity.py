@@ -55,6 +55,37 @@ def test_each_step_takes_what_adds_most_to_the_aim(data):
     assert spread.chosen(hits, k).tolist() == expected
 
 
+@given(st.data())
+@settings(max_examples=80, deadline=None)
+def test_no_list_of_its_length_is_worth_more_with_its_categories_counted(data):
+    """Against every list there is; and the first k of a list are the list of k."""
+    n, weight = data.draw(st.integers(1, 7)), data.draw(st.sampled_from([0.0, 0.25, 1.0, 3.0, 100.0]))
+    kinds = data.draw(st.lists(st.sampled_from(["a", "b", "c", None]), min_size=n, max_size=n))
+    ids = np.arange(n)
+    vocabulary = Vocabulary(ids, np.ones(n, np.int64))
+    named = {int(i): kind for i, kind in zip(ids, kinds, strict=True) if kind}
+    spread = Diversity(weight, named, counts="categories").resolve(vocabulary)
+    scores = sorted((data.draw(st.integers(-8, 8)) / 4 for _ in range(n)), reverse=True)
+    short = data.draw(st.integers(0, n))  # a second user has fewer candidates
+    users, rows = np.repeat([1, 4], [n, short]), np.concatenate([ids, ids[:short]])
+    hits = Hits(users, rows, np.array(scores + scores[:short], np.float32), np.zeros(n + short, np.int64))
+
+    def worth(chosen):
+        own = [kinds[i] for i in chosen]
+        return sum(scores[i] for i in chosen) + weight * (len(set(own) - {None}) + own.count(None))
+
+    lists = [spread.chosen(hits, k) for k in range(1, n + 2)]
+    for k, places in enumerate(lists, 1):
+        for first, length in ((0, n), (n, short)):
+            own = [int(p) - first for p in places if first <= p < first + length]
+            assert len(set(own)) == len(own) == min(k, length)
+            assert worth(own) == max(worth(other) for other in itertools.combinations(range(length), len(own)))
+            whole = [int(p) - first for p in lists[-1] if first <= p < first + length]
+            assert own == whole[:k]
+    if weight == 0.0:
+        assert lists[-1].tolist() == list(range(n + short))
+
+
 @pytest.fixture
 def retriever(tmp_path, make_model, make_histories):
     model = make_model()
@@ -110,6 +141,7 @@ def test_filters_hold_and_a_small_catalogue_is_told(retriever):
         ({"weight": True}, "weight = True"),
         ({"pool": 0}, "pool = 0; give a whole number of 1 or more"),
         ({"categories": ["a"]}, "categories is list"),
+        ({"counts": "items"}, "counts = 'items'; use 'pairs' or 'categories'"),
     ],
 )
 def test_what_can_not_be_used_is_refused(retriever, values, told):
