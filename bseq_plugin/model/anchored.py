@@ -76,7 +76,7 @@ def merged_softmax(interests_QKE: Tensor, targets: Targets, candidates: Candidat
     """Softmax cross-entropy of the scores that retrieval ranks by, of each item the largest of a user's K, softened.
 
     Both targets and the items they are told apart from are scored so, as by Weston, Weiss and Yee ("Nonlinear Latent
-    Factorization by Embedding Multiple User Interests", RecSys 2013, section 3): an interest that puts the wrong items
+    Factorization by Embedding Multiple User Interests", RecSys 2013): an interest that puts the wrong items
     forward is corrected even if it is no target's best. That keeps the interests' scores comparable, which a
     softmax for each interest alone does not: it leaves open how far one stands above another.
 

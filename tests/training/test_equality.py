@@ -25,6 +25,7 @@ TOLERANCE = 1e-4
 WHOLE = {}
 SAMPLED = {"candidates": 12, "sampling": "popularity"}
 MIXED = {"candidates": 8, "sampling": "mixed", "batch_users": 3}  # fewer users than four ranks: one has none
+ANCHORED = {**MIXED, "targets": "prefix", "readout": "multi", "n_interests": 3, "interests_anchored": True}
 SHARDINGS = {
     "row": "row_wise",
     "table": "table_wise",
@@ -168,6 +169,7 @@ def test_two_and_four_ranks_learn_what_one_unsharded_model_learns(matrix, ranks,
     ]
     matrix.add(4, "row", "mixed", MIXED, "rowwise_adagrad")
     matrix.add(2, "table", "sampled", SAMPLED, "rowwise_adagrad")
+    matrix.add(4, "row", "anchored", ANCHORED)
     matrix.check(ranks([job for job, _ in matrix.jobs]))
     any_to_any(matrix, saved, [(1, "table"), (2, "column"), (4, "row")], ranks, tiny_recipe)
 
