@@ -8,6 +8,7 @@ Shape letters: N waits, J bins.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -34,7 +35,8 @@ class Bins:
     edges: tuple[float, ...] = RETURN_EDGES
 
     def __post_init__(self) -> None:
-        if len(self.edges) < 2 or self.edges[0] != 0 or any(b <= a for a, b in pairwise(self.edges)):
+        ascending = all(a < b < math.inf for a, b in pairwise(self.edges))  # not so with a NaN
+        if len(self.edges) < 2 or self.edges[0] != 0 or not ascending:
             raise UsageError(f"edges of bins = {self.edges}; give 0 and then ascending days")
 
     @property
@@ -84,7 +86,7 @@ class Bins:
         a day at t days is asked about from the instants of the ``min(t, horizon)`` days before it. So the sum of these
         questions' log-likelihoods is one pass over the bins, each with the mean of ``min(t, horizon) / horizon``.
         """
-        if not horizon_days > 0:
+        if not 0 < horizon_days < math.inf:
             raise UsageError(f"horizon_days = {horizon_days}; give a positive number of days")
         edges = torch.tensor(self.edges, dtype=torch.float64)
         below = edges.clamp_max(horizon_days)

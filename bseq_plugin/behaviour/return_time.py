@@ -29,6 +29,7 @@ from bseq_plugin.schema.recipe import Recipe
 
 HIDDEN = 32
 USERS_PER_CALL = 256
+MOST_DAYS = 1_000_000.0
 FIRST_LOGIT = -1.5  # of every hazard, before anything is learned
 
 
@@ -73,7 +74,7 @@ class ReturnTime(nn.Module):
             allow_future_model: also an instant that the model has seen beyond.
 
         Raises:
-            UsageError: the model knows what came after, or a number of days is not positive.
+            UsageError: the model knows what came after, or a number of days is out of range.
             SchemaError: the log has no times, or no values if the model reads them.
         """
         if at_us < self.until_us and not allow_future_model:
@@ -81,8 +82,7 @@ class ReturnTime(nn.Module):
                 "that instant lies before the end of training: the model knows what came after it. Choose a later one, "
                 "train on less (until_us), or allow_future_model=True"
             )
-        if not days or min(days) <= 0:
-            raise UsageError(f"days = {list(days)}; give positive numbers")
+        days = checked_days(days)
         histories = visits_of(log.between(None, at_us), self.gap_us).histories.latest(self.recipe.max_length)
         require_values(self.recipe, log)
         self.eval()
@@ -109,6 +109,7 @@ class ReturnTime(nn.Module):
             "recipe": self.recipe.model_dump_json(), "edges": json.dumps(self.bins.edges),
             "until_us": str(self.until_us),
         }  # fmt: skip
+        path.parent.mkdir(parents=True, exist_ok=True)
         aside = path.with_name(f"{path.name}.tmp")
         aside.write_bytes(save(tensors, {**told, "sha256": _digest(tensors, told)}))
         aside.replace(path)
@@ -142,6 +143,14 @@ def _digest(tensors: dict[str, Tensor], told: dict[str, str]) -> str:
     """Of the weights and of what is told beside them."""
     weights = save(dict(sorted(tensors.items())))
     return hashlib.sha256(weights + json.dumps(told, sort_keys=True).encode()).hexdigest()
+
+
+def checked_days(days: Sequence[float]) -> list[float]:
+    """Raises UsageError unless these are numbers between 0 and ``MOST_DAYS``, told apart by six digits."""
+    given = [float(asked) for asked in days]
+    if not given or not all(0 < asked <= MOST_DAYS for asked in given) or len({f"{x:g}" for x in given}) < len(given):
+        raise UsageError(f"days = {given}; give one or more positive numbers up to {MOST_DAYS:g}, each once")
+    return given
 
 
 def require_values(recipe: Recipe, log: Sequences) -> None:

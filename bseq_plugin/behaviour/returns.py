@@ -14,9 +14,9 @@ import pandas as pd
 from bseq_plugin.behaviour.curves import auroc, average_precision
 from bseq_plugin.behaviour.labels import known_users, labels, require_both_classes
 from bseq_plugin.behaviour.return_fit import fit_return_time
-from bseq_plugin.behaviour.return_time import ReturnTime
+from bseq_plugin.behaviour.return_time import ReturnTime, checked_days
 from bseq_plugin.behaviour.tasks import Counts, Task
-from bseq_plugin.data.events import USER
+from bseq_plugin.data.events import DAY_US, USER
 from bseq_plugin.data.sequences import Sequences
 from bseq_plugin.errors import SchemaError, UsageError
 from bseq_plugin.schema.recipe import Recipe
@@ -47,14 +47,18 @@ def forecast_returns(
         recipe: as of ``fit_return_time``.
 
     Raises:
-        UsageError: no number of days, or one that is not positive or there twice.
+        UsageError: no number of days, or one out of range or there twice; an instant more than a day after the newest
+            event.
         SchemaError: too short a log, or one where everybody came back, or nobody; else as ``fit_return_time``.
     """
-    if not days or min(days) <= 0 or len(set(days)) < len(days):
-        raise UsageError(f"days = {list(days)}; give one or more positive numbers, each once")
+    days = checked_days(days)
     if log.timestamps is None or log.n_events == 0:
         raise SchemaError("a return takes time: give a log with times, and events in it")
-    now_us = int(log.timestamps.max()) + 1 if at_us is None else at_us
+    end_us = int(log.timestamps.max()) + 1
+    now_us = end_us if at_us is None else at_us
+    if now_us > end_us + DAY_US:  # nobody knows who came in between, and that nobody did would be taken for known
+        end, asked_at = (pd.Timestamp(us, unit="us", tz="UTC") for us in (end_us, now_us))
+        raise UsageError(f"{asked_at} is more than a day after the newest event ({end}); give a log up to that instant")
     log = log.between(None, now_us)
     tasks = [Task("purchase", asked) for asked in days]
     held_us = now_us - max(task.window_us for task in tasks)

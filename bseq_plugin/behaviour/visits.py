@@ -21,7 +21,7 @@ from bseq_plugin.data.events import DAY_US
 from bseq_plugin.data.sequences import Sequences
 from bseq_plugin.errors import SchemaError
 
-N_GAPS, SMALLEST_GAP_DAYS = 50, 1 / 16  # the last class begins at seven years
+N_GAPS, SMALLEST_GAP_DAYS = 50, 1 / 16  # the last class begins at eleven years
 N_SIZES = 16  # the last class begins at 2 ** 7.5 events
 
 

@@ -165,6 +165,15 @@ def own_directions(ids: Iterable[object], table_VD: Tensor, counts_V: np.ndarray
     return F.normalize(found_ND, dim=1) * (total / max(1, len(known)))
 
 
+def directed(guess_ND: Tensor, ids: Iterable[object], table_VD: Tensor, counts_V: np.ndarray, length: float) -> Tensor:
+    """``[N, D]``, rows of new items: what their neighbours say, and ``length`` times a direction of their own; zeros
+    where the neighbours say nothing.
+    """
+    if length == 0:
+        return guess_ND
+    return guess_ND + length * own_directions(ids, table_VD, counts_V) * guess_ND.any(1, keepdim=True)
+
+
 def blocks_of(table_VD: Tensor) -> Iterator[tuple[int, Tensor]]:
     """A table in memory, as blocks."""
     for first in range(0, len(table_VD), 1 << 16):

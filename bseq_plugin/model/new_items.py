@@ -19,7 +19,7 @@ from bseq_plugin.data.sequences import Sequences
 from bseq_plugin.errors import UsageError
 from bseq_plugin.model.encoded_items import EncodedItems
 from bseq_plugin.model.interest_model import InterestModel
-from bseq_plugin.model.neighbours import NeighbourItems, own_directions
+from bseq_plugin.model.neighbours import NeighbourItems, directed
 
 
 @torch.no_grad()
@@ -41,9 +41,7 @@ def rows_of_items(model: InterestModel, items: pd.DataFrame, progress: bool = Fa
     vectors_NE = torch.from_numpy(encode_items(encoders, items, progress))
     table_VD, counts_V, length = model.item_table_VD, model.vocabulary.item_counts, model.recipe.own_direction
     rows_ND: Tensor = fusion.rows_of(vectors_NE, table_VD, counts_V)
-    if isinstance(fusion, NeighbourItems) and length > 0:
-        rows_ND += length * own_directions(items[ITEM].tolist(), table_VD, counts_V) * rows_ND.any(1, keepdim=True)
-    return rows_ND
+    return directed(rows_ND, items[ITEM].tolist(), table_VD, counts_V, length)
 
 
 def with_new_items(

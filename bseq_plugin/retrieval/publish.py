@@ -8,11 +8,12 @@ from typing import Any, Protocol
 
 import pandas as pd
 
+from bseq_plugin.data.event_features import EventInputs
 from bseq_plugin.data.events import Events
 from bseq_plugin.data.interest_files import InterestFiles
 from bseq_plugin.data.partitions import PartitionedSequences
 from bseq_plugin.data.sequences import Sequences
-from bseq_plugin.errors import RunError, UsageError
+from bseq_plugin.errors import RunError, SchemaError, UsageError
 from bseq_plugin.model.interest_model import InterestModel
 from bseq_plugin.model.new_items import with_new_items
 from bseq_plugin.retrieval.blend import BlendWeights
@@ -62,11 +63,13 @@ def publish(
 
     Raises:
         RunError: the run is missing or not finished.
-        SchemaError: partitions, or the interests of their users, that are damaged; nothing is published.
+        SchemaError: partitions, or the interests of their users, that are damaged, or a ``log`` without what the model
+            reads; nothing is published.
         StoreError: items that can't be published (listed by id), another publisher, a failing disk; nothing is
             published.
         UsageError: an unknown index or index option, no index meets the target, a user stands twice in the
-            histories, or ``log`` without ``items`` or beside ``histories``.
+            histories, or ``log`` without ``items``, beside ``histories``, older than the run, or with none of its
+            users.
     """
     if log is not None and (items is None or histories is not None):
         raise UsageError("log brings the events of new items: give items with it, and no histories")
@@ -109,6 +112,36 @@ def _once_each(histories: Sequences) -> InMemory:
     if not pd.Index(histories.user_ids).is_unique:
         raise UsageError("histories have a user twice; give each user one history")
     return InMemory(histories)
+
+
+def _require_later(log: Events, model: InterestModel) -> None:
+    """Raises SchemaError for a log without times where training had them, and UsageError for one that ends before
+    training did: its popularity and histories would be of the past.
+    """
+    if model.trained_until_us is None:
+        return
+    if not log.has_times:
+        raise SchemaError("log has no times, but the run was trained with them; give the whole log by now, with times")
+    if not len(log) or int(log.frame["timestamp"].max()) < model.trained_until_us:
+        raise UsageError("log ends before the newest event that the run has learned from; give the whole log by now")
+
+
+def _by_now(log: Events, model: InterestModel, known: HistoryParts) -> InMemory:
+    """The histories of a log, in rows of ``model``.
+
+    Raises UsageError if no user of the run is in it: ids are written otherwise, or one of both has pseudonyms, and raw
+    ids would be stored. Raises SchemaError if the model reads what the log does not have.
+    """
+    histories = _once_each(Sequences.from_events(log, model.vocabulary))
+    users = pd.Index(histories.histories.user_ids)
+    if not any(pd.Index(part.histories.user_ids).isin(users).any() for part in known.parts()):
+        raise UsageError(
+            "no user of the run is in log; give the whole log by now, with user ids as in training: if the run was "
+            "trained with --pseudonymise, give the same key"
+        )
+    if lacking := EventInputs.of(model.recipe).lacking(histories.histories):
+        raise SchemaError(f"the model reads {' and '.join(lacking)}, but log has none; give a log with it")
+    return histories
 
 
 def publish_model(
@@ -157,13 +190,15 @@ def _publish(
     model, rows = exportable(model, on_bad, dedup)
     if rows is not None:
         histories = histories.moved(rows)
+    if log is not None:
+        _require_later(log, model)
     if items is not None:
         longer = with_new_items(model, items, progress=True, log=log)
         ids_V, longer_ids = (pd.Index(one.vocabulary.item_ids) for one in (model, longer))
         histories = histories.moved(rows_after(ids_V, longer_ids))
         model = longer
         if log is not None:
-            histories = _once_each(Sequences.from_events(log, model.vocabulary))
+            histories = _by_now(log, model, histories)
     vectors_VD = model.item_vectors_VD[1:]
     if index != "auto":  # before a history is encoded: an unusable index is told at once
         choice = named_index(index, vectors_VD, index_options)

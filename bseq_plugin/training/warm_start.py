@@ -28,7 +28,7 @@ from bseq_plugin.errors import RecipeError
 from bseq_plugin.model.encoded_items import EncodedItems
 from bseq_plugin.model.encoder import ITEM_TABLE
 from bseq_plugin.model.interest_model import InterestModel
-from bseq_plugin.model.neighbours import NeighbourItems
+from bseq_plugin.model.neighbours import NeighbourItems, directed
 from bseq_plugin.training.checkpoint import Checkpoints, Position
 from bseq_plugin.training.run import Run
 from bseq_plugin.training.sharding import ShardedTask
@@ -114,18 +114,21 @@ class WarmStart:
                 _fill(value, old[name], old_rows)
         # by now the projection is the old one
         _leave_id_rows(state[f"{TABLES}.{ITEM_TABLE}.weight"], sharded, rows[ITEM_TABLE])
-        self._place_new(state[f"{TABLES}.{ITEM_TABLE}.weight"], rows[ITEM_TABLE])
+        self._place_new(state[f"{TABLES}.{ITEM_TABLE}.weight"], rows[ITEM_TABLE], vocabulary)
         self._fill_optimizer(sharded, rows)
         return int((rows[ITEM_TABLE][1:] > 0).sum())
 
-    def _place_new(self, table: object, old_rows: np.ndarray) -> None:
+    def _place_new(self, table: object, old_rows: np.ndarray, vocabulary: Vocabulary) -> None:
         """New items among those that are like them; one of which nothing is known keeps the mean."""
         encoded = self.model.encoder.item_tower.encoded
         if self.item_vectors is None or not isinstance(encoded, NeighbourItems):
             return
         new = np.flatnonzero((old_rows < 0) & self.item_vectors.vectors_VE.any(1))
         vectors_NE = torch.from_numpy(self.item_vectors.vectors_VE[new])
-        said_ND = encoded.rows_of(vectors_NE, self.model.item_table_VD, self.model.vocabulary.item_counts)
+        table_VD, counts_V = self.model.item_table_VD, self.model.vocabulary.item_counts
+        guess_ND = encoded.rows_of(vectors_NE, table_VD, counts_V)
+        ids = vocabulary.item_ids[new - 1].tolist()
+        said_ND = directed(guess_ND, ids, table_VD, counts_V, self.model.recipe.own_direction)
         at_N = torch.from_numpy(new)
         for shard in table.local_shards():  # type: ignore[attr-defined]
             first, start = shard.metadata.shard_offsets

@@ -208,6 +208,9 @@ def test_input_unlike_any_other(habits):
             model.within(log, 90 * DAY_US, days)
     with pytest.raises(UsageError, match="ascending"):
         Bins((0.0, 2.0, 2.0))
+    for edges in ((0.0, float("nan"), 3.0), (0.0, 1.0, float("inf"))):
+        with pytest.raises(UsageError, match="ascending days"):
+            Bins(edges)
     with pytest.raises(UsageError, match="horizon"):
         Bins().instant_weights(0.0)
     with pytest.raises(SchemaError, match="no values|has none"):

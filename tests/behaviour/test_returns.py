@@ -46,9 +46,11 @@ def test_nothing_after_the_instant_is_known(log):
 
 
 def test_what_no_forecast_can_be_made_of(log):
-    for days in ([], [0.0], [7.0, 7.0]):
-        with pytest.raises(UsageError, match="positive numbers, each once"):
+    for days in ([], [0.0], [7.0, 7.0], [7.0, 7.0000001], [float("nan")], [1e300]):
+        with pytest.raises(UsageError, match="positive numbers up to 1e.06, each once"):
             forecast_returns(log, days)
+    with pytest.raises(UsageError, match="more than a day after the newest event"):
+        forecast_returns(log, [7.0], int(log.timestamps.max()) + 3 * DAY_US)
     with pytest.raises(SchemaError, match="log with times"):
         forecast_returns(replace(log, timestamps=None), [7.0])
     with pytest.raises(SchemaError, match="longer log"):

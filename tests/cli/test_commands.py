@@ -131,6 +131,13 @@ def test_a_new_item_is_published_with_the_events_that_it_has_by_now(bseq, tiny_f
     assert (code, "give items with it" in " ".join(err.split())) == (2, True)
     code, _, err = bseq(*publish, "--column", "user_id=household")
     assert (code, "say how --log is read" in " ".join(err.split())) == (2, True)
+    tiny_frame.iloc[:40].to_parquet(tmp_path / "old.parquet")
+    tiny_frame.assign(user_id="raw-" + tiny_frame.user_id.astype(str)).to_parquet(tmp_path / "raw.parquet")
+    before = sorted((tmp_path / "store").rglob("*"))
+    for name, told in (("old", "ends before the newest event"), ("raw", "give the same key")):
+        code, _, err = bseq(*publish, "--items", tmp_path / "items.csv", "--log", tmp_path / f"{name}.parquet")
+        assert (code, told in " ".join(err.split())) == (2, True), err
+    assert sorted((tmp_path / "store").rglob("*")) == before
 
 
 def test_more_than_the_catalogue_gives_fewer_rows(bseq, tiny_store, tiny_frame):

@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 
 from bseq_plugin.data.events import Events
 from bseq_plugin.data.item_vectors import ItemVectors
-from bseq_plugin.errors import RecipeError, RunError, UsageError
+from bseq_plugin.errors import RecipeError, RunError, SchemaError, UsageError
 from bseq_plugin.model import neighbours as module
 from bseq_plugin.model.interest_model import KEYS, InterestModel
 from bseq_plugin.model.neighbours import NeighbourItems, blocks_of, completed
@@ -249,6 +249,10 @@ def test_who_had_a_new_item_since_is_told_from_who_had_its_twin(by_kind, recipe,
     assert place[2, 2001] < place[2, 2000]
     with pytest.raises(UsageError, match="log brings the events of new items: give items with it"):
         publish(run, tmp_path / "store", log=log)
+    with pytest.raises(SchemaError, match="log has no times"):
+        publish(run, tmp_path / "store", items=items, log=Events.from_frame(by_kind.drop(columns="timestamp")))
+    with pytest.raises(UsageError, match="ends before the newest event"):
+        publish(run, tmp_path / "store", items=items, log=Events.from_frame(by_kind.iloc[:0]))
 
 
 def test_a_warm_start_keeps_rows_bit_by_bit_and_begins_new_items_among_their_neighbours(
@@ -276,3 +280,16 @@ def test_a_warm_start_keeps_rows_bit_by_bit_and_begins_new_items_among_their_nei
     other = recipe.replace(item_fusion="sum")
     with pytest.raises(RecipeError, match="another item_fusion"):
         train(new_log, other, tmp_path / "x", items=items, progress=False, warm_start=run.path)
+
+
+def test_a_warm_start_gives_a_new_item_the_direction_that_publishing_gave_it(by_kind, recipe, items, tmp_path):
+    own = recipe.replace(own_direction=0.8, epochs=1)
+    first = train(Events.from_frame(by_kind), own, tmp_path / "first", items=items, progress=False)
+    later = by_kind.iloc[-1:].assign(item_id=1000)
+    later["timestamp"] += pd.Timedelta(days=400)
+    log = Events.from_frame(pd.concat([by_kind, later], ignore_index=True))
+    still = own.replace(candidates=1, table_learning_rate=1e-9, learning_rate=1e-9)
+    again = train(log, still, tmp_path / "again", items=items, progress=False, warm_start=first.path)
+    old, new = InterestModel.from_run(first.path), InterestModel.from_run(again.path)
+    said = rows_of_items(old, items[items["item_id"] == 1000])
+    torch.testing.assert_close(new.item_table_VD[-1:], said, atol=1e-6, rtol=0)
