@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from bseq_plugin.cli.main import quiet
+from bseq_plugin.cli.main import _escape, _report, quiet
 from bseq_plugin.errors import BseqError
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
@@ -33,7 +33,7 @@ def tune(
     batch: Annotated[int, typer.Option("--batch", help="Events of a step.")] = 64,
     max_tokens: Annotated[int, typer.Option("--max-tokens", help="Read of a text while tuning.")] = 32,
     learning_rate: Annotated[float | None, typer.Option("--learning-rate", help="Default: by the method.")] = None,
-    per_user: Annotated[int, typer.Option("--per-user", help="Events of each user that are learned from.")] = 4,
+    per_user: Annotated[int, typer.Option("--per-user", min=1, help="Events of each user that are learned from.")] = 4,
     seed: Annotated[int, typer.Option("--seed")] = 0,
 ) -> None:
     """Tune the Transformer that reads item texts on the behaviour that a run has learned.
@@ -44,23 +44,29 @@ def tune(
     from bseq_plugin.cli.common import read_table
     from bseq_plugin.schema.options import parse_options
     from bseq_transformers.item_tuning import ItemTextTuner, ItemTuningOptions, Pairs, learned_from
+    from bseq_transformers.tuned_model import check_folder
 
     given = {"columns": columns, "model": model, "method": method, "rank": rank, "steps": steps, "batch": batch}
     given |= {"max_tokens": max_tokens, "learning_rate": learning_rate, "seed": seed}
     options = parse_options(ItemTuningOptions, given, "tune")
+    check_folder(out)  # what can't be written is refused before the work, not after
     interests, histories = learned_from(run)
     tuner = ItemTextTuner(interests, read_table(items), options)
     learn, of = tuner.trained
     note.print(f"{learn:,} of {of:,} parameters of the Transformer learn ({learn / of:.1%})")
     losses = tuner.fit(Pairs.of(interests, histories, per_user), out, progress=True)
-    note.print(f"loss {losses[0]:.3f} -> {losses[-1]:.3f}; the tuned model is in {out}")
+    note.print(f"loss {losses[0]:.3f} -> {losses[-1]:.3f}; the tuned model is in {_escape(str(out))}")
 
 
 def main() -> None:
-    """Errors become a line on stderr and an exit code."""
+    """Errors become a line on stderr and an exit code, as those of ``bseq``; BSEQ_DEBUG=1 shows tracebacks."""
     quiet()
     try:
         app()
     except BseqError as error:
-        note.print(f"[bold red]error:[/bold red] {error}", markup=True)
-        raise SystemExit(error.exit_code) from None
+        _report(f"[bold red]error:[/bold red] {_escape(str(error))}", error.exit_code)
+    except KeyboardInterrupt:
+        _report("interrupted", 130)
+    except Exception as error:  # the last resort: whatever is left is a failure of ours, told in one line
+        told = f"{type(error).__name__}: {_escape(str(error))} (BSEQ_DEBUG=1 shows where)"
+        _report(f"[bold red]failed:[/bold red] {told}", 1)

@@ -29,6 +29,7 @@ from torch.nn import functional as F
 
 import bseq_plugin as bseq
 from bseq_plugin.data.events import ITEM, instant_us
+from bseq_plugin.data.items import checked_items
 from bseq_plugin.data.sequences import Sequences
 from bseq_plugin.data.splits import training_part
 from bseq_plugin.errors import BseqError, RunError, UsageError
@@ -84,8 +85,10 @@ class Pairs:
     def of(cls, model: InterestModel, histories: Sequences, per_user: int = 4) -> Pairs:
         """The latest ``per_user`` events of each history, each asked of what came before it; only known items.
 
-        Raises UsageError if there is none.
+        Raises UsageError if there is none, or ``per_user`` is below 1.
         """
+        if per_user < 1:
+            raise UsageError(f"per_user = {per_user}; give 1 or more")
         back = np.arange(1, per_user + 1)
         ends_UL = histories.offsets[1:, None] - back
         kept_UL = ends_UL > histories.offsets[:-1, None]  # something lies before it
@@ -151,6 +154,7 @@ class ItemTextTuner:
         items: an items table with ``options.columns``; items without a text are not learned from.
 
     Raises:
+        SchemaError: ``items`` lacks item_id or a column, or has an item twice.
         UsageError: no item of the model has a text; of the Transformer, see ``open_backbone``.
     """
 
@@ -166,6 +170,7 @@ class ItemTextTuner:
 
     def _known(self, model: InterestModel, items: pd.DataFrame) -> tuple[list[str], Tensor, np.ndarray]:
         """(the text of each vocabulary row, vectors of those with one, their rows)."""
+        checked_items(items, self.options.columns)
         encoder = TextItemEncoder(
             TextOptions(
                 columns=self.options.columns,
@@ -209,8 +214,8 @@ class ItemTextTuner:
         finished one is refused.
 
         Raises:
-            UsageError: no pair has an item with a text; ``folder`` has something else, or was begun with other
-                settings.
+            UsageError: no pair has an item with a text; ``folder`` has something else, can't be written, or was begun
+                with other settings.
             BseqError: the loss is not finite any more.
         """
         texts = np.array([bool(text) for text in self.texts_V])

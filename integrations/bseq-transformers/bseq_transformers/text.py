@@ -102,11 +102,12 @@ class TextItemEncoder(bseq.ItemEncoder):
 
     def encode(self, items: pd.DataFrame, progress: bool = False) -> np.ndarray:
         """float32 [N, E]; warns of texts longer than ``max_tokens`` words, of which the beginning is read."""
+        projection = self._projection if self.options.projected else None  # refused before texts are read, not after
         codes, distinct = pd.factorize(np.array(self.texts(items), dtype=object))
         texts: list[str] = list(distinct)
         vectors_ME = self.encode_texts(texts, progress)
-        if self.options.projected:
-            weight_DE, bias_D = self._projection
+        if projection is not None:
+            weight_DE, bias_D = projection
             vectors_ME = vectors_ME @ weight_DE.T.numpy() + bias_D.numpy()
         empty = [place for place, text in enumerate(texts) if not text]
         vectors_ME[empty] = 0.0
@@ -147,7 +148,8 @@ class TextItemEncoder(bseq.ItemEncoder):
 
     @cached_property
     def _projection(self) -> tuple[Tensor, Tensor]:
-        return read_projection(self.backbone.folder)
+        options = self.options
+        return read_projection(self.backbone.folder, options.pooling, options.normalize, self.max_tokens)
 
     @cached_property
     def _tokenizer(self) -> PreTrainedTokenizerBase:

@@ -14,6 +14,7 @@ import json
 import os
 import shutil
 import tempfile
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +24,21 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from bseq_plugin.errors import UsageError
-from bseq_transformers.backbone import TOKENIZER_FILES, open_backbone, quiet
+from bseq_transformers.backbone import TOKENIZER_FILES, Backbone, open_backbone, quiet
 
 CHECKPOINT = "checkpoint.safetensors"
 PROJECTION = "projection.safetensors"
 TOLD = "tuning.json"
 MOMENTS = ("exp_avg", "exp_avg_sq", "step")
+
+
+def check_folder(folder: Path) -> None:
+    """Raises UsageError if a tuning can neither begin nor go on in ``folder``; nothing is written."""
+    if folder.exists() and not (folder / CHECKPOINT).is_file() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UsageError(f"{str(folder)!r} exists and has no unfinished tuning in it; give another folder")
+    parent = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    if not parent.is_dir() or not os.access(parent, os.W_OK):
+        raise UsageError(f"{str(folder)!r} can't be written: {str(parent)!r} is no folder one may write to")
 
 
 class Checkpoint:
@@ -41,11 +51,11 @@ class Checkpoint:
     def restore(self, module: nn.Module, optimizer: torch.optim.Optimizer) -> int:
         """The step to go on from, 0 without a checkpoint; what learns in ``module`` and the moments are set.
 
-        Raises UsageError if the folder has something else, or another tuning; nothing is changed then.
+        Raises UsageError if the folder has something else, another tuning, or can't be written; nothing is changed
+        then.
         """
+        check_folder(self.folder)
         if not self.path.is_file():
-            if self.folder.exists() and (not self.folder.is_dir() or any(self.folder.iterdir())):
-                raise UsageError(f"{str(self.folder)!r} exists and has no unfinished tuning in it; give another folder")
             return 0
         try:
             with safe_open(self.path, "pt") as file:
@@ -111,18 +121,51 @@ def write_tuned(model: nn.Module, projection: nn.Linear, source: Path, folder: P
         shutil.rmtree(aside, ignore_errors=True)
 
 
-def read_projection(folder: Path) -> tuple[Tensor, Tensor]:
-    """(weight [D, E], bias [D]) of a tuned model. Raises UsageError if it has none, or a damaged one."""
+def read_projection(folder: Path, pooling: str, normalize: bool, max_tokens: int) -> tuple[Tensor, Tensor]:
+    """(weight [D, E], bias [D]) of a tuned model, for vectors that are made as those it was learned on.
+
+    Warns if ``max_tokens`` is not that of the tuning: longer texts have other vectors then, shorter ones the same.
+
+    Raises UsageError if it has none or a damaged one, with another ``pooling``, and without ``normalize``.
+    """
     path = folder / PROJECTION
     if not path.is_file():
         raise UsageError(
             f"{str(folder)!r} has no {PROJECTION}; tune it (python -m bseq_transformers tune), or leave projected out"
         )
+    _check_vectors(folder, pooling, normalize, max_tokens)
     try:
         with safe_open(path, "pt") as file:
             return file.get_tensor("weight"), file.get_tensor("bias")
     except SafetensorError as error:
         raise UsageError(f"{str(path)!r} is damaged ({error}); tune anew") from None
+
+
+def _check_vectors(folder: Path, pooling: str, normalize: bool, max_tokens: int) -> None:
+    """See ``read_projection``."""
+    path = folder / TOLD
+    try:
+        options = json.loads(path.read_text(encoding="utf-8"))["options"]
+        tuned_pooling, tuned_tokens = str(options["pooling"]), int(options["max_tokens"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UsageError(
+            f"{str(path)!r}, which says what vectors {PROJECTION} is for, can't be read ({type(error).__name__}: "
+            f"{error}); tune anew, or leave projected out"
+        ) from None
+    if not normalize:
+        raise UsageError("normalize = False with projected = True: a projection is learned on vectors of length 1")
+    if pooling != tuned_pooling:
+        raise UsageError(
+            f"pooling = {pooling!r}, and the projection of {str(folder)!r} was learned with {tuned_pooling!r}; "
+            f"set pooling = {tuned_pooling!r}, or leave projected out"
+        )
+    tuned_tokens = min(tuned_tokens, Backbone(folder).max_tokens)
+    if max_tokens != tuned_tokens:
+        warnings.warn(
+            f"max_tokens = {max_tokens}, and the projection of {str(folder)!r} was learned with {tuned_tokens}; longer "
+            f"texts are read otherwise than they were: set max_tokens = {tuned_tokens}",
+            stacklevel=2,
+        )
 
 
 def _learning(module: nn.Module) -> dict[str, nn.Parameter]:

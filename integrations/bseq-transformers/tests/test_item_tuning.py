@@ -1,23 +1,25 @@
 """Item texts tuned on behaviour: the loss by hand, what learns, killed and resumed, what is written."""
 
 import json
+import sys
+import warnings
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
-from bseq_transformers import item_tuning
+from bseq_transformers import commands, item_tuning
 from bseq_transformers.backbone import open_backbone
-from bseq_transformers.commands import app
+from bseq_transformers.commands import app, main
 from bseq_transformers.item_tuning import ItemTextTuner, ItemTuningOptions, Pairs, learned_from
 from bseq_transformers.text import TextItemEncoder, TextOptions
-from bseq_transformers.tuned_model import CHECKPOINT, PROJECTION
+from bseq_transformers.tuned_model import CHECKPOINT, PROJECTION, TOLD, check_folder
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 import bseq_plugin as bseq
 from bseq_plugin.data.splits import training_part
-from bseq_plugin.errors import BseqError, RunError, UsageError
+from bseq_plugin.errors import BseqError, RunError, SchemaError, UsageError
 from bseq_plugin.model.encoder import SequenceInterestEncoder
 
 NAMES = ["lip balm", "nail polish red", "", "milk", "bread", "fresh milk", "nail polish blue", "lip balm"]
@@ -153,7 +155,7 @@ def test_the_written_model_says_what_the_tuner_says(tuner, pairs, tmp_path, meth
     np.testing.assert_allclose(found, wanted.numpy(), atol=1e-5)
     projection = load_file(tmp_path / "tuned" / PROJECTION)
     np.testing.assert_allclose(found @ projection["weight"].T.numpy() + projection["bias"].numpy(), rows, atol=1e-4)
-    projected = encoder.options.model_copy(update={"projected": True})
+    projected = encoder.options.model_copy(update={"projected": True, "max_tokens": 32})
     as_rows = TextItemEncoder(projected)
     empty = pd.DataFrame({"item_id": [99], "name": [" "]})
     np.testing.assert_allclose(as_rows.encode(pd.concat([table, empty])), [*rows.numpy(), np.zeros(6)], atol=1e-4)
@@ -263,6 +265,124 @@ def test_a_loss_that_is_not_finite_is_told(tuner, pairs, tmp_path):
     spoiled = Pairs(pairs.interests_NKD * torch.inf, pairs.items_N)
     with pytest.raises(BseqError, match="the loss is nan"):
         tuner().fit(spoiled, tmp_path / "tuned")
+
+
+@pytest.mark.parametrize(
+    ("items", "told"),
+    [
+        (ITEMS.drop(columns="item_id"), "lacks column 'item_id'"),
+        (ITEMS.drop(columns="name"), "lacks column 'name'"),
+        (pd.concat([ITEMS, ITEMS[:1]]), "has item 10 twice"),
+    ],
+)
+def test_an_items_table_that_is_none(tiny_model, items, told):
+    with pytest.raises(SchemaError, match=told):
+        ItemTextTuner(interest_model(), items, ItemTuningOptions(columns=("name",), model=str(tiny_model)))
+
+
+@pytest.mark.parametrize("per_user", [0, -1])
+def test_no_event_of_a_user(per_user):
+    histories = bseq.Sequences(np.array([1]), np.array([0, 3]), np.array([3, 1, 2]))
+    with pytest.raises(UsageError, match=f"per_user = {per_user}; give 1 or more"):
+        Pairs.of(interest_model(), histories, per_user)
+
+
+def test_folders_for_a_tuning(tmp_path):
+    for name in ("empty", "full", "begun"):
+        (tmp_path / name).mkdir()
+    for name in ("file", "full/other", f"begun/{CHECKPOINT}"):
+        (tmp_path / name).write_text("kept")
+    before = sorted(tmp_path.rglob("*"))
+    for allowed in ("empty", "begun", "new", "new/below"):
+        check_folder(tmp_path / allowed)
+    for refused in ("file", "full"):
+        with pytest.raises(UsageError, match="exists and has no unfinished tuning"):
+            check_folder(tmp_path / refused)
+    for below in ("file/tuned", "file/new/tuned"):
+        with pytest.raises(UsageError, match=r"tuned' can't be written: '.*file' is no folder"):
+            check_folder(tmp_path / below)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize("pooling", ["mean", "cls"])
+def test_a_projection_is_for_vectors_as_it_was_learned_on(tuner, pairs, tmp_path, pooling):
+    folder = tmp_path / "tuned"
+    one = tuner(method="frozen", steps=1, pooling=pooling, max_tokens=4)
+    one.fit(pairs, folder)
+    table = pd.DataFrame({"item_id": [1, 2], "name": ["lip balm", "nail polish red of the blue milk"]})
+
+    def rows(**options):
+        given = {"pooling": pooling, "max_tokens": 4, "dtype": "float32", "model": str(folder), **options}
+        return TextItemEncoder(TextOptions(columns=("name",), projected=True, **given)).encode(table)
+
+    with torch.no_grad():
+        wanted = one.tower(table["name"].tolist()).numpy()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message="max_tokens = 4, and")
+        np.testing.assert_allclose(rows(), wanted, atol=1e-4)
+    other = "cls" if pooling == "mean" else "mean"
+    with pytest.raises(UsageError, match=f"pooling = '{other}', and .* learned with '{pooling}'; set pooling"):
+        rows(pooling=other)
+    with pytest.raises(UsageError, match="normalize = False with projected = True"):
+        rows(normalize=False)
+    with pytest.warns(UserWarning, match=r"max_tokens = 9, and .* learned with 4; .* set max_tokens = 4"):
+        longer = rows(max_tokens=9)
+    np.testing.assert_allclose(longer[0], wanted[0], atol=1e-4)
+    assert np.abs(longer[1] - wanted[1]).max() > 1e-3
+
+
+@pytest.mark.parametrize("spoiled", [None, "{", "[]", '{"options": {"pooling": "mean"}}'])
+def test_a_projection_that_nothing_is_told_of(tuner, pairs, tmp_path, spoiled):
+    folder = tmp_path / "tuned"
+    tuner(method="frozen", steps=1).fit(pairs, folder)
+    (folder / TOLD).unlink() if spoiled is None else (folder / TOLD).write_text(spoiled)
+    with pytest.raises(UsageError, match=r"tuning.json', which says .*, can't be read .* tune anew"):
+        _ = TextItemEncoder(TextOptions(columns=("name",), projected=True, model=str(folder))).width
+
+
+@pytest.fixture
+def command(monkeypatch, capsys):
+    """A function: (exit code, what stderr says) of the command with these arguments."""
+
+    def run(*arguments):
+        monkeypatch.delenv("BSEQ_DEBUG", raising=False)
+        monkeypatch.setattr(sys, "argv", ["bseq_transformers", *map(str, arguments)])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        return ended.value.code, " ".join(capsys.readouterr().err.split())
+
+    return run
+
+
+def test_the_command_tells_bad_input_in_a_line(command, tmp_path, monkeypatch):
+    monkeypatch.setattr(item_tuning, "learned_from", lambda run: pytest.fail("the work has begun"))
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "other").write_text("kept")
+    given = ["tune", tmp_path / "run", "--items", tmp_path / "items.csv", "--column", "name", "--out"]
+    for out, told in (("full", "has no unfinished tuning"), ("full/other/tuned", "is no folder one may write to")):
+        code, said = command(*given, tmp_path / out)
+        assert (code, said[:6], told in said) == (2, "error:", True), said
+    code, said = command(*given, tmp_path / "new", "--per-user", "0")
+    assert (code, "--per-user" in said) == (2, True)
+    code, said = command(*given, tmp_path / "new", "--steps", "0")
+    assert (code, said[:6], "steps = 0" in said) == (2, "error:", True)
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "said"),
+    [
+        (UsageError("the [/items] table"), 2, "error: the [/items] table"),  # rich would take it for markup, and fail
+        (RunError("no [run]"), 1, "error: no [run]"),
+        (KeyError("[/a]"), 1, "failed: KeyError: '[/a]' (BSEQ_DEBUG=1 shows where)"),
+        (KeyboardInterrupt(), 130, "interrupted"),
+    ],
+)
+def test_every_error_is_a_line_and_an_exit_code(command, monkeypatch, error, code, said):
+    def fails():
+        raise error
+
+    monkeypatch.setattr(commands, "app", fails)
+    assert command() == (code, said)
 
 
 def test_by_command_from_a_run(tiny_model, tmp_path):
