@@ -250,9 +250,9 @@ def test_who_had_a_new_item_since_is_told_from_who_had_its_twin(by_kind, recipe,
     with pytest.raises(UsageError, match="log brings the events of new items: give items with it"):
         publish(run, tmp_path / "store", log=log)
     with pytest.raises(SchemaError, match="log has no times"):
-        publish(run, tmp_path / "store", items=items, log=Events.from_frame(by_kind.drop(columns="timestamp")))
+        publish(run, tmp_path / "store", items=items, log=Events(log.frame.drop(columns="timestamp")))
     with pytest.raises(UsageError, match="ends before the newest event"):
-        publish(run, tmp_path / "store", items=items, log=Events.from_frame(by_kind.iloc[:0]))
+        publish(run, tmp_path / "store", items=items, log=Events(log.frame.iloc[:0]))
 
 
 def test_a_warm_start_keeps_rows_bit_by_bit_and_begins_new_items_among_their_neighbours(
