@@ -73,22 +73,28 @@ def quiet() -> None:
 
 
 def main() -> None:
-    """Entry point: errors become one or two lines on stderr and an exit code."""
+    """Entry point of ``bseq``."""
     # oneDNN keeps a compiled kernel for each of the last 1,024 shapes it met, and histories have ever new ones: some
     # hundreds of megabytes for nothing. It reads this when it is first used.
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
+    run(app, "bseq --debug COMMAND")
+
+
+def run(commands: typer.Typer, debug: str) -> None:
+    """Errors become one or two lines on stderr and an exit code; ``debug`` is what shows a traceback."""
     try:
-        app()
+        commands()
     except BseqError as error:
-        _report(f"[bold red]error:[/bold red] {_escape(str(error))}", error.exit_code)
+        _report(f"[bold red]error:[/bold red] {escape(str(error))}", error.exit_code)
     except KeyboardInterrupt:
         _report("interrupted", 130)
     except Exception as error:  # the last resort: whatever is left is a failure of ours, told in one line
-        told = f"{type(error).__name__}: {_escape(str(error))} (bseq --debug COMMAND shows where)"
+        told = f"{type(error).__name__}: {escape(str(error))} ({debug} shows where)"
         _report(f"[bold red]failed:[/bold red] {told}", 1)
 
 
-def _escape(text: str) -> str:
+def escape(text: str) -> str:
+    """Text that rich prints as it is."""
     return text.replace("[", r"\[")
 
 

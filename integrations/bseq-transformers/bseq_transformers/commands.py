@@ -8,8 +8,8 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from bseq_plugin.cli.main import _escape, _report, quiet
-from bseq_plugin.errors import BseqError
+from bseq_plugin.cli.main import escape, quiet
+from bseq_plugin.cli.main import run as run_commands
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
 note = Console(stderr=True)
@@ -55,18 +55,10 @@ def tune(
     learn, of = tuner.trained
     note.print(f"{learn:,} of {of:,} parameters of the Transformer learn ({learn / of:.1%})")
     losses = tuner.fit(Pairs.of(interests, histories, per_user), out, progress=True)
-    note.print(f"loss {losses[0]:.3f} -> {losses[-1]:.3f}; the tuned model is in {_escape(str(out))}")
+    note.print(f"loss {losses[0]:.3f} -> {losses[-1]:.3f}; the tuned model is in {escape(str(out))}")
 
 
 def main() -> None:
     """Errors become a line on stderr and an exit code, as those of ``bseq``; BSEQ_DEBUG=1 shows tracebacks."""
     quiet()
-    try:
-        app()
-    except BseqError as error:
-        _report(f"[bold red]error:[/bold red] {_escape(str(error))}", error.exit_code)
-    except KeyboardInterrupt:
-        _report("interrupted", 130)
-    except Exception as error:  # the last resort: whatever is left is a failure of ours, told in one line
-        told = f"{type(error).__name__}: {_escape(str(error))} (BSEQ_DEBUG=1 shows where)"
-        _report(f"[bold red]failed:[/bold red] {told}", 1)
+    run_commands(app, "BSEQ_DEBUG=1")
