@@ -66,7 +66,6 @@ def step_parts(log: PreparedLog) -> dict[str, float]:
         found = [one for one in averages if one.key.startswith(names)]
         if not found:
             raise SystemExit(f"the profile has nothing called {names}; another torchrec or torch names it otherwise")
-        # an operator of the same name inside another is counted in it already
         return sum(one.cpu_time_total for one in found) / 1e3 / STEPS / profiled_ms
 
     head, look_up, optimizer, made = share(HEAD), share(LOOK_UP), share(OPTIMIZER), share(BATCHES)
