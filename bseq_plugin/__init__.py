@@ -36,6 +36,11 @@ if TYPE_CHECKING:
     from bseq_plugin.retrieval.publish import publish as publish
     from bseq_plugin.retrieval.retriever import Retriever as Retriever
     from bseq_plugin.schema.heads import BehaviourHead as BehaviourHead
+    from bseq_plugin.schema.heads import BinaryHead as BinaryHead
+    from bseq_plugin.schema.heads import CatalogueHead as CatalogueHead
+    from bseq_plugin.schema.heads import CountHead as CountHead
+    from bseq_plugin.schema.heads import DecoderMemory as DecoderMemory
+    from bseq_plugin.schema.heads import SequenceHead as SequenceHead
     from bseq_plugin.schema.item_encoders import ItemEncoder as ItemEncoder
     from bseq_plugin.schema.options import PartOptions as PartOptions
     from bseq_plugin.schema.packed import PackedEvents as PackedEvents
@@ -58,8 +63,12 @@ __version__ = "0.1.0"
 
 _HOME = {
     "BehaviourHead": "schema.heads",
+    "BinaryHead": "schema.heads",
     "CandidateSource": "schema.sources",
     "Candidates": "schema.parts",
+    "CatalogueHead": "schema.heads",
+    "CountHead": "schema.heads",
+    "DecoderMemory": "schema.heads",
     "Events": "data.events",
     "FeatureEngine": "ranking.engine",
     "FeatureInputs": "schema.ranking",
@@ -77,6 +86,7 @@ _HOME = {
     "Retriever": "retrieval.retriever",
     "RowMask": "schema.parts",
     "SequenceEncoder": "schema.parts",
+    "SequenceHead": "schema.heads",
     "SequenceInterestEncoder": "model.encoder",
     "SequenceInterestTask": "model.task",
     "SequenceLoss": "schema.parts",

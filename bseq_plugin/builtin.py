@@ -50,11 +50,16 @@ def bseq_losses() -> list[type[SequenceLoss]]:
 
 @hookimpl
 def bseq_heads() -> list[type[BehaviourHead]]:
-    """``mlp`` and ``mmoe``."""
+    """Binary ``mlp`` and ``mmoe``, catalogue ``own_layer`` and ``interests``, count ``log_linear`` and ``kept_share``,
+    sequence ``transformer``.
+    """
+    from bseq_plugin.heads.catalogue import InterestsHead, OwnLayerHead
+    from bseq_plugin.heads.counts import KeptShareHead, LogLinearHead
     from bseq_plugin.heads.mlp import MlpHead
     from bseq_plugin.heads.mmoe import MmoeHead
+    from bseq_plugin.heads.transformer import TransformerHead
 
-    return [MlpHead, MmoeHead]
+    return [MlpHead, MmoeHead, OwnLayerHead, InterestsHead, LogLinearHead, KeptShareHead, TransformerHead]
 
 
 @hookimpl

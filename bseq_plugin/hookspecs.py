@@ -41,7 +41,7 @@ class BseqSpecs:
 
     @hookspec
     def bseq_heads(self) -> list[type[BehaviourHead]]:  # type: ignore[empty-body]
-        """From user vectors to what the user will do: one logit a task."""
+        """What users will do: yes-or-no tasks, the catalogue, counts, the next events; one base class each."""
 
     @hookspec
     def bseq_item_encoders(self) -> list[type[ItemEncoder]]:  # type: ignore[empty-body]

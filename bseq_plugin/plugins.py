@@ -20,11 +20,14 @@ ALLOW_ENV = "BSEQ_PLUGINS"  # comma-separated entry-point names: only these are 
 DENY_ENV = "BSEQ_DISABLE_PLUGINS"  # comma-separated entry-point names that are not loaded
 BUILTIN = "builtin"
 
-# kind of part -> hook that lists the classes; the kind is the word used in messages and in `bseq plugins`
+HEAD_HOOK, HEAD_ANSWERS = "bseq_heads", ("binary", "catalogue", "count", "sequence")
+
+# kind of part -> hook that lists the classes; the kind is the word used in messages and in `bseq plugins`. Heads come
+# in by one hook and say in `answer` which kind they are.
 PART_HOOKS = {
     "encoder": "bseq_encoders",
     "loss": "bseq_losses",
-    "head": "bseq_heads",
+    **{f"{answer} head": HEAD_HOOK for answer in HEAD_ANSWERS},
     "item encoder": "bseq_item_encoders",
     "index": "bseq_indexes",
     "candidate source": "bseq_candidate_sources",
@@ -125,7 +128,10 @@ class PluginManager:
         if name in found:
             return found[name]
         failed = "; ".join(f"plugin {i.name!r} of {i.distribution} failed: {i.error}" for i in self._failed())
-        message = f"unknown {kind} {name!r}; there are: {', '.join(sorted(found))}" + (f". {failed}" if failed else "")
+        message = f"unknown {kind} {name!r}; there are: {', '.join(sorted(found)) or '(none)'}"
+        siblings = [other for other, hook in PART_HOOKS.items() if hook == PART_HOOKS[kind] and other != kind]
+        message += "".join(f". {name!r} is a {other}" for other in siblings if name in self.parts(other))
+        message += f". {failed}" if failed else ""
         raise UsageError(message) from next(iter(self._causes.values()), None)
 
     def infos(self) -> list[PluginInfo]:
@@ -166,6 +172,8 @@ class PluginManager:
                     raise PluginError(
                         f"plugin {impl.plugin_name!r}: {hook}() gave {cls!r}; it needs a class with a `name`"
                     )
+                if hook == HEAD_HOOK and kind != self._kind_of_head(cls, impl.plugin_name):
+                    continue
                 if name in found:
                     other = self._info[found[name][1]]
                     mine = self._info[impl.plugin_name]
@@ -175,6 +183,16 @@ class PluginManager:
                     )
                 found[name] = (cls, impl.plugin_name)
         return found
+
+    def _kind_of_head(self, cls: type[Any], plugin: str) -> str:
+        answer = getattr(cls, "answer", None)
+        if answer not in HEAD_ANSWERS:
+            raise PluginError(
+                f"plugin {plugin!r} ({self._info[plugin].distribution}): head {cls.name!r} has answer = {answer!r}; "
+                "subclass BinaryHead, CatalogueHead, CountHead or SequenceHead of bseq_plugin, which say what a head "
+                f"answers. Until it is repaired, {DENY_ENV}={plugin} leaves it out"
+            )
+        return f"{answer} head"
 
 
 def hook_names() -> list[str]:

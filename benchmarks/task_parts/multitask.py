@@ -18,7 +18,7 @@ from task_parts.protocol import LOG_END, TEST_AT, TRAIN_AT, VALIDATION_AT, Case
 
 TASKS = ("churn:28", "purchase:7")
 IMPORTANCE = {"all_action": 3.0}  # chosen on November: beside four others everything of 28 days learned too little
-TOGETHER = {"together": {"head": "mlp", "weighting": "equal", "importance": IMPORTANCE}}
+TOGETHER = {"together": {"weighting": "equal", "importance": IMPORTANCE}}
 N_RESAMPLES = 300
 Fitted = dict[str, tuple[Answers, float]]
 
@@ -28,7 +28,7 @@ def multitask(case: Case, seed: int, epochs: int = 3) -> Fitted:
     tasks = tuple((task, task.counts(case.model.vocabulary, case.data.items)) for task in map(Task.parse, TASKS))
     every = Objectives(tasks, True, 28.0, case.categories("department")[0])
     runs: dict[str, tuple[Objectives, dict[str, Any]]] = {name: (every, how) for name, how in TOGETHER.items()}
-    runs |= {name: (every.alone(name), {"head": "mlp", "weighting": "equal"}) for name in every.names}
+    runs |= {name: (every.alone(name), {"weighting": "equal"}) for name in every.names}
     found: Fitted = {}
     for name, (objectives, how) in runs.items():
         *train, held, test = (

@@ -1,6 +1,6 @@
 """Demand: how many units of each category will be bought in the next week, from the bottom up.
 
-Every user has a rate for every category: part of what they took lately, and part of what their vector says; demand is
+Every user has a rate for every category, which a count head says from their vector and what they took lately; demand is
 the sum over the users.
 
 Shape letters: U users, N rows (a user at an instant), D width, C categories, W weeks.
@@ -8,18 +8,21 @@ Shape letters: U users, N rows (a user at an instant), D width, C categories, W 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
-from torch.nn import functional as F
+from torch import Tensor
 
 from bseq_plugin.behaviour.best import BestWeights
+from bseq_plugin.behaviour.heads import HeadChoice, count_head
 from bseq_plugin.behaviour.inputs import Scale
 from bseq_plugin.behaviour.labels import WEEK_US
 from bseq_plugin.data.sequences import Sequences
 from bseq_plugin.errors import SchemaError, UsageError
+from bseq_plugin.schema.heads import CountHead
 
 RECENT_WEEKS = 8
 BATCH_ROWS, MAX_EPOCHS, PATIENCE = 1024, 60, 8
@@ -55,28 +58,11 @@ class DemandRows:
     units_NC: np.ndarray
 
 
-class DemandHead(nn.Module):
-    """``rate = keep * recent + exp(vector . W + b)``, ``keep`` a number from 0 to 1 for each category."""
-
-    def __init__(self, dim: int, mean_C: Tensor) -> None:
-        super().__init__()
-        self.linear = nn.Linear(dim, len(mean_C))
-        self.keep_C = nn.Parameter(torch.zeros(len(mean_C)))
-        with torch.no_grad():
-            self.linear.weight.zero_()
-            self.linear.bias.copy_(torch.log(mean_C.clamp_min(1e-6) / 2))
-
-    def forward(self, vectors_ND: Tensor, recent_NC: Tensor) -> Tensor:
-        """``rate_NC`` > 0, units a week."""
-        rate_NC: Tensor = torch.sigmoid(self.keep_C) * recent_NC + torch.exp(self.linear(vectors_ND).clamp(max=8))
-        return rate_NC
-
-
 @dataclass(frozen=True)
 class DemandModel:
     """A trained head with the scale of its vectors."""
 
-    head: DemandHead
+    head: CountHead
     scale: Scale
 
     @torch.no_grad()
@@ -86,11 +72,18 @@ class DemandModel:
         return found
 
 
-def fit_demand(train: DemandRows, validation: DemandRows, seed: int = 0) -> DemandModel:
-    """Poisson regression on frozen vectors, keeping the epoch with the least loss on ``validation``.
+def fit_demand(
+    train: DemandRows,
+    validation: DemandRows,
+    seed: int = 0,
+    *,
+    head: str = "kept_share",
+    options: Mapping[str, Any] | None = None,
+) -> DemandModel:
+    """A count head on frozen vectors, keeping the epoch with the least loss on ``validation``.
 
-    Raises SchemaError for no rows, or a validation week in which nothing was bought; BseqError if the loss is no longer
-    finite.
+    Raises SchemaError for no rows, or a validation week in which nothing was bought; UsageError or RecipeError for an
+    unknown head or option; BseqError if the loss is no longer finite.
     """
     if not len(train.units_NC) or not validation.units_NC.sum():
         raise SchemaError("demand needs users to learn from and units in the week it is judged at; choose other weeks")
@@ -101,22 +94,24 @@ def fit_demand(train: DemandRows, validation: DemandRows, seed: int = 0) -> Dema
     ]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        head = DemandHead(train.vectors_ND.shape[1], parts[0][2].mean(0))
-        _descend(head, *parts)
-    return DemandModel(head.eval(), scale)
+        module = count_head(HeadChoice(head, options or {}), train.vectors_ND.shape[1], parts[0][2].mean(0))
+        _descend(module, *parts)
+    return DemandModel(module.eval(), scale)
 
 
-def _descend(head: DemandHead, train: list[Tensor], validation: list[Tensor]) -> None:
+def _descend(head: CountHead, train: list[Tensor], validation: list[Tensor]) -> None:
     optimizer = torch.optim.AdamW(head.parameters(), lr=1e-2, weight_decay=1e-2)
     best = BestWeights(head)
     for _ in range(MAX_EPOCHS):
+        head.train()
         for rows in torch.split(torch.randperm(len(train[0])), BATCH_ROWS):
             optimizer.zero_grad()
-            loss = F.poisson_nll_loss(head(train[0][rows], train[1][rows]), train[2][rows], log_input=False)
+            loss = head.loss(*(values[rows] for values in train))
             loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
+        head.eval()
         with torch.no_grad():
-            best.see(float(F.poisson_nll_loss(head(*validation[:2]), validation[2], log_input=False)))
+            best.see(float(head.loss(*validation)))
         if best.waited >= PATIENCE:
             break
     best.restore()

@@ -18,11 +18,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bseq_plugin.behaviour.best import BestWeights
+from bseq_plugin.behaviour.heads import HeadChoice, binary_head
 from bseq_plugin.behaviour.inputs import Scale
 from bseq_plugin.errors import RunError, UsageError
-from bseq_plugin.plugins import plugin_manager
-from bseq_plugin.schema.heads import BehaviourHead
-from bseq_plugin.schema.options import parse_options
+from bseq_plugin.schema.heads import BinaryHead
 
 Weighting = Literal["equal", "uncertainty"]
 BATCH_ROWS, MAX_EPOCHS, PATIENCE = 1024, 60, 8
@@ -51,7 +50,7 @@ class FittedHeads:
         inputs: which inputs it reads (``user_inputs``).
     """
 
-    head: BehaviourHead
+    head: BinaryHead
     scale: Scale
     tasks: tuple[str, ...]
     digest: str
@@ -73,8 +72,8 @@ class FittedHeads:
         tensors = save({**state, **scale})
         (folder / "heads.safetensors").write_bytes(tensors)
         document = {
-            "head": self.head.name, "options": self.head.options.model_dump(), "tasks": self.tasks,
-            "model_digest": self.digest, "inputs": self.inputs, "dim": self.head.dim,
+            "answer": self.head.answer, "head": self.head.name, "options": self.head.options.model_dump(),
+            "tasks": self.tasks, "model_digest": self.digest, "inputs": self.inputs, "dim": self.head.dim,
             "tensors_sha256": _sha256(tensors),
         }  # fmt: skip
         (folder / "heads.json").write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
@@ -96,7 +95,7 @@ class FittedHeads:
         raw = (folder / "heads.safetensors").read_bytes()
         if _sha256(raw) != document["tensors_sha256"]:
             raise RunError(f"{folder}/heads.safetensors is not what heads.json belongs to; save the heads again")
-        head = build_head(document["head"], document["options"], document["dim"], len(document["tasks"]))
+        head = binary_head(HeadChoice(document["head"], document["options"]), document["dim"], len(document["tasks"]))
         tensors = load(raw)
         try:
             head.load_state_dict({k.removeprefix("head."): v for k, v in tensors.items() if k.startswith("head.")})
@@ -108,13 +107,6 @@ class FittedHeads:
 
 def _sha256(raw: bytes) -> str:
     return hashlib.sha256(raw).hexdigest()
-
-
-def build_head(name: str, options: dict[str, Any] | None, dim: int, n_tasks: int) -> BehaviourHead:
-    """The head called ``name``. Raises UsageError (unknown name) or RecipeError (bad options)."""
-    part = plugin_manager().part("head", name)
-    head: BehaviourHead = part(dim, n_tasks, parse_options(part.Options, options or {}, f"options of head {name!r}"))
-    return head
 
 
 class TaskWeights(nn.Module):
@@ -167,7 +159,7 @@ def fit_heads(
     scale = Scale.of(train.inputs_ND)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        module = build_head(head, options, train.inputs_ND.shape[1], len(tasks))
+        module = binary_head(HeadChoice(head, options or {}), train.inputs_ND.shape[1], len(tasks))
         weights = TaskWeights(len(tasks), weighting)
         _descend(module, weights, _tensors(train, scale), _tensors(validation, scale), learning_rate, weight_decay)
     return FittedHeads(module.eval(), scale, tasks, digest, inputs)
@@ -178,7 +170,7 @@ def _tensors(rows: Rows, scale: Scale) -> tuple[Tensor, Tensor]:
 
 
 def _descend(
-    module: BehaviourHead,
+    module: BinaryHead,
     weights: TaskWeights,
     train: tuple[Tensor, Tensor],
     validation: tuple[Tensor, Tensor],

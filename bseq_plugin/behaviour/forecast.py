@@ -5,7 +5,9 @@ Shape letters: U users, C categories.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -51,6 +53,8 @@ def forecast_demand(
     *,
     allow_future_model: bool = False,
     seed: int = 0,
+    head: str = "kept_share",
+    options: Mapping[str, Any] | None = None,
 ) -> Forecast:
     """Train a ``DemandModel`` on up to 12 weeks between the model's training and the last week before ``at_us``, judge
     it on that week, and forecast the next.
@@ -58,8 +62,10 @@ def forecast_demand(
     Args:
         category_V: int64 [V + 1], 0..C-1, or -1 for items that are not counted.
         at_us: nothing from here on is known; default: the end of the log.
+        head, options: a count head and its settings.
 
     Raises:
+        UsageError, RecipeError: an unknown head or option.
         SchemaError: a log without times or too short after the model's training, or a last week without units.
     """
     if log.timestamps is None or log.n_events == 0:
@@ -75,7 +81,7 @@ def forecast_demand(
 
     *train, held = (rows(instant) for instant in instants)
     joined = [np.concatenate([getattr(part, name) for part in train]) for name in DemandRows.__dataclass_fields__]
-    fitted = fit_demand(DemandRows(*joined), held, seed)
+    fitted = fit_demand(DemandRows(*joined), held, seed, head=head, options=options)
     now = rows(now_us)
     past = weekly_demand(log, category_V, n_categories, now_us - 5 * WEEK_US, 5)
     judged = fitted.rates(held.vectors_ND, held.recent_NC).sum(0)[:, None]

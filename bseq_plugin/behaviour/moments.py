@@ -9,8 +9,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from bseq_plugin.behaviour.demand import user_demand
-from bseq_plugin.behaviour.labels import known_users, labels
+from bseq_plugin.behaviour.demand import RECENT_WEEKS, user_demand
+from bseq_plugin.behaviour.labels import WEEK_US, known_users, labels
 from bseq_plugin.behaviour.rfm import rfm_features
 from bseq_plugin.behaviour.tasks import Counts, Task
 from bseq_plugin.behaviour.vectors import check_log
@@ -20,7 +20,7 @@ from bseq_plugin.data.sequences import Sequences
 from bseq_plugin.errors import SchemaError, UsageError
 from bseq_plugin.model.interest_model import InterestModel
 
-NEXT_ITEM, ALL_ACTION, DEMAND = "next_item", "all_action", "demand"
+NEXT_ITEM, ALL_ACTION, TASKS, DEMAND = "next_item", "all_action", "tasks", "demand"
 
 
 @dataclass(frozen=True)
@@ -86,6 +86,7 @@ class Moment:
         next_B: int64, vocabulary row of the next item, 0 = none.
         targets: (int64 offsets [B + 1], rows [S]) of the items of the window.
         labels_BK, units_BC: float32.
+        recent_BC: float32, units a week of the ``RECENT_WEEKS`` before.
     """
 
     histories: Sequences
@@ -95,6 +96,7 @@ class Moment:
     targets: tuple[np.ndarray, np.ndarray]
     labels_BK: np.ndarray
     units_BC: np.ndarray
+    recent_BC: np.ndarray
 
     def take(self, users: np.ndarray) -> Moment:
         """Only the users at these places."""
@@ -105,7 +107,7 @@ class Moment:
         return replace(
             self, histories=self.histories.take(users), context_BX=self.context_BX[users], next_B=self.next_B[users],
             targets=(np.concatenate([[0], ends]), rows[chosen]), labels_BK=self.labels_BK[users],
-            units_BC=self.units_BC[users],
+            units_BC=self.units_BC[users], recent_BC=self.recent_BC[users],
         )  # fmt: skip
 
 
@@ -139,9 +141,11 @@ def moment(
         raise SchemaError("nobody has an event before that instant; choose a later one")
     days = model.recipe.popularity_days
     answers = [labels(log, task, counts, at_us, log_end_us)[users] for task, counts in objectives.tasks]
-    units = np.zeros((len(users), 0), np.float32)
+    units = recent = np.zeros((len(users), 0), np.float32)
     if objectives.category_V is not None:
-        units = user_demand(log, objectives.category_V, objectives.n_categories, at_us)[users]
+        of, since_us = (objectives.category_V, objectives.n_categories), at_us - RECENT_WEEKS * WEEK_US
+        units = user_demand(log, *of, at_us)[users]
+        recent = user_demand(log, *of, since_us, RECENT_WEEKS)[users] / RECENT_WEEKS
     soon = log.between(at_us, at_us + round(objectives.next_item_days * DAY_US)).known().take(users)
     next_B = np.zeros(len(users), np.int64)
     next_B[soon.lengths > 0] = soon.items[soon.offsets[:-1][soon.lengths > 0]]
@@ -158,4 +162,5 @@ def moment(
         (np.concatenate([[0], np.cumsum(np.bincount(owner, minlength=len(users)))]), rows),
         np.stack(answers, axis=1) if answers else np.zeros((len(users), 0), np.float32),
         units,
+        recent,
     )

@@ -17,7 +17,7 @@ from bseq_plugin.behaviour.best import BestWeights, require_finite
 from bseq_plugin.behaviour.fit import Weighting
 from bseq_plugin.behaviour.inputs import Scale
 from bseq_plugin.behaviour.moments import Moment, Objectives
-from bseq_plugin.behaviour.multitask_model import MultiTask
+from bseq_plugin.behaviour.multitask_model import Heads, MultiTask
 from bseq_plugin.errors import UsageError
 from bseq_plugin.model.interest_model import InterestModel
 
@@ -43,7 +43,7 @@ def fit_multitask(
     validation: Moment,
     objectives: Objectives,
     *,
-    head: str = "mlp",
+    heads: Heads | None = None,
     weighting: Weighting = "equal",
     importance: Mapping[str, float] | None = None,
     epochs: int = 6,
@@ -55,12 +55,13 @@ def fit_multitask(
     """Train all objectives together, keeping the epoch with the least summed loss on the validation instant.
 
     Args:
+        heads: what answers, by objective; see ``MultiTask``.
         importance: of each objective's loss, by name, whatever ``weighting`` does beside; 1 if not named.
         learning_rate: of the encoder, which has been trained before.
         head_rate: of all that is new.
 
     Raises:
-        UsageError: nothing to learn, an unknown head, weighting or objective, epochs below 1.
+        UsageError, RecipeError: nothing to learn, an unknown head, option, weighting or objective, epochs below 1.
         BseqError: the loss is no longer finite.
     """
     if epochs < 1 or batch_users < 1 or not train:
@@ -70,7 +71,7 @@ def fit_multitask(
     scale = Scale.of(np.concatenate([part.context_BX for part in train]))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        task = MultiTask(model, objectives, scale, head, weighting, importance)
+        task = MultiTask(model, objectives, scale, heads, weighting, importance)
         optimizer = torch.optim.Adam(
             [
                 {"params": list(task.encoder.parameters()), "lr": learning_rate},

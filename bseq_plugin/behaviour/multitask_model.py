@@ -6,20 +6,20 @@ Shape letters: B users of a batch, K interests, D their width, X context columns
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from bseq_plugin.behaviour.curves import auroc
-from bseq_plugin.behaviour.fit import TaskWeights, Weighting, build_head, task_losses
+from bseq_plugin.behaviour.fit import TaskWeights, Weighting, task_losses
+from bseq_plugin.behaviour.heads import HeadChoice, binary_head, catalogue_head, checked_head, count_head
 from bseq_plugin.behaviour.inputs import Scale
-from bseq_plugin.behaviour.moments import ALL_ACTION, DEMAND, NEXT_ITEM, Moment, Objectives
+from bseq_plugin.behaviour.moments import ALL_ACTION, DEMAND, NEXT_ITEM, TASKS, Moment, Objectives
 from bseq_plugin.data.batches import history_features
-from bseq_plugin.encoders.identity import ZeroLinear
 from bseq_plugin.errors import SchemaError, UsageError
 from bseq_plugin.metrics import ranking_metrics, top_k_items
 from bseq_plugin.model.encoder import ITEM_TABLE, USER_INTEREST
@@ -28,7 +28,10 @@ from bseq_plugin.model.items import score_vectors
 from bseq_plugin.schema.recipe import Recipe
 
 K_ITEMS = 20
-MAX_LOG_RATE = 8.0
+USUAL_UNITS = math.exp(-2.0)  # a week, of a category, where a count head begins: one in seven weeks
+KINDS = {NEXT_ITEM: "catalogue", ALL_ACTION: "catalogue", TASKS: "binary", DEMAND: "count"}
+HEADS = {NEXT_ITEM: "own_layer", ALL_ACTION: "own_layer", TASKS: "mlp", DEMAND: "log_linear"}
+Heads = Mapping[str, str | HeadChoice]
 
 
 class MultiTask(nn.Module):
@@ -37,11 +40,15 @@ class MultiTask(nn.Module):
     Args:
         model: what it begins with; it is copied.
         scale: of the context.
+        heads: by what it answers, a head's name or choice: "next_item" and "all_action" a catalogue head, "tasks" (all
+            yes-or-no tasks together) a binary one, "demand" a count head; those of ``HEADS`` where not named.
         importance: of each objective's loss, by name, whatever ``weighting`` does beside; 1 if not named.
+
+    Raises UsageError or RecipeError for an unknown head, option, weighting or objective.
     """
 
     def __init__(
-        self, model: InterestModel, objectives: Objectives, scale: Scale, head: str = "mlp",
+        self, model: InterestModel, objectives: Objectives, scale: Scale, heads: Heads | None = None,
         weighting: Weighting = "equal", importance: Mapping[str, float] | None = None,
     ) -> None:  # fmt: skip
         super().__init__()
@@ -51,24 +58,27 @@ class MultiTask(nn.Module):
         self.n_interests = model.encoder.readout.width // model.recipe.interest_dim
         width = model.encoder.readout.width + len(scale.mean_D)
         self.norm = nn.LayerNorm(model.encoder.readout.width)
-        self.head = build_head(head, None, width, len(objectives.tasks)) if objectives.tasks else None
-        self.demand = nn.Linear(width, objectives.n_categories) if objectives.n_categories else None
-        if self.demand is not None:
-            nn.init.zeros_(self.demand.weight)
-            nn.init.constant_(self.demand.bias, -2.0)
-        dim = model.recipe.interest_dim
-        self.own_next = ZeroLinear(dim, dim) if objectives.next_item else None
-        self.own_all = ZeroLinear(dim, dim) if objectives.all_action_days is not None else None
+        chosen = _chosen(heads or {})
+        self.head = binary_head(chosen[TASKS], width, len(objectives.tasks)) if objectives.tasks else None
+        usual_C = torch.full((objectives.n_categories,), USUAL_UNITS)
+        self.demand = count_head(chosen[DEMAND], width, usual_C) if objectives.n_categories else None
+        self.catalogue = nn.ModuleDict(
+            {
+                name: catalogue_head(chosen[name], model.recipe.interest_dim)
+                for name in (NEXT_ITEM, ALL_ACTION)
+                if name in objectives.names
+            }
+        )
         self.weights = TaskWeights(len(objectives.names), weighting)
         self.importance_O: Tensor
         self.register_buffer("importance_O", _importance(objectives.names, importance or {}), persistent=False)
 
     def queries(self, name: str, interests_BKD: Tensor) -> Tensor:
-        """``[B, K, D]``, what items are scored with for ``next_item`` or ``all_action``: the interests and a layer of
-        each objective's own, which begins at zero. What comes next and all that comes are not liked in one order.
+        """``[B, K, D]``, what items are scored with for ``next_item`` or ``all_action``: what the head of that
+        objective makes of the interests.
         """
-        own = self.own_next if name == NEXT_ITEM else self.own_all
-        return interests_BKD if own is None else interests_BKD + own(interests_BKD)
+        queries_BKD: Tensor = self.catalogue[name](interests_BKD)
+        return queries_BKD
 
     def forward(self, part: Moment) -> tuple[Tensor, Tensor]:
         """``(interests_BKD, inputs of the heads [B, K * D + X])``."""
@@ -84,7 +94,7 @@ class MultiTask(nn.Module):
         return score_vectors(table_VD, priors_VP, self.recipe.score == "cosine")
 
     def losses(self, part: Moment) -> Tensor:
-        """``[O]``, one loss an objective: mean cross-entropy, or Poisson deviance up to a constant."""
+        """``[O]``, one loss an objective: mean cross-entropy, or that of the count head."""
         interests_BKD, inputs = self(part)
         found: list[Tensor] = []
         if self.objectives.next_item:
@@ -100,9 +110,7 @@ class MultiTask(nn.Module):
         if self.head is not None:
             found.extend(task_losses(self.head(inputs), torch.from_numpy(part.labels_BK)).unbind())
         if self.demand is not None:
-            found.append(
-                F.poisson_nll_loss(self.demand(inputs).clamp(max=MAX_LOG_RATE), torch.from_numpy(part.units_BC))
-            )
+            found.append(self.demand.loss(inputs, *(torch.from_numpy(x) for x in (part.recent_BC, part.units_BC))))
         return torch.stack(found)
 
     def total(self, part: Moment) -> Tensor:
@@ -131,11 +139,11 @@ class MultiTask(nn.Module):
         """``Answers.metrics`` of everybody at an instant."""
         return self.answers(part).metrics()
 
-    def rates(self, inputs: Tensor) -> Tensor:
-        """``[B, C]``, units that are expected in a week, at most e^8."""
+    def rates(self, inputs: Tensor, part: Moment) -> Tensor:
+        """``[B, C]``, units that are expected in the week from the instant."""
         if self.demand is None:
             return inputs.new_zeros(len(inputs), 0)
-        rates_BC: Tensor = self.demand(inputs).clamp(max=MAX_LOG_RATE).exp()
+        rates_BC: Tensor = self.demand(inputs, torch.from_numpy(part.recent_BC))
         return rates_BC
 
     def _answers(self, part: Moment) -> Answers:
@@ -149,7 +157,7 @@ class MultiTask(nn.Module):
             ndcg[name] = np.full(len(interests_BKD), np.nan)
             ndcg[name][asked] = ranking_metrics(top_UK, kept, rows, [K_ITEMS])[f"ndcg@{K_ITEMS}"]
         logits_BK = np.zeros((len(interests_BKD), 0)) if self.head is None else self.head(inputs).numpy()
-        return Answers((), ndcg, logits_BK, self.rates(inputs).numpy(), part.labels_BK, part.units_BC)
+        return Answers((), ndcg, logits_BK, self.rates(inputs, part).numpy(), part.labels_BK, part.units_BC)
 
     def _wanted(self, part: Moment) -> dict[str, tuple[np.ndarray, np.ndarray]]:
         wanted = {}
@@ -202,6 +210,17 @@ class Answers:
 
 def _mean(losses: Tensor) -> Tensor:
     return losses.sum() / max(len(losses), 1)
+
+
+def _chosen(heads: Heads) -> dict[str, str | HeadChoice]:
+    """The heads of every answer, also where it is not asked. Raises UsageError or RecipeError for an answer, a head or
+    an option that there is not.
+    """
+    if unknown := set(heads) - set(HEADS):
+        raise UsageError(f"heads of {sorted(unknown)}; name heads for some of {list(HEADS)}")
+    for name, choice in heads.items():
+        checked_head(KINDS[name], choice)
+    return {**HEADS, **heads}
 
 
 def _importance(names: tuple[str, ...], asked: Mapping[str, float]) -> Tensor:

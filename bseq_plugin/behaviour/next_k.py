@@ -1,11 +1,6 @@
-"""The next k events as a sequence: a decoder over an encoder's states, an item and an event type a step.
+"""The next k events as a sequence, decoded by any sequence head: beams, samples, and one ranked list of them.
 
-It is trained on the states of a frozen encoder, with the true steps before as inputs (teacher forcing). Before training
-it scores items at every step exactly as the encoder does: what it learns is what the steps before add, and how often
-people come back to what they had.
-
-Shape letters: B users, M states in memory, S width of a state, D width of item vectors, H width of the decoder,
-J steps, V items, E event types with the unknown one, R beams or samples.
+Shape letters: B users, J steps, V items, R beams or samples.
 """
 
 from __future__ import annotations
@@ -13,122 +8,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
-from torch.nn import functional as F
+from torch import Tensor
 
-from bseq_plugin.encoders.identity import ZeroLinear
 from bseq_plugin.errors import UsageError
-
-
-@dataclass(frozen=True)
-class Memory:
-    """What a decoder reads of B users.
-
-    Attributes:
-        states_BMS: float, the latest states of the encoder, oldest first, padded at the right.
-        items_BM, types_BM: int64, rows of the items and types of these events; what stands in the padding is not read.
-        padded_BM: bool, True where there is no state.
-        interest_BD: float, the left-hand side of the encoder's score.
-    """
-
-    states_BMS: Tensor
-    items_BM: Tensor
-    types_BM: Tensor
-    padded_BM: Tensor
-    interest_BD: Tensor
-
-    def take(self, users: Tensor) -> Memory:
-        """Of the users at these places, repeats allowed."""
-        return Memory(
-            self.states_BMS[users], self.items_BM[users], self.types_BM[users], self.padded_BM[users],
-            self.interest_BD[users],
-        )  # fmt: skip
-
-    def counts(self, n_rows: int) -> Tensor:
-        """float32 [B, n_rows], how often each item is among these events."""
-        there_BM = (~self.padded_BM).float()
-        return torch.zeros(len(there_BM), n_rows).scatter_add(1, self.items_BM * ~self.padded_BM, there_BM)
-
-
-class NextKDecoder(nn.Module):
-    """One pre-norm Transformer decoder layer (Vaswani et al., NeurIPS 2017).
-
-    An item's logit is ``(interest + W h) . v + (w . h) ln(1 + n)``, h the layer's answer and n how often the item is
-    among the events in memory: the second part is what coming back adds (in the spirit of RepeatNet, Ren et al., AAAI
-    2019). W and w begin at zero.
-
-    Args:
-        item_vectors_VD: float [V + 1, D], frozen; row 0 is the unknown item's, and begins a sequence.
-        n_event_types: E - 1; 0 for a log without types.
-    """
-
-    item_vectors_VD: Tensor
-
-    def __init__(
-        self,
-        state_dim: int,
-        item_vectors_VD: Tensor,
-        n_event_types: int,
-        n_steps: int,
-        dim: int = 64,
-        dropout: float = 0.1,
-    ) -> None:
-        super().__init__()
-        if n_steps < 1:
-            raise UsageError(f"n_steps = {n_steps}; give 1 or more")
-        self.n_steps = n_steps
-        self.register_buffer("item_vectors_VD", item_vectors_VD.detach().clone(), persistent=False)
-        width = item_vectors_VD.shape[1]
-        self.memory_in, self.interest_in = nn.Linear(state_dim, dim), nn.Linear(width, dim)
-        self.item_in = nn.Linear(width, dim)
-        self.type_in = nn.Embedding(n_event_types + 1, dim)
-        self.place_JH = nn.Parameter(0.02 * torch.randn(n_steps, dim))
-        self.layer = nn.TransformerDecoderLayer(dim, 2, 2 * dim, dropout, "gelu", batch_first=True, norm_first=True)
-        self.item_out, self.again_out = ZeroLinear(dim, width), ZeroLinear(dim, 1)
-        self.type_out = nn.Linear(dim, n_event_types + 1)
-
-    def forward(self, memory: Memory, items_BJ: Tensor, types_BJ: Tensor) -> tuple[Tensor, Tensor]:
-        """``(item logits [B, J, V + 1], type logits [B, J, E])`` of each step, from the steps before it.
-
-        Args:
-            items_BJ, types_BJ: int64, the steps that were taken, J of them at most ``n_steps``; the last is not read.
-        """
-        return self.answers(memory, self.hidden(memory, items_BJ, types_BJ))
-
-    def hidden(self, memory: Memory, items_BJ: Tensor, types_BJ: Tensor) -> Tensor:
-        """``[B, J, H]``. Raises UsageError for more steps than the decoder has."""
-        n_steps = items_BJ.shape[1]
-        if n_steps > self.n_steps:
-            raise UsageError(f"{n_steps} steps are given, this decoder has {self.n_steps}; give it no more")
-        before = F.pad(items_BJ[:, :-1], (1, 0)), F.pad(types_BJ[:, :-1], (1, 0))
-        x_BJH = self._events(*before) + self.place_JH[:n_steps] + self.interest_in(memory.interest_BD)[:, None]
-        memory_BMH = self.memory_in(memory.states_BMS) + self._events(memory.items_BM, memory.types_BM)
-        later_JJ = torch.ones(n_steps, n_steps, dtype=torch.bool, device=x_BJH.device).triu(1)
-        h_BJH: Tensor = self.layer(x_BJH, memory_BMH, tgt_mask=later_JJ, memory_key_padding_mask=memory.padded_BM)
-        return h_BJH
-
-    def answers(self, memory: Memory, h_BJH: Tensor) -> tuple[Tensor, Tensor]:
-        """What ``forward`` gives."""
-        queries_BJD = memory.interest_BD[:, None] + self.item_out(h_BJH)
-        known_BV = memory.counts(len(self.item_vectors_VD)).log1p()
-        logits = queries_BJD @ self.item_vectors_VD.T + self.again_out(h_BJH) * known_BV[:, None]
-        logits[..., 0] = -torch.inf  # the unknown item is no answer
-        return logits, self.type_out(h_BJH)
-
-    def _events(self, items: Tensor, types: Tensor) -> Tensor:
-        found: Tensor = self.item_in(self.item_vectors_VD[items]) + self.type_in(types)
-        return found
-
-    def loss(self, memory: Memory, items_BJ: Tensor, types_BJ: Tensor) -> Tensor:
-        """Mean cross-entropy of items and of types, added; a step of item 0 (there was none) does not count."""
-        logits, type_logits = self(memory, items_BJ, types_BJ)
-        there_BJ = items_BJ > 0
-        if not bool(there_BJ.any()):
-            nothing: Tensor = 0.0 * type_logits.sum()
-            return nothing
-        of_items = F.cross_entropy(logits[there_BJ], items_BJ[there_BJ])
-        total: Tensor = of_items + F.cross_entropy(type_logits[there_BJ], types_BJ[there_BJ])
-        return total
+from bseq_plugin.schema.heads import DecoderMemory, SequenceHead
 
 
 @dataclass(frozen=True)
@@ -149,7 +32,9 @@ class Paths:
 
 
 @torch.no_grad()
-def beam_search(decoder: NextKDecoder, memory: Memory, n_steps: int, n_beams: int, repeats: bool = False) -> Paths:
+def beam_search(
+    decoder: SequenceHead, memory: DecoderMemory, n_steps: int, n_beams: int, repeats: bool = False
+) -> Paths:
     """The likeliest sequences that a search of ``n_beams`` finds. ``repeats``: an item may come again.
 
     Raises UsageError for a number of steps that the decoder does not have, or more than there are items.
@@ -170,7 +55,7 @@ def beam_search(decoder: NextKDecoder, memory: Memory, n_steps: int, n_beams: in
 
 @torch.no_grad()
 def sample_paths(
-    decoder: NextKDecoder, memory: Memory, n_steps: int, n_samples: int, repeats: bool = False,
+    decoder: SequenceHead, memory: DecoderMemory, n_steps: int, n_samples: int, repeats: bool = False,
     temperature: float = 1.0, generator: torch.Generator | None = None,
 ) -> Paths:  # fmt: skip
     """``n_samples`` sequences drawn step by step, the likeliest first. Raises as ``beam_search``."""
@@ -221,7 +106,7 @@ def expected_items(paths: Paths) -> Tensor:
 class _Steps:
     """Sequences as they grow."""
 
-    def __init__(self, decoder: NextKDecoder, memory: Memory, n_users: int, n_steps: int) -> None:
+    def __init__(self, decoder: SequenceHead, memory: DecoderMemory, n_users: int, n_steps: int) -> None:
         self.decoder, self.memory = decoder, memory
         self.items_BRJ = torch.zeros(n_users, 1, n_steps, dtype=torch.int64)
         self.types_BRJ = torch.zeros_like(self.items_BRJ)
@@ -236,8 +121,7 @@ class _Steps:
         owner = torch.arange(n_users).repeat_interleave(n_paths)
         items, types = (x[..., : step + 1].flatten(0, 1) for x in (self.items_BRJ, self.types_BRJ))
         memory = self.memory.take(owner)
-        hidden = self.decoder.hidden(memory, items, types)[:, -1:]
-        logits, type_logits = (x[:, 0] for x in self.decoder.answers(memory, hidden))
+        logits, type_logits = self.decoder.step(memory, items, types)
         if not repeats and step:
             logits = logits.scatter(1, items[:, :step], -torch.inf)
         return logits.log_softmax(-1).view(n_users, n_paths, -1), type_logits.argmax(-1).view(n_users, n_paths)
@@ -249,7 +133,7 @@ class _Steps:
         self.items_BRJ[..., step], self.types_BRJ[..., step] = items_BR, types_BR
 
 
-def _check(decoder: NextKDecoder, n_steps: int, n_paths: int, repeats: bool) -> None:
+def _check(decoder: SequenceHead, n_steps: int, n_paths: int, repeats: bool) -> None:
     n_items = len(decoder.item_vectors_VD) - 1
     if not 1 <= n_steps <= decoder.n_steps or n_paths < 1:
         raise UsageError(f"{n_steps} steps, {n_paths} sequences; this decoder has 1 to {decoder.n_steps} steps")

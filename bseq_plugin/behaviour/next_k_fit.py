@@ -1,23 +1,26 @@
-"""A ``NextKDecoder`` over a frozen encoder, trained at instants of the past.
+"""A sequence head over a frozen encoder, trained at instants of the past.
 
 Shape letters: B users, M states in memory, J steps, D width of item vectors.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from typing import Any
 
 import numpy as np
 import torch
 
 from bseq_plugin.behaviour.best import BestWeights, require_finite
+from bseq_plugin.behaviour.heads import HeadChoice, sequence_head
 from bseq_plugin.behaviour.labels import known_users
-from bseq_plugin.behaviour.next_k import Memory, NextKDecoder
 from bseq_plugin.behaviour.vectors import check_instant
 from bseq_plugin.data.sequences import Sequences
 from bseq_plugin.errors import SchemaError, UsageError
 from bseq_plugin.model.direct import packed_events
 from bseq_plugin.model.interest_model import EVENTS_PER_CALL, InterestModel
+from bseq_plugin.schema.heads import DecoderMemory, SequenceHead
 
 
 @dataclass(frozen=True)
@@ -30,11 +33,11 @@ class Futures:
     """
 
     users: np.ndarray
-    memory: Memory
+    memory: DecoderMemory
     items_BJ: torch.Tensor
     types_BJ: torch.Tensor
 
-    def take(self, users: torch.Tensor) -> tuple[Memory, torch.Tensor, torch.Tensor]:
+    def take(self, users: torch.Tensor) -> tuple[DecoderMemory, torch.Tensor, torch.Tensor]:
         """What a decoder reads of some of them."""
         return self.memory.take(users), self.items_BJ[users], self.types_BJ[users]
 
@@ -47,7 +50,7 @@ class Futures:
 
 
 @torch.no_grad()
-def memory_of(model: InterestModel, histories: Sequences, n_states: int) -> Memory:
+def memory_of(model: InterestModel, histories: Sequences, n_states: int) -> DecoderMemory:
     """The states of the latest ``n_states`` events of each user, who has one or more, and their interest.
 
     Raises UsageError for histories without events, and for a model of several interests: a decoder reads one.
@@ -63,10 +66,10 @@ def memory_of(model: InterestModel, histories: Sequences, n_states: int) -> Memo
     parts = np.array_split(np.arange(histories.n_users), max(1, -(-histories.n_events // EVENTS_PER_CALL)))
     width = min(n_states, int(histories.lengths.max(initial=1)))
     found = [_memory_of(model, histories.take(users), width) for users in parts]
-    return Memory(*(torch.cat([getattr(one, name.name) for one in found]) for name in fields(Memory)))
+    return DecoderMemory(*(torch.cat([getattr(one, name.name) for one in found]) for name in fields(DecoderMemory)))
 
 
-def _memory_of(model: InterestModel, histories: Sequences, width: int) -> Memory:
+def _memory_of(model: InterestModel, histories: Sequences, width: int) -> DecoderMemory:
     states_TS = model.encoder.sequence_encoder.part(packed_events(model.encoder, histories))
     lengths = np.minimum(histories.lengths, width)
     places = np.minimum(
@@ -78,7 +81,7 @@ def _memory_of(model: InterestModel, histories: Sequences, width: int) -> Memory
     if histories.event_types is not None:
         types = torch.from_numpy(histories.event_types[places].astype(np.int64))
     states_BMS = states_TS[torch.from_numpy(places)].masked_fill(padded[..., None], 0.0)
-    return Memory(states_BMS, items, types, padded, model.encode(histories)[:, 0])
+    return DecoderMemory(states_BMS, items, types, padded, model.encode(histories)[:, 0])
 
 
 def futures(
@@ -115,13 +118,17 @@ def fit_next_k(
     epochs: int = 3,
     batch_users: int = 64,
     learning_rate: float = 1e-3,
-    dim: int = 64,
+    head: str = "transformer",
+    options: Mapping[str, Any] | None = None,
     seed: int = 0,
-) -> NextKDecoder:
+) -> SequenceHead:
     """Train a decoder by teacher forcing; with ``validation`` the epoch with the least loss there is kept.
 
-    Raises UsageError for nothing to train on, or futures of more than ``n_steps`` steps; BseqError if the loss is no
-    longer finite.
+    Args:
+        head, options: a sequence head and its settings.
+
+    Raises UsageError for nothing to train on, or futures of more than ``n_steps`` steps, UsageError or RecipeError for
+    an unknown head or option; BseqError if the loss is no longer finite.
     """
     if not train or epochs < 1 or batch_users < 1:
         raise UsageError(
@@ -130,7 +137,8 @@ def fit_next_k(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         state_dim, n_types = train[0].memory.states_BMS.shape[2], len(model.vocabulary.event_types)
-        decoder = NextKDecoder(state_dim, model.item_vectors_VD, n_types, n_steps, dim)
+        choice = HeadChoice(head, options or {})
+        decoder = sequence_head(choice, state_dim, model.item_vectors_VD, n_types, n_steps)
         optimizer = torch.optim.Adam(decoder.parameters(), lr=learning_rate)
         best = BestWeights(decoder)
         for epoch in range(1, epochs + 1):
@@ -143,7 +151,7 @@ def fit_next_k(
 
 
 def _pass(
-    decoder: NextKDecoder, optimizer: torch.optim.Optimizer, train: list[Futures], batch_users: int, epoch: int
+    decoder: SequenceHead, optimizer: torch.optim.Optimizer, train: list[Futures], batch_users: int, epoch: int
 ) -> None:
     """Every user of every instant once."""
     decoder.train()
@@ -158,7 +166,7 @@ def _pass(
 
 
 @torch.no_grad()
-def _loss(decoder: NextKDecoder, validation: Futures, batch_users: int) -> float:
+def _loss(decoder: SequenceHead, validation: Futures, batch_users: int) -> float:
     """Mean over users, a batch at a time."""
     decoder.eval()
     parts = torch.split(torch.arange(len(validation.users)), batch_users)

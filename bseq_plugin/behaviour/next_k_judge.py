@@ -1,4 +1,4 @@
-"""What a ``NextKDecoder`` says of users whose next events are known, beside the one-step model.
+"""What a sequence head says of users whose next events are known, beside the one-step model.
 
 Shape letters: B users, K steps.
 """
@@ -8,17 +8,18 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from bseq_plugin.behaviour.next_k import NextKDecoder, aggregate, beam_search, expected_items, sample_paths
+from bseq_plugin.behaviour.next_k import aggregate, beam_search, expected_items, sample_paths
 from bseq_plugin.behaviour.next_k_fit import Futures
 from bseq_plugin.errors import UsageError
 from bseq_plugin.metrics import ranking_metrics
+from bseq_plugin.schema.heads import SequenceHead
 
 RANKERS = ("one step", "first step", "beam", "samples", "expected")
 
 
 @torch.no_grad()
 def rank_next_k(
-    decoder: NextKDecoder, test: Futures, k: int, n_beams: int = 8, n_samples: int = 16, block: int = 64, seed: int = 0
+    decoder: SequenceHead, test: Futures, k: int, n_beams: int = 8, n_samples: int = 16, block: int = 64, seed: int = 0
 ) -> tuple[dict[str, np.ndarray], np.ndarray]:
     """(ranker -> int64 [B, k], item rows or 0; int64 [B, k], the type of each step of the likeliest sequence).
 
@@ -49,7 +50,7 @@ def rank_next_k(
 
 
 def judge_next_k(
-    decoder: NextKDecoder, test: Futures, k: int, n_beams: int = 8, n_samples: int = 16, block: int = 64, seed: int = 0
+    decoder: SequenceHead, test: Futures, k: int, n_beams: int = 8, n_samples: int = 16, block: int = 64, seed: int = 0
 ) -> dict[str, dict[str, np.ndarray]]:
     """float [B], Recall@k and NDCG@k of the next k events of each ranker of ``rank_next_k``; and the share of each
     user's next events whose type is right: of the decoder, of the commonest type, and of each user's own commonest.

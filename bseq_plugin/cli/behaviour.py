@@ -10,11 +10,13 @@ from rich.table import Table
 
 from bseq_plugin.cli.common import (
     Columns,
+    HeadOptions,
     Items,
     KeyFile,
     Unit,
     check_output,
     column_mapping,
+    head_options,
     note,
     out,
     pseudonymiser,
@@ -85,7 +87,8 @@ def score(
     output: Annotated[Path, typer.Option("--out", help="Parquet file to write: a row a user, a column a task.")],
     at: At = None,
     inputs: Annotated[str, typer.Option("--inputs", help="vector, counts (recency, frequency), or both.")] = "both",
-    head: Annotated[str, typer.Option("--head", help="Head by name (`bseq plugins`).")] = "mlp",
+    head: Annotated[str, typer.Option("--head", help="Binary head by name (`bseq plugins`).")] = "mlp",
+    head_option: HeadOptions = None,
     weighting: Annotated[str, typer.Option("--weighting", help="Of the tasks: equal or uncertainty.")] = "equal",
     active_days: Annotated[
         float | None, typer.Option("--active-days", help="Only users with an event in so many days before.")
@@ -116,6 +119,7 @@ def score(
     from typing import cast
 
     from bseq_plugin.behaviour.fit import Weighting
+    from bseq_plugin.behaviour.heads import HeadChoice, checked_head
     from bseq_plugin.behaviour.propensities import Question, fit_propensities
     from bseq_plugin.behaviour.propensities import score as run_score
     from bseq_plugin.data.events import instant_us
@@ -124,6 +128,8 @@ def score(
         check_output(path)
     if save_heads is not None and save_heads.exists() and not save_heads.is_dir():
         raise UsageError(f"--save-heads {save_heads} is a file; name a folder")
+    options = head_options(head_option)
+    checked_head("binary", HeadChoice(head, options))
     at_us = None if at is None else instant_us(at)
     model, log = opened(place, events, columns, timestamp_unit, pseudonymise)
     question = Question.of(
@@ -131,7 +137,9 @@ def score(
         allow_future_model=in_sample, until_us=at_us,
     )  # fmt: skip
     with note.status("training heads"):
-        found = fit_propensities(question, inputs=inputs, head=head, weighting=cast(Weighting, weighting), seed=seed)
+        found = fit_propensities(
+            question, inputs=inputs, head=head, options=options, weighting=cast(Weighting, weighting), seed=seed
+        )
     title = "on the latest known answers"
     table = Table("task", "yes", "AUROC", "average precision", title=title, title_justify="left")
     for row in found.quality.itertuples(index=False):
@@ -143,4 +151,5 @@ def score(
     if save_heads is not None:
         found.heads.save(save_heads)
     if json_file is not None:
-        write_json(json_file, {"quality": found.quality.to_dict("records"), "instants": found.instants.__dict__})
+        told = {"head": head, "options": options, "instants": found.instants.__dict__}
+        write_json(json_file, {"quality": found.quality.to_dict("records"), **told})

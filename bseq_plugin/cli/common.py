@@ -29,6 +29,9 @@ Source = Annotated[
 ]
 RecipeName = Annotated[str | None, typer.Option("--recipe", help="Shipped recipe by name, 'auto', or a .toml file.")]
 Settings = Annotated[list[str] | None, typer.Option("--set", help="key=value over the recipe; repeat it.")]
+HeadOptions = Annotated[
+    list[str] | None, typer.Option("--head-option", help="key=value, a setting of the head; repeat it.")
+]
 Columns = Annotated[
     list[str] | None, typer.Option("--column", help="ours=theirs, e.g. user_id=household_id; repeat it.")
 ]
@@ -69,6 +72,19 @@ def column_mapping(columns: list[str] | None) -> dict[str, str]:
             raise UsageError(f"--column {text!r}: write ours=theirs, for example user_id=household_id")
         mapping[ours] = theirs
     return mapping
+
+
+def head_options(settings: list[str] | None) -> dict[str, Any]:
+    """``["n_experts=8"]`` as a dict. Raises UsageError."""
+    from bseq_plugin.schema.recipe import parse_value
+
+    options = {}
+    for setting in settings or []:
+        key, separator, text = setting.partition("=")
+        if not separator:
+            raise UsageError(f"--head-option {setting!r}: write key=value, for example n_experts=8")
+        options[key.strip()] = parse_value(text.strip())
+    return options
 
 
 def pseudonymiser(key_file: Path | None) -> Pseudonymiser | None:

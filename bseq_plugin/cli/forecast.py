@@ -12,10 +12,12 @@ from rich.table import Table
 from bseq_plugin.cli.behaviour import At, Log, Place, opened
 from bseq_plugin.cli.common import (
     Columns,
+    HeadOptions,
     Items,
     KeyFile,
     Unit,
     check_output,
+    head_options,
     note,
     out,
     read_table,
@@ -41,6 +43,8 @@ def demand(
     in_sample: Annotated[
         bool, typer.Option("--in-sample", help="Learn also from weeks that the encoder has seen.")
     ] = False,
+    head: Annotated[str, typer.Option("--head", help="Count head by name (`bseq plugins`).")] = "kept_share",
+    head_option: HeadOptions = None,
     seed: Annotated[int, typer.Option("--seed")] = 0,
     json_file: Annotated[Path | None, typer.Option("--json", help="Also write the forecast's errors here.")] = None,
     events: Log = None,
@@ -61,15 +65,20 @@ def demand(
     import pandas as pd
 
     from bseq_plugin.behaviour.forecast import forecast_demand
+    from bseq_plugin.behaviour.heads import HeadChoice, checked_head
     from bseq_plugin.data.events import instant_us
 
     for path in (output, json_file):
         check_output(path)
+    options = head_options(head_option)
+    checked_head("count", HeadChoice(head, options))
     at_us = None if at is None else instant_us(at)
     model, log = opened(place, events, columns, timestamp_unit, pseudonymise)
     codes_V, names = category_codes(model.vocabulary, None if items is None else read_table(items), category, None)
     with note.status("learning rates"):
-        found = forecast_demand(model, log, codes_V, len(names), at_us, allow_future_model=in_sample, seed=seed)
+        found = forecast_demand(
+            model, log, codes_V, len(names), at_us, allow_future_model=in_sample, seed=seed, head=head, options=options
+        )
     week = pd.Timestamp(found.at_us, unit="us", tz="UTC")
     frame = pd.DataFrame(
         {"category": names, "week": week, "units": found.units_C, "week_before": found.before_C}
@@ -86,4 +95,5 @@ def demand(
     )
     note.print(f"wrote {len(frame):,} categories to {output}")
     if json_file is not None:
-        write_json(json_file, errors | {"weeks": found.n_weeks, "units": float(found.units_C.sum())})
+        told = {"weeks": found.n_weeks, "units": float(found.units_C.sum()), "head": head, "options": options}
+        write_json(json_file, errors | told)

@@ -13,8 +13,8 @@ from torch.nn import functional as F
 
 from bseq_plugin.encoders.attention import NewestView, View
 from bseq_plugin.encoders.dropout import dropout
-from bseq_plugin.encoders.identity import IdentityLinear, IdentityValues, ZeroLinear
 from bseq_plugin.encoders.pairs import PairBias
+from bseq_plugin.layers import IdentityLinear, IdentityValues, ZeroLinear
 
 Begin = Literal["random", "mean"]
 

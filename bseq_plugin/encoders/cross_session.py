@@ -16,10 +16,10 @@ from torch import Tensor, nn
 from bseq_plugin.encoders.attention import TileView
 from bseq_plugin.encoders.dropout import dropout
 from bseq_plugin.encoders.hstu import HstuBlock
-from bseq_plugin.encoders.identity import ZeroLinear
 from bseq_plugin.encoders.pairs import N_TIME_BUCKETS, Wants, n_distance_buckets, time_bucket
 from bseq_plugin.encoders.stack import PositionEmbedding
 from bseq_plugin.errors import RecipeError
+from bseq_plugin.layers import ZeroLinear
 from bseq_plugin.schema.options import PartOptions
 from bseq_plugin.schema.packed import PackedEvents
 from bseq_plugin.schema.parts import SequenceEncoder

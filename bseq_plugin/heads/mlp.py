@@ -13,7 +13,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bseq_plugin.schema.heads import BehaviourHead
+from bseq_plugin.schema.heads import BinaryHead
 from bseq_plugin.schema.options import PartOptions
 
 
@@ -24,7 +24,7 @@ class MlpOptions(PartOptions):
     dropout: float = Field(0.2, ge=0.0, lt=1.0)
 
 
-class MlpHead(BehaviourHead):
+class MlpHead(BinaryHead):
     """A linear answer and, with ``hidden``, a network of one hidden layer added to it; tasks share no parameter.
 
     Source: the protocol of the RecSys Challenge 2025, which judges a user vector by small networks trained on it.

@@ -12,7 +12,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bseq_plugin.schema.heads import BehaviourHead
+from bseq_plugin.schema.heads import BinaryHead
 from bseq_plugin.schema.options import PartOptions
 
 
@@ -24,7 +24,7 @@ class MmoeOptions(PartOptions):
     dropout: float = Field(0.2, ge=0.0, lt=1.0)
 
 
-class MmoeHead(BehaviourHead):
+class MmoeHead(BinaryHead):
     """Multi-gate mixture of experts: for each task a softmax over the experts, read off the vector, then one layer.
 
     Source: Ma et al., KDD 2018.

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bseq_plugin.encoders.identity import ZeroLinear
+from bseq_plugin.layers import ZeroLinear
 from bseq_plugin.model.interests import RoutingPool, SelfAttentivePool, n_interests_of
 from bseq_plugin.schema.packed import PackedEvents
 from bseq_plugin.schema.parts import Candidates, Targets

@@ -315,7 +315,7 @@ class Recipe(BaseModel):
             key, separator, text = setting.partition("=")
             if not separator:
                 raise RecipeError(f"--set {setting!r}: write key=value")
-            _assign(values, key.strip().split("."), _parse_value(text.strip()), setting)
+            _assign(values, key.strip().split("."), parse_value(text.strip()), setting)
         return self.parse(values, "--set")
 
 
@@ -334,7 +334,8 @@ def _shipped(name: str) -> Any:
     return resources.files("bseq_plugin") / "recipes" / f"{name}.toml"
 
 
-def _parse_value(text: str) -> Any:
+def parse_value(text: str) -> Any:
+    """A value as in TOML, or a bare word as it is."""
     try:
         value = tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:

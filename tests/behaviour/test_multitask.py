@@ -6,12 +6,13 @@ import pytest
 import torch
 
 from bseq_plugin.behaviour.curves import auroc
+from bseq_plugin.behaviour.heads import HeadChoice
 from bseq_plugin.behaviour.inputs import Scale
 from bseq_plugin.behaviour.moments import Objectives, moment
 from bseq_plugin.behaviour.multitask import fit_multitask
 from bseq_plugin.behaviour.multitask_model import MultiTask
 from bseq_plugin.behaviour.tasks import Task
-from bseq_plugin.errors import BseqError, SchemaError, UsageError
+from bseq_plugin.errors import BseqError, RecipeError, SchemaError, UsageError
 from bseq_plugin.model.interest_model import InterestModel
 
 DAY_US = 86_400_000_000
@@ -61,6 +62,9 @@ def test_a_moment_is_what_a_loop_over_the_log_finds(model, log, objectives, habi
         assert found.labels_BK[place, 0] == week.empty
         assert found.labels_BK[place, 1] == (week["item_id"] // 10 == 1).any()
         assert found.units_BC[place].tolist() == [(week["item_id"] // 10 == group).sum() for group in range(4)]
+        before = times[own.index]
+        lately = own[(before < at_us) & (before >= at_us - 56 * DAY_US)]
+        assert found.recent_BC[place].tolist() == [(lately["item_id"] // 10 == group).sum() / 8 for group in range(4)]
 
 
 def test_what_is_read_is_of_the_past_alone(model, log, objectives):
@@ -130,7 +134,8 @@ def test_taking_users_takes_all_that_is_theirs(moments):
         )
         assert own == theirs
         assert found.histories.lengths[place] == part.histories.lengths[user]
-    np.testing.assert_array_equal(found.units_BC, part.units_BC[users])
+    for name in ("units_BC", "recent_BC"):
+        np.testing.assert_array_equal(getattr(found, name), getattr(part, name)[users])
     assert found.take(np.empty(0, np.int64)).histories.n_users == 0
 
 
@@ -138,13 +143,13 @@ def test_each_loss_by_hand(model, moments, objectives):
     """In the order of the names, from the logits of the model's own parts."""
     torch.manual_seed(0)
     task = MultiTask(model, objectives, Scale.of(moments[0].context_BX)).eval()
-    for layer in (task.demand, task.own_next, task.own_all):
+    for layer in (task.demand.linear, *(head.own for head in task.catalogue.values())):
         torch.nn.init.normal_(layer.weight, std=0.1)
     part = moments[0].take(np.arange(12))
     interests, inputs = task(part)
     log_softmax, log_softmax_all = (
         torch.log_softmax((interests[:, 0] + own(interests[:, 0])) @ task.item_vectors(part)[1:].T, dim=1)
-        for own in (task.own_next, task.own_all)
+        for own in (task.catalogue["next_item"].own, task.catalogue["all_action"].own)
     )
     following = [-log_softmax[user, row - 1] for user, row in enumerate(part.next_B) if row]
     offsets, rows = part.targets
@@ -152,19 +157,22 @@ def test_each_loss_by_hand(model, moments, objectives):
     chances = torch.sigmoid(task.head(inputs))
     truth = torch.from_numpy(part.labels_BK)
     entropy = -(truth * chances.log() + (1 - truth) * (1 - chances).log()).mean(0)
-    rates = task.demand(inputs).exp()
+    rates = task.demand.linear(inputs).exp()
     poisson = (rates - torch.from_numpy(part.units_BC) * rates.log()).mean()
     wanted = torch.stack([torch.stack(following).mean(), torch.stack(window).mean(), *entropy, poisson])
     torch.testing.assert_close(task.losses(part), wanted, rtol=1e-4, atol=1e-5)
     assert objectives.names == ("next_item", "all_action", "churn:7", "purchase:7:group=g1", "demand")
 
 
-@pytest.mark.parametrize(("head", "weighting"), [("mlp", "equal"), ("mmoe", "uncertainty")])
-def test_all_objectives_are_learned_together(model, moments, objectives, head, weighting):
+@pytest.mark.parametrize(
+    ("heads", "weighting"),
+    [({}, "equal"), ({"tasks": HeadChoice("mmoe", {"n_experts": 3}), "demand": "kept_share"}, "uncertainty")],
+)
+def test_all_objectives_are_learned_together(model, moments, objectives, heads, weighting):
     before = {name: value.clone() for name, value in model.encoder.state_dict().items()}
     begun = MultiTask(model, objectives, Scale.of(moments[0].context_BX)).judge(moments[-1])
     fit = fit_multitask(
-        model, moments[:-1], moments[-1], objectives, head=head, weighting=weighting, epochs=12, batch_users=16,
+        model, moments[:-1], moments[-1], objectives, heads=heads, weighting=weighting, epochs=12, batch_users=16,
         learning_rate=1e-2, head_rate=1e-2,
     )  # fmt: skip
     found = fit.model.judge(moments[-1])
@@ -202,8 +210,17 @@ def test_nothing_to_learn(model, moments, objectives):
         fit_multitask(model, [], moments[0], objectives)
     with pytest.raises(UsageError, match="epochs = 0"):
         fit_multitask(model, moments[:1], moments[0], objectives, epochs=0)
-    with pytest.raises(UsageError, match="unknown head"):
-        fit_multitask(model, moments[:1], moments[0], objectives, head="none")
+    with pytest.raises(UsageError, match=r"heads of \['own'\]; name heads for some of \['next_item', 'all_action'"):
+        fit_multitask(model, moments[:1], moments[0], objectives, heads={"own": "mlp"})
+    for answer, head, told in (
+        ("tasks", "none", "unknown binary head 'none'; there are: mlp, mmoe"),
+        ("demand", "mlp", "unknown count head 'mlp'; there are: kept_share, log_linear. 'mlp' is a binary head"),
+        ("all_action", "transformer", "there are: interests, own_layer. 'transformer' is a sequence head"),
+    ):
+        with pytest.raises(UsageError, match=told):  # also where it is not asked
+            fit_multitask(model, moments[:1], moments[0], objectives.alone("churn:7"), heads={answer: head})
+    with pytest.raises(RecipeError, match="options of binary head 'mlp': unknown key 'width'"):
+        fit_multitask(model, moments[:1], moments[0], objectives, heads={"tasks": HeadChoice("mlp", {"width": 3})})
     with pytest.raises(BseqError, match="lower learning_rate"):
         fit_multitask(model, moments[:1], moments[0], objectives, learning_rate=1e30, head_rate=1e30, epochs=2)
     with pytest.raises(UsageError, match="weighting"):

@@ -9,8 +9,6 @@ import pytest
 import torch
 
 from bseq_plugin.behaviour.next_k import (
-    Memory,
-    NextKDecoder,
     Paths,
     aggregate,
     beam_search,
@@ -20,8 +18,10 @@ from bseq_plugin.behaviour.next_k import (
 from bseq_plugin.behaviour.next_k_fit import fit_next_k, futures, memory_of
 from bseq_plugin.behaviour.next_k_judge import judge_next_k, rank_next_k
 from bseq_plugin.errors import BseqError, SchemaError, UsageError
+from bseq_plugin.heads.transformer import TransformerHead, TransformerOptions
 from bseq_plugin.model.direct import packed_events
 from bseq_plugin.model.interest_model import InterestModel
+from bseq_plugin.schema.heads import DecoderMemory
 
 B, M, S, D, V, TYPES, J = 3, 4, 5, 6, 4, 2, 3
 
@@ -30,7 +30,7 @@ B, M, S, D, V, TYPES, J = 3, 4, 5, 6, 4, 2, 3
 def decoder():
     """With an output layer that is not zero, so that steps matter."""
     torch.manual_seed(0)
-    made = NextKDecoder(S, torch.randn(V + 1, D), TYPES, J, dim=8).eval()
+    made = TransformerHead(S, torch.randn(V + 1, D), TYPES, J, TransformerOptions(dim=8)).eval()
     torch.nn.init.normal_(made.item_out.weight)
     torch.nn.init.normal_(made.again_out.weight)
     return made
@@ -42,11 +42,11 @@ def memory():
     padded = torch.zeros(B, M, dtype=torch.bool)
     padded[1, 2:] = True
     items, types = torch.randint(0, V + 1, (B, M)), torch.randint(0, TYPES + 1, (B, M))
-    return Memory(torch.randn(B, M, S), items, types, padded, torch.randn(B, D))
+    return DecoderMemory(torch.randn(B, M, S), items, types, padded, torch.randn(B, D))
 
 
 def test_a_decoder_that_has_learned_nothing_is_the_one_step_model(memory):
-    begun = NextKDecoder(S, torch.randn(V + 1, D), TYPES, J).eval()
+    begun = TransformerHead(S, torch.randn(V + 1, D), TYPES, J).eval()
     items, types = torch.randint(1, V + 1, (B, J)), torch.zeros(B, J, dtype=torch.int64)
     logits, _ = begun(memory, items, types)
     scores = memory.interest_BD @ begun.item_vectors_VD.T
@@ -72,7 +72,7 @@ def test_a_step_reads_only_the_steps_before(decoder, memory):
 def test_padding_and_other_users_do_not_matter(decoder, memory):
     items, types = torch.randint(1, V + 1, (B, J)), torch.zeros(B, J, dtype=torch.int64)
     whole = decoder(memory, items, types)[0]
-    noisy = Memory(
+    noisy = DecoderMemory(
         memory.states_BMS + 9 * memory.padded_BM[..., None], torch.where(memory.padded_BM, 2, memory.items_BM),
         torch.where(memory.padded_BM, 1, memory.types_BM), memory.padded_BM, memory.interest_BD,
     )  # fmt: skip
@@ -178,13 +178,13 @@ def test_a_cycle_is_learned_where_one_step_ahead_is_not_enough():
     torch.manual_seed(0)
     n_items, n_steps = 8, 4
     vectors = torch.cat([torch.zeros(1, n_items), torch.eye(n_items)])
-    decoder = NextKDecoder(n_items, vectors, 2, n_steps, dim=32, dropout=0.0)
+    decoder = TransformerHead(n_items, vectors, 2, n_steps, TransformerOptions(dim=32, dropout=0.0))
     optimizer = torch.optim.Adam(decoder.parameters(), lr=5e-3)
 
     def batch(last):
         states = torch.eye(n_items)[last][:, None]
         nothing = torch.zeros(len(last), 1, dtype=torch.int64)
-        memory = Memory(states, nothing, nothing, nothing.bool(), torch.eye(n_items)[(last + 1) % n_items])
+        memory = DecoderMemory(states, nothing, nothing, nothing.bool(), torch.eye(n_items)[(last + 1) % n_items])
         items = (last[:, None] + 1 + torch.arange(n_steps)) % n_items + 1
         return memory, items, items % 2 + 1
 
@@ -220,13 +220,11 @@ def test_what_can_not_be_decoded(decoder, memory):
         beam_search(decoder, memory, 1, 0)
     with pytest.raises(UsageError, match="temperature"):
         sample_paths(decoder, memory, 1, 2, temperature=0)
-    small = NextKDecoder(S, torch.randn(2 + 1, D), TYPES, J)
+    small = TransformerHead(S, torch.randn(2 + 1, D), TYPES, J)
     with pytest.raises(UsageError, match="there are 2 items"):
         beam_search(small, memory, 3, 2)
     memory = replace(memory, items_BM=memory.items_BM % 3)
     assert beam_search(small, memory, 3, 2, repeats=True).items_BRJ.shape == (B, 2, 3)
-    with pytest.raises(UsageError, match="n_steps = 0"):
-        NextKDecoder(S, torch.randn(3, D), TYPES, 0)
 
 
 @pytest.fixture(scope="module")
@@ -279,7 +277,7 @@ def test_a_decoder_learns_from_a_log_and_is_judged(trained):
     end_us, day_us = int(log.timestamps.max()), 86_400_000_000
     train = [futures(model, log, end_us - days * day_us, 4, n_states=4) for days in (24, 18)]
     test = futures(model, log, end_us - 9 * day_us, 4, n_states=4)
-    decoder = fit_next_k(model, train, 4, epochs=4, learning_rate=5e-3, dim=16)
+    decoder = fit_next_k(model, train, 4, epochs=4, learning_rate=5e-3, options={"dim": 16})
     with torch.no_grad():
         losses = [one.loss(test.memory, test.items_BJ, test.types_BJ).item() for one in (decoder, _begun(model, test))]
     assert losses[0] < losses[1]
@@ -298,7 +296,8 @@ def test_a_decoder_learns_from_a_log_and_is_judged(trained):
     hits = [len(set(top[u].tolist()) & (set(test.items_BJ[u].tolist()) - {0})) for u in range(len(test.users))]
     wanted = [len(set(test.items_BJ[u].tolist()) - {0}) for u in range(len(test.users))]
     np.testing.assert_allclose(found["one step"]["recall"], np.array(hits) / np.array(wanted))
-    kept = fit_next_k(model, train, 4, test, epochs=4, learning_rate=5e-3, dim=16)  # the same steps, the best epoch
+    # the same steps, the best epoch
+    kept = fit_next_k(model, train, 4, test, epochs=4, learning_rate=5e-3, options={"dim": 16})
     with torch.no_grad():
         assert kept.loss(*test.take(torch.arange(len(test.users)))).item() <= losses[0] + 1e-6
     with pytest.raises(UsageError, match="k = 5, the futures have 1 to 4"):
@@ -314,4 +313,5 @@ def test_a_decoder_learns_from_a_log_and_is_judged(trained):
 def _begun(model, test):
     torch.manual_seed(0)
     n_types = len(model.vocabulary.event_types)
-    return NextKDecoder(test.memory.states_BMS.shape[2], model.item_vectors_VD, n_types, 4, dim=16).eval()
+    state_dim = test.memory.states_BMS.shape[2]
+    return TransformerHead(state_dim, model.item_vectors_VD, n_types, 4, TransformerOptions(dim=16)).eval()

@@ -20,24 +20,11 @@ from bseq_plugin.errors import RecipeError, RunError, SchemaError, UsageError
 from bseq_plugin.heads.mlp import MlpHead
 from bseq_plugin.heads.mmoe import MmoeHead
 from bseq_plugin.model.interest_model import InterestModel
-from bseq_plugin.testing.heads import HeadTests
 
 DAY_US = 86_400_000_000
 scored = st.lists(st.tuples(st.booleans(), st.integers(0, 5)), min_size=2, max_size=30).filter(
     lambda rows: len({yes for yes, _ in rows}) == 2
 )
-
-
-class TestMlp(HeadTests):
-    head = MlpHead
-
-
-class TestLogistic(HeadTests):
-    head, options = MlpHead, {"hidden": 0}
-
-
-class TestMmoe(HeadTests):
-    head = MmoeHead
 
 
 @settings(deadline=None)
@@ -156,7 +143,7 @@ def test_heads_learn_survive_the_disk_and_repeat(tmp_path):
 
 def test_unknown_names():
     rows = rows_of(10, 0)
-    with pytest.raises(UsageError, match="unknown head 'tree'; there are: mlp, mmoe"):
+    with pytest.raises(UsageError, match="unknown binary head 'tree'; there are: mlp, mmoe"):
         fit_heads(rows, rows, ("a", "b"), digest="", head="tree")
     with pytest.raises(RecipeError, match="hiden"):
         fit_heads(rows, rows, ("a", "b"), digest="", options={"hiden": 3})

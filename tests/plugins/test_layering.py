@@ -14,7 +14,7 @@ LEVELS = [
     {"errors"},
     {"hookspecs", "schema"},
     {"plugins"},
-    {"data", "metrics"},
+    {"data", "layers", "metrics"},
     {"encoders", "losses", "heads", "item_encoders", "indexes", "feature_generators", "readers", "candidate_sources"},
     {"model"},
     {"training", "retrieval", "ranking", "evaluation", "behaviour"},

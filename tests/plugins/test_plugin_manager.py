@@ -8,7 +8,7 @@ import pytest
 from bseq_plugin import hookimpl, plugins
 from bseq_plugin.errors import PluginError, UsageError
 from bseq_plugin.hookspecs import API_VERSION
-from bseq_plugin.plugins import ALLOW_ENV, DENY_ENV, PART_HOOKS, PluginManager, hook_names, plugin_manager
+from bseq_plugin.plugins import ALLOW_ENV, DENY_ENV, HEAD_HOOK, PART_HOOKS, PluginManager, hook_names, plugin_manager
 
 
 @pytest.fixture(autouse=True)
@@ -23,14 +23,14 @@ def manager():
     return PluginManager()
 
 
-def part(name, kind="encoder"):
-    return type(f"Part{name}", (), {"name": name})
+def part(name, answer=None):
+    return type(f"Part{name}", (), {"name": name} | ({"answer": answer} if answer else {}))
 
 
-def plugin(*names, hook="bseq_encoders", **extra):
+def plugin(*names, hook="bseq_encoders", answer=None, **extra):
     """A plugin whose one hook lists parts of these names."""
     module = types.SimpleNamespace(**extra)
-    parts = [part(name) for name in names]
+    parts = [part(name, answer) for name in names]
 
     def listed():
         return parts
@@ -70,8 +70,9 @@ def test_two_plugins_of_one_name_are_refused_by_the_name_of_both(manager):
 
 @pytest.mark.parametrize(("kind", "hook"), list(PART_HOOKS.items()))
 def test_two_parts_of_one_name_are_refused_by_the_name_of_both(manager, kind, hook):
-    manager.register(plugin("same", hook=hook), "one", distribution="dist-one")
-    manager.register(plugin("same", hook=hook), "two", distribution="dist-two")
+    answer = kind.removesuffix(" head") if hook == HEAD_HOOK else None
+    manager.register(plugin("same", hook=hook, answer=answer), "one", distribution="dist-one")
+    manager.register(plugin("same", hook=hook, answer=answer), "two", distribution="dist-two")
     with pytest.raises(PluginError) as caught:
         manager.part(kind, "same")
     for word in (kind, "'same'", "'one'", "dist-one", "'two'", "dist-two", DENY_ENV):
@@ -82,6 +83,23 @@ def test_one_name_may_stand_for_parts_of_different_kinds(manager):
     manager.register(plugin("same"), "one")
     manager.register(plugin("same", hook="bseq_losses"), "two")
     assert manager.part("encoder", "same") is not manager.part("loss", "same")
+
+
+def test_heads_of_one_hook_are_told_apart_by_what_they_answer(manager):
+    """The same name may be that of a head of each kind; a name of another kind is told; no kind is no head."""
+    manager.register(plugin("same", "own", hook=HEAD_HOOK, answer="count"), "one")
+    manager.register(plugin("same", hook=HEAD_HOOK, answer="sequence"), "two")
+    assert manager.part("count head", "same") is not manager.part("sequence head", "same")
+    assert manager.parts("binary head") == {}
+    shown = {info.name: {kind: names for kind, names in info.parts.items() if names} for info in manager.infos()}
+    assert shown == {"one": {"count head": ["own", "same"]}, "two": {"sequence head": ["same"]}}
+    with pytest.raises(UsageError, match=r"unknown sequence head 'own'; there are: same. 'own' is a count head$"):
+        manager.part("sequence head", "own")
+    with pytest.raises(UsageError, match=r"unknown binary head 'x'; there are: \(none\)$"):
+        manager.part("binary head", "x")
+    manager.register(plugin("old", hook=HEAD_HOOK), "three", distribution="dist-three")
+    with pytest.raises(PluginError, match=r"'three' \(dist-three\): head 'old' has answer = None; subclass BinaryHead"):
+        manager.part("binary head", "old")
 
 
 def test_a_misspelt_hook_lists_the_hooks_and_leaves_nothing_behind(manager):

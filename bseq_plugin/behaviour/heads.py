@@ -1,0 +1,69 @@
+"""Heads by kind and name, with their options.
+
+Shape letters: C categories, V items, D width of their vectors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+from bseq_plugin.plugins import plugin_manager
+from bseq_plugin.schema.heads import BinaryHead, CatalogueHead, CountHead, SequenceHead
+from bseq_plugin.schema.options import PartOptions, parse_options
+
+
+@dataclass(frozen=True)
+class HeadChoice:
+    """A head by name, and options other than its own defaults."""
+
+    name: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, chosen: str | HeadChoice) -> HeadChoice:
+        """A name alone is a choice too."""
+        return cls(chosen) if isinstance(chosen, str) else chosen
+
+
+def checked_head(kind: str, chosen: str | HeadChoice) -> tuple[type[Any], PartOptions]:
+    """The class and its options; ``kind`` is "binary", "catalogue", "count" or "sequence".
+
+    Raises UsageError for a name that no head of the kind has, RecipeError for options that it does not take.
+    """
+    choice = HeadChoice.of(chosen)
+    part = plugin_manager().part(f"{kind} head", choice.name)
+    return part, parse_options(part.Options, choice.options, f"options of {kind} head {choice.name!r}")
+
+
+def binary_head(chosen: str | HeadChoice, dim: int, n_tasks: int) -> BinaryHead:
+    """Raises as ``checked_head``."""
+    part, options = checked_head("binary", chosen)
+    head: BinaryHead = part(dim, n_tasks, options)
+    return head
+
+
+def catalogue_head(chosen: str | HeadChoice, dim: int) -> CatalogueHead:
+    """Raises as ``checked_head``."""
+    part, options = checked_head("catalogue", chosen)
+    head: CatalogueHead = part(dim, options)
+    return head
+
+
+def count_head(chosen: str | HeadChoice, dim: int, usual_C: Tensor) -> CountHead:
+    """Raises as ``checked_head``."""
+    part, options = checked_head("count", chosen)
+    head: CountHead = part(dim, usual_C, options)
+    return head
+
+
+def sequence_head(
+    chosen: str | HeadChoice, state_dim: int, item_vectors_VD: Tensor, n_event_types: int, n_steps: int
+) -> SequenceHead:
+    """Raises as ``checked_head``, and UsageError for ``n_steps`` below 1."""
+    part, options = checked_head("sequence", chosen)
+    head: SequenceHead = part(state_dim, item_vectors_VD, n_event_types, n_steps, options)
+    return head
