@@ -14,11 +14,12 @@ from bseq_plugin.feature_generators import FEATURES
 from bseq_plugin.hookspecs import BseqSpecs
 from bseq_plugin.plugins import PART_HOOKS, PluginManager, hook_names, plugin_manager
 from bseq_plugin.testing.encoders import EncoderTests
-from bseq_plugin.testing.heads import HeadTests
+from bseq_plugin.testing.heads import BinaryHeadTests, CatalogueHeadTests, CountHeadTests
 from bseq_plugin.testing.indexes import IndexTests
 from bseq_plugin.testing.item_encoders import ItemEncoderTests
 from bseq_plugin.testing.losses import LossTests
 from bseq_plugin.testing.ranking_features import RankingFeatureTests
+from bseq_plugin.testing.sequence_heads import SequenceHeadTests
 from bseq_plugin.testing.sources import CandidateSourceTests
 
 ROOT = Path(__file__).parents[2]
@@ -48,10 +49,10 @@ HOOKS = {title: body for title, body in sections(DOCS["plugins.md"], "###").item
 
 
 def run(blocks, where):
-    """A module made of the one block there is."""
-    [code] = blocks
+    """A module made of the blocks there are, one after the other."""
+    assert blocks, where
     module = types.ModuleType("block")
-    exec(compile(code, where, "exec"), module.__dict__)
+    exec(compile("\n".join(blocks), where, "exec"), module.__dict__)
     return module
 
 
@@ -72,8 +73,23 @@ class TestLossOfTheGuide(LossTests):
     loss = plugin("bseq_losses()").BPR
 
 
-class TestHeadOfTheGuide(HeadTests):
-    head = plugin("bseq_heads()").CosineHead
+HEADS = plugin("bseq_heads()")
+
+
+class TestBinaryHeadOfTheGuide(BinaryHeadTests):
+    head = HEADS.CosineHead
+
+
+class TestCatalogueHeadOfTheGuide(CatalogueHeadTests):
+    head = HEADS.GainsHead
+
+
+class TestCountHeadOfTheGuide(CountHeadTests):
+    head = HEADS.SoftplusHead
+
+
+class TestSequenceHeadOfTheGuide(SequenceHeadTests):
+    head = HEADS.RecurrentHead
 
 
 class TestItemEncoderOfTheGuide(ItemEncoderTests):
@@ -108,7 +124,8 @@ def test_the_example_of_a_hook_registers_beside_the_built_in_parts(title):
     hook = title.partition("(")[0]
     assert mine.hooks == [hook]
     if hook in PART_HOOKS.values():
-        assert sum(len(names) for names in mine.parts.values()) == 1
+        given = [name for kind, names in mine.parts.items() for name in names if PART_HOOKS[kind] == hook]
+        assert len(given) == len(getattr(plugin(title), hook)()) == sum(len(names) for names in mine.parts.values())
 
 
 def test_the_reader_of_the_guide_reads(tmp_path):

@@ -68,12 +68,11 @@ def test_count_heads_begin_at_what_is_usual_and_are_their_formulas():
     torch.nn.init.normal_(kept.keep_C)
     for n in range(4):
         for c in range(2):
-            own = [
-                math.exp(float(head.linear.weight[c] @ vectors[n] + head.linear.bias[c])) for head in (log_linear, kept)
-            ]
-            share = 1 / (1 + math.exp(-float(kept.keep_C[c])))
-            assert float(log_linear(vectors, recent)[n, c]) == pytest.approx(own[0], rel=1e-5)
-            assert float(kept(vectors, recent)[n, c]) == pytest.approx(share * recent[n, c].item() + own[1], rel=1e-5)
+            layers = log_linear.linear, kept.linear
+            own = [math.exp((layer.weight[c] @ vectors[n] + layer.bias[c]).item()) for layer in layers]
+            share = 1 / (1 + math.exp(-kept.keep_C[c].item()))
+            assert log_linear(vectors, recent)[n, c].item() == pytest.approx(own[0], rel=1e-5)
+            assert kept(vectors, recent)[n, c].item() == pytest.approx(share * recent[n, c].item() + own[1], rel=1e-5)
 
 
 @pytest.mark.parametrize("kind", [LogLinearHead, KeptShareHead])
