@@ -5,7 +5,6 @@ Shape letters: N rows (a user at an instant), D width, K tasks.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,18 +12,19 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from safetensors.torch import load, save
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bseq_plugin.behaviour.best import BestWeights
-from bseq_plugin.behaviour.heads import HeadChoice, binary_head
+from bseq_plugin.behaviour.heads import HeadChoice, binary_head, load_weights
 from bseq_plugin.behaviour.inputs import Scale
 from bseq_plugin.errors import RunError, UsageError
+from bseq_plugin.model.tensor_file import load_sealed, save_sealed
 from bseq_plugin.schema.heads import BinaryHead
 
 Weighting = Literal["equal", "uncertainty"]
 BATCH_ROWS, MAX_EPOCHS, PATIENCE = 1024, 60, 8
+HEADS_FILE, OLD_SETTINGS = "heads.safetensors", "heads.json"
 
 
 @dataclass(frozen=True)
@@ -65,48 +65,39 @@ class FittedHeads:
         return found
 
     def save(self, folder: Path) -> None:
-        """Write ``heads.safetensors`` and ``heads.json`` into ``folder``, which is made if it is not there."""
-        folder.mkdir(parents=True, exist_ok=True)
+        """Write ``heads.safetensors`` into ``folder``, which is made if it is not there; whole or not at all."""
         scale = {"mean": torch.from_numpy(self.scale.mean_D), "deviation": torch.from_numpy(self.scale.deviation_D)}
-        state = {f"head.{name}": value.contiguous() for name, value in self.head.state_dict().items()}
-        tensors = save({**state, **scale})
-        (folder / "heads.safetensors").write_bytes(tensors)
-        document = {
-            "answer": self.head.answer, "head": self.head.name, "options": self.head.options.model_dump(),
+        state = {f"head.{name}": value for name, value in self.head.state_dict().items()}
+        told = {
+            "answer": self.head.answer, "head": self.head.name, "options": self.head.options.model_dump(mode="json"),
             "tasks": self.tasks, "model_digest": self.digest, "inputs": self.inputs, "dim": self.head.dim,
-            "tensors_sha256": _sha256(tensors),
         }  # fmt: skip
-        (folder / "heads.json").write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+        save_sealed(folder / HEADS_FILE, {**state, **scale}, {"heads": json.dumps(told)})
+        (folder / OLD_SETTINGS).unlink(missing_ok=True)
 
     @classmethod
     def load(cls, folder: Path, digest: str) -> FittedHeads:
-        """Read what ``save`` wrote. Raises RunError if it is missing, damaged or half written, or of another model than
-        ``digest``.
+        """Read what ``save`` wrote. Raises RunError if it is missing or damaged, or of another model than ``digest``,
+        UsageError if the plugin that gave the head is gone.
         """
-        for name in ("heads.json", "heads.safetensors"):
-            if not (folder / name).is_file():
-                raise RunError(f"{folder} has no {name}; save heads there first")
-        document = json.loads((folder / "heads.json").read_text(encoding="utf-8"))
-        if document["model_digest"] != digest:
+        if (folder / OLD_SETTINGS).is_file():
             raise RunError(
-                f"the heads in {folder} read vectors of model {document['model_digest'][:12]}, this is model "
+                f"{folder} has a {OLD_SETTINGS}: these heads were saved by an earlier version, with their settings in "
+                "a file of their own; train them again"
+            )
+        tensors, metadata = load_sealed(folder / HEADS_FILE, "FittedHeads.save")
+        if "heads" not in metadata:
+            raise RunError(f"{folder / HEADS_FILE} is not a file that FittedHeads.save wrote; give another folder")
+        told = json.loads(metadata["heads"])
+        if told["model_digest"] != digest:
+            raise RunError(
+                f"the heads in {folder} read vectors of model {told['model_digest'][:12]}, this is model "
                 f"{digest[:12]}: train them again"
             )
-        raw = (folder / "heads.safetensors").read_bytes()
-        if _sha256(raw) != document["tensors_sha256"]:
-            raise RunError(f"{folder}/heads.safetensors is not what heads.json belongs to; save the heads again")
-        head = binary_head(HeadChoice(document["head"], document["options"]), document["dim"], len(document["tasks"]))
-        tensors = load(raw)
-        try:
-            head.load_state_dict({k.removeprefix("head."): v for k, v in tensors.items() if k.startswith("head.")})
-        except RuntimeError as error:
-            raise RunError(f"the saved head does not fit its description: {error}") from None
+        head = binary_head(HeadChoice(told["head"], told["options"]), told["dim"], len(told["tasks"]))
+        load_weights(head, {k.removeprefix("head."): v for k, v in tensors.items() if k.startswith("head.")})
         scale = Scale(tensors["mean"].numpy(), tensors["deviation"].numpy())
-        return cls(head.eval(), scale, tuple(document["tasks"]), digest, document["inputs"])
-
-
-def _sha256(raw: bytes) -> str:
-    return hashlib.sha256(raw).hexdigest()
+        return cls(head.eval(), scale, tuple(told["tasks"]), digest, told["inputs"])
 
 
 class TaskWeights(nn.Module):

@@ -11,8 +11,9 @@ from typing import Any
 
 from torch import Tensor
 
+from bseq_plugin.errors import RunError
 from bseq_plugin.plugins import plugin_manager
-from bseq_plugin.schema.heads import BinaryHead, CatalogueHead, CountHead, SequenceHead
+from bseq_plugin.schema.heads import BehaviourHead, BinaryHead, CatalogueHead, CountHead, SequenceHead
 from bseq_plugin.schema.options import PartOptions, parse_options
 
 
@@ -67,3 +68,11 @@ def sequence_head(
     part, options = checked_head("sequence", chosen)
     head: SequenceHead = part(state_dim, item_vectors_VD, n_event_types, n_steps, options)
     return head
+
+
+def load_weights(head: BehaviourHead, weights: Mapping[str, Tensor]) -> None:
+    """Raises RunError for weights of another head: of a plugin that has changed, say."""
+    try:
+        head.load_state_dict(dict(weights))
+    except RuntimeError as error:
+        raise RunError(f"the saved {head.answer} head {head.name!r} does not fit its description: {error}") from None

@@ -5,15 +5,12 @@ Shape letters: U users, N visits, J bins, D width of the states, A numbers of da
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -25,6 +22,7 @@ from bseq_plugin.encoders.dropout import dropout
 from bseq_plugin.errors import BseqError, RunError, SchemaError, UsageError
 from bseq_plugin.model.direct import packed_events
 from bseq_plugin.model.encoder import SequenceInterestEncoder
+from bseq_plugin.model.tensor_file import load_sealed, save_sealed
 from bseq_plugin.schema.recipe import Recipe
 
 HIDDEN = 32
@@ -104,45 +102,28 @@ class ReturnTime(nn.Module):
 
     def save(self, path: Path) -> None:
         """Write one safetensors file, which has the recipe, the bins and the instant too; whole or not at all."""
-        tensors = {name: value.contiguous() for name, value in self.state_dict().items()}
         told = {
             "recipe": self.recipe.model_dump_json(), "edges": json.dumps(self.bins.edges),
             "until_us": str(self.until_us),
         }  # fmt: skip
-        path.parent.mkdir(parents=True, exist_ok=True)
-        aside = path.with_name(f"{path.name}.tmp")
-        aside.write_bytes(save(tensors, {**told, "sha256": _digest(tensors, told)}))
-        aside.replace(path)
+        save_sealed(path, self.state_dict(), told)
 
     @classmethod
     def load(cls, path: Path) -> ReturnTime:
         """Read what ``save`` wrote. Raises RunError if it is not there, or not that."""
-        if not path.is_file():
-            raise RunError(f"there is no file {str(path)!r}; give one that ReturnTime.save wrote")
+        tensors, told = load_sealed(path, "ReturnTime.save")
         try:
-            with safe_open(path, "pt") as file:
-                told = dict(file.metadata())
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            whole = told.pop("sha256") == _digest(tensors, told)
             recipe = Recipe.parse(json.loads(told["recipe"]), str(path))
             model = cls(recipe, Bins(tuple(json.loads(told["edges"]))), int(told["until_us"]))
             model.load_state_dict(tensors)
-        except (SafetensorError, KeyError, TypeError, ValueError, RuntimeError, BseqError) as error:
+        except (KeyError, TypeError, ValueError, RuntimeError, BseqError) as error:
             raise RunError(f"{str(path)!r} is not a file that ReturnTime.save wrote: {error}") from None
-        if not whole:
-            raise RunError(f"{str(path)!r} is damaged: it does not hold what was saved; save it again")
         return model.eval()
 
     @property
     def gap_us(self) -> int:
         """A longer gap begins a visit, where the log has no session ids."""
         return self.encoder.event_embedder.inputs.session_gap_us
-
-
-def _digest(tensors: dict[str, Tensor], told: dict[str, str]) -> str:
-    """Of the weights and of what is told beside them."""
-    weights = save(dict(sorted(tensors.items())))
-    return hashlib.sha256(weights + json.dumps(told, sort_keys=True).encode()).hexdigest()
 
 
 def checked_days(days: Sequence[float]) -> list[float]:

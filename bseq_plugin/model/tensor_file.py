@@ -1,18 +1,23 @@
-"""A safetensors file written a block at a time, by one process or by several at once.
+"""safetensors files: written a block at a time, by one process or by several at once; or small, whole and sealed.
 
-safetensors' own writer wants whole tensors in memory. The format is simple enough to do without: eight bytes with the
-length of a JSON header, the header, then the tensors' bytes, row after row.
+safetensors' own writer wants whole tensors in memory. For large ones the format is simple enough to do without: eight
+bytes with the length of a JSON header, the header, then the tensors' bytes, row after row.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
 from torch import Tensor
+
+from bseq_plugin.errors import RunError
 
 BYTES = 4  # of a float32
 ROWS_PER_WRITE = 1 << 16  # what is mapped at a time counts as memory of the process
@@ -47,3 +52,43 @@ def write(path: Path, name: str, values: Tensor, row: int = 0, column: int = 0) 
         mapped[:, column : column + block.shape[1]] = block.numpy()
         mapped.flush()
         del mapped
+
+
+def save_sealed(path: Path, tensors: Mapping[str, Tensor], told: Mapping[str, str]) -> None:
+    """Write tensors, what is told beside them, and a digest of both, as one file: whole or not at all.
+
+    Folders are made. Raises OSError if it can't be written; what was there before is there then.
+    """
+    kept = {name: value.detach().contiguous() for name, value in tensors.items()}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f".{path.name}.tmp")
+    try:
+        aside.write_bytes(save(kept, {**told, "sha256": _digest(kept, told)}))
+        os.replace(aside, path)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def load_sealed(path: Path, writer: str) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """(tensors, told) as they were given to ``save_sealed``.
+
+    Raises RunError if the file is not there, not one of these (``writer`` says whose it is to be), or damaged.
+    """
+    if not path.is_file():
+        raise RunError(f"there is no file {str(path)!r}; give one that {writer} wrote")
+    try:
+        with safe_open(path, "pt") as file:
+            told = dict(file.metadata() or {})
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # it is no mapping
+        digest = told.pop("sha256")
+    except (SafetensorError, KeyError) as error:
+        raise RunError(f"{str(path)!r} is not a file that {writer} wrote: {error}") from None
+    if digest != _digest(tensors, told):
+        raise RunError(f"{str(path)!r} is damaged: it does not hold what was saved; save it again")
+    return tensors, told
+
+
+def _digest(tensors: Mapping[str, Tensor], told: Mapping[str, str]) -> str:
+    """sha256 of the tensors and of what is told beside them."""
+    weights = save(dict(sorted(tensors.items())))
+    return hashlib.sha256(weights + json.dumps(dict(told), sort_keys=True).encode()).hexdigest()

@@ -1,6 +1,7 @@
 """The decoder of the next k events: causal, begun as the encoder, searched exhaustively, and taught a cycle."""
 
 import itertools
+import json
 import math
 from dataclasses import replace
 
@@ -15,12 +16,14 @@ from bseq_plugin.behaviour.next_k import (
     expected_items,
     sample_paths,
 )
+from bseq_plugin.behaviour.next_k_file import load_decoder, save_decoder
 from bseq_plugin.behaviour.next_k_fit import fit_next_k, futures, memory_of
 from bseq_plugin.behaviour.next_k_judge import judge_next_k, rank_next_k
-from bseq_plugin.errors import BseqError, SchemaError, UsageError
+from bseq_plugin.errors import BseqError, RunError, SchemaError, UsageError
 from bseq_plugin.heads.transformer import TransformerHead, TransformerOptions
 from bseq_plugin.model.direct import packed_events
 from bseq_plugin.model.interest_model import InterestModel
+from bseq_plugin.model.tensor_file import load_sealed, save_sealed
 from bseq_plugin.schema.heads import DecoderMemory
 
 B, M, S, D, V, TYPES, J = 3, 4, 5, 6, 4, 2, 3
@@ -272,7 +275,7 @@ def test_memory_is_made_in_parts(trained, monkeypatch):
         memory_of(model, log, 3)
 
 
-def test_a_decoder_learns_from_a_log_and_is_judged(trained):
+def test_a_decoder_learns_from_a_log_is_judged_and_saved(trained, tmp_path):
     model, log = trained
     end_us, day_us = int(log.timestamps.max()), 86_400_000_000
     train = [futures(model, log, end_us - days * day_us, 4, n_states=4) for days in (24, 18)]
@@ -300,6 +303,12 @@ def test_a_decoder_learns_from_a_log_and_is_judged(trained):
     kept = fit_next_k(model, train, 4, test, epochs=4, learning_rate=5e-3, options={"dim": 16})
     with torch.no_grad():
         assert kept.loss(*test.take(torch.arange(len(test.users)))).item() <= losses[0] + 1e-6
+    path = tmp_path / "new" / "decoder.safetensors"
+    save_decoder(decoder, path, model)
+    again = load_decoder(path, model)
+    for one, other in zip(again(*test.take(torch.arange(5))), decoder(*test.take(torch.arange(5))), strict=True):
+        assert torch.equal(one, other)
+    assert again.options == decoder.options
     with pytest.raises(UsageError, match="k = 5, the futures have 1 to 4"):
         rank_next_k(decoder, test, 5)
     with pytest.raises(UsageError, match="4 steps are given, this decoder has 2"):
@@ -308,6 +317,30 @@ def test_a_decoder_learns_from_a_log_and_is_judged(trained):
         fit_next_k(model, train, 4, learning_rate=float("inf"), epochs=2)
     with pytest.raises(UsageError, match="0 instants"):
         fit_next_k(model, [], 4)
+
+
+def test_a_saved_decoder_that_does_not_belong_is_refused(trained, tmp_path):
+    """By another model, of another head, or no decoder at all."""
+    model, _ = trained
+    path = tmp_path / "decoder"
+    decoder = TransformerHead(4, model.item_vectors_VD, 2, 3, TransformerOptions(dim=8))
+    save_decoder(decoder, path, model)
+    tensors, told = load_sealed(path, "")
+    settings = json.loads(told["decoder"])
+    assert (settings["head"], settings["options"]["dim"]) == ("transformer", 8)
+    for changed, error in (
+        ({"model_digest": "0" * 64}, "reads model 000000000000, this is model"),
+        ({"options": {"dim": 16}}, "the saved sequence head 'transformer' does not fit its description"),
+    ):
+        save_sealed(path, tensors, {"decoder": json.dumps(settings | changed)})
+        with pytest.raises(RunError, match=error):
+            load_decoder(path, model)
+    save_sealed(path, tensors, {"decoder": json.dumps(settings | {"head": "gone"})})
+    with pytest.raises(UsageError, match="unknown sequence head 'gone'; there are: transformer"):
+        load_decoder(path, model)
+    save_sealed(path, tensors, {})
+    with pytest.raises(RunError, match="is not a file that save_decoder wrote"):
+        load_decoder(path, model)
 
 
 def _begun(model, test):
