@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from bseq_plugin.encoders.attention import NewestView, View
 from bseq_plugin.encoders.dropout import dropout
 from bseq_plugin.encoders.pairs import PairBias
-from bseq_plugin.layers import IdentityLinear, IdentityValues, ZeroLinear
+from bseq_plugin.layers import IdentityLinear, IdentityValues
 
 Begin = Literal["random", "mean"]
 
@@ -104,27 +104,3 @@ class FrequencyFilter(nn.Module):
         """``[R, D]``."""
         low_RD = view.average(x_MD)
         return low_RD + self.beta.square() * (view.queries(x_MD) - low_RD)
-
-
-class FeedForward(nn.Module):
-    """``W2 gelu(W1 x)``, or SwiGLU ``W2 (silu(W1 x) * W3 x)`` (Shazeer, "GLU Variants Improve Transformer", 2020).
-
-    ``begin = "mean"``: adds nothing at first.
-    """
-
-    def __init__(self, dim: int, inner: int, swiglu: bool, begin: Begin = "random") -> None:
-        super().__init__()
-        self.swiglu = swiglu
-        self.into = nn.Linear(dim, 2 * inner if swiglu else inner)
-        self.out = (ZeroLinear if begin == "mean" else nn.Linear)(inner, dim)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Same shape."""
-        inner = self.into(x)
-        if self.swiglu:
-            gate, value = inner.chunk(2, -1)
-            inner = F.silu(gate) * value
-        else:
-            inner = F.gelu(inner)
-        out: Tensor = self.out(inner)
-        return out

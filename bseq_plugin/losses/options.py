@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import torch
 from pydantic import Field
 
 from bseq_plugin.losses.precision import multiplies_in_halves
+from bseq_plugin.schema.matmul import Matmul
 from bseq_plugin.schema.options import PartOptions
 from bseq_plugin.schema.parts import SequenceLoss
 
@@ -15,7 +16,7 @@ from bseq_plugin.schema.parts import SequenceLoss
 class MatmulOptions(PartOptions):
     """How scores are multiplied out."""
 
-    matmul: Literal["auto", "float32", "bfloat16"] = Field(
+    matmul: Matmul = Field(
         "auto",
         description="type of the factors of the matrix products (sums are float32); 'auto' = bfloat16 on a CPU that "
         "measurably gains from it, else float32",

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from typing import NamedTuple
@@ -11,11 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from bseq_plugin.errors import RecipeError
-
-MATMULS = ("auto", "float32", "bfloat16")
-NARROWEST = 32  # below this width conversions cost as much as the products
-WORTH_IT = 1.15  # a measured gain below this is noise, and the extra rounding is not worth it
+from bseq_plugin.schema.matmul import fastest, in_halves
 
 
 class Halves(NamedTuple):
@@ -88,23 +82,8 @@ class Products:
 
 
 def multiplies_in_halves(vectors_ND: Tensor, matmul: str) -> bool:
-    """Whether products with these candidates are made in bfloat16. Raises RecipeError for an unknown ``matmul``.
-
-    "auto" takes it on a CPU that has instructions for it and measurably gains from them with this width.
-    """
-    if matmul not in MATMULS:
-        raise RecipeError(f"matmul = {matmul!r}; choose one of {', '.join(MATMULS)}")
-    return matmul == "bfloat16" or (matmul == "auto" and _halves_pay(vectors_ND))
-
-
-def _halves_pay(vectors_ND: Tensor) -> bool:
-    if vectors_ND.device.type != "cpu" or vectors_ND.dtype != torch.float32 or vectors_ND.shape[1] < NARROWEST:
-        return False
-    return _has_bfloat16_unit() and bfloat16_gain(vectors_ND.shape[1]) > WORTH_IT
-
-
-def _has_bfloat16_unit() -> bool:
-    return bool(torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported())
+    """Whether products with these candidates are made in bfloat16; see ``in_halves``."""
+    return in_halves(vectors_ND, matmul, lambda: bfloat16_gain(vectors_ND.shape[1]))
 
 
 @cache
@@ -120,14 +99,5 @@ def bfloat16_gain(dim: int, n_candidates: int = 8192, chunk: int = 64) -> float:
         def step(products: Products = products, out: Tensor = out) -> None:
             products.gradients(products.logits(states_CD), states_CD, out=out, first=False)
 
-        seconds.append(_fastest(step))
+        seconds.append(fastest(step))
     return seconds[0] / seconds[1]
-
-
-def _fastest(step: Callable[[], None], repeats: int = 7) -> float:
-    taken = []
-    for _ in range(repeats):
-        started = time.perf_counter()
-        step()
-        taken.append(time.perf_counter() - started)
-    return min(taken)

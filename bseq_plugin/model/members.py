@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -45,6 +46,17 @@ class SideBySide(SequenceEncoder):
         shares = [part.attention(own) for part, own in self._members(events)]
         known = [share for share in shares if share is not None]
         return torch.stack(known).mean(0) if len(known) == len(shares) else None
+
+    def machine_choices(self, dim: int) -> dict[str, Any]:
+        """Those of a member, ``dim`` its width."""
+        choices: dict[str, Any] = self.parts[0].machine_choices(dim)  # type: ignore[operator]
+        return choices
+
+    def settle(self, choices: dict[str, Any]) -> None:
+        """In every member."""
+        super().settle(choices)
+        for part in self.parts:
+            part.settle(choices)  # type: ignore[operator]  # a ModuleList forgets the type
 
     def _members(self, events: PackedEvents) -> list[tuple[SequenceEncoder, PackedEvents]]:
         columns = events.x_TD.chunk(len(self.parts), dim=1)

@@ -20,7 +20,25 @@ if TYPE_CHECKING:
     from bseq_plugin.schema.ranking import FeatureInputs
 
 
-class SequenceEncoder(nn.Module, ABC):
+class MachineChoices:
+    """Options of a part that are left to be found by measuring the machine.
+
+    Training asks once, on rank 0, gives the answer to every rank and writes it into the run, so that all ranks and a
+    resumed run calculate alike.
+    """
+
+    options: Any
+
+    def machine_choices(self, dim: int) -> dict[str, Any]:
+        """Those options, for vectors of width ``dim``, with what is best here; none by default."""
+        return {}
+
+    def settle(self, choices: dict[str, Any]) -> None:
+        """Take ``choices`` over into the options."""
+        self.options = self.options.model_copy(update=choices)
+
+
+class SequenceEncoder(nn.Module, MachineChoices, ABC):
     """Events in, one state an event out; a state may depend on its own user's events up to and including its own.
 
     Subclasses set ``name`` and, if they have settings, an ``Options`` model. All tensors live where the inputs live,
@@ -103,7 +121,7 @@ class Candidates:
     log_expected_count_N: Tensor | None = None
 
 
-class SequenceLoss(nn.Module, ABC):
+class SequenceLoss(nn.Module, MachineChoices, ABC):
     """Scalar loss of states against their targets and a candidate set. Score = inner product."""
 
     name: ClassVar[str]
@@ -120,14 +138,6 @@ class SequenceLoss(nn.Module, ABC):
         A candidate that is a target of the same state (an accidental hit) must not count as its negative: what a
         state's targets do to each other is for the loss to say, from ``targets`` alone.
         """
-
-    def machine_choices(self, dim: int) -> dict[str, Any]:
-        """Options left to be found by measuring the machine, for vectors of width ``dim``; none by default.
-
-        Training asks once, on rank 0, gives the answer to every rank and writes it into the run, so that all ranks
-        and a resumed run calculate alike.
-        """
-        return {}
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from bseq_plugin.errors import RecipeError
 from bseq_plugin.losses import chunked, precision
 from bseq_plugin.losses.bce import BCELoss, GeneralisedBCELoss
 from bseq_plugin.losses.softmax import SoftmaxLoss, SoftmaxOptions
+from bseq_plugin.schema import matmul as machine
 from bseq_plugin.schema.parts import Candidates, Targets
 from bseq_plugin.testing.losses import LossTests
 
@@ -242,11 +243,11 @@ def test_bfloat16_is_taken_only_where_it_gains(monkeypatch):
     vectors = torch.randn(8, 64)
     for gain, expected in ((1.0, False), (3.0, True)):
         monkeypatch.setattr(precision, "bfloat16_gain", lambda dim, gain=gain: gain)
-        monkeypatch.setattr(precision, "_has_bfloat16_unit", lambda: True)
+        monkeypatch.setattr(machine, "_has_bfloat16_unit", lambda: True)
         assert precision.multiplies_in_halves(vectors, "auto") == expected
         assert not precision.multiplies_in_halves(vectors.double(), "auto")
         assert not precision.multiplies_in_halves(vectors[:, :16], "auto")
-        monkeypatch.setattr(precision, "_has_bfloat16_unit", lambda: False)
+        monkeypatch.setattr(machine, "_has_bfloat16_unit", lambda: False)
         assert not precision.multiplies_in_halves(vectors, "auto")
     monkeypatch.undo()
     assert precision.bfloat16_gain(8, n_candidates=64) > 0

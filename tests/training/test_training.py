@@ -9,6 +9,8 @@ import torch
 from bseq_plugin.data.events import Events
 from bseq_plugin.data.prepare import evaluation_set, prepare
 from bseq_plugin.data.training_data import TrainingData
+from bseq_plugin.encoders.causal import CausalEncoder
+from bseq_plugin.encoders.feed_forward import FeedForward
 from bseq_plugin.errors import BseqError, RecipeError, RunError, SchemaError, UsageError
 from bseq_plugin.losses.softmax import SoftmaxLoss
 from bseq_plugin.metrics import ranking_metrics, top_k_items
@@ -180,16 +182,26 @@ def test_resumed_is_uninterrupted(events, tiny_recipe, tmp_path, monkeypatch, re
 
 def test_what_is_measured_is_measured_once(events, tiny_recipe, tmp_path, monkeypatch):
     """A resumed run multiplies as it was begun, whatever the machine would say now."""
-    monkeypatch.setattr(SoftmaxLoss, "machine_choices", lambda self, dim: {"matmul": "bfloat16"})
+    parts = {"encoder": CausalEncoder, "loss": SoftmaxLoss}
+    for part in parts.values():
+        monkeypatch.setattr(part, "machine_choices", lambda self, dim: {"matmul": "bfloat16"})
     stopped_after(events, tiny_recipe, tmp_path / "run", monkeypatch, 1)
-    monkeypatch.setattr(SoftmaxLoss, "machine_choices", lambda self, dim: {"matmul": "float32"})
+    for part in parts.values():
+        monkeypatch.setattr(part, "machine_choices", lambda self, dim: {"matmul": "float32"})
     used = set()
+
+    def noting(forward):
+        return lambda self, *a: (self.training and used.add((type(self), matmul_of(self))), forward(self, *a))[1]
+
+    def matmul_of(part):
+        return part.options.matmul if isinstance(part, SoftmaxLoss) else part.matmul
+
     with monkeypatch.context() as patch:
-        forward = SoftmaxLoss.forward
-        patch.setattr(SoftmaxLoss, "forward", lambda self, *a: (used.add(self.options.matmul), forward(self, *a))[1])
+        for part in (SoftmaxLoss, FeedForward):
+            patch.setattr(part, "forward", noting(part.forward))
         run = quietly(events, tiny_recipe, tmp_path / "run", resume=True)
-    assert used == {"bfloat16"}
-    assert run.info["machine_choices"] == {"matmul": "bfloat16"}
+    assert used == {(SoftmaxLoss, "bfloat16"), (FeedForward, "bfloat16")}
+    assert run.info["machine_choices"] == {name: {"matmul": "bfloat16"} for name in parts}
 
 
 def test_a_finished_run_is_not_trained_again(events, tiny_recipe, tmp_path, weights):

@@ -1,0 +1,83 @@
+"""Feed-forward in bfloat16 while training: against float64, and where it is taken."""
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from bseq_plugin.encoders import feed_forward
+from bseq_plugin.encoders.causal import CausalEncoder, CausalOptions
+from bseq_plugin.encoders.feed_forward import FeedForward
+from bseq_plugin.model.members import SideBySide
+from bseq_plugin.schema import matmul
+
+
+def exact(part, x):
+    """W2 gelu(W1 x) or SwiGLU, from the formula, in float64."""
+    w1, b1, w2, b2 = (t.detach().double().requires_grad_() for t in part.parameters())
+    x = x.detach().double().requires_grad_()
+    inner = x @ w1.T + b1
+    if part.swiglu:
+        gate, value = inner[:, : inner.shape[1] // 2], inner[:, inner.shape[1] // 2 :]
+        inner = gate * torch.sigmoid(gate) * value
+    else:
+        inner = 0.5 * inner * (1 + torch.erf(inner / 2**0.5))
+    return inner @ w2.T + b2, [x, w1, b1, w2, b2]
+
+
+@pytest.mark.parametrize("swiglu", [False, True])
+@pytest.mark.parametrize("n_rows", [0, 1, 45])
+def test_bfloat16_is_float64_to_a_bfloat16s_precision(swiglu, n_rows):
+    """Values and all gradients, which keep the model's type."""
+    torch.manual_seed(0)
+    part = FeedForward(64, 96, swiglu, matmul="bfloat16")
+    x, weights = torch.randn(n_rows, 64, requires_grad=True), torch.randn(n_rows, 64)
+    found = part(x)
+    (found * weights).sum().backward()
+    wanted, leaves = exact(part, x)
+    (wanted * weights).sum().backward()
+    assert found.dtype == torch.float32
+    pairs = [(found, wanted), *((t.grad, leaf.grad) for t, leaf in zip([x, *part.parameters()], leaves, strict=True))]
+    for rounded, true in pairs:
+        assert rounded.dtype == torch.float32
+        assert float((rounded - true).norm()) <= 2**-6 * float(true.norm())
+
+
+@pytest.mark.parametrize("kind", ["bfloat16", "auto", "float32"])
+def test_outside_of_training_nothing_is_rounded(kind, monkeypatch):
+    monkeypatch.setattr(feed_forward, "bfloat16_gain", lambda *_: 3.0)
+    monkeypatch.setattr(matmul, "_has_bfloat16_unit", lambda: True)
+    torch.manual_seed(0)
+    part, x = FeedForward(64, 96, False, matmul=kind), torch.randn(7, 64)
+    plain = F.linear(F.gelu(F.linear(x, part.into.weight, part.into.bias)), part.out.weight, part.out.bias)
+    assert torch.equal(part.eval()(x), plain)
+    assert torch.equal(part.train()(x), plain) == (kind == "float32")
+
+
+def test_auto_leaves_narrow_and_float64_models_alone(monkeypatch):
+    monkeypatch.setattr(feed_forward, "bfloat16_gain", lambda *_: 3.0)
+    monkeypatch.setattr(matmul, "_has_bfloat16_unit", lambda: True)
+    for part, x in (
+        (FeedForward(16, 64, False, matmul="auto"), torch.randn(5, 16)),
+        (FeedForward(64, 64, False, matmul="auto").double(), torch.randn(5, 64).double()),
+    ):
+        assert torch.equal(part.train()(x), part.eval()(x))
+
+
+def test_a_gain_is_measured():
+    assert feed_forward.bfloat16_gain(32, 64) > 0
+    assert feed_forward.bfloat16_gain(32, 64, True) > 0
+
+
+def test_what_was_measured_reaches_every_block_of_every_member(monkeypatch):
+    monkeypatch.setattr(matmul, "_has_bfloat16_unit", lambda: True)
+    members = SideBySide([CausalEncoder(64, 8, 0.0, CausalOptions()) for _ in range(2)])
+    for gain, expected in ((1.0, "float32"), (3.0, "bfloat16")):
+        monkeypatch.setattr("bseq_plugin.encoders.causal.bfloat16_gain", lambda *_, gain=gain: gain)
+        choices = members.machine_choices(64)
+        assert choices == {"matmul": expected}
+        members.settle(choices)
+        assert {b.feed_forward.matmul for part in members.parts for b in part.blocks} == {expected}
+        members = SideBySide([CausalEncoder(64, 8, 0.0, CausalOptions()) for _ in range(2)])
+    asked = CausalEncoder(64, 8, 0.0, CausalOptions(matmul="float32"))
+    assert asked.machine_choices(64) == {}
+    assert {b.feed_forward.matmul for b in asked.blocks} == {"float32"}
