@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 import typer
 from rich.table import Table
 
+from bseq_plugin.cli.allocator import keep_freed_memory
 from bseq_plugin.cli.common import RecipeName, Settings, check_output, load_recipe, note, out, write_json
 from bseq_plugin.errors import UsageError
 
@@ -54,6 +55,8 @@ def benchmark(
         raise UsageError("benchmark runs in one process; under torchrun use train and evaluate")
     load_recipe(recipe, settings)  # wrong settings end here, before a long log is read
     from bseq_plugin.readers.read_events import read_events
+
+    keep_freed_memory()
 
     events = read_events(sequences)
     base = load_recipe(recipe, settings, events).replace(split=protocol, mask_seen=True)

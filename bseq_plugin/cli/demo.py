@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.table import Table
 
+from bseq_plugin.cli.allocator import keep_freed_memory
 from bseq_plugin.cli.common import Settings, load_recipe, note, out
 
 if TYPE_CHECKING:
@@ -47,6 +48,7 @@ def demo(
     check_name(data)
     take_folder(folder)
     note.print("[bold]1/7 Reading purchases[/bold]")
+    keep_freed_memory()
     job = Demo(load(data, QUICK_EVERY if quick else 1), recipe, folder)
     frame = job.data.events.frame
     note.print(

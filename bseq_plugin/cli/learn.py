@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from bseq_plugin.cli.allocator import keep_freed_memory
 from bseq_plugin.cli.common import (
     Columns,
     Items,
@@ -69,6 +70,7 @@ def train(
     from bseq_plugin.readers.read_events import read_events
     from bseq_plugin.training.train import train as run_training
 
+    keep_freed_memory()
     table = None if items is None else read_table(items)
     events: Events | PartitionedSequences
     if Path(source).is_dir():

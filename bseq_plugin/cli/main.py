@@ -74,9 +74,6 @@ def quiet() -> None:
 
 def main() -> None:
     """Entry point of ``bseq``."""
-    # oneDNN keeps a compiled kernel for each of the last 1,024 shapes it met, and histories have ever new ones: some
-    # hundreds of megabytes for nothing. It reads this when it is first used.
-    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
     run(app, "bseq --debug COMMAND")
 
 

@@ -1,0 +1,26 @@
+"""How a process of ours, which trains and does nothing else, gets its memory."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
+KEPT_BYTES = 512 << 20  # free memory at the top of the heap that is not given back
+LARGEST_KEPT = 32 << 20  # the largest that glibc allows; larger blocks are mapped, and given back when they are freed
+
+
+def keep_freed_memory() -> bool:
+    """Let glibc's malloc keep what is freed instead of giving it back to the system; False if nothing was done.
+
+    A training step frees and asks for the same some hundred blocks again. Given back, each comes as fresh pages, which
+    the kernel fills with zeros one by one: up to a third of a step. Nothing is done for another allocator than glibc's,
+    or if the environment says already how it shall be. For processes of our own: in a user's it is the user's choice.
+    """
+    if any(name.startswith(("MALLOC_", "GLIBC_TUNABLES")) for name in os.environ):
+        return False
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (AttributeError, OSError, TypeError):  # no glibc
+        return False
+    return bool(mallopt(M_MMAP_THRESHOLD, LARGEST_KEPT)) and bool(mallopt(M_TRIM_THRESHOLD, KEPT_BYTES))
