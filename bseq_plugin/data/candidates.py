@@ -56,8 +56,9 @@ class CandidateSampler:
             rng: in the same state on every rank.
         """
         if self.n_candidates == "all":
-            ids = self._all if catalogue is None else catalogue
-            return Drawn(ids, places=np.searchsorted(ids, targets))
+            if catalogue is None:
+                return Drawn(self._all, places=targets - 1)
+            return Drawn(catalogue, places=np.searchsorted(catalogue, targets))
         if self.mixed:
             return self._mixed(catalogue, targets, batch_targets, rng.spawn(1)[0])
         n_rows = self.n_items if catalogue is None else len(catalogue)
