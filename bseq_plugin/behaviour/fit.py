@@ -20,6 +20,7 @@ from bseq_plugin.behaviour.heads import HeadChoice, binary_head, load_weights
 from bseq_plugin.behaviour.inputs import Scale
 from bseq_plugin.errors import RunError, UsageError
 from bseq_plugin.model.tensor_file import load_sealed, save_sealed
+from bseq_plugin.schema.answers import checked
 from bseq_plugin.schema.heads import BinaryHead
 
 Weighting = Literal["equal", "uncertainty"]
@@ -58,11 +59,15 @@ class FittedHeads:
 
     @torch.no_grad()
     def predict(self, inputs_ND: np.ndarray) -> np.ndarray:
-        """float32 [N, K], the chance of a yes. Raises UsageError for another width."""
+        """float32 [N, K], the chance of a yes. Raises UsageError for another width, PluginError if the head gives
+        anything else.
+        """
         if inputs_ND.shape[1] != self.head.dim:
             raise UsageError(f"the heads read {self.head.dim} columns, these inputs have {inputs_ND.shape[1]}")
-        found: np.ndarray = torch.sigmoid(self.head(torch.from_numpy(self.scale(inputs_ND)))).numpy()
-        return found
+        found = self.head(torch.from_numpy(self.scale(inputs_ND)))
+        logits_NK = checked(self.head, found, (len(inputs_ND), len(self.tasks)), finite=True)
+        chances_NK: np.ndarray = torch.sigmoid(logits_NK).numpy()
+        return chances_NK
 
     def save(self, folder: Path) -> None:
         """Write ``heads.safetensors`` into ``folder``, which is made if it is not there; whole or not at all."""
@@ -142,8 +147,8 @@ def fit_heads(
 ) -> FittedHeads:
     """Train a head on frozen inputs, keeping the epoch with the least summed loss on ``validation``.
 
-    Raises UsageError or RecipeError for an unknown head, option or weighting; BseqError if the loss is no longer
-    finite.
+    Raises UsageError or RecipeError for an unknown head, option or weighting; PluginError for a head that gives
+    nonsense; BseqError if the loss is no longer finite.
     """
     if train.labels_NK.shape[1] != len(tasks):
         raise UsageError(f"{len(tasks)} tasks, but labels of {train.labels_NK.shape[1]}; give one column a task")
@@ -181,11 +186,15 @@ def _descend(
         module.train()
         for rows in torch.split(torch.randperm(len(train[0])), BATCH_ROWS):
             optimizer.zero_grad()
-            weights(task_losses(module(train[0][rows]), train[1][rows])).backward()
+            weights(_losses(module, train[0][rows], train[1][rows])).backward()
             optimizer.step()
         module.eval()
         with torch.no_grad():
-            best.see(float(task_losses(module(validation[0]), validation[1]).sum()))
+            best.see(float(_losses(module, *validation).sum()))
         if best.waited >= PATIENCE:
             break
     best.restore()
+
+
+def _losses(module: BinaryHead, inputs_ND: Tensor, labels_NK: Tensor) -> Tensor:
+    return task_losses(checked(module, module(inputs_ND), tuple(labels_NK.shape)), labels_NK)

@@ -62,6 +62,7 @@ def fit_multitask(
 
     Raises:
         UsageError, RecipeError: nothing to learn, an unknown head, option, weighting or objective, epochs below 1.
+        PluginError: a head gives nonsense.
         BseqError: the loss is no longer finite.
     """
     if epochs < 1 or batch_users < 1 or not train:
