@@ -265,5 +265,9 @@ def test_the_command(bseq, habit_run, habit_items, tmp_path):
     code, _, err = bseq("score", habit_run.path, *deep, "--save-heads", out)
     assert code == 2
     assert "is a file" in err
+    code, _, err = bseq("score", habit_run.path, *deep, "--save-heads", out / "below")
+    assert code == 2
+    assert "can't be written" in err
+    assert not deep[-1].exists()  # it was refused before the work
     assert bseq("score", habit_run.path, *deep)[0] == 0
     assert len(pd.read_parquet(deep[-1])) == len(scores)
