@@ -25,7 +25,7 @@ from bseq_plugin.schema.heads import BinaryHead
 
 Weighting = Literal["equal", "uncertainty"]
 BATCH_ROWS, MAX_EPOCHS, PATIENCE = 1024, 60, 8
-HEADS_FILE, OLD_SETTINGS = "heads.safetensors", "heads.json"
+HEADS_FILE = "heads.safetensors"
 
 
 @dataclass(frozen=True)
@@ -74,22 +74,18 @@ class FittedHeads:
         scale = {"mean": torch.from_numpy(self.scale.mean_D), "deviation": torch.from_numpy(self.scale.deviation_D)}
         state = {f"head.{name}": value for name, value in self.head.state_dict().items()}
         told = {
-            "answer": self.head.answer, "head": self.head.name, "options": self.head.options.model_dump(mode="json"),
-            "tasks": self.tasks, "model_digest": self.digest, "inputs": self.inputs, "dim": self.head.dim,
+            "head": self.head.name, "options": self.head.options.model_dump(mode="json"), "tasks": self.tasks,
+            "model_digest": self.digest, "inputs": self.inputs, "dim": self.head.dim,
         }  # fmt: skip
         save_sealed(folder / HEADS_FILE, {**state, **scale}, {"heads": json.dumps(told)})
-        (folder / OLD_SETTINGS).unlink(missing_ok=True)
 
     @classmethod
     def load(cls, folder: Path, digest: str) -> FittedHeads:
-        """Read what ``save`` wrote. Raises RunError if it is missing or damaged, or of another model than ``digest``,
-        UsageError if the plugin that gave the head is gone.
+        """Read what ``save`` wrote.
+
+        Raises RunError if it is missing or damaged, or of another model than ``digest``; UsageError, RecipeError or
+        PluginError if the plugin that gave the head is gone, has other options now, or can't make it.
         """
-        if (folder / OLD_SETTINGS).is_file():
-            raise RunError(
-                f"{folder} has a {OLD_SETTINGS}: these heads were saved by an earlier version, with their settings in "
-                "a file of their own; train them again"
-            )
         tensors, metadata = load_sealed(folder / HEADS_FILE, "FittedHeads.save")
         if "heads" not in metadata:
             raise RunError(f"{folder / HEADS_FILE} is not a file that FittedHeads.save wrote; give another folder")

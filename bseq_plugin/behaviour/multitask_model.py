@@ -45,8 +45,8 @@ class MultiTask(nn.Module):
             yes-or-no tasks together) a binary one, "demand" a count head; those of ``HEADS`` where not named.
         importance: of each objective's loss, by name, whatever ``weighting`` does beside; 1 if not named.
 
-    Raises UsageError or RecipeError for an unknown head, option, weighting or objective; PluginError, also when asked,
-    for a head that gives nonsense.
+    Raises UsageError or RecipeError for an unknown or unused head, an unknown option, weighting or objective;
+    PluginError, also when asked, for a head that gives nonsense.
     """
 
     def __init__(
@@ -60,7 +60,7 @@ class MultiTask(nn.Module):
         self.n_interests = model.encoder.readout.width // model.recipe.interest_dim
         width = model.encoder.readout.width + len(scale.mean_D)
         self.norm = nn.LayerNorm(model.encoder.readout.width)
-        chosen = _chosen(heads or {})
+        chosen = _chosen(heads or {}, objectives)
         self.head = binary_head(chosen[TASKS], width, len(objectives.tasks)) if objectives.tasks else None
         usual_C = torch.full((objectives.n_categories,), USUAL_UNITS)
         self.demand = count_head(chosen[DEMAND], width, usual_C) if objectives.n_categories else None
@@ -221,14 +221,19 @@ def _mean(losses: Tensor) -> Tensor:
     return losses.sum() / max(len(losses), 1)
 
 
-def _chosen(heads: Heads) -> dict[str, str | HeadChoice]:
-    """The heads of every answer, also where it is not asked. Raises UsageError or RecipeError for an answer, a head or
-    an option that there is not.
+def _chosen(heads: Heads, objectives: Objectives) -> dict[str, str | HeadChoice]:
+    """The heads of every answer. Raises UsageError or RecipeError for an answer, a head or an option that there is not,
+    UsageError for a head that would not be used.
     """
     if unknown := set(heads) - set(HEADS):
         raise UsageError(f"heads of {sorted(unknown)}; name heads for some of {list(HEADS)}")
     for name, choice in heads.items():
         checked_head(KINDS[name], choice)
+    if unused := set(heads) - objectives.answers:
+        raise UsageError(
+            f"heads of {sorted(unused)}, but the objectives have only {sorted(objectives.answers)}: leave these heads "
+            "out, or add the objectives"
+        )
     return {**HEADS, **heads}
 
 

@@ -34,8 +34,8 @@ def save_decoder(decoder: SequenceHead, path: Path, model: InterestModel) -> Non
 def load_decoder(path: Path, model: InterestModel) -> SequenceHead:
     """Read what ``save_decoder`` wrote.
 
-    Raises RunError if it is missing, damaged, something else, or reads another model; UsageError if the plugin that
-    gave the head is gone.
+    Raises RunError if it is missing, damaged, something else, or reads another model; UsageError, RecipeError or
+    PluginError if the plugin that gave the head is gone, has other options now, or can't make it.
     """
     tensors, metadata = load_sealed(path, "save_decoder")
     if "decoder" not in metadata:
