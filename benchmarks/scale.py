@@ -131,8 +131,8 @@ def catalogue(chosen: argparse.Namespace, work: Path) -> tuple[dict[str, Any], l
     source.unlink()
     recipe = {
         "dim": 64, "candidates": 1024, "split": "none", "epochs": 1, "event_features": (),
-        "batch_users": 256, "sharding": "row_wise", "encoder_options": {"n_blocks": 1, "n_heads": 2},
-        "loss_options": {"matmul": "float32"},
+        "batch_users": 256, "sharding": "row_wise", "loss_options": {"matmul": "float32"},
+        "encoder_options": {"n_blocks": 1, "n_heads": 2, "matmul": "float32"},
     }  # fmt: skip
     ranks = [
         begin(RANK, store=str(work / "group"), rank=rank, size=chosen.ranks, source=str(parts), recipe=recipe,

@@ -12,7 +12,9 @@ Writes benchmarks/results/search.json: all trials, best first, with the command 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
+import math
 import platform
 import shlex
 import sys
@@ -22,6 +24,7 @@ from typing import Any
 
 import optuna
 import torch
+from optuna.trial import TrialState
 from speed import commit
 
 from bseq_plugin import Recipe, read_events, train
@@ -83,13 +86,14 @@ def quality(trial: optuna.Trial, events: Events, base: Recipe) -> float:
 
 
 def results(study: optuna.Study) -> list[dict[str, Any]]:
-    """What came of each trial, best first; ``gain`` is over the first, `auto` itself."""
+    """What came of each trial, best first; ``gain`` is over `auto` itself."""
     done = [trial for trial in study.trials if trial.value is not None]
+    auto = next((float(trial.value or 0.0) for trial in done if trial.params == tried()), math.nan)
     return [
         {
             "number": trial.number,
             "ndcg@10": trial.value,
-            "gain": float(trial.value or 0.0) - float(done[0].value or 0.0),
+            "gain": float(trial.value or 0.0) - auto,
             "changed": ", ".join(f"{k}: {v}" for k, v in trial.params.items() if v != AS_AUTO) or "nothing",
             **trial.user_attrs,
         }
@@ -101,7 +105,7 @@ def main() -> None:
     """Search, print, write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("sequences")
-    parser.add_argument("--trials", type=int, help="default: auto, each switch alone, and ten more")
+    parser.add_argument("--trials", type=int, help="default: what is left of auto and each switch alone, and ten more")
     parser.add_argument("--log", type=Path, default=Path("search.jsonl"))
     parser.add_argument("--set", action="append", default=[], help="key=value over `auto`, in all trials")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
@@ -113,19 +117,23 @@ def main() -> None:
         auto_recipe(events).replace(split="leave-one-out", mask_seen=True, seed=0, members=1).with_settings(asked.set)
     )
     storage = optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(str(asked.log)))
+    # other switches or another recipe are another study, in the same log
+    meaning = json.dumps([SWITCHES, base.model_dump(mode="json")], sort_keys=True)
     study = optuna.create_study(
         storage=storage,
-        study_name=Path(asked.sequences).name,
+        study_name=f"{Path(asked.sequences).name}-{hashlib.sha256(meaning.encode()).hexdigest()[:12]}",
         direction="maximize",
         load_if_exists=True,
         sampler=optuna.samplers.TPESampler(seed=0, n_startup_trials=5),
     )
     alone = [tried(name, value) for name, values in SWITCHES.items() for value in values]
-    alone = [params for params in alone if as_recipe(params, base) != base]
-    if not study.trials:
-        for params in (tried(), *alone):
+    first = [tried(), *(params for params in alone if as_recipe(params, base) != base)]
+    begun = [t.params or t.system_attrs.get("fixed_params") for t in study.trials if t.state != TrialState.FAIL]
+    for params in first:
+        if params not in begun:
             study.enqueue_trial(params)
-    n_trials = asked.trials or 1 + len(alone) + 10
+    waiting = sum(trial.state == TrialState.WAITING for trial in study.trials)
+    n_trials = waiting + 10 if asked.trials is None else asked.trials
     study.optimize(lambda trial: quality(trial, events, base), n_trials=n_trials, show_progress_bar=True)
     rows = results(study)
     for row in rows:

@@ -44,7 +44,9 @@ def step_parts(log: PreparedLog) -> dict[str, float]:
     """ms of a step by part, one process."""
     with world() as here, pooled_row_update():
         data = TrainingData(log.training, log.vocabulary, log.recipe)
-        sharded = shard(build_task(log, device="meta"), log.recipe, here)
+        task = build_task(log, device="meta")
+        task.settle(task.machine_choices())
+        sharded = shard(task, log.recipe, here)
         sharded.model.train()
         pipeline = TrainPipelineSparseDist(sharded.model, sharded.optimizer, here.device)
         batches = (batch for epoch in range(1_000) for batch in data.batches(epoch))

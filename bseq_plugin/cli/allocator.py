@@ -1,4 +1,4 @@
-"""How a process of ours, which trains and does nothing else, gets its memory."""
+"""How a process of ours gets its memory."""
 
 from __future__ import annotations
 
@@ -14,10 +14,11 @@ def keep_freed_memory() -> bool:
     """Let glibc's malloc keep what is freed instead of giving it back to the system; False if nothing was done.
 
     A training step frees and asks for the same some hundred blocks again. Given back, each comes as fresh pages, which
-    the kernel fills with zeros one by one: up to a third of a step. Nothing is done for another allocator than glibc's,
-    or if the environment says already how it shall be. For processes of our own: in a user's it is the user's choice.
+    the kernel fills with zeros one by one. Nothing is done without glibc, with a preloaded library (which may be
+    another allocator), or if the environment says already how it shall be. For processes of our own: in a user's it is
+    the user's choice.
     """
-    if any(name.startswith(("MALLOC_", "GLIBC_TUNABLES")) for name in os.environ):
+    if any(name.startswith(("MALLOC_", "GLIBC_TUNABLES", "LD_PRELOAD")) for name in os.environ):
         return False
     try:
         mallopt = ctypes.CDLL(None).mallopt

@@ -74,6 +74,10 @@ def quiet() -> None:
 
 def main() -> None:
     """Entry point of ``bseq``."""
+    # oneDNN keeps a compiled kernel for each of the last 1,024 shapes it met, some hundreds of megabytes where shapes
+    # are ever new ones (a sample of candidates). Those that come again are some two hundred: with fewer kept than that
+    # each is compiled anew whenever it comes. oneDNN reads this when it is first used.
+    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "256")
     run(app, "bseq --debug COMMAND")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Literal, cast
 
 import torch
@@ -11,11 +12,11 @@ from torch import Tensor, nn
 from bseq_plugin.encoders.attention import NewestView, TileView, View
 from bseq_plugin.encoders.block import Begin, FrequencyFilter, Residual, SelfAttention
 from bseq_plugin.encoders.dropout import dropout
-from bseq_plugin.encoders.feed_forward import FeedForward, bfloat16_gain
+from bseq_plugin.encoders.feed_forward import FeedForward, feed_forward_pays
 from bseq_plugin.encoders.pairs import N_TIME_BUCKETS, PairBias, Wants, n_distance_buckets
 from bseq_plugin.encoders.stack import BlockStack, Choose, PositionEmbedding
 from bseq_plugin.errors import RecipeError
-from bseq_plugin.schema.matmul import Matmul, in_halves
+from bseq_plugin.schema.matmul import Matmul
 from bseq_plugin.schema.options import PartOptions
 from bseq_plugin.schema.packed import PackedEvents
 
@@ -50,8 +51,8 @@ class CausalOptions(PartOptions):
     )
     matmul: Matmul = Field(
         "auto",
-        description="type of the feed-forward products while training; 'auto' = bfloat16 on a CPU that measurably "
-        "gains from it, else float32",
+        description="type of the feed-forward products, and of what is between them, while training; 'auto' = bfloat16 "
+        "on a CPU that measurably gains from it, else float32",
     )
 
     def share(self, name: str, otherwise: float) -> float:
@@ -101,11 +102,10 @@ class CausalEncoder(BlockStack):
         """``matmul`` where it is "auto": what is faster here."""
         if self.options.matmul != "auto" or torch.cuda.is_available():
             return {}
-        swiglu = self.options.feed_forward_kind == "swiglu"
-        halves = in_halves(torch.empty(1, dim), "auto", lambda: bfloat16_gain(dim, self.options.inner(dim), swiglu))
-        return {"matmul": "bfloat16" if halves else "float32"}
+        pays = feed_forward_pays(dim, self.options.inner(dim), self.options.feed_forward_kind == "swiglu")
+        return {"matmul": "bfloat16" if pays else "float32"}
 
-    def settle(self, choices: dict[str, Any]) -> None:
+    def settle(self, choices: Mapping[str, Any]) -> None:
         """Its blocks multiply so."""
         super().settle(choices)
         for block in self.blocks:

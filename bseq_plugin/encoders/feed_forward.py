@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from bseq_plugin.encoders.block import Begin
 from bseq_plugin.layers import ZeroLinear
-from bseq_plugin.schema.matmul import Matmul, fastest, in_halves
+from bseq_plugin.schema.matmul import Matmul, fastest, halves_pay
 
 ROWS = 1024  # about what a batch of short histories has
 
@@ -31,8 +31,7 @@ class FeedForward(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Same shape, same type."""
-        dim, inner = self.out.out_features, self.out.in_features
-        if not self.training or not in_halves(x, self.matmul, lambda: bfloat16_gain(dim, inner, self.swiglu)):
+        if not self.training or self.matmul != "bfloat16" or x.dtype != torch.float32:
             return self._products(x)
         with torch.autocast(x.device.type, torch.bfloat16):
             found = self._products(x)
@@ -49,14 +48,20 @@ class FeedForward(nn.Module):
         return out
 
 
+def feed_forward_pays(dim: int, inner: int, swiglu: bool) -> bool:
+    """Whether training is measurably faster here with ``matmul = "bfloat16"``."""
+    return halves_pay(torch.empty(0, dim), lambda: feed_forward_gain(dim, inner, swiglu))
+
+
 @cache
-def bfloat16_gain(dim: int, inner: int, swiglu: bool = False) -> float:
+def feed_forward_gain(dim: int, inner: int, swiglu: bool = False) -> float:
     """Seconds of a forward and backward pass in float32 divided by those in bfloat16, on this machine."""
-    generator = torch.Generator().manual_seed(0)
-    x = torch.randn(ROWS, dim, generator=generator, requires_grad=True)
-    seconds = []
     kinds: tuple[Matmul, ...] = ("float32", "bfloat16")
-    for matmul in kinds:
-        part = FeedForward(dim, inner, swiglu, matmul=matmul)
-        seconds.append(fastest(lambda part=part: part(x).sum().backward()))  # type: ignore[misc]
+    seconds = []
+    # whoever asks may be in the midst of anything: their random numbers stay theirs, and gradients are needed here
+    with torch.random.fork_rng(devices=[]), torch.inference_mode(False), torch.enable_grad():
+        x = torch.randn(ROWS, dim, requires_grad=True)
+        for matmul in kinds:
+            part = FeedForward(dim, inner, swiglu, matmul=matmul)
+            seconds.append(fastest(lambda part=part: part(x).sum().backward()))  # type: ignore[misc]
     return seconds[0] / seconds[1]

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cache
-from typing import NamedTuple
+from typing import NamedTuple, get_args
 
 import torch
 from torch import Tensor
 
-from bseq_plugin.schema.matmul import fastest, in_halves
+from bseq_plugin.errors import RecipeError
+from bseq_plugin.schema.matmul import Matmul, fastest, halves_pay
 
 
 class Halves(NamedTuple):
@@ -82,8 +83,15 @@ class Products:
 
 
 def multiplies_in_halves(vectors_ND: Tensor, matmul: str) -> bool:
-    """Whether products with these candidates are made in bfloat16; see ``in_halves``."""
-    return in_halves(vectors_ND, matmul, lambda: bfloat16_gain(vectors_ND.shape[1]))
+    """Whether products with these candidates are made in bfloat16, "auto": see ``halves_pay``.
+
+    Raises RecipeError for an unknown ``matmul``.
+    """
+    if matmul not in get_args(Matmul):
+        raise RecipeError(f"matmul = {matmul!r}; choose one of {', '.join(get_args(Matmul))}")
+    if matmul != "auto":
+        return matmul == "bfloat16"
+    return halves_pay(vectors_ND, lambda: bfloat16_gain(vectors_ND.shape[1]))
 
 
 @cache

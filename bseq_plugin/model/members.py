@@ -8,7 +8,7 @@ Lakshminarayanan et al., NIPS 2017, section 2.4, averaged before the softmax).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -52,7 +52,7 @@ class SideBySide(SequenceEncoder):
         choices: dict[str, Any] = self.parts[0].machine_choices(dim)  # type: ignore[operator]
         return choices
 
-    def settle(self, choices: dict[str, Any]) -> None:
+    def settle(self, choices: Mapping[str, Any]) -> None:
         """In every member."""
         super().settle(choices)
         for part in self.parts:

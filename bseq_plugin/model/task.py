@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -16,7 +19,7 @@ from bseq_plugin.model.items import score_vectors
 from bseq_plugin.model.members import members_loss
 from bseq_plugin.plugins import plugin_manager
 from bseq_plugin.schema.options import parse_options
-from bseq_plugin.schema.parts import Candidates, SequenceLoss, Targets
+from bseq_plugin.schema.parts import Candidates, MachineChoices, SequenceLoss, Targets
 from bseq_plugin.schema.recipe import Recipe
 
 
@@ -34,6 +37,7 @@ class SequenceInterestTask(nn.Module):
         device: torch.device | str | None = None,
     ) -> None:
         super().__init__()
+        self.recipe = recipe
         self.interest_encoder = SequenceInterestEncoder(
             recipe,
             n_items,
@@ -57,6 +61,19 @@ class SequenceInterestTask(nn.Module):
             recipe.members,
             anchored=recipe.interests_anchored,
         )
+
+    def machine_choices(self) -> dict[str, dict[str, Any]]:
+        """What is best on this machine, by part; see ``MachineChoices``. Some of it is measured now."""
+        return {name: part.machine_choices(self.recipe.dim) for name, part in self._choosing.items()}
+
+    def settle(self, choices: Mapping[str, Mapping[str, Any]]) -> None:
+        """Take ``choices`` over, as ``machine_choices`` gave them here, on another rank, or when a run was begun."""
+        for name, part in self._choosing.items():
+            part.settle(choices[name])
+
+    @property
+    def _choosing(self) -> dict[str, MachineChoices]:
+        return {"encoder": self.interest_encoder.sequence_encoder.part, "loss": self.objective.loss}
 
     def forward(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """``(loss, {"loss", "n_targets"})``; the loss is scaled so that its mean over ranks is the global batch's.

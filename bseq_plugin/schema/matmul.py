@@ -4,28 +4,21 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 from torch import Tensor
-
-from bseq_plugin.errors import RecipeError
 
 Matmul = Literal["auto", "float32", "bfloat16"]
 NARROWEST = 32  # below this width conversions cost as much as the products
 WORTH_IT = 1.15  # a measured gain below this is noise, and the extra rounding is not worth it
 
 
-def in_halves(x: Tensor, matmul: str, gain: Callable[[], float]) -> bool:
-    """Whether products with ``x`` [..., D] are made in bfloat16. Raises RecipeError for an unknown ``matmul``.
-
-    "auto" takes it on a CPU that has instructions for it, for float32 of some width, if ``gain()``, the measured
-    seconds in float32 divided by those in bfloat16, says that it pays.
+def halves_pay(x: Tensor, gain: Callable[[], float]) -> bool:
+    """Whether products with ``x`` [..., D] are better made in bfloat16: on a CPU that has instructions for it, for
+    float32 of some width, if ``gain()``, the measured seconds in float32 divided by those in bfloat16, says that it
+    pays.
     """
-    if matmul not in get_args(Matmul):
-        raise RecipeError(f"matmul = {matmul!r}; choose one of {', '.join(get_args(Matmul))}")
-    if matmul != "auto":
-        return matmul == "bfloat16"
     if x.device.type != "cpu" or x.dtype != torch.float32 or x.shape[-1] < NARROWEST:
         return False
     return _has_bfloat16_unit() and gain() > WORTH_IT

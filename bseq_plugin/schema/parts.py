@@ -7,6 +7,7 @@ candidates, V catalogue items, D width.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -23,8 +24,8 @@ if TYPE_CHECKING:
 class MachineChoices:
     """Options of a part that are left to be found by measuring the machine.
 
-    Training asks once, on rank 0, gives the answer to every rank and writes it into the run, so that all ranks and a
-    resumed run calculate alike.
+    ``train`` asks once, on rank 0, gives the answer to every rank and writes it into the run, so that all ranks and a
+    resumed run calculate alike. In a training loop of another kind ``settle`` is for its owner to call.
     """
 
     options: Any
@@ -33,9 +34,9 @@ class MachineChoices:
         """Those options, for vectors of width ``dim``, with what is best here; none by default."""
         return {}
 
-    def settle(self, choices: dict[str, Any]) -> None:
+    def settle(self, choices: Mapping[str, Any]) -> None:
         """Take ``choices`` over into the options."""
-        self.options = self.options.model_copy(update=choices)
+        self.options = self.options.model_copy(update=dict(choices))
 
 
 class SequenceEncoder(nn.Module, MachineChoices, ABC):

@@ -19,7 +19,6 @@ from bseq_plugin.data.streams import StreamedData, check_streams
 from bseq_plugin.data.training_data import TrainingData
 from bseq_plugin.errors import RunError, UsageError
 from bseq_plugin.model.task import SequenceInterestTask
-from bseq_plugin.schema.parts import MachineChoices
 from bseq_plugin.schema.recipe import Recipe
 from bseq_plugin.training.distributed import World, world
 from bseq_plugin.training.item_init import begin_with_vectors
@@ -74,7 +73,7 @@ def train(
         if here.on_first(lambda: _is_complete(run)):
             return run
         here.on_first(lambda: _begin(run, log, warm_start))  # nobody goes on before the run directory stands
-        _settle_machine_choices(task, log.recipe.dim, run, here)
+        _settle_machine_choices(task, run, here)
         sharded = shard(task, log.recipe, here)
         if log.recipe.item_init == "encoder":
             begin_with_vectors(sharded, log)
@@ -126,20 +125,18 @@ def _begin(run: Run, log: PreparedLog, warm_start: str | Path | None) -> None:
         run.begin(log, warm_start)
 
 
-def _settle_machine_choices(task: SequenceInterestTask, dim: int, run: Run, here: World) -> None:
+def _settle_machine_choices(task: SequenceInterestTask, run: Run, here: World) -> None:
     """Rank 0 measures, or reads what the run was begun with; see ``MachineChoices``."""
-    encoder: MachineChoices = task.interest_encoder.sequence_encoder.part
-    parts = {"encoder": encoder, "loss": task.objective.loss}
 
     def choose() -> dict[str, dict[str, Any]]:
-        choices: dict[str, dict[str, Any]] = run.info.get("machine_choices", {})
-        if choices.keys() != parts.keys():  # not yet measured, or begun when the loss alone had choices
-            choices = {name: part.machine_choices(dim) for name, part in parts.items()}
-            run.update({**run.info, "machine_choices": choices})
+        choices: dict[str, dict[str, Any]] | None = run.info.get("machine_choices")
+        if choices is not None:  # of a run begun when the loss alone had some: its encoder goes on unsettled
+            return choices if "loss" in choices else {"encoder": {}, "loss": choices}
+        choices = task.machine_choices()
+        run.update({**run.info, "machine_choices": choices})
         return choices
 
-    for name, choices in here.on_first(choose).items():
-        parts[name].settle(choices)
+    task.settle(here.on_first(choose))
 
 
 def _is_complete(run: Run) -> bool:
