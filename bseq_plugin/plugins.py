@@ -37,7 +37,7 @@ PART_HOOKS = {
 
 @dataclass
 class PluginInfo:
-    """One row of ``bseq plugins``: where a plugin comes from, what it gives, or why it failed."""
+    """One row of ``bseq plugins``: where a plugin comes from, what it gives, and why it, or a part of it, failed."""
 
     name: str
     distribution: str
@@ -59,6 +59,7 @@ class PluginManager:
         self._info: dict[str, PluginInfo] = {}
         self._causes: dict[str, BaseException] = {}
         self._parts: dict[str, dict[str, tuple[type[Any], str]]] = {}
+        self._refused: dict[tuple[str, str], str] = {}  # (head of no kind, its plugin) -> what is wrong with it
 
     @property
     def hook(self) -> Any:
@@ -123,14 +124,20 @@ class PluginManager:
         return {name: cls for name, (cls, _) in self._collect(kind).items()}
 
     def part(self, kind: str, name: str) -> type[Any]:
-        """The class of ``kind`` called ``name``. An unknown name lists what there is and what failed to load."""
+        """The class of ``kind`` called ``name``. An unknown name lists what there is and what failed to load.
+
+        Raises PluginError for a head that does not say of which kind it is; all others can be had.
+        """
         found = self.parts(kind)
         if name in found:
             return found[name]
+        refused = [message for (head, _), message in self._refused.items() if head == name]
+        if refused and PART_HOOKS[kind] == HEAD_HOOK:
+            raise PluginError("; ".join(refused))
         failed = "; ".join(f"plugin {i.name!r} of {i.distribution} failed: {i.error}" for i in self._failed())
         message = f"unknown {kind} {name!r}; there are: {', '.join(sorted(found)) or '(none)'}"
         siblings = [other for other, hook in PART_HOOKS.items() if hook == PART_HOOKS[kind] and other != kind]
-        message += "".join(f". {name!r} is a {other}" for other in siblings if name in self.parts(other))
+        message += "".join(f". {name!r} is a {other}" for other in siblings if self._has(other, name))
         message += f". {failed}" if failed else ""
         raise UsageError(message) from next(iter(self._causes.values()), None)
 
@@ -146,6 +153,12 @@ class PluginManager:
         """sha256 over (plugin, version, part names): equal on two ranks exactly if they run the same parts."""
         rows = [[i.name, i.distribution, i.version, i.error, i.parts, i.hooks] for i in self.infos()]
         return hashlib.sha256(json.dumps(rows, sort_keys=True).encode()).hexdigest()
+
+    def _has(self, kind: str, name: str) -> bool:
+        try:
+            return name in self.parts(kind)
+        except PluginError:  # two plugins use one name of that kind: no matter of who asked for another
+            return False
 
     def _failed(self) -> list[PluginInfo]:
         return [info for info in self._info.values() if info.error]
@@ -172,7 +185,7 @@ class PluginManager:
                     raise PluginError(
                         f"plugin {impl.plugin_name!r}: {hook}() gave {cls!r}; it needs a class with a `name`"
                     )
-                if hook == HEAD_HOOK and kind != self._kind_of_head(cls, impl.plugin_name):
+                if hook == HEAD_HOOK and not self._is_head(kind, cls, self._info[impl.plugin_name]):
                     continue
                 if name in found:
                     other = self._info[found[name][1]]
@@ -184,15 +197,15 @@ class PluginManager:
                 found[name] = (cls, impl.plugin_name)
         return found
 
-    def _kind_of_head(self, cls: type[Any], plugin: str) -> str:
+    def _is_head(self, kind: str, cls: type[Any], info: PluginInfo) -> bool:
+        """A class that does not say what it answers is of no kind: that is its plugin's ``error``, the rest goes on."""
         answer = getattr(cls, "answer", None)
-        if answer not in HEAD_ANSWERS:
-            raise PluginError(
-                f"plugin {plugin!r} ({self._info[plugin].distribution}): head {cls.name!r} has answer = {answer!r}; "
-                "subclass BinaryHead, CatalogueHead, CountHead or SequenceHead of bseq_plugin, which say what a head "
-                f"answers. Until it is repaired, {DENY_ENV}={plugin} leaves it out"
-            )
-        return f"{answer} head"
+        if answer not in HEAD_ANSWERS and (cls.name, info.name) not in self._refused:
+            wrong = f"head {cls.name!r} has answer = {answer!r}; subclass BinaryHead, CatalogueHead, CountHead or "
+            wrong += "SequenceHead of bseq_plugin, which say what a head answers"
+            info.error = f"{info.error}; {wrong}" if info.error else wrong
+            self._refused[cls.name, info.name] = f"plugin {info.name!r} ({info.distribution}): {wrong}"
+        return bool(kind == f"{answer} head")
 
 
 def hook_names() -> list[str]:

@@ -22,6 +22,7 @@ from bseq_plugin.behaviour.inputs import Scale
 from bseq_plugin.behaviour.labels import WEEK_US
 from bseq_plugin.data.sequences import Sequences
 from bseq_plugin.errors import SchemaError, UsageError
+from bseq_plugin.schema.answers import checked
 from bseq_plugin.schema.heads import CountHead
 
 RECENT_WEEKS = 8
@@ -67,9 +68,10 @@ class DemandModel:
 
     @torch.no_grad()
     def rates(self, vectors_ND: np.ndarray, recent_NC: np.ndarray) -> np.ndarray:
-        """float32 [N, C], expected units of the week that follows."""
-        found: np.ndarray = self.head(torch.from_numpy(self.scale(vectors_ND)), torch.from_numpy(recent_NC)).numpy()
-        return found
+        """float32 [N, C], expected units of the week that follows. Raises PluginError if the head gives nonsense."""
+        found = self.head(torch.from_numpy(self.scale(vectors_ND)), torch.from_numpy(recent_NC))
+        rates_NC: np.ndarray = checked(self.head, found, recent_NC.shape, least=0.0, finite=True).numpy()
+        return rates_NC
 
 
 def fit_demand(
@@ -83,7 +85,7 @@ def fit_demand(
     """A count head on frozen vectors, keeping the epoch with the least loss on ``validation``.
 
     Raises SchemaError for no rows, or a validation week in which nothing was bought; UsageError or RecipeError for an
-    unknown head or option; BseqError if the loss is no longer finite.
+    unknown head or option; PluginError for a head that gives nonsense; BseqError if the loss is no longer finite.
     """
     if not len(train.units_NC) or not validation.units_NC.sum():
         raise SchemaError("demand needs users to learn from and units in the week it is judged at; choose other weeks")
@@ -106,7 +108,7 @@ def _descend(head: CountHead, train: list[Tensor], validation: list[Tensor]) -> 
         head.train()
         for rows in torch.split(torch.randperm(len(train[0])), BATCH_ROWS):
             optimizer.zero_grad()
-            loss = head.loss(*(values[rows] for values in train))
+            loss = checked(head, head.loss(*(values[rows] for values in train)), ())
             loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
         head.eval()

@@ -20,11 +20,12 @@ from bseq_plugin.behaviour.heads import HeadChoice, binary_head, load_weights
 from bseq_plugin.behaviour.inputs import Scale
 from bseq_plugin.errors import RunError, UsageError
 from bseq_plugin.model.tensor_file import load_sealed, save_sealed
+from bseq_plugin.schema.answers import checked
 from bseq_plugin.schema.heads import BinaryHead
 
 Weighting = Literal["equal", "uncertainty"]
 BATCH_ROWS, MAX_EPOCHS, PATIENCE = 1024, 60, 8
-HEADS_FILE, OLD_SETTINGS = "heads.safetensors", "heads.json"
+HEADS_FILE = "heads.safetensors"
 
 
 @dataclass(frozen=True)
@@ -58,33 +59,33 @@ class FittedHeads:
 
     @torch.no_grad()
     def predict(self, inputs_ND: np.ndarray) -> np.ndarray:
-        """float32 [N, K], the chance of a yes. Raises UsageError for another width."""
+        """float32 [N, K], the chance of a yes. Raises UsageError for another width, PluginError if the head gives
+        anything else.
+        """
         if inputs_ND.shape[1] != self.head.dim:
             raise UsageError(f"the heads read {self.head.dim} columns, these inputs have {inputs_ND.shape[1]}")
-        found: np.ndarray = torch.sigmoid(self.head(torch.from_numpy(self.scale(inputs_ND)))).numpy()
-        return found
+        found = self.head(torch.from_numpy(self.scale(inputs_ND)))
+        logits_NK = checked(self.head, found, (len(inputs_ND), len(self.tasks)), finite=True)
+        chances_NK: np.ndarray = torch.sigmoid(logits_NK).numpy()
+        return chances_NK
 
     def save(self, folder: Path) -> None:
         """Write ``heads.safetensors`` into ``folder``, which is made if it is not there; whole or not at all."""
         scale = {"mean": torch.from_numpy(self.scale.mean_D), "deviation": torch.from_numpy(self.scale.deviation_D)}
         state = {f"head.{name}": value for name, value in self.head.state_dict().items()}
         told = {
-            "answer": self.head.answer, "head": self.head.name, "options": self.head.options.model_dump(mode="json"),
-            "tasks": self.tasks, "model_digest": self.digest, "inputs": self.inputs, "dim": self.head.dim,
+            "head": self.head.name, "options": self.head.options.model_dump(mode="json"), "tasks": self.tasks,
+            "model_digest": self.digest, "inputs": self.inputs, "dim": self.head.dim,
         }  # fmt: skip
         save_sealed(folder / HEADS_FILE, {**state, **scale}, {"heads": json.dumps(told)})
-        (folder / OLD_SETTINGS).unlink(missing_ok=True)
 
     @classmethod
     def load(cls, folder: Path, digest: str) -> FittedHeads:
-        """Read what ``save`` wrote. Raises RunError if it is missing or damaged, or of another model than ``digest``,
-        UsageError if the plugin that gave the head is gone.
+        """Read what ``save`` wrote.
+
+        Raises RunError if it is missing or damaged, or of another model than ``digest``; UsageError, RecipeError or
+        PluginError if the plugin that gave the head is gone, has other options now, or can't make it.
         """
-        if (folder / OLD_SETTINGS).is_file():
-            raise RunError(
-                f"{folder} has a {OLD_SETTINGS}: these heads were saved by an earlier version, with their settings in "
-                "a file of their own; train them again"
-            )
         tensors, metadata = load_sealed(folder / HEADS_FILE, "FittedHeads.save")
         if "heads" not in metadata:
             raise RunError(f"{folder / HEADS_FILE} is not a file that FittedHeads.save wrote; give another folder")
@@ -142,8 +143,8 @@ def fit_heads(
 ) -> FittedHeads:
     """Train a head on frozen inputs, keeping the epoch with the least summed loss on ``validation``.
 
-    Raises UsageError or RecipeError for an unknown head, option or weighting; BseqError if the loss is no longer
-    finite.
+    Raises UsageError or RecipeError for an unknown head, option or weighting; PluginError for a head that gives
+    nonsense; BseqError if the loss is no longer finite.
     """
     if train.labels_NK.shape[1] != len(tasks):
         raise UsageError(f"{len(tasks)} tasks, but labels of {train.labels_NK.shape[1]}; give one column a task")
@@ -181,11 +182,15 @@ def _descend(
         module.train()
         for rows in torch.split(torch.randperm(len(train[0])), BATCH_ROWS):
             optimizer.zero_grad()
-            weights(task_losses(module(train[0][rows]), train[1][rows])).backward()
+            weights(_losses(module, train[0][rows], train[1][rows])).backward()
             optimizer.step()
         module.eval()
         with torch.no_grad():
-            best.see(float(task_losses(module(validation[0]), validation[1]).sum()))
+            best.see(float(_losses(module, *validation).sum()))
         if best.waited >= PATIENCE:
             break
     best.restore()
+
+
+def _losses(module: BinaryHead, inputs_ND: Tensor, labels_NK: Tensor) -> Tensor:
+    return task_losses(checked(module, module(inputs_ND), tuple(labels_NK.shape)), labels_NK)

@@ -66,6 +66,7 @@ def forecast_demand(
 
     Raises:
         UsageError, RecipeError: an unknown head or option.
+        PluginError: a head that gives nonsense.
         SchemaError: a log without times or too short after the model's training, or a last week without units.
     """
     if log.timestamps is None or log.n_events == 0:

@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
-from bseq_plugin.errors import RunError
+from bseq_plugin.errors import BseqError, PluginError, RunError
 from bseq_plugin.plugins import plugin_manager
 from bseq_plugin.schema.heads import BehaviourHead, BinaryHead, CatalogueHead, CountHead, SequenceHead
 from bseq_plugin.schema.options import PartOptions, parse_options
@@ -41,33 +41,42 @@ def checked_head(kind: str, chosen: str | HeadChoice) -> tuple[type[Any], PartOp
 
 
 def binary_head(chosen: str | HeadChoice, dim: int, n_tasks: int) -> BinaryHead:
-    """Raises as ``checked_head``."""
-    part, options = checked_head("binary", chosen)
-    head: BinaryHead = part(dim, n_tasks, options)
+    """Raises as ``checked_head``, and PluginError for a head that can't be made so."""
+    head: BinaryHead = _made("binary", chosen, dim, n_tasks)
     return head
 
 
 def catalogue_head(chosen: str | HeadChoice, dim: int) -> CatalogueHead:
-    """Raises as ``checked_head``."""
-    part, options = checked_head("catalogue", chosen)
-    head: CatalogueHead = part(dim, options)
+    """Raises as ``binary_head``."""
+    head: CatalogueHead = _made("catalogue", chosen, dim)
     return head
 
 
 def count_head(chosen: str | HeadChoice, dim: int, usual_C: Tensor) -> CountHead:
-    """Raises as ``checked_head``."""
-    part, options = checked_head("count", chosen)
-    head: CountHead = part(dim, usual_C, options)
+    """Raises as ``binary_head``."""
+    head: CountHead = _made("count", chosen, dim, usual_C)
     return head
 
 
 def sequence_head(
     chosen: str | HeadChoice, state_dim: int, item_vectors_VD: Tensor, n_event_types: int, n_steps: int
 ) -> SequenceHead:
-    """Raises as ``checked_head``, and UsageError for ``n_steps`` below 1."""
-    part, options = checked_head("sequence", chosen)
-    head: SequenceHead = part(state_dim, item_vectors_VD, n_event_types, n_steps, options)
+    """Raises as ``binary_head``, and UsageError for ``n_steps`` below 1."""
+    head: SequenceHead = _made("sequence", chosen, state_dim, item_vectors_VD, n_event_types, n_steps)
     return head
+
+
+def _made(kind: str, chosen: str | HeadChoice, *sizes: Any) -> Any:
+    part, options = checked_head(kind, chosen)
+    try:
+        return part(*sizes, options)
+    except BseqError:
+        raise
+    except Exception as error:  # a third party's constructor can fail in any way
+        raise PluginError(
+            f"{kind} head {part.name!r} can't be made: {type(error).__name__}: {error}; its __init__ has to take what "
+            f"{kind.capitalize()}Head's takes: repair the plugin it comes from"
+        ) from error
 
 
 def load_weights(head: BehaviourHead, weights: Mapping[str, Tensor]) -> None:

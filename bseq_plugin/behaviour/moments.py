@@ -60,6 +60,12 @@ class Objectives:
         )
 
     @property
+    def answers(self) -> frozenset[str]:
+        """What heads are asked for: ``names``, with all yes-or-no tasks as one."""
+        tasks = {task.name for task, _ in self.tasks}
+        return frozenset(TASKS if name in tasks else name for name in self.names)
+
+    @property
     def n_categories(self) -> int:
         """C."""
         return 0 if self.category_V is None else int(self.category_V.max()) + 1
@@ -143,9 +149,10 @@ def moment(
     answers = [labels(log, task, counts, at_us, log_end_us)[users] for task, counts in objectives.tasks]
     units = recent = np.zeros((len(users), 0), np.float32)
     if objectives.category_V is not None:
-        of, since_us = (objectives.category_V, objectives.n_categories), at_us - RECENT_WEEKS * WEEK_US
-        units = user_demand(log, *of, at_us)[users]
-        recent = user_demand(log, *of, since_us, RECENT_WEEKS)[users] / RECENT_WEEKS
+        category_V, n_categories = objectives.category_V, objectives.n_categories
+        since_us = at_us - RECENT_WEEKS * WEEK_US
+        units = user_demand(log, category_V, n_categories, at_us)[users]
+        recent = user_demand(log, category_V, n_categories, since_us, RECENT_WEEKS)[users] / RECENT_WEEKS
     soon = log.between(at_us, at_us + round(objectives.next_item_days * DAY_US)).known().take(users)
     next_B = np.zeros(len(users), np.int64)
     next_B[soon.lengths > 0] = soon.items[soon.offsets[:-1][soon.lengths > 0]]

@@ -61,7 +61,9 @@ def fit_multitask(
         head_rate: of all that is new.
 
     Raises:
-        UsageError, RecipeError: nothing to learn, an unknown head, option, weighting or objective, epochs below 1.
+        UsageError, RecipeError: nothing to learn, an unknown or unused head, an unknown option, weighting or objective,
+            epochs below 1.
+        PluginError: a head gives nonsense.
         BseqError: the loss is no longer finite.
     """
     if epochs < 1 or batch_users < 1 or not train:

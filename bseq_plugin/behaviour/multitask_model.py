@@ -25,6 +25,7 @@ from bseq_plugin.metrics import ranking_metrics, top_k_items
 from bseq_plugin.model.encoder import ITEM_TABLE, USER_INTEREST
 from bseq_plugin.model.interest_model import InterestModel
 from bseq_plugin.model.items import score_vectors
+from bseq_plugin.schema.answers import checked
 from bseq_plugin.schema.recipe import Recipe
 
 K_ITEMS = 20
@@ -44,7 +45,8 @@ class MultiTask(nn.Module):
             yes-or-no tasks together) a binary one, "demand" a count head; those of ``HEADS`` where not named.
         importance: of each objective's loss, by name, whatever ``weighting`` does beside; 1 if not named.
 
-    Raises UsageError or RecipeError for an unknown head, option, weighting or objective.
+    Raises UsageError or RecipeError for an unknown or unused head, an unknown option, weighting or objective;
+    PluginError, also when asked, for a head that gives nonsense.
     """
 
     def __init__(
@@ -58,7 +60,7 @@ class MultiTask(nn.Module):
         self.n_interests = model.encoder.readout.width // model.recipe.interest_dim
         width = model.encoder.readout.width + len(scale.mean_D)
         self.norm = nn.LayerNorm(model.encoder.readout.width)
-        chosen = _chosen(heads or {})
+        chosen = _chosen(heads or {}, objectives)
         self.head = binary_head(chosen[TASKS], width, len(objectives.tasks)) if objectives.tasks else None
         usual_C = torch.full((objectives.n_categories,), USUAL_UNITS)
         self.demand = count_head(chosen[DEMAND], width, usual_C) if objectives.n_categories else None
@@ -73,12 +75,12 @@ class MultiTask(nn.Module):
         self.importance_O: Tensor
         self.register_buffer("importance_O", _importance(objectives.names, importance or {}), persistent=False)
 
-    def queries(self, name: str, interests_BKD: Tensor) -> Tensor:
+    def queries(self, name: str, interests_BKD: Tensor, finite: bool = False) -> Tensor:
         """``[B, K, D]``, what items are scored with for ``next_item`` or ``all_action``: what the head of that
-        objective makes of the interests.
+        objective makes of the interests. Raises PluginError for another shape, and with ``finite`` for NaN.
         """
-        queries_BKD: Tensor = self.catalogue[name](interests_BKD)
-        return queries_BKD
+        head = self.catalogue[name]
+        return checked(head, head(interests_BKD), tuple(interests_BKD.shape), finite=finite)
 
     def forward(self, part: Moment) -> tuple[Tensor, Tensor]:
         """``(interests_BKD, inputs of the heads [B, K * D + X])``."""
@@ -108,9 +110,10 @@ class MultiTask(nn.Module):
             rows = torch.from_numpy(part.targets[1]) - 1
             found.append(_mean(torch.logsumexp(scores_BV, dim=1)[owner] - scores_BV[owner, rows]))
         if self.head is not None:
-            found.extend(task_losses(self.head(inputs), torch.from_numpy(part.labels_BK)).unbind())
+            found.extend(task_losses(self.logits(inputs), torch.from_numpy(part.labels_BK)).unbind())
         if self.demand is not None:
-            found.append(self.demand.loss(inputs, *(torch.from_numpy(x) for x in (part.recent_BC, part.units_BC))))
+            loss = self.demand.loss(inputs, *(torch.from_numpy(x) for x in (part.recent_BC, part.units_BC)))
+            found.append(checked(self.demand, loss, ()))
         return torch.stack(found)
 
     def total(self, part: Moment) -> Tensor:
@@ -139,25 +142,31 @@ class MultiTask(nn.Module):
         """``Answers.metrics`` of everybody at an instant."""
         return self.answers(part).metrics()
 
+    def logits(self, inputs: Tensor, finite: bool = False) -> Tensor:
+        """``[B, K]``, of the yes-or-no tasks. Raises as ``queries``."""
+        if self.head is None:
+            return inputs.new_zeros(len(inputs), 0)
+        return checked(self.head, self.head(inputs), (len(inputs), self.head.n_tasks), finite=finite)
+
     def rates(self, inputs: Tensor, part: Moment) -> Tensor:
         """``[B, C]``, units that are expected in the week from the instant."""
         if self.demand is None:
             return inputs.new_zeros(len(inputs), 0)
-        rates_BC: Tensor = self.demand(inputs, torch.from_numpy(part.recent_BC))
-        return rates_BC
+        rates_BC = self.demand(inputs, torch.from_numpy(part.recent_BC))
+        return checked(self.demand, rates_BC, part.recent_BC.shape, least=0.0, finite=True)
 
     def _answers(self, part: Moment) -> Answers:
         interests_BKD, inputs = self(part)
         ndcg = {}
         for name, (offsets, rows) in self._wanted(part).items():
             asked = np.flatnonzero(np.diff(offsets))
-            queries_UKD = self.queries(name, interests_BKD[torch.from_numpy(asked)])
+            queries_UKD = self.queries(name, interests_BKD[torch.from_numpy(asked)], finite=True)
             top_UK = top_k_items(queries_UKD, self.item_vectors(part), K_ITEMS)
             kept = np.concatenate([[0], np.cumsum(np.diff(offsets)[asked])])
             ndcg[name] = np.full(len(interests_BKD), np.nan)
             ndcg[name][asked] = ranking_metrics(top_UK, kept, rows, [K_ITEMS])[f"ndcg@{K_ITEMS}"]
-        logits_BK = np.zeros((len(interests_BKD), 0)) if self.head is None else self.head(inputs).numpy()
-        return Answers((), ndcg, logits_BK, self.rates(inputs, part).numpy(), part.labels_BK, part.units_BC)
+        logits_BK, rates_BC = self.logits(inputs, finite=True).numpy(), self.rates(inputs, part).numpy()
+        return Answers((), ndcg, logits_BK, rates_BC, part.labels_BK, part.units_BC)
 
     def _wanted(self, part: Moment) -> dict[str, tuple[np.ndarray, np.ndarray]]:
         wanted = {}
@@ -212,14 +221,19 @@ def _mean(losses: Tensor) -> Tensor:
     return losses.sum() / max(len(losses), 1)
 
 
-def _chosen(heads: Heads) -> dict[str, str | HeadChoice]:
-    """The heads of every answer, also where it is not asked. Raises UsageError or RecipeError for an answer, a head or
-    an option that there is not.
+def _chosen(heads: Heads, objectives: Objectives) -> dict[str, str | HeadChoice]:
+    """The heads of every answer. Raises UsageError or RecipeError for an answer, a head or an option that there is not,
+    UsageError for a head that would not be used.
     """
     if unknown := set(heads) - set(HEADS):
         raise UsageError(f"heads of {sorted(unknown)}; name heads for some of {list(HEADS)}")
     for name, choice in heads.items():
         checked_head(KINDS[name], choice)
+    if unused := set(heads) - objectives.answers:
+        raise UsageError(
+            f"heads of {sorted(unused)}, but the objectives have only {sorted(objectives.answers)}: leave these heads "
+            "out, or add the objectives"
+        )
     return {**HEADS, **heads}
 
 

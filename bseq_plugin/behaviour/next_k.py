@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from bseq_plugin.errors import UsageError
+from bseq_plugin.schema.answers import checked_steps, nonsense
 from bseq_plugin.schema.heads import DecoderMemory, SequenceHead
 
 
@@ -37,7 +38,8 @@ def beam_search(
 ) -> Paths:
     """The likeliest sequences that a search of ``n_beams`` finds. ``repeats``: an item may come again.
 
-    Raises UsageError for a number of steps that the decoder does not have, or more than there are items.
+    Raises UsageError for a number of steps that the decoder does not have, or more than there are items; PluginError
+    for a decoder that gives nonsense.
     """
     _check(decoder, n_steps, n_beams, repeats)
     n_users, n_rows = len(memory.interest_BD), len(decoder.item_vectors_VD)
@@ -120,11 +122,14 @@ class _Steps:
         n_users, n_paths, _ = self.items_BRJ.shape
         owner = torch.arange(n_users).repeat_interleave(n_paths)
         items, types = (x[..., : step + 1].flatten(0, 1) for x in (self.items_BRJ, self.types_BRJ))
-        memory = self.memory.take(owner)
-        logits, type_logits = self.decoder.step(memory, items, types)
+        answers = self.decoder.step(self.memory.take(owner), items, types)
+        logits, type_logits = checked_steps(self.decoder, answers, (len(items),))
         if not repeats and step:
             logits = logits.scatter(1, items[:, :step], -torch.inf)
-        return logits.log_softmax(-1).view(n_users, n_paths, -1), type_logits.argmax(-1).view(n_users, n_paths)
+        log_chances = logits.log_softmax(-1)
+        if bool(log_chances[:, 0].isnan().any()) or not bool(type_logits.isfinite().all()):  # one NaN: all of the row
+            raise nonsense(self.decoder, "logits that are NaN or infinite", "finite ones but for the unknown item")
+        return log_chances.view(n_users, n_paths, -1), type_logits.argmax(-1).view(n_users, n_paths)
 
     def go(self, step: int, from_BR: Tensor, items_BR: Tensor, types_BR: Tensor) -> None:
         """Continue the sequences at these places with these items and types."""

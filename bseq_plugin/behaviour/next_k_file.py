@@ -5,15 +5,25 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import torch
+
 from bseq_plugin.behaviour.heads import HeadChoice, load_weights, sequence_head
-from bseq_plugin.errors import RunError
+from bseq_plugin.errors import RunError, UsageError
 from bseq_plugin.model.interest_model import InterestModel
 from bseq_plugin.model.tensor_file import load_sealed, save_sealed
 from bseq_plugin.schema.heads import SequenceHead
 
 
 def save_decoder(decoder: SequenceHead, path: Path, model: InterestModel) -> None:
-    """Write one safetensors file, whole or not at all. ``model``: the one whose states the decoder reads."""
+    """Write one safetensors file, whole or not at all. ``model``: the one whose states the decoder reads.
+
+    Raises UsageError for another model: the decoder has the item vectors of its own.
+    """
+    if not torch.equal(decoder.item_vectors_VD, model.item_vectors_VD):
+        raise UsageError(
+            f"the decoder scores other item vectors than those of model {model.digest[:12]}; give the model that it "
+            "was trained with"
+        )
     told = {
         "head": decoder.name, "options": decoder.options.model_dump(mode="json"), "state_dim": decoder.state_dim,
         "n_event_types": decoder.n_event_types, "n_steps": decoder.n_steps, "model_digest": model.digest,
@@ -24,8 +34,8 @@ def save_decoder(decoder: SequenceHead, path: Path, model: InterestModel) -> Non
 def load_decoder(path: Path, model: InterestModel) -> SequenceHead:
     """Read what ``save_decoder`` wrote.
 
-    Raises RunError if it is missing, damaged, something else, or reads another model; UsageError if the plugin that
-    gave the head is gone.
+    Raises RunError if it is missing, damaged, something else, or reads another model; UsageError, RecipeError or
+    PluginError if the plugin that gave the head is gone, has other options now, or can't make it.
     """
     tensors, metadata = load_sealed(path, "save_decoder")
     if "decoder" not in metadata:

@@ -20,6 +20,7 @@ from bseq_plugin.data.sequences import Sequences
 from bseq_plugin.errors import SchemaError, UsageError
 from bseq_plugin.model.direct import packed_events
 from bseq_plugin.model.interest_model import EVENTS_PER_CALL, InterestModel
+from bseq_plugin.schema.answers import checked
 from bseq_plugin.schema.heads import DecoderMemory, SequenceHead
 
 
@@ -128,7 +129,7 @@ def fit_next_k(
         head, options: a sequence head and its settings.
 
     Raises UsageError for nothing to train on, or futures of more than ``n_steps`` steps, UsageError or RecipeError for
-    an unknown head or option; BseqError if the loss is no longer finite.
+    an unknown head or option; PluginError for a head that gives nonsense; BseqError if the loss is no longer finite.
     """
     if not train or epochs < 1 or batch_users < 1:
         raise UsageError(
@@ -159,7 +160,7 @@ def _pass(
     for choice in torch.randperm(len(pieces)).tolist():
         place, users = pieces[choice]
         optimizer.zero_grad()
-        loss = decoder.loss(*train[place].take(users))
+        loss = checked(decoder, decoder.loss(*train[place].take(users)), ())
         require_finite(loss.item(), epoch)
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()

@@ -12,6 +12,7 @@ from bseq_plugin.behaviour.next_k import aggregate, beam_search, expected_items,
 from bseq_plugin.behaviour.next_k_fit import Futures
 from bseq_plugin.errors import UsageError
 from bseq_plugin.metrics import ranking_metrics
+from bseq_plugin.schema.answers import checked_steps
 from bseq_plugin.schema.heads import SequenceHead
 
 RANKERS = ("one step", "first step", "beam", "samples", "expected")
@@ -37,7 +38,8 @@ def rank_next_k(
         scores_BV = memory.interest_BD @ decoder.item_vectors_VD.T
         scores_BV[:, 0] = -torch.inf
         found["one step"].append(scores_BV.topk(k, dim=1).indices)
-        found["first step"].append(decoder(memory, items_BJ[:, :1], types_BJ[:, :1])[0][:, 0].topk(k, dim=1).indices)
+        first = checked_steps(decoder, decoder(memory, items_BJ[:, :1], types_BJ[:, :1]), (len(users), 1))[0][:, 0]
+        found["first step"].append(first.topk(k, dim=1).indices)
         beam = beam_search(decoder, memory, k, n_beams)
         drawn = sample_paths(decoder, memory, k, n_samples, generator=generator)
         found["beam"].append(aggregate(beam, k, n_rows, weighted=True))

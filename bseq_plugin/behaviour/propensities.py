@@ -156,7 +156,10 @@ def fit_propensities(
 
     Raises:
         SchemaError: too short a log, or a task with one answer only, in training or at the instant of judgement.
-        UsageError: an unknown head, option or inputs; a model that knows what came after.
+        UsageError: an unknown head or inputs; a model that knows what came after.
+        RecipeError: an option that the head does not take.
+        PluginError: a head that gives nonsense.
+        BseqError: the loss is no longer finite.
     """
     chosen = checked_inputs(inputs)
     instants = question.instants()

@@ -118,16 +118,16 @@ def score(
     """
     from typing import cast
 
-    from bseq_plugin.behaviour.fit import Weighting
+    from bseq_plugin.behaviour.fit import HEADS_FILE, Weighting
     from bseq_plugin.behaviour.heads import HeadChoice, checked_head
     from bseq_plugin.behaviour.propensities import Question, fit_propensities
     from bseq_plugin.behaviour.propensities import score as run_score
     from bseq_plugin.data.events import instant_us
 
-    for path in (output, json_file):
-        check_output(path)
     if save_heads is not None and save_heads.exists() and not save_heads.is_dir():
         raise UsageError(f"--save-heads {save_heads} is a file; name a folder")
+    for path in (output, json_file, save_heads and save_heads / HEADS_FILE):
+        check_output(path)
     options = head_options(head_option)
     checked_head("binary", HeadChoice(head, options))
     at_us = None if at is None else instant_us(at)

@@ -80,10 +80,10 @@ def head_options(settings: list[str] | None) -> dict[str, Any]:
 
     options = {}
     for setting in settings or []:
-        key, separator, text = setting.partition("=")
-        if not separator:
+        key, separator, text = (part.strip() for part in setting.partition("="))
+        if not separator or not key:
             raise UsageError(f"--head-option {setting!r}: write key=value, for example n_experts=8")
-        options[key.strip()] = parse_value(text.strip())
+        options[key] = parse_value(text)
     return options
 
 

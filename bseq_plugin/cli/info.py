@@ -38,8 +38,9 @@ def plugins(as_json: AsJson = False) -> None:
         gives = "\n".join(f"{kind}: {', '.join(names)}" for kind, names in info.parts.items() if names)
         if "bseq_read_events" in info.hooks:
             gives += "\nreads event sources"
-        state = f"[red]failed: {info.error}[/red]" if info.error else gives.strip()
-        table.add_row(info.name, f"{info.distribution} {info.version}".strip(), state)
+        if info.error:
+            gives = f"[red]failed: {info.error}[/red]\n{gives}"
+        table.add_row(info.name, f"{info.distribution} {info.version}".strip(), gives.strip())
     out.print(table)
 
 

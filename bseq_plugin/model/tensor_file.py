@@ -15,9 +15,9 @@ from pathlib import Path
 import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
-from torch import Tensor
+from torch import Tensor, contiguous_format
 
-from bseq_plugin.errors import RunError
+from bseq_plugin.errors import BseqError, RunError, UsageError
 
 BYTES = 4  # of a float32
 ROWS_PER_WRITE = 1 << 16  # what is mapped at a time counts as memory of the process
@@ -57,14 +57,22 @@ def write(path: Path, name: str, values: Tensor, row: int = 0, column: int = 0) 
 def save_sealed(path: Path, tensors: Mapping[str, Tensor], told: Mapping[str, str]) -> None:
     """Write tensors, what is told beside them, and a digest of both, as one file: whole or not at all.
 
-    Folders are made. Raises OSError if it can't be written; what was there before is there then.
+    Folders are made; tensors may share memory. Raises UsageError for a place where no file can be, BseqError if writing
+    fails; what was there before is there then.
     """
-    kept = {name: value.detach().contiguous() for name, value in tensors.items()}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.tmp")
+    if path.is_dir():
+        raise UsageError(f"can't write {str(path)!r}: it is a folder; name a file in it")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"can't write {str(path)!r}: its folder can't be made ({error}); name another place") from None
+    kept = {name: value.detach().clone(memory_format=contiguous_format) for name, value in tensors.items()}
+    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         aside.write_bytes(save(kept, {**told, "sha256": _digest(kept, told)}))
         os.replace(aside, path)
+    except OSError as error:
+        raise BseqError(f"can't write {str(path)!r}: {error}") from error
     finally:
         aside.unlink(missing_ok=True)
 

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bseq_plugin.errors import UsageError
+from bseq_plugin.schema.answers import checked, checked_steps
 from bseq_plugin.schema.options import PartOptions
 
 
@@ -98,9 +99,11 @@ class CountHead(BehaviourHead):
     def loss(self, vectors_ND: Tensor, recent_NC: Tensor, units_NC: Tensor) -> Tensor:
         """A scalar, what training lowers: the mean Poisson deviance, halved, up to a constant.
 
-        Override it for another distribution, or where the logarithm of a rate is at hand.
+        Override it for another distribution, or where the logarithm of a rate is at hand. Raises PluginError for rates
+        of another shape, or below 0.
         """
-        return F.poisson_nll_loss(self(vectors_ND, recent_NC), units_NC, log_input=False)
+        rates_NC = checked(self, self(vectors_ND, recent_NC), (len(vectors_ND), self.n_categories), least=0.0)
+        return F.poisson_nll_loss(rates_NC, units_NC, log_input=False)
 
 
 @dataclass(frozen=True)
@@ -176,8 +179,11 @@ class SequenceHead(BehaviourHead):
         return item_logits[:, -1], type_logits[:, -1]
 
     def loss(self, memory: DecoderMemory, items_BJ: Tensor, types_BJ: Tensor) -> Tensor:
-        """Mean cross-entropy of items and of types, added; a step of item 0 (there was none) does not count."""
-        logits, type_logits = self(memory, items_BJ, types_BJ)
+        """Mean cross-entropy of items and of types, added; a step of item 0 (there was none) does not count.
+
+        Raises PluginError for logits of another shape, or an unknown item that may be an answer.
+        """
+        logits, type_logits = checked_steps(self, self(memory, items_BJ, types_BJ), tuple(items_BJ.shape))
         there_BJ = items_BJ > 0
         if not bool(there_BJ.any()):
             nothing: Tensor = 0.0 * type_logits.sum()

@@ -4,12 +4,16 @@
 
 from __future__ import annotations
 
+import tempfile
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from bseq_plugin.behaviour.heads import load_weights
+from bseq_plugin.model.tensor_file import load_sealed, save_sealed
 from bseq_plugin.schema.heads import BehaviourHead, BinaryHead, CatalogueHead, CountHead
 from bseq_plugin.schema.options import PartOptions, parse_options
 
@@ -34,8 +38,12 @@ class AnyHeadTests:
         """``options`` as the head gets them."""
         return parse_options(self.head.Options, self.options, "options")
 
-    def make(self) -> Any:
-        """A new head of known weights, the same in every call."""
+    def make(self, seed: int = 0) -> Any:
+        """A new head, of the same weights for the same seed."""
+        raise NotImplementedError
+
+    def taught(self, head: Any) -> Tensor:
+        """A scalar that some training lowers."""
         raise NotImplementedError
 
     def answers(self, head: Any) -> Tensor:
@@ -50,13 +58,18 @@ class AnyHeadTests:
         assert self.head.answer == self.kind.answer
 
     def test_its_weights_are_all_that_it_learned(self) -> None:
-        """Another one with the same weights gives the same answers: heads are saved so."""
-        head, other = self.make().eval(), self.make().eval()
-        with torch.no_grad():
-            for parameter in head.parameters():
-                parameter.add_(0.1 * torch.randn_like(parameter))
-        other.load_state_dict(head.state_dict())
-        assert torch.equal(self.answers(head), self.answers(other))
+        """Trained, saved and loaded into another one that began elsewhere, it gives the same answers."""
+        head, other = self.make(seed=0), self.make(seed=1)
+        unused = torch.zeros((), requires_grad=True)  # for heads without parameters
+        optimizer = torch.optim.Adam([*head.parameters(), unused], lr=0.01)
+        for _ in range(3):
+            optimizer.zero_grad()
+            (self.taught(head) + 0 * unused).backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+        with tempfile.TemporaryDirectory() as folder:
+            save_sealed(Path(folder) / "head", head.state_dict(), {})
+            load_weights(other, load_sealed(Path(folder) / "head", "this suite")[0])
+        assert torch.equal(self.answers(head.eval()), self.answers(other.eval()))
 
 
 class BinaryHeadTests(AnyHeadTests):
@@ -65,10 +78,14 @@ class BinaryHeadTests(AnyHeadTests):
     kind = BinaryHead
     head: ClassVar[type[BinaryHead]]
 
-    def make(self) -> BinaryHead:
+    def make(self, seed: int = 0) -> BinaryHead:
         """Of D columns and K tasks."""
-        torch.manual_seed(0)
+        torch.manual_seed(seed)
         return self.head(D, K, self.parsed)
+
+    def taught(self, head: BinaryHead) -> Tensor:
+        """The cross-entropy where all is a yes."""
+        return F.softplus(-head(torch.linspace(-2, 1, 7 * D).view(7, D))).mean()
 
     def answers(self, head: BinaryHead) -> Tensor:
         """Of five rows."""
@@ -109,10 +126,15 @@ class CatalogueHeadTests(AnyHeadTests):
     kind = CatalogueHead
     head: ClassVar[type[CatalogueHead]]
 
-    def make(self) -> CatalogueHead:
+    def make(self, seed: int = 0) -> CatalogueHead:
         """Of width D."""
-        torch.manual_seed(0)
+        torch.manual_seed(seed)
         return self.head(D, self.parsed)
+
+    def taught(self, head: CatalogueHead) -> Tensor:
+        """How far the queries are from 1."""
+        queries_BKD: Tensor = head(torch.linspace(-2, 1, 14 * D).view(7, 2, D))
+        return (queries_BKD - 1).square().mean()
 
     def answers(self, head: CatalogueHead) -> Tensor:
         """Of five users with two interests."""
@@ -155,10 +177,14 @@ class CountHeadTests(AnyHeadTests):
     kind = CountHead
     head: ClassVar[type[CountHead]]
 
-    def make(self, usual: tuple[float, ...] = (0.1, 1.0, 0.0)) -> CountHead:
+    def make(self, seed: int = 0, usual: tuple[float, ...] = (0.1, 1.0, 0.0)) -> CountHead:
         """Of D columns and C categories, of which the last has never been taken."""
-        torch.manual_seed(0)
+        torch.manual_seed(seed)
         return self.head(D, torch.tensor(usual), self.parsed)
+
+    def taught(self, head: CountHead) -> Tensor:
+        """Its loss, where two units of each category are taken."""
+        return head.loss(torch.linspace(-2, 1, 7 * D).view(7, D), torch.ones(7, C), torch.full((7, C), 2.0))
 
     def answers(self, head: CountHead) -> Tensor:
         """Of five rows."""
@@ -185,7 +211,7 @@ class CountHeadTests(AnyHeadTests):
 
     def test_it_learns_rates_by_its_own_loss(self) -> None:
         """Category 0 follows a column, category 1 another, the third is the same for everybody."""
-        head, vectors_ND = self.make((0.1, 1.0, 0.5)), torch.randn(1024, D)
+        head, vectors_ND = self.make(usual=(0.1, 1.0, 0.5)), torch.randn(1024, D)
         rates_NC = torch.cat([(0.5 * vectors_ND[:, :2]).exp(), torch.full((1024, 1), 2.0)], 1)
         recent_NC, units_NC = torch.poisson(torch.ones(1024, C)), torch.poisson(rates_NC)
         optimizer = torch.optim.Adam(head.parameters(), lr=0.05)

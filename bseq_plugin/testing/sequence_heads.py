@@ -32,10 +32,11 @@ class SequenceHeadTests(AnyHeadTests):
     n_batches: ClassVar[int] = 200
     learning_rate: ClassVar[float] = 3e-3
 
-    def make(self) -> SequenceHead:
-        """With weights that have been moved, so that an output that begins at zero is seen."""
-        torch.manual_seed(0)
-        head = self.head(S, torch.randn(V + 1, D), N_TYPES, J, self.parsed)
+    def make(self, seed: int = 0) -> SequenceHead:
+        """With weights that have been moved, so that outputs that begin at zero are seen; items are the same."""
+        vectors_VD = torch.randn(V + 1, D, generator=torch.Generator().manual_seed(0))
+        torch.manual_seed(seed)
+        head = self.head(S, vectors_VD, N_TYPES, J, self.parsed)
         with torch.no_grad():
             for parameter in head.parameters():
                 parameter.add_(0.1 * torch.randn_like(parameter))
@@ -55,6 +56,10 @@ class SequenceHeadTests(AnyHeadTests):
         generator = torch.Generator().manual_seed(2)
         items = torch.randint(1, V + 1, (B, J), generator=generator)
         return items, torch.randint(0, N_TYPES + 1, (B, J), generator=generator)
+
+    def taught(self, head: SequenceHead) -> Tensor:
+        """Its loss of the steps that were taken."""
+        return head.loss(self.memory(), *self.steps())
 
     def answers(self, head: SequenceHead) -> Tensor:
         """Item and type logits, one after the other."""

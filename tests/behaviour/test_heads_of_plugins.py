@@ -251,6 +251,7 @@ def test_propensities_and_the_commands_ask_for_them(bseq, model, log, habit_run,
         ((*demand, "--head", "march"), "unknown count head 'march'; there are: kept_share, log_linear, scaled, triple. "
                                        "'march' is a sequence head"),
         ((*demand, "--head-option", "factor"), "--head-option 'factor': write key=value"),
+        ((*demand, "--head-option", " =5"), "--head-option ' =5': write key=value, for example n_experts=8"),
         (("score", habit_run.path, "--task", "churn:7", "--out", out, "--head", "scaled", "--head-option", "factor=x"),
          "options of binary head 'scaled': factor = 'x'"),
     ):  # fmt: skip

@@ -219,6 +219,13 @@ def test_nothing_to_learn(model, moments, objectives):
     ):
         with pytest.raises(UsageError, match=told):  # also where it is not asked
             fit_multitask(model, moments[:1], moments[0], objectives.alone("churn:7"), heads={answer: head})
+    for answer, head in (("demand", "kept_share"), ("next_item", "interests"), ("all_action", "interests")):
+        with pytest.raises(
+            UsageError, match=rf"heads of \['{answer}'\], but the objectives have only \['tasks'\]: leave"
+        ):
+            fit_multitask(model, moments[:1], moments[0], objectives.alone("churn:7"), heads={answer: head})
+    with pytest.raises(UsageError, match=r"heads of \['tasks'\], but the objectives have only \['demand'\]"):
+        fit_multitask(model, moments[:1], moments[0], objectives.alone("demand"), heads={"tasks": "mmoe"})
     with pytest.raises(RecipeError, match="options of binary head 'mlp': unknown key 'width'"):
         fit_multitask(model, moments[:1], moments[0], objectives, heads={"tasks": HeadChoice("mlp", {"width": 3})})
     with pytest.raises(BseqError, match="lower learning_rate"):

@@ -324,6 +324,12 @@ def test_a_saved_decoder_that_does_not_belong_is_refused(trained, tmp_path):
     model, _ = trained
     path = tmp_path / "decoder"
     decoder = TransformerHead(4, model.item_vectors_VD, 2, 3, TransformerOptions(dim=8))
+    moved = TransformerHead(4, model.item_vectors_VD + 1e-6, 2, 3, TransformerOptions(dim=8))
+    smaller = TransformerHead(4, model.item_vectors_VD[:-1], 2, 3, TransformerOptions(dim=8))
+    for other in (moved, smaller):  # as if trained with another model
+        with pytest.raises(UsageError, match=f"other item vectors than those of model {model.digest[:12]}"):
+            save_decoder(other, path, model)
+        assert not path.exists()
     save_decoder(decoder, path, model)
     tensors, told = load_sealed(path, "")
     settings = json.loads(told["decoder"])

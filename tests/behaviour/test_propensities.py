@@ -135,9 +135,6 @@ def test_heads_learn_survive_the_disk_and_repeat(tmp_path):
         FittedHeads.load(tmp_path, "abc")
     with pytest.raises(RunError, match=r"no file .*heads\.safetensors"):
         FittedHeads.load(tmp_path / "nowhere", "abc")
-    (tmp_path / "heads.json").write_text("{}")  # as it was when settings had a file of their own
-    with pytest.raises(RunError, match="saved by an earlier version"):
-        FittedHeads.load(tmp_path, "abc")
     heads.save(tmp_path)
     assert FittedHeads.load(tmp_path, "abc").tasks == ("a", "b")
     with pytest.raises(UsageError, match="read 5 columns"):
@@ -265,5 +262,9 @@ def test_the_command(bseq, habit_run, habit_items, tmp_path):
     code, _, err = bseq("score", habit_run.path, *deep, "--save-heads", out)
     assert code == 2
     assert "is a file" in err
+    code, _, err = bseq("score", habit_run.path, *deep, "--save-heads", out / "below")
+    assert code == 2
+    assert "can't be written" in err
+    assert not deep[-1].exists()  # it was refused before the work
     assert bseq("score", habit_run.path, *deep)[0] == 0
     assert len(pd.read_parquet(deep[-1])) == len(scores)

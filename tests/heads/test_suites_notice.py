@@ -24,19 +24,50 @@ class Unlearned(MlpHead):
         return super().forward(vectors_ND).detach() + 0 * self.linear.bias
 
 
-class Forgetful(MlpHead):
-    """What it learns lies beside the state that is saved."""
+class RunningMean(MlpHead):
+    """What it learns beside its weights is a plain attribute."""
 
-    def __init__(self, dim, n_tasks, options=None):
-        super().__init__(dim, n_tasks, options)
-        self.seen = [torch.rand(1)]
+    seen = 0.0
 
     def forward(self, vectors_ND):
-        return super().forward(vectors_ND) + self.seen[0]
+        if self.training:
+            self.seen = 0.9 * self.seen + 0.1 * vectors_ND.detach().mean(0)
+        return super().forward(vectors_ND - self.seen)
 
-    def load_state_dict(self, state, **how):
-        self.seen = [torch.rand(1)]
-        return super().load_state_dict(state, **how)
+
+class Unsaved(OwnLayerHead):
+    """The same in a buffer that is left out of its state."""
+
+    def __init__(self, dim, options=None):
+        super().__init__(dim, options)
+        self.register_buffer("most", torch.ones(()), persistent=False)
+
+    def forward(self, interests_BKD):
+        if self.training and len(interests_BKD):
+            self.most = torch.maximum(self.most, interests_BKD.detach().abs().max())
+        return super().forward(interests_BKD / self.most)
+
+
+class Unregistered(KeptShareHead):
+    """A layer in a list of Python, which torch does not know of."""
+
+    def __init__(self, dim, usual_C, options=None):
+        super().__init__(dim, usual_C, options)
+        self.layers = [torch.nn.Linear(dim, dim)]
+
+    def forward(self, vectors_ND, recent_NC):
+        return super().forward(self.layers[0](vectors_ND), recent_NC)
+
+
+class Counting(TransformerHead):
+    """How often it was asked in training goes into its answers, and is forgotten."""
+
+    asked = 0
+
+    def forward(self, memory, items_BJ, types_BJ):
+        self.asked += self.training
+        logits, type_logits = super().forward(memory, items_BJ, types_BJ)
+        return logits, type_logits * (1 + self.asked)
 
 
 class Cut(OwnLayerHead):
@@ -109,7 +140,10 @@ class Endless(TransformerHead):
     [
         (BinaryHeadTests, Centred, "test_rows_do_not_look_at_each_other"),
         (BinaryHeadTests, Unlearned, "test_it_learns_tasks_that_disagree"),
-        (BinaryHeadTests, Forgetful, "test_its_weights_are_all_that_it_learned"),
+        (BinaryHeadTests, RunningMean, "test_its_weights_are_all_that_it_learned"),
+        (CatalogueHeadTests, Unsaved, "test_its_weights_are_all_that_it_learned"),
+        (CountHeadTests, Unregistered, "test_its_weights_are_all_that_it_learned"),
+        (SequenceHeadTests, Counting, "test_its_weights_are_all_that_it_learned"),
         (BinaryHeadTests, KeptShareHead, "test_it_has_a_name_and_is_of_its_kind"),
         (CatalogueHeadTests, Cut, "test_an_item_for_each_user_is_learned_with_the_interests"),
         (CatalogueHeadTests, Mixed, "test_users_do_not_look_at_each_other"),
@@ -129,3 +163,15 @@ def test_a_fault_is_found(suite, head, test):
     mine = type("Mine", (suite,), {"head": head})()
     with pytest.raises((AssertionError, pytest.fail.Exception)):
         getattr(mine, test)()
+
+
+class Tied(MlpHead):
+    """One layer under two names."""
+
+    def __init__(self, dim, n_tasks, options=None):
+        super().__init__(dim, n_tasks, options)
+        self.again = self.linear
+
+
+class TestTied(BinaryHeadTests):
+    head = Tied

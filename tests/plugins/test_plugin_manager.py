@@ -86,7 +86,7 @@ def test_one_name_may_stand_for_parts_of_different_kinds(manager):
 
 
 def test_heads_of_one_hook_are_told_apart_by_what_they_answer(manager):
-    """The same name may be that of a head of each kind; a name of another kind is told; no kind is no head."""
+    """The same name may be that of a head of each kind; a name of another kind is told."""
     manager.register(plugin("same", "own", hook=HEAD_HOOK, answer="count"), "one")
     manager.register(plugin("same", hook=HEAD_HOOK, answer="sequence"), "two")
     assert manager.part("count head", "same") is not manager.part("sequence head", "same")
@@ -97,9 +97,56 @@ def test_heads_of_one_hook_are_told_apart_by_what_they_answer(manager):
         manager.part("sequence head", "own")
     with pytest.raises(UsageError, match=r"unknown binary head 'x'; there are: \(none\)$"):
         manager.part("binary head", "x")
-    manager.register(plugin("old", hook=HEAD_HOOK), "three", distribution="dist-three")
-    with pytest.raises(PluginError, match=r"'three' \(dist-three\): head 'old' has answer = None; subclass BinaryHead"):
-        manager.part("binary head", "old")
+
+
+def test_a_head_of_no_kind_is_refused_and_the_rest_goes_on(manager):
+    """What a ``BehaviourHead`` was when there was one kind; trainings without heads ask for the digest too."""
+    heads = [part("old"), part("older"), part("good", "binary")]
+    module = plugin("mine")
+    module.bseq_heads = hookimpl(lambda: heads)
+    manager.register(module, "three", distribution="dist-three")
+    manager.register(plugin("old", hook=HEAD_HOOK), "four", distribution="dist-four")
+    manager.register(plugin("other", hook=HEAD_HOOK, answer="count"), "five")
+    assert manager.part("binary head", "good").name == "good"
+    assert manager.part("count head", "other").name == "other"
+    assert manager.part("encoder", "mine").name == "mine"
+    wrong = r"head 'old' has answer = None; subclass BinaryHead, CatalogueHead"
+    for kind in ("binary head", "sequence head"):
+        with pytest.raises(PluginError, match=rf"'three' \(dist-three\): {wrong}.*'four' \(dist-four\): {wrong}"):
+            manager.part(kind, "old")
+    for n in range(2):  # told once, however often the parts are collected
+        manager.register(plugin(f"more-{n}"), f"more-{n}")
+        three, four, five = (i for i in manager.infos() if i.name in ("three", "four", "five"))
+        assert three.error.count("has answer = None") == 2
+        assert four.error.count("head 'old'") == 1
+        assert five.error is None
+        assert (three.parts["binary head"], three.parts["encoder"]) == (["good"], ["mine"])
+        assert five.parts["count head"] == ["other"]
+    assert manager.digest() == manager.digest()
+    with pytest.raises(UsageError, match=r"unknown binary head 'x'; there are: good\. plugin 'three' of dist-three"):
+        manager.part("binary head", "x")
+
+
+def test_the_listing_has_what_failed_beside_what_goes_on(manager, monkeypatch, bseq):
+    heads = [part("old"), part("good", "binary")]
+    module = types.SimpleNamespace()
+    module.bseq_heads = hookimpl(lambda: heads)
+    manager.register(module, "three")
+    monkeypatch.setattr(plugins, "plugin_manager", lambda: manager)
+    code, out, _ = bseq("plugins")
+    shown = " ".join(out.split())
+    assert code == 0
+    assert "failed: head 'old' has answer = None" in shown
+    assert "binary head: good" in shown
+
+
+def test_an_unknown_head_is_told_though_a_sibling_kind_is_torn(manager):
+    for name in ("one", "two"):
+        manager.register(plugin("same", hook=HEAD_HOOK, answer="count"), name)
+    with pytest.raises(UsageError, match=r"unknown binary head 'same'; there are: \(none\)$"):
+        manager.part("binary head", "same")
+    with pytest.raises(PluginError, match="count head name 'same' is given by plugin 'one'"):
+        manager.part("count head", "same")
 
 
 def test_a_misspelt_hook_lists_the_hooks_and_leaves_nothing_behind(manager):
