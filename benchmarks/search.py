@@ -124,7 +124,10 @@ def main() -> None:
         study_name=f"{Path(asked.sequences).name}-{hashlib.sha256(meaning.encode()).hexdigest()[:12]}",
         direction="maximize",
         load_if_exists=True,
-        sampler=optuna.samplers.TPESampler(seed=0, n_startup_trials=5),
+        # seeds are tried alone, to see what chance is worth; a search over them would find luck
+        sampler=optuna.samplers.PartialFixedSampler(
+            {"seed": AS_AUTO}, optuna.samplers.TPESampler(seed=0, n_startup_trials=5)
+        ),
     )
     alone = [tried(name, value) for name, values in SWITCHES.items() for value in values]
     first = [tried(), *(params for params in alone if as_recipe(params, base) != base)]

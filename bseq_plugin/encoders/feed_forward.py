@@ -18,8 +18,9 @@ ROWS = 1024  # about what a batch of short histories has
 class FeedForward(nn.Module):
     """``W2 gelu(W1 x)``, or SwiGLU ``W2 (silu(W1 x) * W3 x)`` (Shazeer, "GLU Variants Improve Transformer", 2020).
 
-    ``begin = "mean"``: adds nothing at first. ``matmul``: the type of its products and of what is between them while
-    training; weights, their gradients and what it returns keep the model's type, and outside of training all does.
+    ``begin = "mean"``: adds nothing at first. ``matmul = "bfloat16"``: while training, its products and what is between
+    them are bfloat16; weights, their gradients and what it returns keep the model's type, and outside of training all
+    does. With "auto" it computes in the model's type until whoever trains has it settled (``MachineChoices``).
     """
 
     def __init__(self, dim: int, inner: int, swiglu: bool, begin: Begin = "random", matmul: Matmul = "float32") -> None:
