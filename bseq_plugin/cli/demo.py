@@ -10,6 +10,7 @@ from rich.table import Table
 
 from bseq_plugin.cli.allocator import keep_freed_memory
 from bseq_plugin.cli.common import Settings, load_recipe, note, out
+from bseq_plugin.cli.loading import loading
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -42,8 +43,9 @@ def demo(
     Example: `bseq demo --out demo`
     """
     recipe = load_recipe("completejourney", [*(QUICK_SETTINGS if quick else []), *(settings or [])])
-    from bseq_plugin.cli.demo_data import check_name, load
-    from bseq_plugin.cli.demo_job import Demo, take_folder
+    with loading():
+        from bseq_plugin.cli.demo_data import check_name, load
+        from bseq_plugin.cli.demo_job import Demo, take_folder
 
     check_name(data)
     take_folder(folder)

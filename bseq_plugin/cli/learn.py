@@ -27,6 +27,7 @@ from bseq_plugin.cli.common import (
     read_table,
     write_json,
 )
+from bseq_plugin.cli.loading import loading
 from bseq_plugin.errors import UsageError
 
 
@@ -65,10 +66,11 @@ def train(
     """
     hide = pseudonymiser(pseudonymise)
     load_recipe(recipe, settings)  # wrong settings end here, before a long log is read
-    from bseq_plugin.data.events import Events
-    from bseq_plugin.data.partitions import PartitionedSequences
-    from bseq_plugin.readers.read_events import read_events
-    from bseq_plugin.training.train import train as run_training
+    with loading():
+        from bseq_plugin.data.events import Events
+        from bseq_plugin.data.partitions import PartitionedSequences
+        from bseq_plugin.readers.read_events import read_events
+        from bseq_plugin.training.train import train as run_training
 
     keep_freed_memory()
     table = None if items is None else read_table(items)
@@ -111,7 +113,8 @@ def evaluate(
     """
     ks = parse_ks(k)
     check_output(json_file)
-    from bseq_plugin.cli.measure import evaluate_run
+    with loading():
+        from bseq_plugin.cli.measure import evaluate_run
 
     comparison, document = evaluate_run(run, split, ks)
     out.print(comparison.table(f"{run} on {split}"))

@@ -22,6 +22,7 @@ from bseq_plugin.cli.common import (
     pseudonymiser,
     read_table,
 )
+from bseq_plugin.cli.loading import loading
 from bseq_plugin.errors import UsageError
 
 if TYPE_CHECKING:
@@ -81,12 +82,13 @@ def publish(
 
     from rich.progress import Progress
 
-    from bseq_plugin.readers.read_events import read_events
-    from bseq_plugin.retrieval.choose import IndexTarget
-    from bseq_plugin.retrieval.export import Dedup, OnBad
-    from bseq_plugin.retrieval.publish import publish as run_publish
-    from bseq_plugin.retrieval.retention import collect_garbage
-    from bseq_plugin.retrieval.store import Store
+    with loading():
+        from bseq_plugin.readers.read_events import read_events
+        from bseq_plugin.retrieval.choose import IndexTarget
+        from bseq_plugin.retrieval.export import Dedup, OnBad
+        from bseq_plugin.retrieval.publish import publish as run_publish
+        from bseq_plugin.retrieval.retention import collect_garbage
+        from bseq_plugin.retrieval.store import Store
 
     if keep is not None and keep < 1:
         raise UsageError(f"--keep {keep}: give a whole number of 1 or more")
@@ -145,7 +147,8 @@ def retrieve(
         raise UsageError(f"--exclude {exclude!r}: use seen or none")
     if k < 1:
         raise UsageError(f"--k {k}: give a whole number of 1 or more")
-    from bseq_plugin.retrieval.retriever import Retriever
+    with loading():
+        from bseq_plugin.retrieval.retriever import Retriever
 
     if user is not None and hide is not None:
         user = hide.pseudonym(user)
