@@ -62,7 +62,7 @@ def benchmark(
     keep_freed_memory()
 
     events = read_events(sequences)
-    base = load_recipe(recipe, settings, events).replace(split=protocol, mask_seen=True)
+    base = load_recipe(recipe, [*(settings or []), f"split={protocol}"], events).replace(mask_seen=True)
     rows: list[dict[str, Any]] = []
     floors: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder:

@@ -260,6 +260,21 @@ def test_benchmark_with_a_time_split_trains_again_up_to_the_test(bseq, tiny_sour
         assert 0 <= found["seeds"][0]["blend"][metric] <= 1
 
 
+def test_auto_knows_of_a_time_split(bseq, tiny_source, tmp_path):
+    """Both commands hand the split on; what is set by hand comes last."""
+    by_hand = ["--set", "horizon_days=10", "--set", "epochs=1", "--recipe", "auto"]
+    run = tmp_path / "run"
+    assert bseq("train", tiny_source, *by_hand, "--set", "split=time", "--set", "dropout=0.3", "--out", run)[0] == 0
+    recipe = Run(run).recipe
+    assert (recipe.targets, recipe.popularity_days, recipe.dropout, recipe.epochs) == (
+        "window", (2.5, 10.0, 130.0), 0.3, 1
+    )  # fmt: skip
+    code, _, err = bseq("benchmark", tiny_source, *by_hand, "--protocol", "time", "--json", tmp_path / "b.json")
+    assert code == 0, err
+    assert bseq("train", tiny_source, *by_hand, "--out", tmp_path / "other")[0] == 0
+    assert Run(tmp_path / "other").recipe.targets == "next"
+
+
 def test_plugins_recipes_and_doctor(bseq):
     code, out, _ = bseq("plugins")
     assert (code, "builtin" in out, "causal" in out) == (0, True, True)
