@@ -44,6 +44,9 @@ def benchmark(
 ) -> None:
     """Train a recipe once per seed and evaluate over the whole catalogue with seen items masked, beside the floors.
 
+    The number of epochs comes from the validation. With `--protocol time` the recipe is then trained again on
+    everything before the test, which is what the floors know.
+
     Example: `bseq benchmark sequences.txt --recipe auto --seeds 0,1,2 --blend --json result.json`
     """
     try:
@@ -59,16 +62,19 @@ def benchmark(
     keep_freed_memory()
 
     events = read_events(sequences)
-    base = load_recipe(recipe, settings, events).replace(split=protocol, mask_seen=True)
+    base = load_recipe(recipe, [*(settings or []), f"split={protocol}"], events).replace(mask_seen=True)
     rows: list[dict[str, Any]] = []
     floors: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder:
-        paths = [Path(folder) / f"seed-{seed}" for seed in numbers]
-        for seed, path in zip(numbers, paths, strict=True):
-            row, measured = _one_seed(events, base.replace(seed=seed), path, not floors, blend)
+        runs = []
+        for seed in numbers:
+            pair, row, measured = _one_seed(
+                events, base.replace(seed=seed), Path(folder) / f"seed-{seed}", not floors, blend
+            )
+            runs.append(pair)
             rows.append(row)
             floors = floors or measured
-        together = _together(paths) if blend and len(paths) > 1 else {}
+        together = _together(events, runs) if blend and len(runs) > 1 else {}
     document = {
         "dataset": {
             "source": Path(sequences).name,
@@ -95,35 +101,65 @@ def _means(rows: list[dict[str, Any]]) -> dict[str, float]:
     return {metric: sum(row[metric] for row in rows) / len(rows) for metric in METRICS}
 
 
-def _together(paths: list[Path]) -> dict[str, Any]:
-    """All seeds as one model, alone and blended."""
-    from bseq_plugin.cli.measure import blend_with_transitions, evaluate_run, scorer_of
+def _together(events: Any, runs: list[tuple[Path, Path]]) -> dict[str, Any]:
+    """All seeds as one model, alone and blended; ``runs``: what was stopped on the validation, and what is tested."""
+    from bseq_plugin.cli.measure import HeldOut, scorer_of
+    from bseq_plugin.evaluation.blended import blended_ranker
     from bseq_plugin.evaluation.rankers import interest_ranker
 
-    scorer = scorer_of(paths)
-    weight, blended = blend_with_transitions(scorer, paths[0], BLEND_K)
-    others = {AVERAGE: interest_ranker(scorer), AVERAGE_BLEND: blended}
-    comparison, _ = evaluate_run(paths[0], "test", [5, 10], False, others)
+    selections, finals = ([pair[place] for pair in runs] for place in (0, 1))
+    weight = HeldOut.of_run(selections[0], "validation").blend_weight(scorer_of(selections), BLEND_K)
+    scorer, held_out = scorer_of(finals), _test(events, *runs[0])
+    others = {AVERAGE: interest_ranker(scorer), AVERAGE_BLEND: blended_ranker(scorer, held_out.graph(), weight)}
+    comparison, _ = held_out.compare(scorer, [5, 10], False, others)
     figures = {name: _figures(comparison, name) for name in others}
     figures[AVERAGE_BLEND]["weight"] = weight
     return figures
 
 
-def _one_seed(events: Any, recipe: Any, path: Path, floors: bool, blend: bool) -> tuple[dict[str, Any], dict[str, Any]]:
+def _test(events: Any, selection: Path, final: Path) -> Any:
+    from bseq_plugin.cli.measure import HeldOut
+
+    return HeldOut.of_run(final, "test") if final == selection else HeldOut.after(events, selection, final)
+
+
+def _trained(events: Any, recipe: Any, path: Path) -> tuple[Path, Path]:
+    """(the run that was stopped on the validation, the run to test).
+
+    With a time split the second is trained on everything before the test, for as many epochs as the first was best
+    after: the floors know the time of the validation too.
+    """
+    from bseq_plugin.data.events import instant_us
+    from bseq_plugin.training.train import train
+
+    selection = train(events, recipe, path)
+    if recipe.split != "time":
+        return selection.path, selection.path
+    known = events.before(instant_us(selection.recipe.test_at))
+    again = recipe.replace(split="none", stop_after=selection.info["best_epoch"])
+    return selection.path, train(known, again, path.with_name(f"{path.name}-again")).path
+
+
+def _one_seed(
+    events: Any, recipe: Any, path: Path, floors: bool, blend: bool
+) -> tuple[tuple[Path, Path], dict[str, Any], dict[str, Any]]:
     import json
     import resource
     import statistics
 
-    from bseq_plugin.cli.measure import blend_with_transitions, evaluate_run, scorer_of
-    from bseq_plugin.training.train import train
+    from bseq_plugin.cli.measure import HeldOut, scorer_of
+    from bseq_plugin.evaluation.blended import blended_ranker
 
     started = time.perf_counter()
-    run = train(events, recipe, path)
+    selection, final = _trained(events, recipe, path)
     seconds = time.perf_counter() - started
-    info = run.info
-    lines = (run.path / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-    weight, ranker = blend_with_transitions(scorer_of([path]), path, BLEND_K) if blend else (None, None)
-    comparison, _ = evaluate_run(run.path, "test", [5, 10], floors, {BLEND: ranker} if ranker else {})
+    scorer, held_out, others = scorer_of([final]), _test(events, selection, final), {}
+    if blend:
+        weight = HeldOut.of_run(selection, "validation").blend_weight(scorer_of([selection]), BLEND_K)
+        others[BLEND] = blended_ranker(scorer, held_out.graph(), weight)
+    comparison, _ = held_out.compare(scorer, [5, 10], floors, others)
+    info = json.loads((selection / "run.json").read_text(encoding="utf-8"))
+    lines = (selection / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     epochs = [json.loads(line) for line in lines]
     row = _figures(comparison, "model")
     if blend:
@@ -137,7 +173,7 @@ def _one_seed(events: Any, recipe: Any, path: Path, floors: bool, blend: bool) -
         "events_per_second": statistics.median(epoch["events_per_second"] for epoch in epochs),
         "peak_rss_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
     }
-    return row, {name: comparison.figures(name) for name in comparison.floors}
+    return (selection, final), row, {name: comparison.figures(name) for name in comparison.floors}
 
 
 def _figures(comparison: Any, ranker: str) -> dict[str, Any]:

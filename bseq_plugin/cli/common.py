@@ -57,7 +57,8 @@ def load_recipe(
 
         if isinstance(events, PartitionedSequences):
             raise UsageError("--recipe auto needs the log in memory; name another recipe for partitioned sequences")
-        recipe = Recipe() if events is None else auto_recipe(events)
+        asked = Recipe().with_settings(settings or [])
+        recipe = asked if events is None else auto_recipe(events, asked.split, asked.horizon_days)
     else:
         recipe = Recipe() if name is None else Recipe.load(name)
     return recipe.with_settings(settings or [])

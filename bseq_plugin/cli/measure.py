@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, cast
 
-from bseq_plugin.data.events import instant_us
+from bseq_plugin.data.events import Events, instant_us
 from bseq_plugin.data.prepare import evaluation_set
 from bseq_plugin.data.sequences import Sequences
-from bseq_plugin.data.splits import training_part
+from bseq_plugin.data.splits import EvaluationSet, training_part
 from bseq_plugin.errors import UsageError
-from bseq_plugin.evaluation.blended import AveragedScorer, best_weight, blended_ranker
+from bseq_plugin.evaluation.blended import AveragedScorer, best_weight
 from bseq_plugin.evaluation.defaults import default_floors, default_graph, fitted_rankers
+from bseq_plugin.evaluation.neighbours import TransitionGraph
 from bseq_plugin.evaluation.rankers import InterestScorer, Ranker, interest_ranker
 from bseq_plugin.evaluation.report import MODEL, Comparison, compare
 from bseq_plugin.model.interest_model import InterestModel
@@ -28,47 +30,75 @@ def scorer_of(paths: Sequence[Path]) -> InterestScorer:
     return models[0] if len(models) == 1 else AveragedScorer(models)
 
 
-def blend_with_transitions(scorer: InterestScorer, path: Path, k: int) -> tuple[float, Ranker]:
-    """(weight, ranker) of interests blended with the item-transition graph; weight from the validation part.
+@dataclass(frozen=True)
+class HeldOut:
+    """What a model is measured on.
 
-    The graph is fitted on the training part of the run at ``path``; ``k`` is the cut-off of the NDCG that decides.
+    Attributes:
+        evaluation: histories and what came after them, in rows of the model's vocabulary.
+        known: what floors may learn from: all before the cut of a time split, else what the model was trained on.
+        cut_us: where a time split begins the part, microseconds UTC; None with another split.
+        protocol: split, part, whether seen items are masked, size of the catalogue and recipe, JSON-ready.
     """
-    run = Run(path)
-    sequences = run.sequences()
-    training = _known_before(sequences, run.recipe, "validation")
-    graph = default_graph(training, _cut_us(run.recipe, "validation"))
-    graph.fit(training, scorer.item_vectors_VD.shape[0] - 1)
-    validation = evaluation_set(sequences, run.recipe, "validation")
-    weight, _ = best_weight(scorer, graph, validation, k, run.recipe.mask_seen)
-    return weight, blended_ranker(scorer, graph, weight)
+
+    evaluation: EvaluationSet
+    known: Sequences
+    cut_us: int | None
+    protocol: dict[str, Any]
+
+    @classmethod
+    def of_run(cls, path: Path, part: Part) -> HeldOut:
+        """The held-out part of a finished run."""
+        run = Run(path)
+        return cls._of(run.sequences(), run.recipe, part, run.vocabulary().n_items)
+
+    @classmethod
+    def after(cls, events: Events, selection: Path, final: Path) -> HeldOut:
+        """The test of ``selection``'s time split, for the run ``final`` that was trained on all that lies before it."""
+        vocabulary = Run(final).vocabulary()
+        sequences = Sequences.from_events(events, vocabulary)
+        return cls._of(sequences, Run(selection).recipe, "test", vocabulary.n_items)
+
+    @classmethod
+    def _of(cls, sequences: Sequences, recipe: Recipe, part: Part, n_items: int) -> HeldOut:
+        cut_us = _cut_us(recipe, part)
+        known = training_part(sequences) if cut_us is None else sequences.between(None, cut_us)
+        seen = "mask" if recipe.mask_seen else "keep"
+        protocol = {
+            "split": recipe.split, "part": part, "seen": seen, "catalogue": n_items, "recipe": recipe.model_dump()
+        }  # fmt: skip
+        return cls(evaluation_set(sequences, recipe, part), known, cut_us, protocol)
+
+    def compare(
+        self, scorer: InterestScorer, ks: Sequence[int], floors: bool, others: Mapping[str, Ranker] | None = None
+    ) -> tuple[Comparison, dict[str, Any]]:
+        """(comparison, JSON-ready figures) of a model, and of ``others`` made from it."""
+        n_items, seen = self.protocol["catalogue"], self.protocol["seen"]
+        rankers = fitted_rankers(default_floors(self.known, self.cut_us), self.known, n_items) if floors else {}
+        rankers |= {MODEL: interest_ranker(scorer), **(others or {})}
+        comparison = compare(self.evaluation, rankers, n_items, ks, seen, models=[MODEL, *(others or {})])
+        return comparison, {"protocol": self.protocol, **comparison.to_dict()}
+
+    def graph(self) -> TransitionGraph:
+        """The item-transition graph of what is known."""
+        graph = default_graph(self.known, self.cut_us)
+        graph.fit(self.known, self.protocol["catalogue"])
+        return graph
+
+    def blend_weight(self, scorer: InterestScorer, k: int) -> float:
+        """The graph's weight beside the interests of largest NDCG@k."""
+        weight, _ = best_weight(scorer, self.graph(), self.evaluation, k, self.protocol["seen"] == "mask")
+        return weight
 
 
-def evaluate_run(
-    path: Path, split: str, ks: Sequence[int], floors: bool = True, others: Mapping[str, Ranker] | None = None
-) -> tuple[Comparison, dict[str, Any]]:
-    """(comparison, JSON-ready figures) of a finished run, and of ``others`` made from it, on its held-out part.
+def evaluate_run(path: Path, split: str, ks: Sequence[int], floors: bool = True) -> tuple[Comparison, dict[str, Any]]:
+    """(comparison, JSON-ready figures) of a finished run on its held-out part.
 
     Floors see what the model may see: with a time split everything before the cut, else the training part.
     """
     if split not in ("test", "validation"):
         raise UsageError(f"--split {split!r}: use test or validation")
-    part = cast(Part, split)
-    run = Run(path)
-    model = InterestModel.from_run(path)
-    recipe, sequences = run.recipe, run.sequences()
-    held_out = evaluation_set(sequences, recipe, part)
-    n_items = model.vocabulary.n_items
-    rankers = {}
-    if floors:
-        cut_us = _cut_us(recipe, part)
-        known = _known_before(sequences, recipe, part)
-        rankers = fitted_rankers(default_floors(known, cut_us), known, n_items)
-    rankers[MODEL] = interest_ranker(model)
-    seen: Literal["mask", "keep"] = "mask" if recipe.mask_seen else "keep"
-    rankers |= others or {}
-    comparison = compare(held_out, rankers, n_items, ks, seen, models=[MODEL, *(others or {})])
-    protocol = {"split": recipe.split, "part": split, "seen": seen, "catalogue": n_items, "recipe": recipe.model_dump()}
-    return comparison, {"protocol": protocol, **comparison.to_dict()}
+    return HeldOut.of_run(path, cast(Part, split)).compare(InterestModel.from_run(path), ks, floors)
 
 
 def _cut_us(recipe: Recipe, part: Part) -> int | None:
@@ -76,9 +106,3 @@ def _cut_us(recipe: Recipe, part: Part) -> int | None:
     if recipe.split != "time":
         return None
     return instant_us(recipe.validation_at if part == "validation" else recipe.test_at)
-
-
-def _known_before(sequences: Sequences, recipe: Recipe, part: Part) -> Sequences:
-    """What floors may learn from: everything before the cut of a time split, else what the model was trained on."""
-    cut_us = _cut_us(recipe, part)
-    return training_part(sequences) if cut_us is None else sequences.between(None, cut_us)

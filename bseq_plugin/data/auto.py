@@ -1,4 +1,4 @@
-"""The recipe ``auto``: settings that follow from a log's size and lengths alone."""
+"""The recipe ``auto``: settings that follow from a log's size, lengths and span, and from what is held out."""
 
 from __future__ import annotations
 
@@ -6,11 +6,14 @@ from typing import Any
 
 import numpy as np
 
-from bseq_plugin.data.events import ITEM, USER, Events
+from bseq_plugin.data.events import DAY_US, ITEM, TIME, USER, Events
 from bseq_plugin.schema.recipe import Recipe
 
 AUTO = "auto"
-AUTO_DESCRIPTION = "Chosen from the log: its numbers of items and events, and the lengths of its histories."
+AUTO_DESCRIPTION = (
+    "Chosen from the log: its numbers of users, items and events and the lengths of its histories. With split = 'time' "
+    "for all that is wanted within horizon_days, where the log spans four of these."
+)
 WHOLE_CATALOGUE = 4_096  # items up to which every one of them is a candidate: sampling would save little
 N_CANDIDATES = 1_024
 WIDE = 128  # width for more items than that: they have more to be told apart by
@@ -20,10 +23,69 @@ MOST_EPOCHS, FEWEST_EPOCHS = 40, 8
 VALIDATE_EVERY = 3
 SMALL = 500_000  # events below which a model overfits first, whatever the lengths
 MEMBERS = 3  # encoders whose scores are averaged on a small log: it costs minutes, and what they overfit to differs
+HORIZONS = 4  # a log with a time split spans at least: one each for test and validation, two to learn a window from
+POPULARITY_HORIZONS = (0.25, 1.0, 13.0)  # with horizons of four weeks: of a week, of four, of a year
+EVERY_CANDIDATE = 100_000  # items up to which a window's softmax goes over all: there is one state a user, not an event
+WINDOW_CANDIDATES = 16_384
+WINDOW_EPOCHS, FEWEST_WINDOW_EPOCHS, USERS_OF_AN_EPOCH = 16, 4, 100_000
 
 
-def auto_recipe(events: Events) -> Recipe:
-    """The recipe for ``events``. Only counts of users, items and events decide, never what comes last.
+def auto_recipe(events: Events, split: str = "leave-one-out", horizon_days: float = 28.0) -> Recipe:
+    """The recipe for ``events`` and what is to be held out of them.
+
+    Only counts of users, items and events decide, and with a time split the log's span; never what comes last.
+    ``horizon_days`` is that of a time split: a log of four horizons or more gets ``window_recipe``, all else
+    ``next_recipe``.
+    """
+    if split == "time" and events.has_times:
+        times = events.frame[TIME]
+        if times.max() - times.min() >= HORIZONS * horizon_days * DAY_US:
+            return window_recipe(events, horizon_days)
+    return next_recipe(events)
+
+
+def window_recipe(events: Events, horizon_days: float) -> Recipe:
+    """For all that a user wants within ``horizon_days`` of an instant.
+
+    - ``targets``: windows of that length, the instants a quarter of it apart.
+    - ``popularity_days``: a quarter of it, as long, and 13 times as long. What is in fashion changes within the weeks
+      between two trainings, and popularity is read off the log at the instant of the request.
+    - ``encoder``: ``mean`` with a half life; over weeks the order of the last few events says little.
+    - ``score``: cosine with a high temperature, so that taste begins as a small correction of popularity; a smaller one
+      in a small log, which tells less of it.
+    - ``candidates``: the whole catalogue up to 100,000 items, else a mixed sample.
+    - ``epochs``: fewer where there are very many users.
+    """
+    n_users, n_items = int(events.frame[USER].nunique()), int(events.frame[ITEM].nunique())
+    epochs = int(np.clip(WINDOW_EPOCHS * USERS_OF_AN_EPOCH // n_users, FEWEST_WINDOW_EPOCHS, WINDOW_EPOCHS))
+    values: dict[str, Any] = {
+        "encoder": "mean",
+        "encoder_options": {"half_life_days": 120.0, "feed_forward": 128, "event_dropout": 0.1},
+        "max_length": 256,
+        "dropout": 0.1,
+        "event_features": (),
+        "popularity_days": tuple(horizon_days * share for share in POPULARITY_HORIZONS),
+        "score": "cosine",
+        "temperature": 1.0 if len(events) < SMALL else 0.5,
+        "targets": "window",
+        "window_days": horizon_days,
+        "window_step_days": horizon_days / 4,
+        "passes_per_epoch": 2,
+        "batch_users": 256,
+        "epochs": epochs,
+        "patience": epochs,
+        "schedule": "cosine",
+        "table_init": 0.05,
+        "split": "time",
+        "horizon_days": horizon_days,
+    }
+    if n_items > EVERY_CANDIDATE:
+        values |= {"candidates": WINDOW_CANDIDATES, "sampling": "mixed"}
+    return Recipe(**values)
+
+
+def next_recipe(events: Events) -> Recipe:
+    """For the next event.
 
     - ``dim``: 128 for a large catalogue, else 64; each of the ``members``.
     - ``max_length``: the length that 95 of 100 histories stay within, between 50 and 200.

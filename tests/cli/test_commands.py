@@ -7,8 +7,16 @@ import pandas as pd
 import pytest
 
 from bseq_plugin import __version__
+from bseq_plugin.data.events import instant_us
+from bseq_plugin.data.sequences import Sequences
+from bseq_plugin.data.splits import time_window
+from bseq_plugin.evaluation.defaults import default_floors, fitted_rankers
+from bseq_plugin.evaluation.rankers import interest_ranker
+from bseq_plugin.evaluation.report import compare
 from bseq_plugin.model.interest_model import InterestModel
+from bseq_plugin.readers.read_events import read_events
 from bseq_plugin.training.run import Run
+from bseq_plugin.training.train import train
 
 COMMANDS = ["demo", "train", "evaluate", "publish", "retrieve", "features", "benchmark", "plugins", "recipes", "doctor"]
 
@@ -224,22 +232,47 @@ def test_benchmark_of_a_sequence_file(bseq, tiny_frame, tmp_path, tiny_settings)
     assert needed <= set(document["seeds"][0])
 
 
-def test_benchmark_with_a_time_split_is_train_and_evaluate(bseq, tiny_source, tmp_path, tiny_settings):
+def test_benchmark_with_a_time_split_trains_again_up_to_the_test(bseq, tiny_source, tmp_path, tiny_settings):
+    """The same steps by hand: stop on the validation, train on all before the test, rank with what is known then."""
     settings = [*tiny_settings, "--set", "horizon_days=14", "--recipe", "reference"]
     code, _, err = bseq(
         "benchmark", tiny_source, *settings, "--protocol", "time", "--blend", "--json", tmp_path / "b.json"
     )
     assert code == 0, err
     found = json.loads((tmp_path / "b.json").read_text())
-    assert bseq("train", tiny_source, *settings, "--set", "split=time", "--out", tmp_path / "run")[0] == 0
-    assert bseq("evaluate", tmp_path / "run", "--k", "5,10", "--json", tmp_path / "e.json")[0] == 0
-    wanted = json.loads((tmp_path / "e.json").read_text())
-    assert found["protocol"] == wanted["protocol"]["split"] == "time"
+    assert found["protocol"] == "time"
+    assert bseq("train", tiny_source, *settings, "--set", "split=time", "--out", tmp_path / "first")[0] == 0
+    first = Run(tmp_path / "first")
+    cut_us = instant_us(first.recipe.test_at)
+    events = read_events(str(tiny_source))
+    again = first.recipe.replace(split="none", stop_after=first.info["best_epoch"])
+    model = InterestModel.from_run(train(events.before(cut_us), again, tmp_path / "second").path)
+    log = Sequences.from_events(events, model.vocabulary)
+    known = log.between(None, cut_us)
+    floors = fitted_rankers(default_floors(known, cut_us), known, model.vocabulary.n_items)
+    new = time_window(log, cut_us, 14.0).new_items_only()
+    rankers = {"model": interest_ranker(model), **floors}
+    wanted = compare(new, rankers, model.vocabulary.n_items, (5, 10), "mask")
     for metric in ("recall@5", "ndcg@10"):
-        assert found["mean"][metric] == pytest.approx(wanted["model"][metric], abs=1e-9)
-        for name, figures in wanted["floors"].items():
-            assert found["floors"][name][metric] == pytest.approx(figures[metric], abs=1e-9)
+        assert found["mean"][metric] == pytest.approx(wanted.mean("model", metric), abs=1e-9)
+        for name in floors:
+            assert found["floors"][name][metric] == pytest.approx(wanted.mean(name, metric), abs=1e-9)
         assert 0 <= found["seeds"][0]["blend"][metric] <= 1
+
+
+def test_auto_knows_of_a_time_split(bseq, tiny_source, tmp_path):
+    """Both commands hand the split on; what is set by hand comes last."""
+    by_hand = ["--set", "horizon_days=10", "--set", "epochs=1", "--recipe", "auto"]
+    run = tmp_path / "run"
+    assert bseq("train", tiny_source, *by_hand, "--set", "split=time", "--set", "dropout=0.3", "--out", run)[0] == 0
+    recipe = Run(run).recipe
+    assert (recipe.targets, recipe.popularity_days, recipe.dropout, recipe.epochs) == (
+        "window", (2.5, 10.0, 130.0), 0.3, 1
+    )  # fmt: skip
+    code, _, err = bseq("benchmark", tiny_source, *by_hand, "--protocol", "time", "--json", tmp_path / "b.json")
+    assert code == 0, err
+    assert bseq("train", tiny_source, *by_hand, "--out", tmp_path / "other")[0] == 0
+    assert Run(tmp_path / "other").recipe.targets == "next"
 
 
 def test_plugins_recipes_and_doctor(bseq):
