@@ -56,13 +56,16 @@ def benchmark(
     check_output(json_file)
     if "WORLD_SIZE" in os.environ:
         raise UsageError("benchmark runs in one process; under torchrun use train and evaluate")
+    settings = [*(settings or []), f"split={protocol}"]
     load_recipe(recipe, settings)  # wrong settings end here, before a long log is read
     from bseq_plugin.readers.read_events import read_events
 
     keep_freed_memory()
 
     events = read_events(sequences)
-    base = load_recipe(recipe, [*(settings or []), f"split={protocol}"], events).replace(mask_seen=True)
+    base = load_recipe(recipe, settings, events).replace(mask_seen=True)
+    _check_test(events, base)  # before hours of training
+    note.print(f"{recipe}: encoder = {base.encoder}, targets = {base.targets}")
     rows: list[dict[str, Any]] = []
     floors: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder:
@@ -84,7 +87,8 @@ def benchmark(
         },
         "protocol": protocol,
         "recipe": recipe,
-        "settings": settings or [],
+        "settings": settings[:-1],
+        "resolved_recipe": base.model_dump(exclude={"seed"}),
         "seeds": rows,
         "mean": _means(rows),
         **({"blend_mean": _means([row[BLEND] for row in rows])} if blend else {}),
@@ -121,6 +125,15 @@ def _test(events: Any, selection: Path, final: Path) -> Any:
     from bseq_plugin.cli.measure import HeldOut
 
     return HeldOut.of_run(final, "test") if final == selection else HeldOut.after(events, selection, final)
+
+
+def _check_test(events: Any, recipe: Any) -> None:
+    """Raises SchemaError if a time split leaves nothing to learn from, to validate with or to test on."""
+    from bseq_plugin.data.prepare import evaluation_set, prepare
+
+    if recipe.split == "time":
+        log = prepare(events, recipe)
+        evaluation_set(log.sequences, log.recipe, "test")
 
 
 def _trained(events: Any, recipe: Any, path: Path) -> tuple[Path, Path]:

@@ -49,19 +49,28 @@ def load_recipe(
     name: str | None, settings: list[str] | None, events: Events | PartitionedSequences | None = None
 ) -> Recipe:
     """The recipe of the options ``--recipe`` and ``--set``; "auto" needs the events, in memory."""
-    from bseq_plugin.data.auto import AUTO, auto_recipe
+    from bseq_plugin.data.auto import AUTO, auto_recipe, wants_window
     from bseq_plugin.schema.recipe import Recipe
 
-    if name == AUTO:  # without events: only to see whether the settings can be right at all
-        from bseq_plugin.data.partitions import PartitionedSequences
-
-        if isinstance(events, PartitionedSequences):
-            raise UsageError("--recipe auto needs the log in memory; name another recipe for partitioned sequences")
-        asked = Recipe().with_settings(settings or [])
-        recipe = asked if events is None else auto_recipe(events, asked.split, asked.horizon_days)
-    else:
+    if name != AUTO:
         recipe = Recipe() if name is None else Recipe.load(name)
-    return recipe.with_settings(settings or [])
+        return recipe.with_settings(settings or [])
+    from bseq_plugin.data.partitions import PartitionedSequences
+
+    if isinstance(events, PartitionedSequences):
+        raise UsageError("--recipe auto needs the log in memory; name another recipe for partitioned sequences")
+    asked = _by_hand(settings or [])
+    # also without events, to see whether the settings can be right at all
+    checked = Recipe(targets="window" if wants_window(asked) else "next").with_settings(settings or [])
+    return checked if events is None else auto_recipe(events, asked).with_settings(settings or [])
+
+
+def _by_hand(settings: list[str]) -> dict[str, Any]:
+    """Values of the recipe's own keys, not of options inside."""
+    from bseq_plugin.schema.recipe import parse_value
+
+    pairs = [setting.partition("=") for setting in settings]
+    return {key.strip(): parse_value(text.strip()) for key, _, text in pairs if "." not in key}
 
 
 def column_mapping(columns: list[str] | None) -> dict[str, str]:

@@ -11,8 +11,9 @@ from contextlib import contextmanager
 def loading() -> Iterator[None]:
     """Import large libraries inside: Python's collector of cyclic garbage rests meanwhile.
 
-    Imports make some million objects that stay for good; looking through them again and again takes a fifth of the
-    start. Afterwards they are left out of every later collection too (``gc.freeze``).
+    Imports make some million objects that stay for good; looking through them again and again takes a quarter of the
+    start. Afterwards they, and whatever garbage there is by then, are left out of every later collection
+    (``gc.freeze``): for processes of our own.
     """
     collecting = gc.isenabled()
     gc.disable()

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, cast
 
+import torch
+
 from bseq_plugin.data.events import Events, instant_us
+from bseq_plugin.data.items import PopularityPrior
 from bseq_plugin.data.prepare import evaluation_set
 from bseq_plugin.data.sequences import Sequences
 from bseq_plugin.data.splits import EvaluationSet, training_part
@@ -50,17 +53,17 @@ class HeldOut:
     def of_run(cls, path: Path, part: Part) -> HeldOut:
         """The held-out part of a finished run."""
         run = Run(path)
-        return cls._of(run.sequences(), run.recipe, part, run.vocabulary().n_items)
+        return cls._held_out(run.sequences(), run.recipe, part, run.vocabulary().n_items)
 
     @classmethod
     def after(cls, events: Events, selection: Path, final: Path) -> HeldOut:
         """The test of ``selection``'s time split, for the run ``final`` that was trained on all that lies before it."""
         vocabulary = Run(final).vocabulary()
         sequences = Sequences.from_events(events, vocabulary)
-        return cls._of(sequences, Run(selection).recipe, "test", vocabulary.n_items)
+        return cls._held_out(sequences, Run(selection).recipe, "test", vocabulary.n_items)
 
     @classmethod
-    def _of(cls, sequences: Sequences, recipe: Recipe, part: Part, n_items: int) -> HeldOut:
+    def _held_out(cls, sequences: Sequences, recipe: Recipe, part: Part, n_items: int) -> HeldOut:
         cut_us = _cut_us(recipe, part)
         known = training_part(sequences) if cut_us is None else sequences.between(None, cut_us)
         seen = "mask" if recipe.mask_seen else "keep"
@@ -79,6 +82,14 @@ class HeldOut:
         comparison = compare(self.evaluation, rankers, n_items, ks, seen, models=[MODEL, *(others or {})])
         return comparison, {"protocol": self.protocol, **comparison.to_dict()}
 
+    def up_to_date(self, model: InterestModel) -> InterestModel:
+        """The model with its popularity columns, if it has any, as of the cut."""
+        days = model.recipe.popularity_days
+        if not days or self.cut_us is None:
+            return model
+        popularity = PopularityPrior(self.known, model.vocabulary.n_items, days).at(self.cut_us)
+        return replace(model, item_priors_VP=torch.from_numpy(popularity))
+
     def graph(self) -> TransitionGraph:
         """The item-transition graph of what is known."""
         graph = default_graph(self.known, self.cut_us)
@@ -94,11 +105,13 @@ class HeldOut:
 def evaluate_run(path: Path, split: str, ks: Sequence[int], floors: bool = True) -> tuple[Comparison, dict[str, Any]]:
     """(comparison, JSON-ready figures) of a finished run on its held-out part.
 
-    Floors see what the model may see: with a time split everything before the cut, else the training part.
+    Floors see what the model may see: with a time split everything before the cut, in histories and popularity columns,
+    else the training part. The model's weights come from before the validation all the same.
     """
     if split not in ("test", "validation"):
         raise UsageError(f"--split {split!r}: use test or validation")
-    return HeldOut.of_run(path, cast(Part, split)).compare(InterestModel.from_run(path), ks, floors)
+    held_out = HeldOut.of_run(path, cast(Part, split))
+    return held_out.compare(held_out.up_to_date(InterestModel.from_run(path)), ks, floors)
 
 
 def _cut_us(recipe: Recipe, part: Part) -> int | None:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
-from bseq_plugin.data.events import DAY_US, ITEM, TIME, USER, Events
+from bseq_plugin.data.events import DAY_US, ITEM, TIME, USER, Events, instant_us
 from bseq_plugin.schema.recipe import Recipe
 
 AUTO = "auto"
@@ -23,61 +24,94 @@ MOST_EPOCHS, FEWEST_EPOCHS = 40, 8
 VALIDATE_EVERY = 3
 SMALL = 500_000  # events below which a model overfits first, whatever the lengths
 MEMBERS = 3  # encoders whose scores are averaged on a small log: it costs minutes, and what they overfit to differs
-HORIZONS = 4  # a log with a time split spans at least: one each for test and validation, two to learn a window from
+HORIZONS = 2  # that a log must span before its validation: one to learn a window from, and a past before that
+STRAY = 0.05  # share of the oldest events that do not count for the span: a few may have wrong dates
 POPULARITY_HORIZONS = (0.25, 1.0, 13.0)  # with horizons of four weeks: of a week, of four, of a year
+HALF_LIFE_HORIZONS = 4.0
 EVERY_CANDIDATE = 100_000  # items up to which a window's softmax goes over all: there is one state a user, not an event
 WINDOW_CANDIDATES = 16_384
 WINDOW_EPOCHS, FEWEST_WINDOW_EPOCHS, USERS_OF_AN_EPOCH = 16, 4, 100_000
+USERS_OF_A_SMALL_EPOCH = 16_000  # a pass over few users is a handful of batches: then there are more of them
 
 
-def auto_recipe(events: Events, split: str = "leave-one-out", horizon_days: float = 28.0) -> Recipe:
-    """The recipe for ``events`` and what is to be held out of them.
+def auto_recipe(events: Events, asked: Mapping[str, Any] | None = None) -> Recipe:
+    """The recipe for ``events`` and what is asked of them.
 
-    Only counts of users, items and events decide, and with a time split the log's span; never what comes last.
-    ``horizon_days`` is that of a time split: a log of four horizons or more gets ``window_recipe``, all else
-    ``next_recipe``.
+    Only counts of users, items and events decide, and for windows the log's span; never what comes last. With a time
+    split all of them are those of the log before the validation.
+
+    Args:
+        asked: settings by hand, which the caller puts over the recipe. ``split``, ``horizon_days`` and
+            ``validation_at`` say what is held out; with ``wants_window`` it is ``window_recipe``, else ``next_recipe``.
     """
-    if split == "time" and events.has_times:
-        times = events.frame[TIME]
-        if times.max() - times.min() >= HORIZONS * horizon_days * DAY_US:
-            return window_recipe(events, horizon_days)
-    return next_recipe(events)
+    asked = asked or {}
+    days = float(asked.get("horizon_days", Recipe().horizon_days))
+    known = _before_validation(events, asked, days) if asked.get("split") == "time" else events
+    if wants_window(asked) and known.has_times and ("targets" in asked or _spans(known, days)):
+        return window_recipe(known, float(asked.get("window_days", days)))
+    return next_recipe(known)
+
+
+def wants_window(asked: Mapping[str, Any]) -> bool:
+    """Whether what is asked goes with ``window_recipe``: those targets, or a time split and nothing against them."""
+    if "targets" in asked:
+        return bool(asked["targets"] == "window")
+    return asked.get("split") == "time" and asked.get("encoder", "mean") == "mean" and asked.get("members", 1) == 1
+
+
+def _before_validation(events: Events, asked: Mapping[str, Any], days: float) -> Events:
+    if not events.has_times:
+        return events
+    at_us = int(events.frame[TIME].max()) + 1 - int(2 * days * DAY_US)
+    if asked.get("validation_at"):
+        at_us = instant_us(asked["validation_at"], "validation_at")
+    known = events.before(at_us)
+    return known if len(known) else events  # whoever splits it says what is wrong
+
+
+def _spans(events: Events, days: float) -> bool:
+    times = events.frame[TIME].to_numpy()
+    return bool(times.max() - np.quantile(times, STRAY) >= HORIZONS * days * DAY_US)
 
 
 def window_recipe(events: Events, horizon_days: float) -> Recipe:
     """For all that a user wants within ``horizon_days`` of an instant.
 
     - ``targets``: windows of that length, the instants a quarter of it apart.
-    - ``popularity_days``: a quarter of it, as long, and 13 times as long. What is in fashion changes within the weeks
-      between two trainings, and popularity is read off the log at the instant of the request.
+    - ``popularity_days``: a quarter of it, as long, and 13 times as long. What is in fashion changes faster than a
+      model is trained again; ``bseq evaluate`` reads these columns off the log at the cut, ``bseq publish --log`` at
+      its end.
     - ``encoder``: ``mean`` with a half life; over weeks the order of the last few events says little.
-    - ``score``: cosine with a high temperature, so that taste begins as a small correction of popularity; a smaller one
-      in a small log, which tells less of it.
+    - ``score``: cosine with a high temperature, so that taste begins as a small correction of popularity; higher, so a
+      smaller correction, for a small log, which tells less of it.
     - ``candidates``: the whole catalogue up to 100,000 items, else a mixed sample.
-    - ``epochs``: fewer where there are very many users.
+    - ``epochs``: fewer where there are very many users; ``passes_per_epoch``: more where there are few.
     """
     n_users, n_items = int(events.frame[USER].nunique()), int(events.frame[ITEM].nunique())
+    small = len(events) < SMALL
     epochs = int(np.clip(WINDOW_EPOCHS * USERS_OF_AN_EPOCH // n_users, FEWEST_WINDOW_EPOCHS, WINDOW_EPOCHS))
     values: dict[str, Any] = {
         "encoder": "mean",
-        "encoder_options": {"half_life_days": 120.0, "feed_forward": 128, "event_dropout": 0.1},
+        "encoder_options": {
+            "half_life_days": HALF_LIFE_HORIZONS * horizon_days,
+            "feed_forward": 128,
+            "event_dropout": 0.1,
+        },
         "max_length": 256,
         "dropout": 0.1,
         "event_features": (),
         "popularity_days": tuple(horizon_days * share for share in POPULARITY_HORIZONS),
         "score": "cosine",
-        "temperature": 1.0 if len(events) < SMALL else 0.5,
+        "temperature": 1.0 if small else 0.5,
         "targets": "window",
         "window_days": horizon_days,
         "window_step_days": horizon_days / 4,
-        "passes_per_epoch": 2,
+        "passes_per_epoch": int(np.clip(USERS_OF_A_SMALL_EPOCH // n_users, 2, 16)) if small else 2,
         "batch_users": 256,
         "epochs": epochs,
         "patience": epochs,
         "schedule": "cosine",
         "table_init": 0.05,
-        "split": "time",
-        "horizon_days": horizon_days,
     }
     if n_items > EVERY_CANDIDATE:
         values |= {"candidates": WINDOW_CANDIDATES, "sampling": "mixed"}

@@ -1,16 +1,19 @@
 """Good use of every command."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
 from bseq_plugin import __version__
-from bseq_plugin.data.events import instant_us
+from bseq_plugin.data.events import DAY_US, instant_us
 from bseq_plugin.data.sequences import Sequences
 from bseq_plugin.data.splits import time_window
-from bseq_plugin.evaluation.defaults import default_floors, fitted_rankers
+from bseq_plugin.evaluation.blended import best_weight, blended_ranker
+from bseq_plugin.evaluation.defaults import default_floors, default_graph, fitted_rankers
 from bseq_plugin.evaluation.rankers import interest_ranker
 from bseq_plugin.evaluation.report import compare
 from bseq_plugin.model.interest_model import InterestModel
@@ -235,12 +238,13 @@ def test_benchmark_of_a_sequence_file(bseq, tiny_frame, tmp_path, tiny_settings)
 def test_benchmark_with_a_time_split_trains_again_up_to_the_test(bseq, tiny_source, tmp_path, tiny_settings):
     """The same steps by hand: stop on the validation, train on all before the test, rank with what is known then."""
     settings = [*tiny_settings, "--set", "horizon_days=14", "--recipe", "reference"]
+    file = tmp_path / "b.json"
     code, _, err = bseq(
-        "benchmark", tiny_source, *settings, "--protocol", "time", "--blend", "--json", tmp_path / "b.json"
+        "benchmark", tiny_source, *settings, "--protocol", "time", "--blend", "--seeds", "0,1", "--json", file
     )
     assert code == 0, err
-    found = json.loads((tmp_path / "b.json").read_text())
-    assert found["protocol"] == "time"
+    found = json.loads(file.read_text())
+    assert (found["protocol"], found["resolved_recipe"]["split"]) == ("time", "time")
     assert bseq("train", tiny_source, *settings, "--set", "split=time", "--out", tmp_path / "first")[0] == 0
     first = Run(tmp_path / "first")
     cut_us = instant_us(first.recipe.test_at)
@@ -251,13 +255,56 @@ def test_benchmark_with_a_time_split_trains_again_up_to_the_test(bseq, tiny_sour
     known = log.between(None, cut_us)
     floors = fitted_rankers(default_floors(known, cut_us), known, model.vocabulary.n_items)
     new = time_window(log, cut_us, 14.0).new_items_only()
-    rankers = {"model": interest_ranker(model), **floors}
+    # the blend's weight is that of the first model on the validation, its scores are those of the second
+    stopped, early = InterestModel.from_run(first.path), instant_us(first.recipe.validation_at)
+    before = first.sequences()
+    graph = default_graph(before.between(None, early), early)
+    graph.fit(before.between(None, early), stopped.vocabulary.n_items)
+    weight, _ = best_weight(stopped, graph, time_window(before, early, 14.0).new_items_only(), 10, True)
+    late_graph = default_graph(known, cut_us)
+    late_graph.fit(known, model.vocabulary.n_items)
+    rankers = {"model": interest_ranker(model), "blend": blended_ranker(model, late_graph, weight), **floors}
     wanted = compare(new, rankers, model.vocabulary.n_items, (5, 10), "mask")
+    seed = found["seeds"][0]
+    assert seed["blend"]["weight"] == weight
     for metric in ("recall@5", "ndcg@10"):
-        assert found["mean"][metric] == pytest.approx(wanted.mean("model", metric), abs=1e-9)
+        assert seed[metric] == pytest.approx(wanted.mean("model", metric), abs=1e-9)
+        assert seed["blend"][metric] == pytest.approx(wanted.mean("blend", metric), abs=1e-9)
         for name in floors:
             assert found["floors"][name][metric] == pytest.approx(wanted.mean(name, metric), abs=1e-9)
-        assert 0 <= found["seeds"][0]["blend"][metric] <= 1
+    assert set(found["average"]) == set(found["average_blend"]) - {"weight"}
+
+
+def test_benchmark_refuses_an_empty_test_before_it_trains(bseq, tiny_source, tmp_path):
+    code, _, err = bseq(
+        "benchmark", tiny_source, "--protocol", "time", "--set", "test_at=2090-01-01T00:00:00Z", "--recipe", "auto"
+    )
+    assert code != 0
+    assert "nobody has both" in err
+    assert "epoch" not in err
+
+
+def test_popularity_columns_are_read_at_the_cut(bseq, tiny_source, tmp_path):
+    """As those of a model brought up to date by hand with the log before the test."""
+    settings = ["--recipe", "auto", "--set", "split=time", "--set", "horizon_days=10", "--set", "epochs=1"]
+    run = tmp_path / "run"
+    assert bseq("train", tiny_source, *settings, "--out", run)[0] == 0
+    assert bseq("evaluate", run, "--k", "10", "--json", tmp_path / "e.json")[0] == 0
+    found = json.loads((tmp_path / "e.json").read_text())
+    cut_us = instant_us(Run(run).recipe.test_at)
+    log, model = Run(run).sequences(), InterestModel.from_run(run)
+    counts = np.zeros((model.vocabulary.n_items + 1, 3), np.float32)
+    for place, days in enumerate(model.recipe.popularity_days):
+        recent = log.between(int(cut_us - days * DAY_US), cut_us)
+        pairs = set(zip(recent.user_index.tolist(), recent.items.tolist(), strict=True))
+        for _, item in pairs:
+            counts[item, place] += item > 0
+    fresh = replace(model, item_priors_VP=torch.from_numpy(np.log1p(counts)))
+    test = time_window(log, cut_us, 10.0).new_items_only()
+    rankers = {"fresh": interest_ranker(fresh), "stale": interest_ranker(model)}
+    wanted = compare(test, rankers, model.vocabulary.n_items, (10,), "mask")
+    assert found["model"]["ndcg@10"] == pytest.approx(wanted.mean("fresh", "ndcg@10"), abs=1e-6)
+    assert wanted.mean("fresh", "ndcg@10") != pytest.approx(wanted.mean("stale", "ndcg@10"), abs=1e-3)
 
 
 def test_auto_knows_of_a_time_split(bseq, tiny_source, tmp_path):
@@ -271,6 +318,10 @@ def test_auto_knows_of_a_time_split(bseq, tiny_source, tmp_path):
     )  # fmt: skip
     code, _, err = bseq("benchmark", tiny_source, *by_hand, "--protocol", "time", "--json", tmp_path / "b.json")
     assert code == 0, err
+    assert json.loads((tmp_path / "b.json").read_text())["resolved_recipe"]["targets"] == "window"
+    columns = [*by_hand, "--set", "split=time", "--set", "popularity_days=[5.0]", "--out", tmp_path / "columns"]
+    assert bseq("train", tiny_source, *columns)[0] == 0  # goes with windows, which auto chooses
+    assert Run(tmp_path / "columns").recipe.popularity_days == (5.0,)
     assert bseq("train", tiny_source, *by_hand, "--out", tmp_path / "other")[0] == 0
     assert Run(tmp_path / "other").recipe.targets == "next"
 

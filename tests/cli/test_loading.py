@@ -27,7 +27,7 @@ def cycle():
     return weakref.ref(node)
 
 
-def test_nothing_is_collected_inside_and_all_is_afterwards():
+def test_the_collector_rests_inside_and_works_afterwards():
     with loading():
         assert not gc.isenabled()
     assert gc.isenabled()

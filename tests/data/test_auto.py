@@ -55,31 +55,80 @@ def spread(n_users, length, n_items, days):
     return Events(frame)
 
 
+TIME_SPLIT = {"split": "time", "horizon_days": 28.0}
+
+
 def test_a_time_split_asks_for_a_window():
     """All targets within the horizon, and popularity of a quarter of it, of it, and of about a year of such."""
     events = spread(40, 50, 30, 200)
-    recipe = auto_recipe(events, "time", 14.0)
-    assert (recipe.split, recipe.horizon_days, recipe.targets, recipe.window_days) == ("time", 14.0, "window", 14.0)
+    recipe = auto_recipe(events, {"split": "time", "horizon_days": 14})
+    assert (recipe.targets, recipe.window_days, recipe.window_step_days) == ("window", 14.0, 3.5)
     assert recipe.popularity_days == (3.5, 14.0, 182.0)
     assert recipe.members == 1
     assert auto_recipe(events).targets == "next"
 
 
-@pytest.mark.parametrize(("days", "targets"), [(111, "next"), (112, "window")])
-def test_a_short_log_has_no_window_to_learn_from(days, targets):
-    assert auto_recipe(spread(40, 50, 30, days), "time", 28.0).targets == targets
+def test_windows_can_be_asked_for_without_a_split():
+    """What was chosen with a time split is trained on everything in the end."""
+    events = spread(40, 50, 30, 200)
+    asked = {"split": "none", "targets": "window", "window_days": 14}
+    assert auto_recipe(events, asked) == auto_recipe(spread(40, 50, 30, 200), {"targets": "window", "horizon_days": 14})
+
+
+@pytest.mark.parametrize("against", [{"targets": "next"}, {"encoder": "causal"}, {"members": 3}])
+def test_what_is_set_against_windows_is_heard(against):
+    events = spread(40, 50, 30, 200)
+    assert auto_recipe(events, {**TIME_SPLIT, **against}).targets == "next"
+
+
+def test_a_short_past_has_no_window_to_learn_from():
+    """19 of 20 events span two horizons before the validation: 0.95 of (days - 56) is 56 from 115 days on."""
+    targets = [auto_recipe(spread(400, 400, 30, days), TIME_SPLIT).targets for days in (114, 116)]
+    assert targets == ["next", "window"]
+
+
+def test_one_wrong_date_makes_no_long_log():
+    frame = spread(40, 50, 30, 70).frame.copy()
+    frame.loc[0, "timestamp"] -= int(400 * DAY_US)
+    assert auto_recipe(Events(frame), TIME_SPLIT).targets == "next"
+
+
+def test_the_validation_by_hand_decides_on_the_past():
+    events = spread(40, 50, 30, 200)
+    early = pd.Timestamp(int(events.frame["timestamp"].min() + 40 * DAY_US), unit="us", tz="UTC").isoformat()
+    assert auto_recipe(events, {**TIME_SPLIT, "validation_at": early}).targets == "next"
+
+
+def test_what_is_held_out_does_not_count():
+    """Nothing after the validation changes the recipe: not a million events more, nor new users and items."""
+    events = spread(40, 50, 30, 200)
+    cut_us = int(events.frame["timestamp"].max()) + 1 - int(2 * 28 * DAY_US)
+    past = events.frame[events.frame["timestamp"] < cut_us]
+    late = pd.DataFrame(
+        {"user_id": np.arange(30_000), "item_id": np.arange(30_000) + 500, "timestamp": events.frame["timestamp"].max()}
+    )
+    more = pd.concat([past, late], ignore_index=True)
+    assert auto_recipe(Events(more), TIME_SPLIT) == auto_recipe(events, TIME_SPLIT)
 
 
 def test_a_time_split_of_a_log_without_times_is_left_to_who_splits_it():
     frame = log(40, 50, 30).frame.drop(columns="timestamp")
-    assert auto_recipe(Events(frame), "time").targets == "next"
+    assert auto_recipe(Events(frame), TIME_SPLIT).targets == "next"
+
+
+WINDOWS = {"targets": "window"}
 
 
 def test_very_many_users_take_fewer_epochs_of_windows_and_very_many_items_are_sampled():
-    epochs = [auto_recipe(spread(n_users, 2, 30, 200), "time").epochs for n_users in (100, 200_000, 500_000)]
+    epochs = [auto_recipe(spread(n_users, 2, 30, 200), WINDOWS).epochs for n_users in (100, 200_000, 500_000)]
     assert epochs == [16, 8, 4]
-    recipes = [auto_recipe(spread(50_001, 2, n_items, 200), "time") for n_items in (100_000, 100_001)]
+    recipes = [auto_recipe(spread(50_001, 2, n_items, 200), WINDOWS) for n_items in (100_000, 100_001)]
     assert [(recipe.candidates, recipe.sampling) for recipe in recipes] == [("all", "uniform"), (16_384, "mixed")]
+
+
+def test_a_small_log_of_few_users_goes_through_them_more_often():
+    passes = [auto_recipe(spread(n, 2, 30, 200), WINDOWS).passes_per_epoch for n in (100, 4_000, 250_000)]
+    assert passes == [16, 4, 2]
 
 
 def test_only_counts_and_the_span_decide_on_windows():
@@ -87,4 +136,4 @@ def test_only_counts_and_the_span_decide_on_windows():
     events = spread(40, 30, 50, 300)
     times = events.frame["timestamp"]
     frame = events.frame.assign(item_id=999 - events.frame["item_id"], timestamp=times.max() - times + times.min())
-    assert auto_recipe(Events(frame), "time") == auto_recipe(events, "time")
+    assert auto_recipe(Events(frame), TIME_SPLIT) == auto_recipe(events, TIME_SPLIT)
