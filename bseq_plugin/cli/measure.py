@@ -110,8 +110,9 @@ def evaluate_run(path: Path, split: str, ks: Sequence[int], floors: bool = True)
     """
     if split not in ("test", "validation"):
         raise UsageError(f"--split {split!r}: use test or validation")
+    model = InterestModel.from_run(path)  # first of all: it says what is wrong with a folder that is no finished run
     held_out = HeldOut.of_run(path, cast(Part, split))
-    return held_out.compare(held_out.up_to_date(InterestModel.from_run(path)), ks, floors)
+    return held_out.compare(held_out.up_to_date(model), ks, floors)
 
 
 def _cut_us(recipe: Recipe, part: Part) -> int | None:
