@@ -61,8 +61,16 @@ class Batch(Pipelineable):  # type: ignore[misc]  # torchrec is not typed
     target_priors_SP: Tensor | None = None
     candidate_priors_NP: Tensor | None = None
 
+    @property
+    def n_events(self) -> int:
+        """Of all histories."""
+        features = self.features
+        return int(features.length_per_key()[features.keys().index(EVENT)])
+
     def to(self, device: torch.device, non_blocking: bool = False) -> Batch:
-        """A copy on ``device``."""
+        """A copy on ``device``; this very batch if it is there."""
+        if self.features.device() == device:
+            return self
         return self._map(lambda value: value.to(device=device, non_blocking=non_blocking))
 
     def record_stream(self, stream: Any) -> None:

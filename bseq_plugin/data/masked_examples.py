@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from bseq_plugin.data.examples import Examples, share
+from bseq_plugin.data.random_numbers import RandomNumbers
 from bseq_plugin.data.sequences import Sequences
 from bseq_plugin.data.target_types import target_weights
 from bseq_plugin.schema.recipe import Recipe
@@ -27,11 +28,11 @@ class MaskedEvents:
         self.users = np.flatnonzero((n_targets > 0) & (self.sequences.lengths > 1))
         self.lengths = self.sequences.lengths[self.users]
 
-    def examples(self, users: np.ndarray, rank: int, world_size: int, rng: np.random.Generator) -> Examples:
+    def examples(self, users: np.ndarray, rank: int, world_size: int, rng: RandomNumbers) -> Examples:
         """This rank's examples from a global batch of users."""
         every = self.sequences.take(users)
         weights = self._weights(users)
-        hidden = self._hidden(every, weights, rng)
+        hidden = self._hidden(every, weights, rng())
         part, counts = share(np.arange(len(users)), rank, world_size)
         own = every.take(part)
         first = int(every.offsets[part[0]])

@@ -16,12 +16,14 @@ import numpy as np
 
 from bseq_plugin.data.batches import Batch
 from bseq_plugin.data.candidates import CandidateSampler
+from bseq_plugin.data.event_features import EventInputs
 from bseq_plugin.data.examples import Examples, NextEvent
 from bseq_plugin.data.items import PopularityPrior
 from bseq_plugin.data.partitions import COLUMNS, PartitionedSequences
+from bseq_plugin.data.random_numbers import ORDER_STREAM, RandomNumbers, step_random
 from bseq_plugin.data.sequences import Sequences
 from bseq_plugin.data.target_types import type_weights
-from bseq_plugin.data.training_data import ORDER_STREAM, STEP_STREAM, TrainingData
+from bseq_plugin.data.training_data import TrainingData
 from bseq_plugin.data.vocabulary import Vocabulary
 from bseq_plugin.errors import RecipeError, SchemaError, UsageError
 from bseq_plugin.schema.recipe import Recipe
@@ -58,6 +60,7 @@ class StreamedData(TrainingData):
         self.rank, self.world_size = rank, world_size
         self.of_type = type_weights(recipe, vocabulary)
         self.candidates = CandidateSampler(vocabulary, recipe)
+        self.inputs = EventInputs.of(recipe)
         self.popularity = PopularityPrior(nobody(log), vocabulary.n_items, ())
         each = len(log.partitions) // world_size
         self.own = list(range(rank * each, (rank + 1) * each))
@@ -77,10 +80,10 @@ class StreamedData(TrainingData):
         for step in range(start, steps):
             taken = [part for part in (next(part) for part in parts) if part is not None]
             histories = self.training(Sequences.join(taken)) if taken else nobody(self.log)
-            rng = np.random.default_rng([self.recipe.seed, STEP_STREAM, epoch, step])
+            rng = step_random(self.recipe.seed, epoch, step)
             yield self._batch_of(self._examples(histories, rng), rng)
 
-    def _examples(self, histories: Sequences, rng: np.random.Generator) -> Examples:
+    def _examples(self, histories: Sequences, rng: RandomNumbers) -> Examples:
         source = NextEvent(histories, self.recipe, self.of_type)
         if len(source.users):
             examples = source.examples(source.users, 0, 1, rng)

@@ -12,17 +12,17 @@ import torch
 
 from bseq_plugin.data.batches import NEGATIVE, TARGET, Batch, history_features
 from bseq_plugin.data.candidates import CandidateSampler
+from bseq_plugin.data.event_features import EventInputs
 from bseq_plugin.data.examples import Examples, NextEvent, NextOfPrefix, TargetWindow
 from bseq_plugin.data.items import PopularityPrior
 from bseq_plugin.data.masked_examples import MaskedEvents
+from bseq_plugin.data.random_numbers import ORDER_STREAM, RandomNumbers, step_random
 from bseq_plugin.data.sequences import Sequences
 from bseq_plugin.data.target_types import type_weights
 from bseq_plugin.data.vocabulary import Vocabulary
 from bseq_plugin.errors import SchemaError
 from bseq_plugin.schema.recipe import Recipe
 
-# numpy pads a seed with zeros: without tags, [seed, epoch] and [seed, epoch, 0] would be one stream
-ORDER_STREAM, STEP_STREAM = 1, 2
 SOURCES: dict[str, type[NextEvent | NextOfPrefix | TargetWindow | MaskedEvents]] = {
     "next": NextEvent,
     "prefix": NextOfPrefix,
@@ -52,6 +52,7 @@ class TrainingData:
         self.rank = rank
         self.world_size = world_size
         self.candidates = CandidateSampler(vocabulary, recipe)
+        self.inputs = EventInputs.of(recipe)
         self.popularity = PopularityPrior(sequences, vocabulary.n_items, recipe.popularity_days)
         self.source = SOURCES[recipe.targets](sequences, recipe, type_weights(recipe, vocabulary))
         if len(self.source.users) == 0:
@@ -78,7 +79,7 @@ class TrainingData:
         bounds = self._bounds(order)
         for step in range(start, self.steps_per_epoch):
             chosen = self.source.users[order[bounds[step] : bounds[step + 1]]]
-            yield self._batch(chosen, np.random.default_rng([self.recipe.seed, STEP_STREAM, epoch, step]))
+            yield self._batch(chosen, step_random(self.recipe.seed, epoch, step))
 
     def _order(self, epoch: int) -> np.ndarray:
         """Places in ``source.users``."""
@@ -97,10 +98,10 @@ class TrainingData:
         lengths = self.source.lengths[order]
         return np.searchsorted(np.cumsum(lengths) - lengths, steps * self._n_events / self.steps_per_epoch)
 
-    def _batch(self, users: np.ndarray, rng: np.random.Generator) -> Batch:
+    def _batch(self, users: np.ndarray, rng: RandomNumbers) -> Batch:
         return self._batch_of(self.source.examples(users, self.rank, self.world_size, rng), rng)
 
-    def _batch_of(self, examples: Examples, rng: np.random.Generator) -> Batch:
+    def _batch_of(self, examples: Examples, rng: RandomNumbers) -> Batch:
         catalogue = None if examples.at_us is None else self.source.catalogue(examples.at_us)
         drawn = self.candidates.draw(catalogue, examples.target_ids, examples.batch_targets, rng)
         priors_VP = self.popularity.at(examples.at_us) if self.recipe.popularity_days else None
@@ -111,7 +112,7 @@ class TrainingData:
         )  # the batch shares them; the first user's row of the jagged tensor holds them
         features = history_features(
             examples.histories,
-            self.recipe,
+            self.inputs,
             {TARGET: _looked_up_targets(examples, drawn.places), NEGATIVE: (drawn.ids, negatives_per_user)},
         )
         return Batch(

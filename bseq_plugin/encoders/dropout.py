@@ -6,20 +6,21 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-LEVELS = 1 << 16
+LEVELS = 1 << 8
 
 
 def dropout(x: Tensor, share: float, training: bool) -> Tensor:
-    """``F.dropout`` with ``share`` rounded to a multiple of 2 ** -16.
+    """``F.dropout``; on a CPU with ``share`` rounded to a multiple of 2 ** -8, and what is kept scaled to that.
 
-    On a CPU torch draws one Bernoulli number a value; four 16-bit numbers out of one 64-bit draw take a tenth of that.
+    On a CPU torch draws one Bernoulli number a value; eight 8-bit numbers out of one 64-bit draw take a twentieth of
+    that. A share that would be rounded to 0 or 1 is left to torch.
     """
     if not training or share == 0.0:
         return x
     dropped = round(share * LEVELS)
     if x.device.type != "cpu" or not 0 < dropped < LEVELS:
         return F.dropout(x, share, True)
-    bits = torch.empty((x.numel() + 3) // 4, dtype=torch.int64)
+    bits = torch.empty((x.numel() + 7) // 8, dtype=torch.int64)
     bits.random_(-(1 << 63), None)  # the whole range: without bounds the highest bit is never set
-    kept = bits.view(torch.int16)[: x.numel()].view(x.shape) >= dropped - LEVELS // 2
+    kept = bits.view(torch.int8)[: x.numel()].view(x.shape) >= dropped - LEVELS // 2
     return x * kept.to(x.dtype).mul_(LEVELS / (LEVELS - dropped))

@@ -97,7 +97,7 @@ class _ChunkedLoss(torch.autograd.Function):
             state_CD, positive_SD, state_S = states_QD[queries], target_SD[own], targets.state_S[own] - start
             negative_NC = products.logits(state_CD)
             _prepare(negative_NC, candidates, state_S, targets, own)
-            query_SD = state_CD[state_S]
+            query_SD = state_CD.index_select(0, state_S)
             positive_S = (query_SD * positive_SD).sum(1)
             chunk_loss, d_positive_S, factor_C = logit_loss(positive_S, scale_S[own], state_S, negative_NC)
             loss += chunk_loss

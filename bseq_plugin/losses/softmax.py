@@ -10,6 +10,9 @@ from bseq_plugin.losses.chunked import chunked_loss
 from bseq_plugin.losses.options import MatmulLoss, MatmulOptions
 from bseq_plugin.schema.parts import Candidates, Targets
 
+FEW = 64  # candidates
+LOST = 1e-30  # up to this a share may be less precise than its type, or 0
+
 
 class SoftmaxOptions(MatmulOptions):
     """Options of the ``softmax`` loss."""
@@ -51,13 +54,13 @@ def _cross_entropy(
     lowest = finfo(positive_S.dtype).min  # a state without any candidate: -inf - -inf is no number
     candidate_C = _largest(negative_NC).to(positive_S.dtype).clamp_min_(lowest)
     largest_C = candidate_C.scatter_reduce(0, state_S, positive_S, "amax")
-    shifted_S = positive_S - largest_C[state_S]
+    shifted_S = positive_S - largest_C.index_select(0, state_S)
     unit_C = (candidate_C - largest_C).exp_()
     candidate_total_C, factor_C = _exponentials(negative_NC, candidate_C)
     total_C = (candidate_total_C * unit_C).index_add_(0, state_S, shifted_S.exp())
-    log_share_S = shifted_S - total_C.log()[state_S]
+    log_share_S = shifted_S - total_C.log().index_select(0, state_S)
     weight_C = zeros_like(total_C).index_add_(0, state_S, weight_S)
-    d_positive_S = weight_C[state_S] * log_share_S.exp() - weight_S
+    d_positive_S = weight_C.index_select(0, state_S) * log_share_S.exp() - weight_S
     factor_C *= unit_C * weight_C / total_C.clamp_min(finfo(total_C.dtype).tiny)
     return -(weight_S * log_share_S).sum(), d_positive_S, factor_C
 
@@ -67,17 +70,27 @@ def _exponentials(logits_NC: Tensor, largest_C: Tensor) -> tuple[Tensor, Tensor]
     if not logits_NC.T.is_contiguous():
         total_C = logits_NC.sub_(largest_C).exp_().sum(0)
         return total_C, ones_like(total_C)
-    # State by state torch has one pass for it, twice as fast as three. Its sum is found again in its largest entry,
-    # 1 / sum. (In bfloat16 that is off by 2^-9 at most, a tenth of what rounding a logit of 8 does to its exponential.)
-    # A state without any candidate gives 0 / 0.
+    # State by state torch has one pass for it, twice as fast as three. Its sum is found again in an entry that is known
+    # before and after, here the largest of the first few. (In bfloat16 that is off by 2^-9 at most, a tenth of what
+    # rounding a logit of 8 does to its exponential.)
+    few_KC = logits_NC[:FEW]
+    logit_C = few_KC.to(largest_C.dtype).amax(0)
     softmax(logits_NC.T, 1, out=logits_NC.T)
-    share_C = _largest(logits_NC).to(largest_C.dtype)
-    if bool((share_C != share_C).any()):
-        none_C = largest_C == finfo(largest_C.dtype).min  # any other NaN is the caller's, who has to see it
-        logits_NC[:, none_C] = 0.0
-        share_C[none_C] = torch.inf
-    total_C = 1.0 / share_C
+    share_C = few_KC.to(largest_C.dtype).amax(0)
+    total_C = (logit_C - largest_C).exp_() / share_C
+    found_C = share_C > LOST
+    if not bool(found_C.all()):
+        total_C = torch.where(found_C, total_C, 1.0 / _largest_share(logits_NC, largest_C))
     return total_C, total_C.clone()
+
+
+def _largest_share(shares_NC: Tensor, largest_C: Tensor) -> Tensor:
+    """The largest entry of each state's softmax, inf for a state without any candidate: its entries become 0."""
+    share_C = _largest(shares_NC).to(largest_C.dtype)
+    none_C = (share_C != share_C) & (largest_C == finfo(largest_C.dtype).min)  # 0 / 0; another NaN is the caller's
+    shares_NC[:, none_C] = 0.0
+    share_C[none_C] = torch.inf
+    return share_C
 
 
 def _largest(logits_NC: Tensor) -> Tensor:

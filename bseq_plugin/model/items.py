@@ -47,6 +47,8 @@ class ItemTower(nn.Module):
     def forward(self, looked_up: dict[str, JaggedTensor], features: KeyedJaggedTensor, keys: list[str]) -> list[Tensor]:
         """``[N, D]`` for each of ``keys``: the item rows of that key of the batch."""
         rows = [looked_up[key].values() for key in keys]
+        if self.attribute_table is None and self.encoded is None:
+            return rows
         ids = [features[key].values() for key in keys]
         rows = rows if self.attribute_table is None else self._with_attributes(rows, ids)
         fused: list[Tensor] = rows if self.encoded is None else self.encoded(rows, ids)

@@ -115,7 +115,7 @@ class Objective(nn.Module):
         if places_S is None:
             target_SD = score_vectors(target_SD, batch.target_priors_SP, self.cosine)
         else:  # targets are not looked up a second time
-            target_SD = negative_ND[places_S]
+            target_SD = negative_ND.index_select(0, places_S)
         targets = Targets(target_SD, batch.target_ids_S, batch.target_state_S, batch.target_weights_S, places_S)
         candidates = Candidates(negative_ND, batch.candidate_ids_N, batch.log_expected_count_N)
         interests_QKD = interests_ND.view(-1, self.n_interests, interests_ND.shape[1])

@@ -85,20 +85,18 @@ def _update(
     **others: Any,
 ) -> None:
     """One pooled update a table: features of one table are one, for a row may be in several of them."""
-    n_features = len(weights_offsets)
-    feature_ends = offsets[:: (len(offsets) - 1) // n_features].tolist()
     tables: dict[int, list[int]] = {}
     for feature, begin in enumerate(weights_offsets.tolist()):
         tables.setdefault(begin, []).append(feature)
+    feature_ends = offsets[:: (len(offsets) - 1) // len(weights_offsets)].tolist() if len(tables) > 1 else []
     for features in tables.values():
         first = slice(features[0], features[0] + 1)
-        if len(tables) == 1:
-            rows_N, grad_ND = indices, grad_output
-        else:
+        rows_N, grad_ND, later = indices, grad_output, hash_size_cumsum[-1:]
+        if len(tables) > 1:
             parts = [slice(feature_ends[f], feature_ends[f + 1]) for f in features]
             rows_N = torch.cat([indices[part] for part in parts])
             grad_ND = torch.cat([grad_output[part] for part in parts])
-        later = hash_size_cumsum[hash_size_cumsum > hash_size_cumsum[first]]
+            later = hash_size_cumsum[hash_size_cumsum > hash_size_cumsum[first]]
         _pooled(
             grad_output=grad_ND.contiguous(),
             weights_placements=weights_placements[first],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import time
 from collections.abc import Iterator
@@ -9,7 +10,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import torch
-from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
+from torch import Tensor
 
 from bseq_plugin.data.batches import Batch
 from bseq_plugin.data.prepare import PreparedLog
@@ -23,6 +24,7 @@ from bseq_plugin.training.distributed import World
 from bseq_plugin.training.export import export_model
 from bseq_plugin.training.export_interests import export_interests
 from bseq_plugin.training.log import RunLog
+from bseq_plugin.training.pipeline import pipelined
 from bseq_plugin.training.run import Run
 from bseq_plugin.training.sharding import ShardedTask
 from bseq_plugin.training.validation import validate
@@ -88,7 +90,6 @@ class Trainer:
         self.sharded, self.run, self.here, self.show = sharded, run, here, progress
         self.checkpoint_steps = checkpoint_steps
         self.checkpoints = Checkpoints(run.path, identity(log.recipe, log.vocabulary))
-        self.pipeline = TrainPipelineSparseDist(sharded.model, sharded.optimizer, here.device)
         priors = log.item_priors
         self.item_priors_VP = None if priors is None else torch.from_numpy(priors)
         self.base_rates = [float(group["lr"]) for group in sharded.optimizer.param_groups]
@@ -186,19 +187,10 @@ class Trainer:
             torch.manual_seed(hash((self.recipe.seed, *place)) & 0x7FFF_FFFF)
         self._generator_restored = False
         self.sharded.model.train()
-        self.pipeline.attach(self.sharded.model)
-        counted: list[int] = []
-        batches = self._counted(self.data.batches(epoch, saved_at), counted)
-        own, started, first = [0.0, 0.0, 0.0], time.perf_counter(), saved_at
-        while True:
-            self._set_learning_rate(epoch * self.data.steps_per_epoch + state.step)
-            try:
-                outputs = self.pipeline.progress(batches)
-            except StopIteration:
-                break
+        own, started = [0.0, 0.0, 0.0], time.perf_counter()
+        for outputs, n_events in self._outputs(epoch, saved_at):
             loss, n_targets = float(outputs["loss"]), float(outputs["n_targets"])
             self._require_finite(loss, epoch, state.step)
-            n_events = counted[state.step - first]
             own = [own[0] + loss * n_targets, own[1] + n_targets, own[2] + n_events]
             report(loss, n_events)
             state.step += 1
@@ -208,8 +200,20 @@ class Trainer:
                 self._add(own, started)
                 self._save()
                 own, started, saved_at = [0.0, 0.0, 0.0], time.perf_counter(), state.step
-        self.pipeline.detach()
         self._add(own, started)
+
+    def _outputs(self, epoch: int, start: int) -> Iterator[tuple[dict[str, Tensor], int]]:
+        """(what the model gives, number of events) of each step of an epoch from ``start`` on, after its update."""
+        counted: list[int] = []
+        batches = self._counted(self.data.batches(epoch, start), counted)
+        with pipelined(self.sharded, self.here) as pipeline:
+            for step in itertools.count(start):
+                self._set_learning_rate(epoch * self.data.steps_per_epoch + step)
+                try:
+                    outputs = pipeline.progress(batches)
+                except StopIteration:
+                    return
+                yield outputs, counted[step - start]
 
     def _add(self, own: list[float], started: float) -> None:
         """Add this rank's sums to those of all ranks; a resumed run adds the same numbers in the same order."""
@@ -227,7 +231,7 @@ class Trainer:
     def _counted(batches: Iterator[Batch], counted: list[int]) -> Iterator[Batch]:
         """The pipeline reads ahead: events are counted where batches come from."""
         for batch in batches:
-            counted.append(int(batch.features["event"].lengths().sum()))
+            counted.append(batch.n_events)
             yield batch
 
     def _set_learning_rate(self, step: int) -> None:

@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 from bseq_plugin.data.candidates import CandidateSampler
 from bseq_plugin.data.events import DAY_US
 from bseq_plugin.data.items import PopularityPrior
+from bseq_plugin.data.random_numbers import step_random
 from bseq_plugin.data.sequences import Sequences
-from bseq_plugin.data.training_data import STEP_STREAM, TrainingData
+from bseq_plugin.data.training_data import TrainingData
 from bseq_plugin.data.vocabulary import Vocabulary
 from bseq_plugin.errors import SchemaError
 from bseq_plugin.schema.recipe import Recipe
@@ -101,6 +102,7 @@ def test_next_event_batches_are_those_of_a_loop(users, epoch):
         assert batch.target_weights_S.tolist() == [1.0] * len(batch.target_ids_S)
         assert float(batch.loss_scale) == 1.0
         assert (batch.target_state_S.diff() >= 0).all()
+        assert batch.n_events == sum(map(len, histories(batch)))
 
 
 def test_epochs_have_different_orders_and_seeds_too():
@@ -113,6 +115,15 @@ def test_epochs_have_different_orders_and_seeds_too():
     assert order(0, 0) != order(0, 1)
     assert order(0, 0) != order(1, 0)
     assert sorted(order(0, 0)) == sorted(order(1, 1))
+
+
+def test_a_step_has_one_generator_that_is_a_function_of_its_place():
+    first = step_random(3, 1, 4)
+    assert first() is first()
+    begun = first().random(3).tolist()
+    assert step_random(3, 1, 4)().random(3).tolist() == begun
+    others = [step_random(*place)().random(3).tolist() for place in ((4, 1, 4), (3, 2, 4), (3, 1, 5), (3, 1, 0))]
+    assert all(other != begun for other in others)
 
 
 def naive_window(users, cut, days, at_least, max_length):
@@ -173,13 +184,12 @@ def data_cut(data, batch):
     """The instant of a batch: the only one whose newest history times and catalogue fit is drawn first."""
     for epoch in range(3):
         for step in range(data.steps_per_epoch):
-            rng = np.random.default_rng([data.recipe.seed, STEP_STREAM, epoch, step])
             found = data._batch(
                 data.source.users[data._order(epoch)[step * data.recipe.batch_users :][: data.recipe.batch_users]],
-                np.random.default_rng([data.recipe.seed, STEP_STREAM, epoch, step]),
+                step_random(data.recipe.seed, epoch, step),
             )
             if flat(found) == flat(batch):
-                return int(rng.choice(data.source.cuts))
+                return int(step_random(data.recipe.seed, epoch, step)().choice(data.source.cuts))
     raise AssertionError("no such batch")
 
 
@@ -317,7 +327,7 @@ def test_negatives_come_as_often_as_they_say(sampling, catalogue):
     seen = np.zeros(N_ITEMS + 1)
     draws = 200
     for number in range(draws):
-        drawn = sampler.draw(catalogue, NOBODY, NOBODY, np.random.default_rng(number))
+        drawn = sampler.draw(catalogue, NOBODY, NOBODY, step_random(0, 0, number))
         rows, log_count = drawn.ids, drawn.log_expected_count
         assert (rows.shape, log_count.dtype) == ((n,), np.float32)
         expected = [math.log(n * share[int(row)]) for row in rows]
@@ -331,10 +341,10 @@ def test_negatives_come_as_often_as_they_say(sampling, catalogue):
 
 def test_all_candidates_are_the_catalogue():
     sampler = CandidateSampler(vocabulary(), recipe())
-    drawn = sampler.draw(None, np.array([3, 1, 3]), np.array([3, 1, 3]), np.random.default_rng(0))
+    drawn = sampler.draw(None, np.array([3, 1, 3]), np.array([3, 1, 3]), step_random(0, 0, 0))
     assert (drawn.ids.tolist(), drawn.log_expected_count) == (list(range(1, N_ITEMS + 1)), None)
     assert drawn.places.tolist() == [2, 0, 2]
-    assert sampler.draw(np.array([2, 5]), np.array([5]), np.array([5]), np.random.default_rng(0)).ids.tolist() == [2, 5]
+    assert sampler.draw(np.array([2, 5]), np.array([5]), np.array([5]), step_random(0, 0, 0)).ids.tolist() == [2, 5]
 
 
 @pytest.mark.parametrize("catalogue", [None, np.array([2, 3, 5, 7, 8])])
@@ -348,7 +358,7 @@ def test_a_mixed_set_has_every_target_and_others_as_often_as_it_says(catalogue, 
     seen = dict.fromkeys(others, 0)
     draws = 300
     for number in range(draws):
-        drawn = sampler.draw(catalogue, targets[:1], targets, np.random.default_rng(number))
+        drawn = sampler.draw(catalogue, targets[:1], targets, step_random(0, 0, number))
         assert drawn.ids[drawn.places].tolist() == [7]  # of this rank; 3 is another rank's target
         assert len(set(drawn.ids.tolist())) == len(drawn.ids) == 2 + n_drawn
         assert set(drawn.ids.tolist()) <= allowed

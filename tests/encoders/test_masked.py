@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from bseq_plugin.data.events import Events
 from bseq_plugin.data.masked_examples import MaskedEvents
+from bseq_plugin.data.random_numbers import step_random
 from bseq_plugin.data.sequences import Sequences
 from bseq_plugin.data.training_data import TrainingData
 from bseq_plugin.data.vocabulary import Vocabulary
@@ -151,7 +152,7 @@ def test_what_is_hidden_is_what_is_asked_for(users, share, world_size, epoch):
 def test_the_share_of_hidden_events_and_of_histories_that_hide_the_last_one():
     log = sequences([[1, 2, 3, 4, 5, 6, 7, 8]] * 4000)
     source = MaskedEvents(log, Recipe(targets="masked", max_length=8, mask_share=0.3))
-    found = source.examples(source.users, 0, 1, np.random.default_rng(0))
+    found = source.examples(source.users, 0, 1, step_random(0, 0, 0))
     hidden = np.zeros(log.n_events, bool)
     hidden[found.state_rows] = True
     by_user = hidden.reshape(4000, 8)

@@ -239,6 +239,32 @@ def test_a_vector_that_is_no_number_is_not_hidden(matmul, sign):
     assert torch.isnan(loss)
 
 
+@pytest.mark.parametrize("case", ["far below", "all own targets"])
+def test_a_sum_is_found_where_the_first_candidates_have_no_share_of_it(case):
+    """bfloat16 products read the sum of exponentials off one of the first candidates, unless its share is lost."""
+    generator = torch.Generator().manual_seed(0)
+    vectors, states = torch.randn(200, 8, generator=generator), torch.randn(4, 8, generator=generator)
+    vectors[:, 0], states[:, 0] = 0.0, 10.0
+    targets = Targets(vectors[150:154], torch.arange(151, 155), torch.arange(4), torch.ones(4), torch.arange(150, 154))
+    if case == "far below":
+        vectors[:100, 0] = -20.0  # a logit of -200: its exponential is 0 in any type
+    else:
+        own = torch.arange(100)
+        targets = Targets(vectors[own], own + 1, torch.zeros(100, dtype=torch.int64), torch.ones(100), own)
+    with_grad = [x.clone().requires_grad_() for x in (states, vectors)]
+    loss = SoftmaxLoss(SoftmaxOptions(matmul="bfloat16"))(
+        with_grad[0], targets, Candidates(with_grad[1], torch.arange(1, 201))
+    )
+    loss.backward()
+    exact = [x.bfloat16().double().requires_grad_() for x in (states, vectors)]
+    shares = (exact[0] @ exact[1].T).log_softmax(1)  # of the catalogue: own targets compete with each other
+    expected = -shares[targets.state_S, targets.ids_S - 1].mean()
+    expected.backward()
+    assert float(loss) == pytest.approx(float(expected), rel=2**-7)
+    for found, wanted in zip(with_grad, exact, strict=True):
+        assert float((found.grad - wanted.grad).norm() / wanted.grad.norm()) < 2**-6
+
+
 def test_bfloat16_is_taken_only_where_it_gains(monkeypatch):
     vectors = torch.randn(8, 64)
     for gain, expected in ((1.0, False), (3.0, True)):

@@ -1,6 +1,7 @@
 import json
 import math
 import shutil
+from dataclasses import replace
 
 import pandas as pd
 import pytest
@@ -18,6 +19,7 @@ from bseq_plugin.model.interest_model import InterestModel
 from bseq_plugin.schema.recipe import Recipe
 from bseq_plugin.training.distributed import world
 from bseq_plugin.training.log import RunLog
+from bseq_plugin.training.pipeline import pipelined
 from bseq_plugin.training.run import Run
 from bseq_plugin.training.sharding import shard
 from bseq_plugin.training.train import train
@@ -101,19 +103,19 @@ def test_the_loss_goes_down(events, tiny_recipe, tmp_path, read_lines, values):
 def test_the_pipeline_pipelines_the_tables(events, tiny_recipe, tmp_path, values):
     """Its look-ups start one batch ahead; a batch rebuilt in ``forward`` would lose that without a word."""
     log = prepare(events, tiny_recipe.replace(**values))
-    counts, losses = [], []
     with world() as here:
         data = TrainingData(log.training, log.vocabulary, log.recipe, here.rank, here.size)
-        run = Run(tmp_path / "run")
-        run.begin(log)
-        trainer = Trainer(log, data, shard(build_task(log, "meta"), log.recipe, here), run, here, progress=False)
-
-        def report(loss, n_events):
-            counts.append(len(trainer.pipeline._pipelined_modules))
-            losses.append(loss)
-
-        trainer._steps(0, report)
-    assert counts == [1] * data.steps_per_epoch
+        sharded, one_of_two = shard(build_task(log, "meta"), log.recipe, here), replace(here, size=2)
+        batches = data.batches(0)
+        with pipelined(sharded, one_of_two) as pipeline:
+            losses = [float(pipeline.progress(batches)["loss"]) for _ in range(data.steps_per_epoch)]
+            assert len(pipeline._pipelined_modules) == 1
+            assert next(batches, None) is None
+        torch.manual_seed(0)
+        ahead = float(sharded.model(first := next(data.batches(0)))[0])  # detached: the plain model again
+        with pipelined(sharded, here) as pipeline:
+            torch.manual_seed(0)
+            assert float(pipeline.progress(iter([first]))["loss"]) == ahead
     assert all(math.isfinite(loss) for loss in losses)
 
 
