@@ -93,7 +93,6 @@ def measure_rank(rank: int, ranks: int, n_items: int, store: str) -> None:
     """All points of a number of items and ranks; prints them as JSON lines on rank 0."""
     import torch
     from torch import distributed as dist
-    from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
 
     from bseq_plugin.data.sequences import Sequences
     from bseq_plugin.data.training_data import TrainingData
@@ -101,6 +100,7 @@ def measure_rank(rank: int, ranks: int, n_items: int, store: str) -> None:
     from bseq_plugin.model.task import SequenceInterestTask
     from bseq_plugin.schema.recipe import Recipe
     from bseq_plugin.training.distributed import world
+    from bseq_plugin.training.pipeline import EpochPipeline
     from bseq_plugin.training.row_update import pooled_row_update
     from bseq_plugin.training.sharding import shard
 
@@ -114,7 +114,7 @@ def measure_rank(rank: int, ranks: int, n_items: int, store: str) -> None:
     vocabulary = Vocabulary(np.arange(n_items), np.ones(n_items, np.int64))
     with world() as here, pooled_row_update():
         task = shard(SequenceInterestTask(recipe, n_items, 0, device="meta"), recipe, here)
-        pipeline = TrainPipelineSparseDist(task.model, task.optimizer, here.device)
+        pipeline = EpochPipeline(task, here)
         task.model.train()
         for n_events, n_candidates in itertools.product(EVENTS, CANDIDATES):
             n_users = n_events // LENGTH
@@ -124,14 +124,14 @@ def measure_rank(rank: int, ranks: int, n_items: int, store: str) -> None:
             sequences = Sequences(np.arange(len(offsets) - 1), offsets, items)
             chosen = recipe.replace(candidates=n_candidates, batch_users=n_users)
             batches = TrainingData(sequences, vocabulary, chosen, rank, ranks).batches(0)
-            pipeline.attach(task.model)
+            outputs = pipeline.outputs(batches)
             cpu, wall = [], []
             for _ in range(STEPS + WARM_UP):
                 started = time.process_time(), time.perf_counter()
-                pipeline.progress(batches)
+                next(outputs)
                 cpu.append(time.process_time() - started[0])
                 wall.append(time.perf_counter() - started[1])
-            pipeline.detach()
+            outputs.close()  # the model is a plain one again
             seconds = here.sum([float(np.median(values[WARM_UP:])) / ranks for values in (cpu, wall)])
             peak_mb = max(here.gather(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024))
             if rank == 0:

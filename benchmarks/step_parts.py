@@ -19,13 +19,13 @@ from pathlib import Path
 
 import torch
 from speed import SETTINGS, commit, made_up_log
-from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
 
 from bseq_plugin import Recipe
 from bseq_plugin.data.prepare import PreparedLog, prepare
 from bseq_plugin.data.training_data import TrainingData
 from bseq_plugin.readers.read_events import read_events
 from bseq_plugin.training.distributed import world
+from bseq_plugin.training.pipeline import EpochPipeline
 from bseq_plugin.training.row_update import pooled_row_update
 from bseq_plugin.training.sharding import shard
 from bseq_plugin.training.trainer import build_task
@@ -37,7 +37,7 @@ FORWARD, BACKWARD = ("## forward",), ("## backward",)
 HEAD = ("_ChunkedLoss", "autograd::engine::evaluate_function: _ChunkedLossBackward")
 LOOK_UP = ("[lookup]_", "autograd::engine::evaluate_function: torch::autograd::CppNode<SplitNoBagLookup")
 OPTIMIZER = ("Optimizer.step#CombinedOptimizer.step",)
-BATCHES = ("## next_batch",)
+BATCHES = ("## load batch",)
 
 
 def step_parts(log: PreparedLog) -> dict[str, float]:
@@ -48,13 +48,13 @@ def step_parts(log: PreparedLog) -> dict[str, float]:
         task.settle(task.machine_choices())
         sharded = shard(task, log.recipe, here)
         sharded.model.train()
-        pipeline = TrainPipelineSparseDist(sharded.model, sharded.optimizer, here.device)
         batches = (batch for epoch in range(1_000) for batch in data.batches(epoch))
+        outputs = EpochPipeline(sharded, here).outputs(batches)
 
         def steps(number: int) -> float:
             started = time.perf_counter()
             for _ in range(number):
-                pipeline.progress(batches)
+                next(outputs)
             return 1e3 * (time.perf_counter() - started) / number
 
         steps(WARM_UP)

@@ -13,6 +13,7 @@ from rich.table import Table
 
 from bseq_plugin.cli.allocator import keep_freed_memory
 from bseq_plugin.cli.common import RecipeName, Settings, check_output, load_recipe, note, out, write_json
+from bseq_plugin.cli.loading import loading
 from bseq_plugin.errors import UsageError
 
 METRICS = ("recall@5", "ndcg@5", "recall@10", "ndcg@10")
@@ -58,10 +59,11 @@ def benchmark(
         raise UsageError("benchmark runs in one process; under torchrun use train and evaluate")
     settings = [*(settings or []), f"split={protocol}"]
     load_recipe(recipe, settings)  # wrong settings end here, before a long log is read
-    from bseq_plugin.readers.read_events import read_events
+    with loading():
+        import bseq_plugin.training.train  # noqa: F401, for ``_trained``
+        from bseq_plugin.readers.read_events import read_events
 
     keep_freed_memory()
-
     events = read_events(sequences)
     base = load_recipe(recipe, settings, events).replace(mask_seen=True)
     _check_test(events, base)  # before hours of training

@@ -67,7 +67,7 @@ def load_recipe(
 
 def _by_hand(settings: list[str]) -> dict[str, Any]:
     """Values of the recipe's own keys, not of options inside."""
-    from bseq_plugin.schema.recipe import parse_value
+    from bseq_plugin.schema.recipe_files import parse_value
 
     pairs = [setting.partition("=") for setting in settings]
     return {key.strip(): parse_value(text.strip()) for key, _, text in pairs if "." not in key}
@@ -86,7 +86,7 @@ def column_mapping(columns: list[str] | None) -> dict[str, str]:
 
 def head_options(settings: list[str] | None) -> dict[str, Any]:
     """``["n_experts=8"]`` as a dict. Raises UsageError."""
-    from bseq_plugin.schema.recipe import parse_value
+    from bseq_plugin.schema.recipe_files import parse_value
 
     options = {}
     for setting in settings or []:

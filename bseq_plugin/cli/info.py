@@ -50,7 +50,8 @@ def recipes(name: Annotated[str | None, typer.Argument(help="Show this one whole
     Example: `bseq recipes reference`
     """
     from bseq_plugin.data.auto import AUTO, AUTO_DESCRIPTION
-    from bseq_plugin.schema.recipe import Recipe, recipe_description, shipped_recipes
+    from bseq_plugin.schema.recipe import Recipe
+    from bseq_plugin.schema.recipe_files import recipe_description, shipped_recipes
 
     if name == AUTO:
         out.print(f"{AUTO_DESCRIPTION} `bseq train LOG --recipe auto` leaves the chosen settings in RUN/recipe.json.")

@@ -68,7 +68,7 @@ class Batch(Pipelineable):  # type: ignore[misc]  # torchrec is not typed
         return int(features.length_per_key()[features.keys().index(EVENT)])
 
     def to(self, device: torch.device, non_blocking: bool = False) -> Batch:
-        """A copy on ``device``; this very batch if it is there."""
+        """A copy on ``device``; this very batch if its features are there."""
         if self.features.device() == device:
             return self
         return self._map(lambda value: value.to(device=device, non_blocking=non_blocking))

@@ -46,7 +46,7 @@ class CandidateSampler:
         self._weights = vocabulary.item_counts + 1.0 if recipe.sampling == "popularity" else None
 
     def draw(
-        self, catalogue: np.ndarray | None, targets: np.ndarray, batch_targets: np.ndarray, rng: RandomNumbers
+        self, catalogue: np.ndarray | None, targets: np.ndarray, batch_targets: np.ndarray, random: RandomNumbers
     ) -> Drawn:
         """The candidates of a batch.
 
@@ -54,16 +54,16 @@ class CandidateSampler:
             catalogue: rows that may be drawn, ascending; None = all.
             targets: int64 [S], rows of ``catalogue``, of this rank.
             batch_targets: int64, the targets of all ranks.
-            rng: the same numbers on every rank.
+            random: the same numbers on every rank.
         """
         if self.n_candidates == "all":
             if catalogue is None:
                 return Drawn(self._all, places=targets - 1)
             return Drawn(catalogue, places=np.searchsorted(catalogue, targets))
         if self.mixed:
-            return self._mixed(catalogue, targets, batch_targets, rng().spawn(1)[0])
+            return self._mixed(catalogue, targets, batch_targets, random().spawn(1)[0])
         n_rows = self.n_items if catalogue is None else len(catalogue)
-        draws = rng().random(self.n_candidates)
+        draws = random().random(self.n_candidates)
         if self._weights is None:
             places = (draws * n_rows).astype(np.int64)
             log_count = np.full(self.n_candidates, np.log(self.n_candidates / n_rows))

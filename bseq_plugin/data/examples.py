@@ -68,7 +68,7 @@ class NextEvent:
         self.users = np.flatnonzero(self.total_weight > 0)
         self.lengths = self.sequences.lengths[self.users] - 1
 
-    def examples(self, users: np.ndarray, rank: int, world_size: int, rng: RandomNumbers) -> Examples:
+    def examples(self, users: np.ndarray, rank: int, world_size: int, random: RandomNumbers) -> Examples:
         """This rank's examples from a global batch of users."""
         part, counts = share(users, rank, world_size)
         starts, ends = self.sequences.offsets[:-1][part], self.sequences.offsets[1:][part]
@@ -116,7 +116,7 @@ class NextOfPrefix:
         self.users = np.flatnonzero((self.weights > 0) & (np.arange(sequences.n_events) > first))
         self.lengths = np.minimum(self.users - first[self.users], self.max_length)
 
-    def examples(self, users: np.ndarray, rank: int, world_size: int, rng: RandomNumbers) -> Examples:
+    def examples(self, users: np.ndarray, rank: int, world_size: int, random: RandomNumbers) -> Examples:
         """This rank's examples from a global batch of targets."""
         places, counts = share(users, rank, world_size)
         owners = self.user_index[places]
@@ -201,9 +201,9 @@ class TargetWindow:
             self._catalogues[at_us] = np.flatnonzero(counts >= self.recipe.min_item_count)
         return self._catalogues[at_us]
 
-    def examples(self, users: np.ndarray, rank: int, world_size: int, rng: RandomNumbers) -> Examples:
+    def examples(self, users: np.ndarray, rank: int, world_size: int, random: RandomNumbers) -> Examples:
         """This rank's examples from a global batch of users."""
-        cut = int(rng().choice(self.cuts))
+        cut = int(random().choice(self.cuts))
         offsets = self.sequences.offsets
         places, ends = self._place(users, cut), self._place(users, cut + self.window_us)
         usable = (places > offsets[:-1][users]) & (ends > places)

@@ -28,11 +28,11 @@ class MaskedEvents:
         self.users = np.flatnonzero((n_targets > 0) & (self.sequences.lengths > 1))
         self.lengths = self.sequences.lengths[self.users]
 
-    def examples(self, users: np.ndarray, rank: int, world_size: int, rng: RandomNumbers) -> Examples:
+    def examples(self, users: np.ndarray, rank: int, world_size: int, random: RandomNumbers) -> Examples:
         """This rank's examples from a global batch of users."""
         every = self.sequences.take(users)
         weights = self._weights(users)
-        hidden = self._hidden(every, weights, rng())
+        hidden = self._hidden(every, weights, random())
         part, counts = share(np.arange(len(users)), rank, world_size)
         own = every.take(part)
         first = int(every.offsets[part[0]])

@@ -80,13 +80,13 @@ class StreamedData(TrainingData):
         for step in range(start, steps):
             taken = [part for part in (next(part) for part in parts) if part is not None]
             histories = self.training(Sequences.join(taken)) if taken else nobody(self.log)
-            rng = step_random(self.recipe.seed, epoch, step)
-            yield self._batch_of(self._examples(histories, rng), rng)
+            random = step_random(self.recipe.seed, epoch, step)
+            yield self._batch_of(self._examples(histories, random), random)
 
-    def _examples(self, histories: Sequences, rng: RandomNumbers) -> Examples:
+    def _examples(self, histories: Sequences, random: RandomNumbers) -> Examples:
         source = NextEvent(histories, self.recipe, self.of_type)
         if len(source.users):
-            examples = source.examples(source.users, 0, 1, rng)
+            examples = source.examples(source.users, 0, 1, random)
         else:  # every rank takes part in a step's look-ups, with a user who has done nothing if need be
             none = np.empty(0, np.int64)
             examples = Examples(nobody(self.log), none, none, none, np.empty(0, np.float32), 0.0, none)

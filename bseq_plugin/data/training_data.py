@@ -98,12 +98,12 @@ class TrainingData:
         lengths = self.source.lengths[order]
         return np.searchsorted(np.cumsum(lengths) - lengths, steps * self._n_events / self.steps_per_epoch)
 
-    def _batch(self, users: np.ndarray, rng: RandomNumbers) -> Batch:
-        return self._batch_of(self.source.examples(users, self.rank, self.world_size, rng), rng)
+    def _batch(self, users: np.ndarray, random: RandomNumbers) -> Batch:
+        return self._batch_of(self.source.examples(users, self.rank, self.world_size, random), random)
 
-    def _batch_of(self, examples: Examples, rng: RandomNumbers) -> Batch:
+    def _batch_of(self, examples: Examples, random: RandomNumbers) -> Batch:
         catalogue = None if examples.at_us is None else self.source.catalogue(examples.at_us)
-        drawn = self.candidates.draw(catalogue, examples.target_ids, examples.batch_targets, rng)
+        drawn = self.candidates.draw(catalogue, examples.target_ids, examples.batch_targets, random)
         priors_VP = self.popularity.at(examples.at_us) if self.recipe.popularity_days else None
         n_users, weight = examples.histories.n_users, float(examples.target_weights.sum(dtype=np.float64))
         negatives_per_user = np.zeros(n_users, np.int64)

@@ -7,18 +7,19 @@ from torch import Tensor
 from torch.nn import functional as F
 
 LEVELS = 1 << 8
+FINE = 8  # levels from either end, within which rounding would change a share by more than a fifteenth
 
 
 def dropout(x: Tensor, share: float, training: bool) -> Tensor:
     """``F.dropout``; on a CPU with ``share`` rounded to a multiple of 2 ** -8, and what is kept scaled to that.
 
     On a CPU torch draws one Bernoulli number a value; eight 8-bit numbers out of one 64-bit draw take a twentieth of
-    that. A share that would be rounded to 0 or 1 is left to torch.
+    that. Shares below 1/32 or above 31/32 are left to torch.
     """
     if not training or share == 0.0:
         return x
     dropped = round(share * LEVELS)
-    if x.device.type != "cpu" or not 0 < dropped < LEVELS:
+    if x.device.type != "cpu" or not FINE <= dropped <= LEVELS - FINE:
         return F.dropout(x, share, True)
     bits = torch.empty((x.numel() + 7) // 8, dtype=torch.int64)
     bits.random_(-(1 << 63), None)  # the whole range: without bounds the highest bit is never set

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import tomllib
 from collections.abc import Iterable, Mapping
-from datetime import datetime
-from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal
 from zoneinfo import ZoneInfo
@@ -15,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from bseq_plugin.errors import RecipeError
 from bseq_plugin.schema.options import describe_errors, parse_options
+from bseq_plugin.schema.recipe_files import assign, read_recipe
 
 EventFeature = Literal["event_type", "time_gap", "time_of_week", "session", "value"]
 Sharding = Literal["auto", "row_wise", "table_wise", "column_wise"]
@@ -216,7 +214,7 @@ class Recipe(BaseModel):
             raise ValueError(f"item_encoder_options = {value!r}: {error}; give plain values") from None
 
     @model_validator(mode="after")
-    def _consistent(self) -> Recipe:
+    def _objective_fits(self) -> Recipe:
         if self.popularity_days and self.targets != "window":
             raise ValueError("popularity_days goes with targets = 'window' (the popularity at the start of the window)")
         if self.readout == "multi" and self.targets in ("next", "masked"):
@@ -237,6 +235,14 @@ class Recipe(BaseModel):
                 f"members = {self.members} average inner products of one interest each: use score = 'inner', "
                 "readout = 'last' and no popularity_days, or members = 1"
             )
+        if self.batch_events is not None and self.batch_events < self.max_length:
+            raise ValueError(
+                f"batch_events = {self.batch_events} is less than one history of max_length = {self.max_length}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _items_fit(self) -> Recipe:
         needing = {"item_encoder_options": {}, "item_fusion": "gate", "item_init": "encoder"}
         for name, value in needing.items():
             if not self.item_encoders and (getattr(self, name) == value) != (name == "item_encoder_options"):
@@ -253,10 +259,6 @@ class Recipe(BaseModel):
         given = self.sharding.values() if isinstance(self.sharding, Mapping) else [self.sharding]
         if self.item_fusion == "gate" and "column_wise" in given:
             raise ValueError("item_fusion = 'gate' needs whole rows; use sharding = 'row_wise' with it")
-        if self.batch_events is not None and self.batch_events < self.max_length:
-            raise ValueError(
-                f"batch_events = {self.batch_events} is less than one history of max_length = {self.max_length}"
-            )
         return self
 
     @property
@@ -282,27 +284,7 @@ class Recipe(BaseModel):
     @classmethod
     def load(cls, name_or_path: str | Path) -> Recipe:
         """A shipped recipe by name, or one from a TOML file."""
-        path = Path(name_or_path)
-        if path.suffix == ".toml":
-            if not path.is_file():
-                raise RecipeError(f"there is no recipe file {str(path)!r}")
-            try:
-                text = path.read_text(encoding="utf-8")
-            except (UnicodeDecodeError, OSError) as error:
-                raise RecipeError(f"recipe {str(name_or_path)!r} can't be read: {error}") from None
-        elif str(name_or_path) in shipped_recipes():
-            text = _shipped(str(name_or_path)).read_text(encoding="utf-8")
-        else:
-            raise RecipeError(
-                f"unknown recipe {str(name_or_path)!r}; there are: {', '.join(shipped_recipes())}; or give a .toml file"
-            )
-        try:
-            values = tomllib.loads(text)
-        except tomllib.TOMLDecodeError as error:
-            raise RecipeError(f"recipe {str(name_or_path)!r} is not valid TOML: {error}") from None
-        values.pop("description", None)
-        values = {key: _plain(value) for key, value in values.items()}
-        return cls.parse(values, f"recipe {str(name_or_path)!r}")
+        return cls.parse(read_recipe(name_or_path), f"recipe {str(name_or_path)!r}")
 
     def replace(self, **values: Any) -> Recipe:
         """A copy with other values, checked like new ones."""
@@ -312,46 +294,5 @@ class Recipe(BaseModel):
         """A copy with ``key=value`` settings; a dot reaches into options: ``encoder_options.n_blocks=3``."""
         values = self.model_dump()
         for setting in settings:
-            key, separator, text = setting.partition("=")
-            if not separator:
-                raise RecipeError(f"--set {setting!r}: write key=value")
-            _assign(values, key.strip().split("."), parse_value(text.strip()), setting)
+            assign(values, setting)
         return self.parse(values, "--set")
-
-
-def shipped_recipes() -> list[str]:
-    """Names of the recipes that come with the package."""
-    folder = resources.files("bseq_plugin") / "recipes"
-    return sorted(entry.name.removesuffix(".toml") for entry in folder.iterdir() if entry.name.endswith(".toml"))
-
-
-def recipe_description(name: str) -> str:
-    """The first words of a shipped recipe: what it is for."""
-    return str(tomllib.loads(_shipped(name).read_text(encoding="utf-8")).get("description", ""))
-
-
-def _shipped(name: str) -> Any:
-    return resources.files("bseq_plugin") / "recipes" / f"{name}.toml"
-
-
-def parse_value(text: str) -> Any:
-    """A value as in TOML, or a bare word as it is."""
-    try:
-        value = tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
-        return text  # a bare word: --set encoder=mean
-    return _plain(value)
-
-
-def _plain(value: Any) -> Any:
-    """TOML has times of its own; a recipe keeps the text."""
-    return value.isoformat() if isinstance(value, datetime) else value
-
-
-def _assign(values: dict[str, Any], path: list[str], value: Any, setting: str) -> None:
-    *parents, leaf = path
-    for parent in parents:
-        values = values.setdefault(parent, {})
-        if not isinstance(values, dict):
-            raise RecipeError(f"--set {setting!r}: {parent!r} has no keys below it")
-    values[leaf] = value

@@ -1,28 +1,67 @@
-"""TorchRec's train pipeline over the batches of an epoch."""
+"""TorchRec's train pipeline, an epoch at a time."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import itertools
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
 
+from torch import Tensor
 from torchrec.distributed.train_pipeline import TrainPipelineBase, TrainPipelineSparseDist
-from torchrec.distributed.train_pipeline.train_pipelines import TrainPipeline
 
+from bseq_plugin.data.batches import Batch
 from bseq_plugin.training.distributed import World
 from bseq_plugin.training.sharding import ShardedTask
 
+Outputs = dict[str, Tensor]
 
-@contextmanager
-def pipelined(sharded: ShardedTask, here: World) -> Iterator[TrainPipeline[Any, Any]]:
-    """``progress(batches)`` makes a step; the model is as it was afterwards.
+
+class EpochPipeline:
+    """Steps of a sharded task: forward, backward, update.
 
     ``TrainPipelineSparseDist`` starts look-ups one batch ahead, while others compute. One process on a CPU has nothing
     to wait for meanwhile, and ``TrainPipelineBase`` spares it the bookkeeping: some 2 % of a step of short histories.
     """
-    if here.size == 1 and here.device.type == "cpu":
-        yield TrainPipelineBase(sharded.model, sharded.optimizer, here.device)
-        return
-    pipeline = TrainPipelineSparseDist(sharded.model, sharded.optimizer, here.device)
-    yield pipeline
-    pipeline.detach()
+
+    def __init__(self, sharded: ShardedTask, here: World) -> None:
+        self.model = sharded.model
+        kind = TrainPipelineBase if here.size == 1 and here.device.type == "cpu" else TrainPipelineSparseDist
+        self.torchrec = kind(sharded.model, sharded.optimizer, here.device)
+
+    def outputs(
+        self, batches: Iterator[Batch], before_step: Callable[[int], None] = lambda place: None
+    ) -> Iterator[tuple[Outputs, int]]:
+        """(what the model gives, number of events) of each batch, after its update.
+
+        ``before_step`` is called with the place of each, 0, 1, ... At the end the model is a plain one again.
+        """
+        counted: list[int] = []
+        read = _counted(batches, counted)
+        with self._attached():
+            for place in itertools.count():
+                before_step(place)
+                try:
+                    found = self.torchrec.progress(read)
+                except StopIteration:
+                    return
+                yield found, counted[place]
+
+    @contextmanager
+    def _attached(self) -> Iterator[None]:
+        """TorchRec's pipeline for several ranks exchanges ``forward`` of the sharded modules meanwhile."""
+        exchanges = isinstance(self.torchrec, TrainPipelineSparseDist)
+        if exchanges:
+            self.torchrec.attach(self.model)
+        try:
+            yield
+        finally:
+            if exchanges:
+                self.torchrec.detach()
+            self.torchrec.reset()
+
+
+def _counted(batches: Iterator[Batch], counted: list[int]) -> Iterator[Batch]:
+    """The pipeline reads ahead: events are counted where batches come from."""
+    for batch in batches:
+        counted.append(batch.n_events)
+        yield batch

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 import time
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from bseq_plugin.data.batches import Batch
 from bseq_plugin.data.prepare import PreparedLog
 from bseq_plugin.data.training_data import TrainingData
 from bseq_plugin.errors import BseqError
@@ -24,7 +20,7 @@ from bseq_plugin.training.distributed import World
 from bseq_plugin.training.export import export_model
 from bseq_plugin.training.export_interests import export_interests
 from bseq_plugin.training.log import RunLog
-from bseq_plugin.training.pipeline import pipelined
+from bseq_plugin.training.pipeline import EpochPipeline
 from bseq_plugin.training.run import Run
 from bseq_plugin.training.sharding import ShardedTask
 from bseq_plugin.training.validation import validate
@@ -90,6 +86,7 @@ class Trainer:
         self.sharded, self.run, self.here, self.show = sharded, run, here, progress
         self.checkpoint_steps = checkpoint_steps
         self.checkpoints = Checkpoints(run.path, identity(log.recipe, log.vocabulary))
+        self.pipeline = EpochPipeline(sharded, here)
         priors = log.item_priors
         self.item_priors_VP = None if priors is None else torch.from_numpy(priors)
         self.base_rates = [float(group["lr"]) for group in sharded.optimizer.param_groups]
@@ -187,8 +184,10 @@ class Trainer:
             torch.manual_seed(hash((self.recipe.seed, *place)) & 0x7FFF_FFFF)
         self._generator_restored = False
         self.sharded.model.train()
+        first = epoch * self.data.steps_per_epoch + saved_at
+        batches = self.data.batches(epoch, saved_at)
         own, started = [0.0, 0.0, 0.0], time.perf_counter()
-        for outputs, n_events in self._outputs(epoch, saved_at):
+        for outputs, n_events in self.pipeline.outputs(batches, lambda place: self._set_learning_rate(first + place)):
             loss, n_targets = float(outputs["loss"]), float(outputs["n_targets"])
             self._require_finite(loss, epoch, state.step)
             own = [own[0] + loss * n_targets, own[1] + n_targets, own[2] + n_events]
@@ -202,19 +201,6 @@ class Trainer:
                 own, started, saved_at = [0.0, 0.0, 0.0], time.perf_counter(), state.step
         self._add(own, started)
 
-    def _outputs(self, epoch: int, start: int) -> Iterator[tuple[dict[str, Tensor], int]]:
-        """(what the model gives, number of events) of each step of an epoch from ``start`` on, after its update."""
-        counted: list[int] = []
-        batches = self._counted(self.data.batches(epoch, start), counted)
-        with pipelined(self.sharded, self.here) as pipeline:
-            for step in itertools.count(start):
-                self._set_learning_rate(epoch * self.data.steps_per_epoch + step)
-                try:
-                    outputs = pipeline.progress(batches)
-                except StopIteration:
-                    return
-                yield outputs, counted[step - start]
-
     def _add(self, own: list[float], started: float) -> None:
         """Add this rank's sums to those of all ranks; a resumed run adds the same numbers in the same order."""
         totals = [*self.here.sum(own), time.perf_counter() - started]
@@ -226,13 +212,6 @@ class Trainer:
                 f"the loss is {loss} in epoch {epoch + 1}, step {step + 1}; lower learning_rate or "
                 f"table_learning_rate. The last good checkpoint is kept in {self.checkpoints.folder}"
             )
-
-    @staticmethod
-    def _counted(batches: Iterator[Batch], counted: list[int]) -> Iterator[Batch]:
-        """The pipeline reads ahead: events are counted where batches come from."""
-        for batch in batches:
-            counted.append(batch.n_events)
-            yield batch
 
     def _set_learning_rate(self, step: int) -> None:
         if self.recipe.schedule == "constant":

@@ -19,6 +19,7 @@ from bseq_plugin.schema.recipe import Recipe
 from bseq_plugin.training.distributed import World
 
 ITEMS_PER_CALL = 1 << 19
+USERS_PER_CALL = 1 << 11
 
 
 @torch.no_grad()
@@ -102,13 +103,22 @@ def _top_of_chunks(
             vectors_ND = torch.cat([vectors_ND.new_zeros(1, vectors_ND.shape[1]), vectors_ND])
         shift = max(first - 1, 0)
         rows_BK = top_k_items(interests_BKD, vectors_ND, k, _within(excluded, shift, len(vectors_ND)))
-        scores_BK = torch.einsum("bid,bkd->bik", interests_BKD, vectors_ND[torch.from_numpy(rows_BK.clip(min=0))])
-        scores_BK = scores_BK.amax(1)
-        scores_BK[torch.from_numpy(rows_BK < 0)] = -torch.inf
-        found.append((np.where(rows_BK < 0, -1, rows_BK + shift), scores_BK))
+        found.append((np.where(rows_BK < 0, -1, rows_BK + shift), _scores(interests_BKD, vectors_ND, rows_BK)))
         if len(found) > 1:
             found = [_best(found, k)]
     return found[0][0]
+
+
+def _scores(interests_BKD: Tensor, vectors_ND: Tensor, rows_BK: np.ndarray) -> Tensor:
+    """``[B, k]``, those of ``top_k_items``; -inf for no row. Some users at a time: their vectors are all copied."""
+    scores_BK = interests_BKD.new_empty(rows_BK.shape)
+    for start in range(0, len(rows_BK), USERS_PER_CALL):
+        users = slice(start, start + USERS_PER_CALL)
+        rows_bk = torch.from_numpy(rows_BK[users]).to(scores_BK.device)
+        vectors_bkD = vectors_ND[rows_bk.clamp_min(0)]
+        scores_bk = torch.einsum("bid,bkd->bik", interests_BKD[users], vectors_bkD).amax(1)
+        scores_BK[users] = scores_bk.masked_fill_(rows_bk < 0, -torch.inf)
+    return scores_BK
 
 
 def _best(found: list[tuple[np.ndarray, Tensor]], k: int) -> tuple[np.ndarray, Tensor]:

@@ -6,6 +6,7 @@ from dataclasses import replace
 import pandas as pd
 import pytest
 import torch
+from torchrec.distributed.train_pipeline import TrainPipelineBase, TrainPipelineSparseDist
 
 from bseq_plugin.data.events import Events
 from bseq_plugin.data.prepare import evaluation_set, prepare
@@ -19,7 +20,7 @@ from bseq_plugin.model.interest_model import InterestModel
 from bseq_plugin.schema.recipe import Recipe
 from bseq_plugin.training.distributed import world
 from bseq_plugin.training.log import RunLog
-from bseq_plugin.training.pipeline import pipelined
+from bseq_plugin.training.pipeline import EpochPipeline
 from bseq_plugin.training.run import Run
 from bseq_plugin.training.sharding import shard
 from bseq_plugin.training.train import train
@@ -103,20 +104,39 @@ def test_the_loss_goes_down(events, tiny_recipe, tmp_path, read_lines, values):
 def test_the_pipeline_pipelines_the_tables(events, tiny_recipe, tmp_path, values):
     """Its look-ups start one batch ahead; a batch rebuilt in ``forward`` would lose that without a word."""
     log = prepare(events, tiny_recipe.replace(**values))
+    losses = {}
     with world() as here:
         data = TrainingData(log.training, log.vocabulary, log.recipe, here.rank, here.size)
-        sharded, one_of_two = shard(build_task(log, "meta"), log.recipe, here), replace(here, size=2)
-        batches = data.batches(0)
-        with pipelined(sharded, one_of_two) as pipeline:
-            losses = [float(pipeline.progress(batches)["loss"]) for _ in range(data.steps_per_epoch)]
-            assert len(pipeline._pipelined_modules) == 1
-            assert next(batches, None) is None
-        torch.manual_seed(0)
-        ahead = float(sharded.model(first := next(data.batches(0)))[0])  # detached: the plain model again
-        with pipelined(sharded, here) as pipeline:
+        for kind, size in ((TrainPipelineBase, 1), (TrainPipelineSparseDist, 2)):
             torch.manual_seed(0)
-            assert float(pipeline.progress(iter([first]))["loss"]) == ahead
-    assert all(math.isfinite(loss) for loss in losses)
+            pipeline = EpochPipeline(shard(build_task(log, "meta"), log.recipe, here), replace(here, size=size))
+            assert type(pipeline.torchrec) is kind
+            pipeline.model.train()
+            losses[kind] = []
+            for epoch in range(2):
+                for outputs, n_events in pipeline.outputs(data.batches(epoch)):
+                    losses[kind].append((float(outputs["loss"]), n_events))
+                    assert kind is TrainPipelineBase or len(pipeline.torchrec._pipelined_modules) == 1
+    # one process alone does not look ahead, and learns the same
+    assert losses[TrainPipelineBase] == losses[TrainPipelineSparseDist]
+    assert len(losses[TrainPipelineBase]) == 2 * data.steps_per_epoch
+    assert all(math.isfinite(loss) for loss, _ in losses[TrainPipelineBase])
+
+
+def test_rates_are_set_before_each_step_and_a_broken_epoch_leaves_a_plain_model(events, tiny_recipe):
+    log = prepare(events, tiny_recipe)
+    with world() as here:
+        data = TrainingData(log.training, log.vocabulary, log.recipe, here.rank, here.size)
+        sharded = shard(build_task(log, "meta"), log.recipe, here)
+        for size in (1, 2):
+            pipeline, told = EpochPipeline(sharded, replace(here, size=size)), []
+            outputs = pipeline.outputs(data.batches(0), told.append)
+            next(outputs)
+            next(outputs)
+            assert told == [0, 1]
+            outputs.close()
+            sharded.model(next(data.batches(0)))  # with look-ups of its own
+            assert len(list(pipeline.outputs(data.batches(0)))) == data.steps_per_epoch
 
 
 def test_an_encoder_without_parameters_trains_its_tables(events, tiny_recipe, tmp_path, weights, monkeypatch):

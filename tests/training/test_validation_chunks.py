@@ -20,8 +20,9 @@ from bseq_plugin.training.train import train
     k=st.integers(1, 12),
     seed=st.integers(0, 99),
     masked=st.booleans(),
+    users=st.sampled_from([2, 64]),
 )
-def test_chunks_are_the_whole(n_items, n_interests, chunk, k, seed, masked):
+def test_chunks_are_the_whole(n_items, n_interests, chunk, k, seed, masked, users):
     random = np.random.default_rng(seed)
     # whole numbers: scores are exact, and many are equal, so that ties are put to the test
     vectors = torch.from_numpy(random.integers(-2, 3, (n_items + 1, 4)).astype(np.float32))
@@ -30,7 +31,9 @@ def test_chunks_are_the_whole(n_items, n_interests, chunk, k, seed, masked):
     offsets = np.concatenate([[0], np.cumsum(lengths)])
     excluded = (offsets, random.integers(0, n_items + 1, offsets[-1])) if masked else None
     chunks = ((first, vectors[first : first + chunk]) for first in range(0, n_items + 1, chunk))
-    found = validation._top_of_chunks(interests, chunks, k, excluded)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(validation, "USERS_PER_CALL", users)
+        found = validation._top_of_chunks(interests, chunks, k, excluded)
     assert found.tolist() == top_k_items(interests, vectors, k, excluded).tolist()
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from bseq_transformers import commands, item_tuning
+from bseq_transformers import commands, item_tuning, text_tower
 from bseq_transformers.backbone import open_backbone
 from bseq_transformers.commands import app, main
 from bseq_transformers.item_tuning import ItemTextTuner, ItemTuningOptions, Pairs, learned_from
@@ -135,7 +135,7 @@ def test_the_projection_begins_as_ridge_regression(tuner):
     y = model.item_table_VD[known].double().numpy()
     xc, yc = x - x.mean(0), y - y.mean(0)
     weight, bias = one.tower.projection.weight.detach().numpy(), one.tower.projection.bias.detach().numpy()
-    penalty = item_tuning.RIDGE * np.mean(np.diag(xc.T @ xc))
+    penalty = text_tower.RIDGE * np.mean(np.diag(xc.T @ xc))
     gradient = xc.T @ (xc @ weight.T - yc) + penalty * weight.T  # zero at the minimum
     assert np.abs(gradient).max() < 1e-4 * np.abs(xc.T @ yc).max()
     np.testing.assert_allclose(x.mean(0) @ weight.T + bias, y.mean(0), atol=1e-5)
