@@ -221,10 +221,11 @@ def two_tastes():
     return Events.from_frame(frame, timestamp_unit="s")
 
 
-@pytest.mark.parametrize(("kind", "loss"), [("self_attention", "softmax"), ("routing", "gbce")])
-def test_the_anchor_learns_what_it_learns_alone_and_the_others_add_to_it(two_tastes, tmp_path, kind, loss):
-    alone = InterestModel.from_run(train(two_tastes, RECIPE.replace(loss=loss), tmp_path / "a", progress=False).path)
-    recipe = ANCHORED.replace(interest_method=kind, loss=loss)
+@pytest.mark.parametrize(("kind", "loss", "epochs"), [("self_attention", "softmax", 5), ("routing", "gbce", 12)])
+def test_the_anchor_learns_what_it_learns_alone_and_the_others_add_to_it(two_tastes, tmp_path, kind, loss, epochs):
+    first = RECIPE.replace(loss=loss, epochs=epochs)
+    alone = InterestModel.from_run(train(two_tastes, first, tmp_path / "a", progress=False).path)
+    recipe = ANCHORED.replace(interest_method=kind, loss=loss, epochs=epochs)
     run = train(two_tastes, recipe, tmp_path / "b", progress=False)
     model = InterestModel.from_run(run.path)
     assert torch.equal(model.item_table_VD, alone.item_table_VD)
@@ -238,7 +239,7 @@ def test_the_anchor_learns_what_it_learns_alone_and_the_others_add_to_it(two_tas
     targets = Targets(model.item_vectors_VD[ids], ids, torch.from_numpy(keys // 100), torch.ones(len(ids)))
     catalogue = Candidates(model.item_vectors_VD[1:], torch.arange(1, len(model.item_vectors_VD)))
     merged, first = (merged_softmax(x, targets, catalogue) for x in (interests_BKD, interests_BKD[:, :1]))
-    assert float(merged) < float(first) - 0.005  # seeds differ: by 0.008 to 0.14
+    assert float(merged) < float(first) - 0.02
 
     publish(run, tmp_path / "store")
     hits = Retriever.open(tmp_path / "store").retrieve(histories, k=5, exclude="none", blend=False)
