@@ -19,7 +19,7 @@ def dropout(x: Tensor, share: float, training: bool) -> Tensor:
     if not training or share == 0.0:
         return x
     dropped = round(share * LEVELS)
-    if x.device.type != "cpu" or not FINE <= dropped <= LEVELS - FINE:
+    if x.device.type != "cpu" or not FINE <= share * LEVELS <= LEVELS - FINE:
         return F.dropout(x, share, True)
     bits = torch.empty((x.numel() + 7) // 8, dtype=torch.int64)
     bits.random_(-(1 << 63), None)  # the whole range: without bounds the highest bit is never set

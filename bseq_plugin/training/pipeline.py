@@ -19,8 +19,8 @@ Outputs = dict[str, Tensor]
 class EpochPipeline:
     """Steps of a sharded task: forward, backward, update.
 
-    ``TrainPipelineSparseDist`` starts look-ups one batch ahead, while others compute. One process on a CPU has nothing
-    to wait for meanwhile, and ``TrainPipelineBase`` spares it the bookkeeping: some 2 % of a step of short histories.
+    ``TrainPipelineSparseDist`` exchanges the ids of a batch with other ranks while the one before it is computed. One
+    process on a CPU has nobody to wait for, and ``TrainPipelineBase`` spares it the bookkeeping.
     """
 
     def __init__(self, sharded: ShardedTask, here: World) -> None:
@@ -33,7 +33,8 @@ class EpochPipeline:
     ) -> Iterator[tuple[Outputs, int]]:
         """(what the model gives, number of events) of each batch, after its update.
 
-        ``before_step`` is called with the place of each, 0, 1, ... At the end the model is a plain one again.
+        ``before_step`` is called with the place of each, 0, 1, ... and of the one that is not there. Afterwards, or
+        when the iterator is closed, the model is a plain one again.
         """
         counted: list[int] = []
         read = _counted(batches, counted)
@@ -48,16 +49,23 @@ class EpochPipeline:
 
     @contextmanager
     def _attached(self) -> Iterator[None]:
-        """TorchRec's pipeline for several ranks exchanges ``forward`` of the sharded modules meanwhile."""
-        exchanges = isinstance(self.torchrec, TrainPipelineSparseDist)
-        if exchanges:
+        """TorchRec's pipeline for several ranks exchanges ``forward`` of the sharded modules meanwhile.
+
+        After an error in a step they are left so: putting them back could fail, and hide the error.
+        """
+        if isinstance(self.torchrec, TrainPipelineSparseDist):
             self.torchrec.attach(self.model)
         try:
             yield
-        finally:
-            if exchanges:
-                self.torchrec.detach()
-            self.torchrec.reset()
+        except GeneratorExit:  # whoever asked for outputs wants no more
+            self._detach()
+            raise
+        self._detach()
+
+    def _detach(self) -> None:
+        if isinstance(self.torchrec, TrainPipelineSparseDist):
+            self.torchrec.detach()
+        self.torchrec.reset()
 
 
 def _counted(batches: Iterator[Batch], counted: list[int]) -> Iterator[Batch]:

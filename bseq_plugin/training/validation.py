@@ -125,7 +125,7 @@ def _best(found: list[tuple[np.ndarray, Tensor]], k: int) -> tuple[np.ndarray, T
     """The k best of both lists; the first one has the smaller rows, and equal scores keep this order."""
     rows_BN = np.concatenate([rows for rows, _ in found], axis=1)
     scores_BN, order = torch.cat([scores for _, scores in found], dim=1).sort(dim=1, descending=True, stable=True)
-    return np.take_along_axis(rows_BN, order.numpy(), axis=1)[:, :k], scores_BN[:, :k]
+    return np.take_along_axis(rows_BN, order.cpu().numpy(), axis=1)[:, :k], scores_BN[:, :k]
 
 
 def _within(excluded: Excluded | None, shift: int, n_rows: int) -> Excluded | None:

@@ -11,7 +11,7 @@ from bseq_plugin.encoders.dropout import dropout
 from bseq_plugin.testing.encoders import EncoderTests
 
 
-@pytest.mark.parametrize("share", [0.01, 0.1, 0.5, 0.9, 0.99])
+@pytest.mark.parametrize("share", [0.01, 0.03, 0.1, 0.5, 0.9, 0.97])
 def test_dropout_keeps_its_share_and_the_mean(share):
     torch.manual_seed(0)
     x = torch.ones(1001, 103, requires_grad=True)

@@ -123,20 +123,32 @@ def test_the_pipeline_pipelines_the_tables(events, tiny_recipe, tmp_path, values
     assert all(math.isfinite(loss) for loss, _ in losses[TrainPipelineBase])
 
 
-def test_rates_are_set_before_each_step_and_a_broken_epoch_leaves_a_plain_model(events, tiny_recipe):
-    log = prepare(events, tiny_recipe)
+@pytest.mark.parametrize("size", [1, 2])
+def test_a_pipeline_that_is_left_early_leaves_a_plain_model(events, tiny_recipe, monkeypatch, size):
+    log, told = prepare(events, tiny_recipe), []
     with world() as here:
         data = TrainingData(log.training, log.vocabulary, log.recipe, here.rank, here.size)
-        sharded = shard(build_task(log, "meta"), log.recipe, here)
-        for size in (1, 2):
-            pipeline, told = EpochPipeline(sharded, replace(here, size=size)), []
-            outputs = pipeline.outputs(data.batches(0), told.append)
-            next(outputs)
-            next(outputs)
-            assert told == [0, 1]
-            outputs.close()
-            sharded.model(next(data.batches(0)))  # with look-ups of its own
-            assert len(list(pipeline.outputs(data.batches(0)))) == data.steps_per_epoch
+        batch = next(data.batches(0))
+        pipeline = EpochPipeline(shard(build_task(log, "meta"), log.recipe, here), replace(here, size=size))
+        progress = pipeline.torchrec.progress
+        monkeypatch.setattr(pipeline.torchrec, "progress", lambda read: told.append("step") or progress(read))
+        pipeline.model.train()
+        outputs = pipeline.outputs(data.batches(0), told.append)
+        next(outputs)
+        next(outputs)
+        assert told == [0, "step", 1, "step"]
+        outputs.close()
+        pipeline.model.eval()
+        alone = float(pipeline.model(batch)[1]["loss"])  # it looks up for itself
+        (found,) = [float(found["loss"]) for found, _ in pipeline.outputs(iter([batch]))]
+        assert found == alone
+
+        def broken():
+            yield batch
+            raise OSError("the log is gone")
+
+        with pytest.raises(OSError, match="the log is gone"):
+            list(pipeline.outputs(broken()))
 
 
 def test_an_encoder_without_parameters_trains_its_tables(events, tiny_recipe, tmp_path, weights, monkeypatch):
