@@ -68,18 +68,6 @@ def benchmark(
     base = load_recipe(recipe, settings, events).replace(mask_seen=True)
     _check_test(events, base)  # before hours of training
     note.print(f"{recipe}: encoder = {base.encoder}, targets = {base.targets}")
-    rows: list[dict[str, Any]] = []
-    floors: dict[str, Any] = {}
-    with tempfile.TemporaryDirectory() as folder:
-        runs = []
-        for seed in numbers:
-            pair, row, measured = _one_seed(
-                events, base.replace(seed=seed), Path(folder) / f"seed-{seed}", not floors, blend
-            )
-            runs.append(pair)
-            rows.append(row)
-            floors = floors or measured
-        together = _together(events, runs) if blend and len(runs) > 1 else {}
     document = {
         "dataset": {
             "source": Path(sequences).name,
@@ -91,16 +79,29 @@ def benchmark(
         "recipe": recipe,
         "settings": settings[:-1],
         "resolved_recipe": base.model_dump(exclude={"seed"}),
-        "seeds": rows,
-        "mean": _means(rows),
-        **({"blend_mean": _means([row[BLEND] for row in rows])} if blend else {}),
-        **together,
-        "floors": floors,
+        **_figures_of_seeds(events, base, numbers, blend),
     }
     _show(document)
     if json_file is not None:
         write_json(json_file, document)
         note.print(f"wrote {json_file}")
+
+
+def _figures_of_seeds(events: Any, recipe: Any, seeds: list[int], blend: bool) -> dict[str, Any]:
+    """Of each seed, their means, all seeds as one model, and the floors."""
+    runs: list[tuple[Path, Path]] = []
+    rows: list[dict[str, Any]] = []
+    floors: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        for seed in seeds:
+            path = Path(folder) / f"seed-{seed}"
+            pair, row, measured = _one_seed(events, recipe.replace(seed=seed), path, not floors, blend)
+            runs.append(pair)
+            rows.append(row)
+            floors = floors or measured
+        together = _together(events, runs) if blend and len(runs) > 1 else {}
+    blended = {"blend_mean": _means([row[BLEND] for row in rows])} if blend else {}
+    return {"seeds": rows, "mean": _means(rows), **blended, **together, "floors": floors}
 
 
 def _means(rows: list[dict[str, Any]]) -> dict[str, float]:
