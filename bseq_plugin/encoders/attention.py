@@ -1,8 +1,10 @@
 """Causal self-attention over the events of many users, in two views of a batch.
 
 ``TileView``: every event looks at its user's events up to itself. ``NewestView``: only each user's newest looks, which
-is what serving wants. Shape letters: T packed events, N cells, G lines of W cells, H heads, d width of a head; M events
-that are looked at (N or T), R that look (N, or B users).
+is what serving wants. ``VarlenView`` is what ``TileView`` is, by a GPU's kernel.
+
+Shape letters: T packed events, N cells, G lines of W cells, H heads, d width of a head; M events that are looked at
+(N or T), R that look (N, or B users).
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ from torch.nn import functional as F
 from bseq_plugin.encoders.dropout import dropout
 from bseq_plugin.encoders.layout import Layout, Tile, lay_out
 from bseq_plugin.encoders.pairs import PairBias, Pairs, Wants, newest_pairs, tile_pairs, user_pairs
+from bseq_plugin.encoders.varlen import VarlenView
 from bseq_plugin.schema.packed import PackedEvents
 
 
@@ -109,7 +112,8 @@ class NewestView:
         return x_M.new_zeros(len(self.newest_B), *x_M.shape[1:]).index_add(0, self.user_T, x_M)
 
 
-View = TileView | NewestView
+OwnView = TileView | NewestView  # for arithmetic of ours
+View = OwnView | VarlenView
 
 
 def _attend_tile(qkv_nHd: list[Tensor], tile: Tile, pairs: Pairs, bias: PairBias | None, share: float) -> Tensor:

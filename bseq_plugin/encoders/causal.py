@@ -15,6 +15,7 @@ from bseq_plugin.encoders.dropout import dropout
 from bseq_plugin.encoders.feed_forward import FeedForward, feed_forward_pays
 from bseq_plugin.encoders.pairs import N_TIME_BUCKETS, PairBias, Wants, n_distance_buckets
 from bseq_plugin.encoders.stack import BlockStack, Choose, PositionEmbedding
+from bseq_plugin.encoders.varlen import VarlenView, varlen_serves
 from bseq_plugin.errors import RecipeError
 from bseq_plugin.schema.matmul import Matmul
 from bseq_plugin.schema.options import PartOptions
@@ -122,6 +123,14 @@ class CausalEncoder(BlockStack):
         if self.position is not None:
             x_TD = x_TD + self.position(events.age_T if self.options.position == "newest" else events.position_T)
         return dropout(x_TD, self.options.share("embedding", self.dropout), self.training)
+
+    def all_look(self, events: PackedEvents, hidden_T: Tensor | None) -> TileView | VarlenView:
+        """By a GPU's kernel for sequences of different lengths, where it serves."""
+        drops = self.training and self.options.share("attention", self.dropout) > 0
+        head_width = events.x_TD.shape[1] // self.options.n_heads
+        if hidden_T is None and self.wants.nothing and not drops and varlen_serves(events.x_TD, head_width):
+            return VarlenView.of(events)
+        return super().all_look(events, hidden_T)
 
     def attention(self, events: PackedEvents) -> Tensor | None:
         """``[T]``, the last block's attention weights of each user's newest event, the mean of the heads.

@@ -9,7 +9,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bseq_plugin.encoders.attention import View
+from bseq_plugin.encoders.attention import OwnView
 from bseq_plugin.encoders.dropout import dropout
 from bseq_plugin.encoders.pairs import N_TIME_BUCKETS, PairBias, Wants, n_distance_buckets
 from bseq_plugin.encoders.pointwise import pointwise
@@ -89,7 +89,9 @@ class HstuBlock(nn.Module):
         self.out = IdentityLinear(dim, dim)
         self.bias = OpenBias(n_heads, n_distances, n_times) if n_distances or n_times else None
 
-    def forward(self, x_MD: Tensor, view: View, choose: Choose | None = None, value_MD: Tensor | None = None) -> Tensor:
+    def forward(
+        self, x_MD: Tensor, view: OwnView, choose: Choose | None = None, value_MD: Tensor | None = None
+    ) -> Tensor:
         """``[R, D]``; or what ``choose`` leaves of the R rows, and then no more linear layers than these need.
 
         ``value_MD``: in place of the rows' own values, from ``values``.

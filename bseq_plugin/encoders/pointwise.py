@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from bseq_plugin.encoders.attention import NewestView, TileView, View
+from bseq_plugin.encoders.attention import NewestView, OwnView, TileView
 from bseq_plugin.encoders.layout import Tile
 from bseq_plugin.encoders.pairs import PairBias, Pairs
 
 
-def pointwise(view: View, q_RHd: Tensor, k_MHd: Tensor, v_MHd: Tensor, bias: PairBias | None) -> Tensor:
+def pointwise(view: OwnView, q_RHd: Tensor, k_MHd: Tensor, v_MHd: Tensor, bias: PairBias | None) -> Tensor:
     """``[R, H, d]``, the sum of ``silu(q . k / sqrt(d) + bias) * v`` over the events that each event sees."""
     if isinstance(view, NewestView):
         return _newest(view, q_RHd, k_MHd, v_MHd, bias)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from bseq_plugin.encoders.attention import NewestView, TileView
 from bseq_plugin.encoders.pairs import Wants
+from bseq_plugin.encoders.varlen import VarlenView
 from bseq_plugin.schema.packed import PackedEvents
 from bseq_plugin.schema.parts import SequenceEncoder
 
@@ -54,12 +55,16 @@ class BlockStack(SequenceEncoder):
         """bool [T], events of this batch that only they themselves see; none by default."""
         return None
 
+    def all_look(self, events: PackedEvents, hidden_T: Tensor | None) -> TileView | VarlenView:
+        """The view in which all events look; laid out once a batch, read by every block."""
+        return TileView.of(events, self.wants, hidden_T)
+
     def _run(self, events: PackedEvents, rows_Q: Tensor | None) -> Tensor:
         x, hidden_T = self.embed(events), self.hidden(events)
         newest = rows_Q is not None and are_newest(events, rows_Q)
         *first, last = self.blocks
         if first or not newest:
-            tiles = TileView.of(events, self.wants, hidden_T)
+            tiles = self.all_look(events, hidden_T)
             x = tiles.layout.spread(x)
             for block in first:
                 x = block(x, tiles)
