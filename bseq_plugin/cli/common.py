@@ -51,6 +51,7 @@ def load_recipe(
     """The recipe of the options ``--recipe`` and ``--set``; "auto" needs the events, in memory."""
     from bseq_plugin.data.auto import AUTO, auto_recipe, wants_window
     from bseq_plugin.schema.recipe import Recipe
+    from bseq_plugin.schema.recipe_files import assign
 
     if name != AUTO:
         recipe = Recipe() if name is None else Recipe.load(name)
@@ -59,18 +60,12 @@ def load_recipe(
 
     if isinstance(events, PartitionedSequences):
         raise UsageError("--recipe auto needs the log in memory; name another recipe for partitioned sequences")
-    asked = _by_hand(settings or [])
+    asked: dict[str, Any] = {}
+    for setting in settings or []:
+        assign(asked, setting)
     # also without events, to see whether the settings can be right at all
     checked = Recipe(targets="window" if wants_window(asked) else "next").with_settings(settings or [])
     return checked if events is None else auto_recipe(events, asked).with_settings(settings or [])
-
-
-def _by_hand(settings: list[str]) -> dict[str, Any]:
-    """Values of the recipe's own keys, not of options inside."""
-    from bseq_plugin.schema.recipe_files import parse_value
-
-    pairs = [setting.partition("=") for setting in settings]
-    return {key.strip(): parse_value(text.strip()) for key, _, text in pairs if "." not in key}
 
 
 def column_mapping(columns: list[str] | None) -> dict[str, str]:

@@ -7,14 +7,14 @@ from torch import Tensor
 from torch.nn import functional as F
 
 LEVELS = 1 << 8
-FINE = 8  # levels from either end, within which rounding would change a share by more than a fifteenth
+FINE = 8  # levels from either end, within which rounding could change a share by more than a sixteenth
 
 
 def dropout(x: Tensor, share: float, training: bool) -> Tensor:
     """``F.dropout``; on a CPU with ``share`` rounded to a multiple of 2 ** -8, and what is kept scaled to that.
 
-    On a CPU torch draws one Bernoulli number a value; eight 8-bit numbers out of one 64-bit draw take a twentieth of
-    that. Shares below 1/32 or above 31/32 are left to torch.
+    On a CPU torch draws one Bernoulli number a value; eight 8-bit numbers out of one 64-bit draw take far less. Shares
+    below 1/32 or above 31/32 are left to torch.
     """
     if not training or share == 0.0:
         return x

@@ -49,7 +49,7 @@ class VarlenView:
         return x_TD
 
     def attend(self, q_THd: Tensor, k_THd: Tensor, v_THd: Tensor, bias: object, share: float) -> Tensor:
-        """``[T, H, d]``. Raises ValueError for a bias or dropout, which ``varlen_serves`` rules out."""
+        """``[T, H, d]``. Raises ValueError for a bias or dropout: who makes the view asks for neither."""
         if bias is not None or share:
             raise ValueError("the kernel for sequences of different lengths has neither bias nor dropout: use TileView")
         from torch.nn.attention.varlen import varlen_attn
@@ -59,7 +59,7 @@ class VarlenView:
         return cast(Tensor, varlen_attn(q, k, v, *lengths, window_size=CAUSAL))
 
     def average(self, x_TD: Tensor) -> Tensor:
-        """Raises ValueError: ``varlen_serves`` rules it out."""
+        """Raises ValueError: who makes the view asks for none."""
         raise ValueError("the kernel for sequences of different lengths has no moving average: use TileView")
 
 

@@ -10,8 +10,8 @@ from bseq_plugin.losses.chunked import chunked_loss
 from bseq_plugin.losses.options import MatmulLoss, MatmulOptions
 from bseq_plugin.schema.parts import Candidates, Targets
 
-FEW = 64  # candidates
-LOST = 1e-30  # up to this a share may be less precise than its type, or 0
+FEW = 64  # candidates among which one is looked for that tells the sum of all exponentials
+LOST = 1e-30  # a share up to this may be less precise than its type, or 0, and tells nothing
 
 
 class SoftmaxOptions(MatmulOptions):

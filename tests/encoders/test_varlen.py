@@ -129,9 +129,11 @@ def test_it_serves_half_precision_on_a_gpu_that_has_the_kernel(monkeypatch):
     assert varlen_serves(OnGpu(torch.bfloat16), 32)
     assert varlen_serves(OnGpu(torch.float16), 256)
     assert not varlen_serves(OnGpu(torch.float32), 32)
-    with torch.autocast("cuda", torch.bfloat16, enabled=True):
-        if torch.is_autocast_enabled("cuda"):  # torch turns it off where there is no GPU
-            assert varlen_serves(OnGpu(torch.float32), 32)
+    with monkeypatch.context() as autocast:  # torch itself turns it off where there is no GPU
+        autocast.setattr(torch, "is_autocast_enabled", lambda device: device == "cuda")
+        for dtype, serves in ((torch.bfloat16, True), (torch.float32, False)):
+            autocast.setattr(torch, "get_autocast_dtype", lambda device, dtype=dtype: dtype)
+            assert varlen_serves(OnGpu(torch.float32), 32) == serves
     for width in (12, 264):
         assert not varlen_serves(OnGpu(torch.bfloat16), width)
     assert not varlen_serves(OnGpu(torch.bfloat16, n_rows=0), 32)
