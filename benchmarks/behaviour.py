@@ -43,9 +43,9 @@ from rich.console import Console
 from rich.progress import track
 
 from bseq_plugin import Recipe, Sequences
-from bseq_plugin.cli.demo_data import DemoData, load
 from bseq_plugin.data.events import instant_us
 from bseq_plugin.data.vocabulary import Vocabulary
+from bseq_plugin.demo.data import DemoData, load
 from bseq_plugin.evaluation.bootstrap import bootstrap_interval, paired_bootstrap_interval
 from bseq_plugin.evaluation.defaults import default_floors
 from bseq_plugin.evaluation.rankers import floor_ranker

@@ -15,13 +15,13 @@ import torch
 from behaviour_tables import coverage
 
 from bseq_plugin import InterestModel, Recipe, Sequences, train
-from bseq_plugin.cli.demo_data import DemoData
 from bseq_plugin.data.events import instant_us
 from bseq_plugin.data.splits import time_window
+from bseq_plugin.demo.data import DemoData
 from bseq_plugin.evaluation.rankers import Ranker
 from bseq_plugin.metrics import ranking_metrics, top_k_items
-from bseq_plugin.retrieval.diversity import Counted, RowDiversity
-from bseq_plugin.retrieval.hits import Hits
+from bseq_plugin.serving.diversity import Counted, RowDiversity
+from bseq_plugin.serving.hits import Hits
 
 VALIDATION_AT, TEST_AT, DAYS = "2017-11-01T00:00:00+00:00", "2017-12-01T00:00:00+00:00", 28.0
 MONTHS = {"november": VALIDATION_AT, "december": TEST_AT}

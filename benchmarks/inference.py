@@ -26,9 +26,9 @@ import torch
 from speed import SETTINGS, commit, made_up_log, peer, run
 
 from bseq_plugin import Recipe, read_events, train
-from bseq_plugin.cli.measure import evaluate_run
+from bseq_plugin.data.run import Run
+from bseq_plugin.evaluation.evaluate import evaluate_run
 from bseq_plugin.model.interest_model import InterestModel
-from bseq_plugin.training.run import Run
 
 RESULTS = Path(__file__).parent / "results" / "inference.json"
 AIMS = {

@@ -47,7 +47,7 @@ from bseq_plugin.behaviour.fit import Rows, fit_heads
 from bseq_plugin.behaviour.labels import known_users, labels
 from bseq_plugin.behaviour.tasks import Counts, Task
 from bseq_plugin.behaviour.vectors import user_vectors
-from bseq_plugin.cli.demo_data import load
+from bseq_plugin.demo.data import load
 
 RESULTS = Path(__file__).parent / "results" / "language.json"
 TASKS = ("churn:28", "purchase:7")

@@ -52,8 +52,8 @@ from worth.rankers import (
 )
 
 from bseq_plugin import Recipe, Retriever, plugin_manager
-from bseq_plugin.cli.demo_data import DemoData, load
 from bseq_plugin.data.sequences import Sequences
+from bseq_plugin.demo.data import DemoData, load
 
 RESULTS = Path(__file__).parent / "results" / "ranking_worth.json"
 note = Console(stderr=True)

@@ -35,12 +35,12 @@ from bseq_plugin import InterestModel, Recipe, Sequences, Vocabulary
 from bseq_plugin.indexes.exact import ExactIndex
 from bseq_plugin.indexes.faiss_cpu import FaissCpuIndex, import_faiss
 from bseq_plugin.model.encoder import SequenceInterestEncoder
-from bseq_plugin.retrieval.hits import Excluded
-from bseq_plugin.retrieval.measure import recall
-from bseq_plugin.retrieval.publish import publish_model
-from bseq_plugin.retrieval.retriever import Retriever
-from bseq_plugin.retrieval.search import search_items
-from bseq_plugin.retrieval.store import Store
+from bseq_plugin.publishing.measure import recall
+from bseq_plugin.publishing.publish import publish_model
+from bseq_plugin.serving.hits import Excluded
+from bseq_plugin.serving.retriever import Retriever
+from bseq_plugin.serving.search import search_items
+from bseq_plugin.store.store import Store
 
 RESULTS = Path(__file__).parent / "results" / "retrieval.json"
 K, SEEN, TARGET = 100, 50, 0.99

@@ -28,7 +28,7 @@ from optuna.trial import TrialState
 from speed import commit
 
 from bseq_plugin import Recipe, read_events, train
-from bseq_plugin.data.auto import auto_recipe
+from bseq_plugin.data.auto_recipe import auto_recipe
 from bseq_plugin.data.events import Events
 
 RESULTS = Path(__file__).parent / "results" / "search.json"

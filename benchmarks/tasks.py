@@ -34,7 +34,7 @@ from task_parts.protocol import ENCODER_UNTIL, Case, encoder
 from task_parts.rankers import BOTH, THEIRS
 from task_parts.uses import anomalies, demand, segments
 
-from bseq_plugin.cli.demo_data import load
+from bseq_plugin.demo.data import load
 
 RESULTS = Path(__file__).parent / "results" / "tasks.json"
 TABLES = ("propensity", "categories", "demand", "anomalies", "segments", "multitask", "next_k")

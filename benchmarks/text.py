@@ -37,8 +37,8 @@ from cold.tuning import UNTUNED, tuning
 from speed import commit
 
 from bseq_plugin import plugin_manager
-from bseq_plugin.cli.demo_data import load
 from bseq_plugin.cli.main import quiet
+from bseq_plugin.demo.data import load
 
 RESULTS = Path(__file__).parent / "results" / "text.json"
 MODELS = ("id", COUNTED, "id + text")

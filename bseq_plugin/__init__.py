@@ -22,19 +22,15 @@ if TYPE_CHECKING:
     from bseq_plugin.model.target_attention import TargetAttention as TargetAttention
     from bseq_plugin.model.task import SequenceInterestTask as SequenceInterestTask
     from bseq_plugin.plugins import plugin_manager as plugin_manager
+    from bseq_plugin.publishing.delta import merge_delta as merge_delta
+    from bseq_plugin.publishing.delta import publish_delta as publish_delta
+    from bseq_plugin.publishing.delta_run import publish_run_delta as publish_run_delta
+    from bseq_plugin.publishing.publish import publish as publish
     from bseq_plugin.ranking.engine import FeatureEngine as FeatureEngine
     from bseq_plugin.ranking.engine import ranking_features as ranking_features
     from bseq_plugin.ranking.interests import StoredInterests as StoredInterests
     from bseq_plugin.ranking.spec import FeatureSpec as FeatureSpec
     from bseq_plugin.readers.read_events import read_events as read_events
-    from bseq_plugin.retrieval.delta import merge_delta as merge_delta
-    from bseq_plugin.retrieval.delta import publish_delta as publish_delta
-    from bseq_plugin.retrieval.delta_run import publish_run_delta as publish_run_delta
-    from bseq_plugin.retrieval.diversity import Diversity as Diversity
-    from bseq_plugin.retrieval.filters import Filters as Filters
-    from bseq_plugin.retrieval.fit_blend import fit_blend as fit_blend
-    from bseq_plugin.retrieval.publish import publish as publish
-    from bseq_plugin.retrieval.retriever import Retriever as Retriever
     from bseq_plugin.schema.heads import BehaviourHead as BehaviourHead
     from bseq_plugin.schema.heads import BinaryHead as BinaryHead
     from bseq_plugin.schema.heads import CatalogueHead as CatalogueHead
@@ -57,6 +53,10 @@ if TYPE_CHECKING:
     from bseq_plugin.schema.sources import CandidateSource as CandidateSource
     from bseq_plugin.schema.sources import SourceCandidates as SourceCandidates
     from bseq_plugin.schema.sources import SourceInputs as SourceInputs
+    from bseq_plugin.serving.diversity import Diversity as Diversity
+    from bseq_plugin.serving.filters import Filters as Filters
+    from bseq_plugin.serving.fit_blend import fit_blend as fit_blend
+    from bseq_plugin.serving.retriever import Retriever as Retriever
     from bseq_plugin.training.train import train as train
 
 __version__ = "0.1.0"
@@ -73,8 +73,8 @@ _HOME = {
     "FeatureEngine": "ranking.engine",
     "FeatureInputs": "schema.ranking",
     "FeatureSpec": "ranking.spec",
-    "Diversity": "retrieval.diversity",
-    "Filters": "retrieval.filters",
+    "Diversity": "serving.diversity",
+    "Filters": "serving.filters",
     "IndexCapabilities": "schema.parts",
     "InterestModel": "model.interest_model",
     "ItemEncoder": "schema.item_encoders",
@@ -83,7 +83,7 @@ _HOME = {
     "Pseudonymiser": "data.pseudonyms",
     "RankingFeature": "schema.parts",
     "Recipe": "schema.recipe",
-    "Retriever": "retrieval.retriever",
+    "Retriever": "serving.retriever",
     "RowMask": "schema.parts",
     "SequenceEncoder": "schema.parts",
     "SequenceHead": "schema.heads",
@@ -99,12 +99,12 @@ _HOME = {
     "VectorIndex": "schema.parts",
     "Vocabulary": "data.vocabulary",
     "attach": "model.attach",
-    "fit_blend": "retrieval.fit_blend",
-    "merge_delta": "retrieval.delta",
+    "fit_blend": "serving.fit_blend",
+    "merge_delta": "publishing.delta",
     "plugin_manager": "plugins",
-    "publish": "retrieval.publish",
-    "publish_delta": "retrieval.delta",
-    "publish_run_delta": "retrieval.delta_run",
+    "publish": "publishing.publish",
+    "publish_delta": "publishing.delta",
+    "publish_run_delta": "publishing.delta_run",
     "ranking_features": "ranking.engine",
     "read_events": "readers.read_events",
     "train": "training.train",

@@ -94,7 +94,7 @@ def bseq_candidate_sources() -> list[type[CandidateSource]]:
 @hookimpl
 def bseq_ranking_features() -> list[type[RankingFeature]]:
     """Interest vectors and similarities."""
-    from bseq_plugin.feature_generators import FEATURES
+    from bseq_plugin.ranking.features import FEATURES
 
     return list(FEATURES)
 

@@ -107,7 +107,7 @@ def tiny_run(tiny_frame, tiny_recipe, tmp_path_factory):
 @pytest.fixture(scope="session")
 def tiny_store(tiny_run, tmp_path_factory):
     """A store with the tiny run published once; nobody may change it."""
-    from bseq_plugin.retrieval.publish import publish
+    from bseq_plugin.publishing.publish import publish
 
     store = tmp_path_factory.mktemp("tiny") / "store"
     publish(tiny_run, store)

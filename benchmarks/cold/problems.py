@@ -12,10 +12,10 @@ import numpy as np
 import pandas as pd
 
 from bseq_plugin import Recipe, Sequences, Vocabulary, read_events
-from bseq_plugin.cli.demo_data import load
-from bseq_plugin.data.auto import auto_recipe
+from bseq_plugin.data.auto_recipe import auto_recipe
 from bseq_plugin.data.events import DAY_US, Events, instant_us
 from bseq_plugin.data.splits import EvaluationSet, leave_one_out, time_window
+from bseq_plugin.demo.data import load
 
 SHARE = 0.1
 DAYS = 28.0

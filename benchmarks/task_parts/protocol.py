@@ -11,9 +11,9 @@ import pandas as pd
 
 from bseq_plugin import InterestModel, Recipe, train
 from bseq_plugin.behaviour.rfm import event_values
-from bseq_plugin.cli.demo_data import DemoData
 from bseq_plugin.data.events import instant_us
 from bseq_plugin.data.sequences import Sequences
+from bseq_plugin.demo.data import DemoData
 
 
 def at(day: str) -> int:

@@ -18,9 +18,9 @@ from bseq_plugin.behaviour.labels import WEEK_US, weekly_demand
 from bseq_plugin.behaviour.segments import adjusted_rand_index, describe_segments, fit_segments
 from bseq_plugin.behaviour.signals import Window, window_signals
 from bseq_plugin.behaviour.vectors import user_vectors
-from bseq_plugin.cli.demo_data import DemoData
 from bseq_plugin.data.events import DAY_US
 from bseq_plugin.data.sequences import Sequences
+from bseq_plugin.demo.data import DemoData
 from task_parts.protocol import TEST_AT, Case, at, encoder
 
 WINDOW = Window(days=14.0, min_events=5, min_history=20)

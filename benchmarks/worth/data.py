@@ -9,10 +9,10 @@ import numpy as np
 import pandas as pd
 
 from bseq_plugin import FeatureEngine, FeatureSpec, InterestModel, Recipe, Retriever, fit_blend, publish, train
-from bseq_plugin.cli.demo_data import DemoData
 from bseq_plugin.data.events import DAY_US, Events, instant_us
 from bseq_plugin.data.sequences import Sequences
 from bseq_plugin.data.splits import time_window
+from bseq_plugin.demo.data import DemoData
 
 ENCODER_UNTIL = "2017-09-01"  # the encoder knows nothing after it, so that no request is answered with its own future
 BLEND_FROM = "2017-08-01"

@@ -54,11 +54,11 @@ def opened(
     hide, SchemaError if the log lacks what the model reads.
     """
     from bseq_plugin.data.event_features import EventInputs
+    from bseq_plugin.data.run import Run
     from bseq_plugin.data.sequences import Sequences
     from bseq_plugin.model.interest_model import InterestModel
     from bseq_plugin.readers.read_events import read_events
-    from bseq_plugin.retrieval.retriever import Retriever
-    from bseq_plugin.training.run import Run
+    from bseq_plugin.serving.retriever import Retriever
 
     hide = pseudonymiser(key_file)
     if hide is not None and events is None and not hides_user:

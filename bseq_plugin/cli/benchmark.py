@@ -110,8 +110,8 @@ def _means(rows: list[dict[str, Any]]) -> dict[str, float]:
 
 def _together(events: Any, runs: list[tuple[Path, Path]]) -> dict[str, Any]:
     """All seeds as one model, alone and blended; ``runs``: what was stopped on the validation, and what is tested."""
-    from bseq_plugin.cli.measure import HeldOut, scorer_of
     from bseq_plugin.evaluation.blended import blended_ranker
+    from bseq_plugin.evaluation.evaluate import HeldOut, scorer_of
     from bseq_plugin.evaluation.rankers import interest_ranker
 
     selections, finals = ([pair[place] for pair in runs] for place in (0, 1))
@@ -125,7 +125,7 @@ def _together(events: Any, runs: list[tuple[Path, Path]]) -> dict[str, Any]:
 
 
 def _test(events: Any, selection: Path, final: Path) -> Any:
-    from bseq_plugin.cli.measure import HeldOut
+    from bseq_plugin.evaluation.evaluate import HeldOut
 
     return HeldOut.of_run(final, "test") if final == selection else HeldOut.after(events, selection, final)
 
@@ -163,8 +163,8 @@ def _one_seed(
     import resource
     import statistics
 
-    from bseq_plugin.cli.measure import HeldOut, scorer_of
     from bseq_plugin.evaluation.blended import blended_ranker
+    from bseq_plugin.evaluation.evaluate import HeldOut, scorer_of
 
     started = time.perf_counter()
     selection, final = _trained(events, recipe, path)

@@ -49,7 +49,7 @@ def load_recipe(
     name: str | None, settings: list[str] | None, events: Events | PartitionedSequences | None = None
 ) -> Recipe:
     """The recipe of the options ``--recipe`` and ``--set``; "auto" needs the events, in memory."""
-    from bseq_plugin.data.auto import AUTO, auto_recipe, wants_window
+    from bseq_plugin.data.auto_recipe import AUTO, auto_recipe, wants_window
     from bseq_plugin.schema.recipe import Recipe
     from bseq_plugin.schema.recipe_files import assign
 

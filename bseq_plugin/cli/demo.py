@@ -15,8 +15,8 @@ from bseq_plugin.cli.loading import loading
 if TYPE_CHECKING:
     import pandas as pd
 
-    from bseq_plugin.cli.demo_job import Demo
-    from bseq_plugin.retrieval.retriever import Retriever
+    from bseq_plugin.demo.job import Demo
+    from bseq_plugin.serving.retriever import Retriever
 
 QUICK_EVERY = 6
 QUICK_SETTINGS = ["epochs=2", "passes_per_epoch=2", "n_windows=8"]
@@ -44,8 +44,8 @@ def demo(
     """
     recipe = load_recipe("completejourney", [*(QUICK_SETTINGS if quick else []), *(settings or [])])
     with loading():
-        from bseq_plugin.cli.demo_data import check_name, load
-        from bseq_plugin.cli.demo_job import Demo, take_folder
+        from bseq_plugin.demo.data import check_name, load
+        from bseq_plugin.demo.job import Demo, take_folder
 
     check_name(data)
     take_folder(folder)

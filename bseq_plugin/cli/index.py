@@ -13,8 +13,8 @@ from bseq_plugin.cli.common import Columns, KeyFile, Unit, column_mapping, note,
 from bseq_plugin.errors import UsageError
 
 if TYPE_CHECKING:
-    from bseq_plugin.retrieval.index_report import IndexReport
-    from bseq_plugin.retrieval.measure import Measured
+    from bseq_plugin.publishing.index_report import IndexReport
+    from bseq_plugin.publishing.measure import Measured
 
 KINDS = ("exact", "flat", "ivf_flat", "hnsw", "ivf_pq")
 
@@ -54,8 +54,8 @@ def report(
         raise UsageError(f"--recall {recall}: give a share, more than 0 and at most 1")
     kinds = _kinds(indexes)
     hide = pseudonymiser(pseudonymise)
+    from bseq_plugin.publishing.index_report import index_report
     from bseq_plugin.readers.read_events import read_events
-    from bseq_plugin.retrieval.index_report import index_report
 
     later = None
     if test is not None:
@@ -88,7 +88,7 @@ def _kinds(text: str) -> list[tuple[str, dict[str, Any]]]:
 
 
 def _write(found: IndexReport, recall: float, folder: Path) -> None:
-    from bseq_plugin.report.pareto import draw_pareto
+    from bseq_plugin.publishing.picture import draw_pareto
 
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "index_report.json", found.as_json())

@@ -49,7 +49,7 @@ def recipes(name: Annotated[str | None, typer.Argument(help="Show this one whole
 
     Example: `bseq recipes reference`
     """
-    from bseq_plugin.data.auto import AUTO, AUTO_DESCRIPTION
+    from bseq_plugin.data.auto_recipe import AUTO, AUTO_DESCRIPTION
     from bseq_plugin.schema.recipe import Recipe
     from bseq_plugin.schema.recipe_files import recipe_description, shipped_recipes
 
@@ -76,7 +76,7 @@ def doctor(
 
     Each finding comes with its remedy. Example: `bseq doctor --store store`. Ends with 1 if something will not work.
     """
-    from bseq_plugin.cli.diagnosis import diagnose
+    from bseq_plugin.doctor.diagnosis import diagnose
 
     findings = diagnose(store, smoke=not quick)
     if as_json:

@@ -114,7 +114,7 @@ def evaluate(
     ks = parse_ks(k)
     check_output(json_file)
     with loading():
-        from bseq_plugin.cli.measure import evaluate_run
+        from bseq_plugin.evaluation.evaluate import evaluate_run
 
     comparison, document = evaluate_run(run, split, ks)
     out.print(comparison.table(f"{run} on {split}"))

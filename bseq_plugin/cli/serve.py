@@ -28,7 +28,7 @@ from bseq_plugin.errors import UsageError
 if TYPE_CHECKING:
     import pandas as pd
 
-    from bseq_plugin.retrieval.retriever import Retriever
+    from bseq_plugin.serving.retriever import Retriever
 
 FEAST_VIEW = "bseq_features"
 StorePath = Annotated[Path, typer.Argument(help="Store directory.")]
@@ -83,12 +83,12 @@ def publish(
     from rich.progress import Progress
 
     with loading():
+        from bseq_plugin.publishing.choose import IndexTarget
+        from bseq_plugin.publishing.publish import publish as run_publish
+        from bseq_plugin.publishing.publishable import Dedup, OnBad
         from bseq_plugin.readers.read_events import read_events
-        from bseq_plugin.retrieval.choose import IndexTarget
-        from bseq_plugin.retrieval.export import Dedup, OnBad
-        from bseq_plugin.retrieval.publish import publish as run_publish
-        from bseq_plugin.retrieval.retention import collect_garbage
-        from bseq_plugin.retrieval.store import Store
+        from bseq_plugin.store.retention import collect_garbage
+        from bseq_plugin.store.store import Store
 
     if keep is not None and keep < 1:
         raise UsageError(f"--keep {keep}: give a whole number of 1 or more")
@@ -148,7 +148,7 @@ def retrieve(
     if k < 1:
         raise UsageError(f"--k {k}: give a whole number of 1 or more")
     with loading():
-        from bseq_plugin.retrieval.retriever import Retriever
+        from bseq_plugin.serving.retriever import Retriever
 
     if user is not None and hide is not None:
         user = hide.pseudonym(user)
@@ -232,7 +232,7 @@ def features(
     from bseq_plugin.ranking.spec import FeatureSpec
     from bseq_plugin.ranking.streaming import write_features
     from bseq_plugin.readers.read_events import read_events
-    from bseq_plugin.retrieval.retriever import Retriever
+    from bseq_plugin.serving.retriever import Retriever
 
     table = _candidates(candidates, at)
     retriever = Retriever.open(store)

@@ -94,7 +94,7 @@ def gc(
 
     Example: `bseq store gc store --keep 3`
     """
-    from bseq_plugin.retrieval.retention import collect_garbage
+    from bseq_plugin.store.retention import collect_garbage
 
     done = collect_garbage(_store(store), keep, grace)
     for name in done.removed:
@@ -125,8 +125,8 @@ def delta(
     import torch
 
     from bseq_plugin.errors import UsageError
-    from bseq_plugin.retrieval.delta import publish_delta
-    from bseq_plugin.retrieval.delta_run import publish_run_delta
+    from bseq_plugin.publishing.delta import publish_delta
+    from bseq_plugin.publishing.delta_run import publish_run_delta
 
     if run is not None:
         if items is not None or removed is not None:
@@ -159,23 +159,23 @@ def merge(
 
     Example: `bseq store merge store`
     """
-    from bseq_plugin.retrieval.delta import merge_delta
+    from bseq_plugin.publishing.delta import merge_delta
 
     version = merge_delta(_store(store), index=index)
     note.print(f"published {version} in {store}")
 
 
 def _store(path: Path) -> Any:
-    from bseq_plugin.retrieval.store import Store
+    from bseq_plugin.store.store import Store
 
     return Store(path)
 
 
 def _row(path: Path, name: str) -> dict[str, Any]:
     from bseq_plugin.errors import StoreError
-    from bseq_plugin.retrieval.disk import parse_object, read_small
-    from bseq_plugin.retrieval.retention import in_use
-    from bseq_plugin.retrieval.version import MANIFEST, MAX_MANIFEST_BYTES
+    from bseq_plugin.store.disk import parse_object, read_small
+    from bseq_plugin.store.retention import in_use
+    from bseq_plugin.store.version import MANIFEST, MAX_MANIFEST_BYTES
 
     store = _store(path)
     try:

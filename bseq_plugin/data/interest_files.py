@@ -24,10 +24,10 @@ import torch
 from blake3 import blake3
 from torch import Tensor
 
-from bseq_plugin.data.durable import fsync
 from bseq_plugin.data.events import USER
 from bseq_plugin.data.sequences import Sequences
 from bseq_plugin.errors import SchemaError
+from bseq_plugin.files import fsync
 from bseq_plugin.schema.recipe import Recipe
 
 SCHEMA = 1

@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 
 from bseq_plugin.data.batches import Batch
-from bseq_plugin.data.candidates import CandidateSampler
 from bseq_plugin.data.event_features import EventInputs
 from bseq_plugin.data.examples import Examples, NextEvent
 from bseq_plugin.data.items import PopularityPrior
+from bseq_plugin.data.negatives import CandidateSampler
 from bseq_plugin.data.partitions import COLUMNS, PartitionedSequences
 from bseq_plugin.data.random_numbers import ORDER_STREAM, RandomNumbers, step_random
 from bseq_plugin.data.sequences import Sequences

@@ -11,11 +11,11 @@ import numpy as np
 import torch
 
 from bseq_plugin.data.batches import NEGATIVE, TARGET, Batch, history_features
-from bseq_plugin.data.candidates import CandidateSampler
 from bseq_plugin.data.event_features import EventInputs
 from bseq_plugin.data.examples import Examples, NextEvent, NextOfPrefix, TargetWindow
 from bseq_plugin.data.items import PopularityPrior
 from bseq_plugin.data.masked_examples import MaskedEvents
+from bseq_plugin.data.negatives import CandidateSampler
 from bseq_plugin.data.random_numbers import ORDER_STREAM, RandomNumbers, step_random
 from bseq_plugin.data.sequences import Sequences
 from bseq_plugin.data.target_types import type_weights

@@ -14,7 +14,7 @@ from torch import Tensor
 from bseq_plugin.data.sequences import Sequences
 from bseq_plugin.data.splits import EvaluationSet
 from bseq_plugin.errors import UsageError
-from bseq_plugin.evaluation.floors import Floor
+from bseq_plugin.evaluation.baselines import Floor
 from bseq_plugin.evaluation.rankers import MAX_FLOOR_USERS, InterestScorer, Ranker
 from bseq_plugin.metrics import ranking_metrics, top_k_scores
 

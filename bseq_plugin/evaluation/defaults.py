@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from bseq_plugin.data.sequences import Sequences
-from bseq_plugin.evaluation.floors import RECENT_DAYS, Floor, PersonalFrequency, Popularity
-from bseq_plugin.evaluation.neighbours import BasketCooccurrence, SessionKnn, TransitionGraph, UserKnn
+from bseq_plugin.evaluation.baselines import RECENT_DAYS, Floor, PersonalFrequency, Popularity
+from bseq_plugin.evaluation.neighbour_baselines import BasketCooccurrence, SessionKnn, TransitionGraph, UserKnn
 from bseq_plugin.evaluation.rankers import Ranker, floor_ranker
 
 HALF_LIFE_DAYS = 120

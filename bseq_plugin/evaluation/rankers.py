@@ -12,7 +12,7 @@ import numpy as np
 from torch import Tensor
 
 from bseq_plugin.data.sequences import Sequences
-from bseq_plugin.evaluation.floors import Floor
+from bseq_plugin.evaluation.baselines import Floor
 from bseq_plugin.metrics import MAX_BLOCK_SCORES, top_k_items, top_k_scores
 
 # a floor holds a sparse product beside the dense block, so that its blocks are smaller than a model's

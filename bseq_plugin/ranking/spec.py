@@ -10,8 +10,8 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from bseq_plugin.errors import PluginError, UsageError
-from bseq_plugin.feature_generators import FEATURES
 from bseq_plugin.plugins import PluginManager, plugin_manager
+from bseq_plugin.ranking.features import FEATURES
 from bseq_plugin.schema.options import parse_options
 from bseq_plugin.schema.parts import RankingFeature
 

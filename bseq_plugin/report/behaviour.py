@@ -11,7 +11,7 @@ import pandas as pd
 
 from bseq_plugin.behaviour.explain import Explanation
 from bseq_plugin.errors import MissingDependencyError
-from bseq_plugin.report.comparison import FLOOR_COLOUR, MODEL_COLOUR
+from bseq_plugin.evaluation.picture import FLOOR_COLOUR, MODEL_COLOUR
 
 N_EVENTS = 25
 

@@ -23,9 +23,9 @@ from safetensors.torch import load_file, save_file
 
 from bseq_plugin.data.sequences import Sequences
 from bseq_plugin.indexes.exact import ExactIndex
-from bseq_plugin.retrieval.hits import Excluded
-from bseq_plugin.retrieval.sources import ask_sources, searcher
 from bseq_plugin.schema.sources import CandidateSource, SourceCandidates, SourceInputs
+from bseq_plugin.serving.hits import Excluded
+from bseq_plugin.serving.sources import ask_sources, searcher
 
 N_ITEMS, DIM = 40, 6
 HOUR_US = 3_600_000_000

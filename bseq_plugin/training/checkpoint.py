@@ -26,9 +26,9 @@ import torch
 from torch.distributed import checkpoint as dcp
 from torch.distributed.checkpoint.api import CheckpointException
 
-from bseq_plugin.data.durable import fsync
 from bseq_plugin.data.vocabulary import Vocabulary
 from bseq_plugin.errors import RunError
+from bseq_plugin.files import fsync
 from bseq_plugin.schema.recipe import Recipe
 from bseq_plugin.training.distributed import World
 from bseq_plugin.training.sharding import ShardedTask

@@ -10,15 +10,15 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from bseq_plugin.data.durable import fsync
 from bseq_plugin.data.prepare import PreparedLog
+from bseq_plugin.data.run import Run
+from bseq_plugin.files import fsync
 from bseq_plugin.model.interest_model import ITEM_WEIGHT, KEYS, save_parts
 from bseq_plugin.model.neighbours import NeighbourItems, completed
 from bseq_plugin.model.task import SequenceInterestTask
 from bseq_plugin.model.tensor_file import create, write
 from bseq_plugin.training.checkpoint import Checkpoints, Position
 from bseq_plugin.training.distributed import World
-from bseq_plugin.training.run import Run
 from bseq_plugin.training.sharding import ShardedTask
 
 ROWS = 1 << 16  # of the item table, read at a time

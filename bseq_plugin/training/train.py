@@ -15,6 +15,7 @@ from bseq_plugin.data.events import Events
 from bseq_plugin.data.partitions import PartitionedSequences
 from bseq_plugin.data.prepare import PreparedLog, prepare
 from bseq_plugin.data.prepare_partitions import count_partitions, cut, prepare_partitions, resolved
+from bseq_plugin.data.run import Run
 from bseq_plugin.data.streams import StreamedData, check_streams
 from bseq_plugin.data.training_data import TrainingData
 from bseq_plugin.errors import RunError, UsageError
@@ -24,7 +25,6 @@ from bseq_plugin.training.distributed import World, world
 from bseq_plugin.training.item_init import begin_with_vectors
 from bseq_plugin.training.plan import check_device, sharding_types, table_names
 from bseq_plugin.training.row_update import pooled_row_update
-from bseq_plugin.training.run import Run
 from bseq_plugin.training.sharding import shard
 from bseq_plugin.training.trainer import Trainer, build_task
 from bseq_plugin.training.warm_start import WarmStart

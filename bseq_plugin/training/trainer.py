@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from bseq_plugin.data.prepare import PreparedLog
+from bseq_plugin.data.run import Run
 from bseq_plugin.data.training_data import TrainingData
 from bseq_plugin.errors import BseqError
 from bseq_plugin.model.task import SequenceInterestTask
@@ -21,7 +22,6 @@ from bseq_plugin.training.export import export_model
 from bseq_plugin.training.export_interests import export_interests
 from bseq_plugin.training.log import RunLog
 from bseq_plugin.training.pipeline import EpochPipeline
-from bseq_plugin.training.run import Run
 from bseq_plugin.training.sharding import ShardedTask
 from bseq_plugin.training.validation import validate
 

@@ -10,6 +10,7 @@ import torch
 
 from bseq_plugin import __version__
 from bseq_plugin.data.events import DAY_US, instant_us
+from bseq_plugin.data.run import Run
 from bseq_plugin.data.sequences import Sequences
 from bseq_plugin.data.splits import time_window
 from bseq_plugin.evaluation.blended import best_weight, blended_ranker
@@ -18,7 +19,6 @@ from bseq_plugin.evaluation.rankers import interest_ranker
 from bseq_plugin.evaluation.report import compare
 from bseq_plugin.model.interest_model import InterestModel
 from bseq_plugin.readers.read_events import read_events
-from bseq_plugin.training.run import Run
 from bseq_plugin.training.train import train
 
 COMMANDS = ["demo", "train", "evaluate", "publish", "retrieve", "features", "benchmark", "plugins", "recipes", "doctor"]

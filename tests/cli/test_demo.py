@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 
 from bseq_plugin.cli.main import app
 from bseq_plugin.errors import UsageError
-from bseq_plugin.retrieval.retriever import Retriever
+from bseq_plugin.serving.retriever import Retriever
 
 
 @pytest.fixture(scope="module")

@@ -8,8 +8,8 @@ import shutil
 
 import pytest
 
-from bseq_plugin.cli.diagnosis import openmp_finding
-from bseq_plugin.retrieval.store import Store
+from bseq_plugin.doctor.diagnosis import openmp_finding
+from bseq_plugin.store.store import Store
 
 
 def test_two_openmp_libraries_are_told():

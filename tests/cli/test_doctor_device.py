@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from bseq_plugin.cli import diagnosis
-from bseq_plugin.cli.diagnosis import Finding, diagnose
+from bseq_plugin.doctor import diagnosis
+from bseq_plugin.doctor.diagnosis import Finding, diagnose
 
 
 def found(name, *checks):
@@ -63,7 +63,7 @@ def test_what_the_device_can_is_tried_not_known(monkeypatch):
     assert "not supported in CPU mode" in findings["optimizer adam"].found
     assert "pools a history" in findings["sharding data_parallel"].found
     # a step that leaves its row as it was is no step
-    monkeypatch.setattr("bseq_plugin.cli.capabilities.TABLE_OPTIMIZERS", {"none": "none"})
+    monkeypatch.setattr("bseq_plugin.doctor.capabilities.TABLE_OPTIMIZERS", {"none": "none"})
     findings = {finding.what: finding for finding in diagnosis._devices()}
     assert findings["table optimizers"].state == "bad"
 

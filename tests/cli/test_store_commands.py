@@ -8,9 +8,9 @@ import shutil
 import pandas as pd
 import pytest
 
-from bseq_plugin.retrieval.publish import publish
-from bseq_plugin.retrieval.retriever import Retriever
-from bseq_plugin.retrieval.store import Store
+from bseq_plugin.publishing.publish import publish
+from bseq_plugin.serving.retriever import Retriever
+from bseq_plugin.store.store import Store
 
 
 @pytest.fixture

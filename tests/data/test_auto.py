@@ -2,7 +2,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from bseq_plugin.data.auto import auto_recipe
+from bseq_plugin.data.auto_recipe import auto_recipe
 from bseq_plugin.data.events import DAY_US, Events
 
 

@@ -6,9 +6,9 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from bseq_plugin.data.candidates import CandidateSampler
 from bseq_plugin.data.events import DAY_US
 from bseq_plugin.data.items import PopularityPrior
+from bseq_plugin.data.negatives import CandidateSampler
 from bseq_plugin.data.random_numbers import step_random
 from bseq_plugin.data.sequences import Sequences
 from bseq_plugin.data.training_data import TrainingData

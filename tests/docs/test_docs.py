@@ -10,9 +10,9 @@ import pytest
 
 import bseq_plugin as bseq
 from bseq_plugin import builtin
-from bseq_plugin.feature_generators import FEATURES
 from bseq_plugin.hookspecs import BseqSpecs
 from bseq_plugin.plugins import PART_HOOKS, PluginManager, hook_names, plugin_manager
+from bseq_plugin.ranking.features import FEATURES
 from bseq_plugin.testing.encoders import EncoderTests
 from bseq_plugin.testing.heads import BinaryHeadTests, CatalogueHeadTests, CountHeadTests
 from bseq_plugin.testing.indexes import IndexTests

@@ -7,9 +7,9 @@ from hypothesis import strategies as st
 from bseq_plugin.data.events import DAY_US
 from bseq_plugin.data.sequences import Sequences
 from bseq_plugin.errors import SchemaError
+from bseq_plugin.evaluation.baselines import PersonalFrequency, Popularity
 from bseq_plugin.evaluation.defaults import default_floors, fitted_rankers
-from bseq_plugin.evaluation.floors import PersonalFrequency, Popularity
-from bseq_plugin.evaluation.neighbours import BasketCooccurrence, SessionKnn, TransitionGraph, UserKnn
+from bseq_plugin.evaluation.neighbour_baselines import BasketCooccurrence, SessionKnn, TransitionGraph, UserKnn
 from bseq_plugin.evaluation.rankers import floor_ranker
 
 torch.set_num_threads(1)

@@ -13,9 +13,9 @@ from bseq_plugin.item_encoders.columns import ColumnsItemEncoder
 from bseq_plugin.model.encoded_items import BEGIN, EncodedItems
 from bseq_plugin.model.interest_model import InterestModel
 from bseq_plugin.model.new_items import rows_of_items, with_new_items
-from bseq_plugin.retrieval.publish import publish
-from bseq_plugin.retrieval.retriever import Retriever
+from bseq_plugin.publishing.publish import publish
 from bseq_plugin.schema.recipe import Recipe
+from bseq_plugin.serving.retriever import Retriever
 from bseq_plugin.training.item_init import principal_components
 from bseq_plugin.training.train import train
 

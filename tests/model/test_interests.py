@@ -18,11 +18,11 @@ from bseq_plugin.errors import RecipeError
 from bseq_plugin.model.interest_model import InterestModel
 from bseq_plugin.model.interests import MultiInterests, label_aware, n_interests_of, squash
 from bseq_plugin.model.task import SequenceInterestTask
-from bseq_plugin.retrieval.publish import publish
-from bseq_plugin.retrieval.retriever import Retriever
+from bseq_plugin.publishing.publish import publish
 from bseq_plugin.schema.packed import PackedEvents
 from bseq_plugin.schema.parts import Targets
 from bseq_plugin.schema.recipe import Recipe
+from bseq_plugin.serving.retriever import Retriever
 from bseq_plugin.testing.encoders import EncoderTests
 from bseq_plugin.training.train import train
 

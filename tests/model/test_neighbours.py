@@ -15,12 +15,12 @@ from bseq_plugin.model import neighbours as module
 from bseq_plugin.model.interest_model import KEYS, InterestModel
 from bseq_plugin.model.neighbours import NeighbourItems, blocks_of, completed
 from bseq_plugin.model.new_items import rows_of_items, with_new_items
-from bseq_plugin.retrieval.delta_run import publish_run_delta
-from bseq_plugin.retrieval.publish import publish
-from bseq_plugin.retrieval.retriever import Retriever
-from bseq_plugin.retrieval.served import Served
-from bseq_plugin.retrieval.store import Store
+from bseq_plugin.publishing.delta_run import publish_run_delta
+from bseq_plugin.publishing.publish import publish
 from bseq_plugin.schema.recipe import Recipe
+from bseq_plugin.serving.retriever import Retriever
+from bseq_plugin.serving.served import Served
+from bseq_plugin.store.store import Store
 from bseq_plugin.training.checkpoint import Checkpoints, Position
 from bseq_plugin.training.train import train
 from bseq_plugin.training.trainer import build_task

@@ -11,14 +11,15 @@ ROOT = Path(bseq_plugin.__file__).parent
 
 # A package may import packages of a lower level, and itself. Packages of one level are siblings: no imports between.
 LEVELS = [
-    {"errors"},
+    {"errors", "files"},
     {"hookspecs", "schema"},
-    {"plugins"},
+    {"plugins", "store"},
     {"data", "layers", "metrics"},
-    {"encoders", "losses", "heads", "item_encoders", "indexes", "feature_generators", "readers", "candidate_sources"},
+    {"encoders", "losses", "heads", "item_encoders", "indexes", "readers", "candidate_sources"},
     {"model"},
-    {"training", "retrieval", "ranking", "evaluation", "behaviour"},
-    {"report"},
+    {"training", "serving", "ranking", "behaviour"},
+    {"publishing", "evaluation", "report"},
+    {"demo", "doctor"},
     {"cli"},
     {"__main__"},
 ]

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from bseq_plugin.feature_generators import FEATURES
+from bseq_plugin.ranking.features import FEATURES
 from bseq_plugin.testing.ranking_features import NOW_US, manager_with
 
 NAN = math.nan

@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 from bseq_plugin.data.events import Events
 from bseq_plugin.data.sequences import Sequences
 from bseq_plugin.errors import SchemaError, UsageError
-from bseq_plugin.feature_generators import FEATURES
 from bseq_plugin.model.interest_model import InterestModel
 from bseq_plugin.ranking import FeatureEngine, FeatureSpec, StoredInterests, ranking_features
+from bseq_plugin.ranking.features import FEATURES
 from bseq_plugin.testing.ranking_features import DIM, NOW, NOW_US, log, manager_with, mean_model
 
 MANAGER = manager_with(*FEATURES)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from bseq_plugin.feature_generators import FEATURES
+from bseq_plugin.ranking.features import FEATURES
 from bseq_plugin.schema.parts import RankingFeature
 from bseq_plugin.testing.ranking_features import RankingFeatureTests
 

@@ -11,8 +11,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from bseq_plugin.errors import BseqError, UsageError
-from bseq_plugin.feature_generators import FEATURES
 from bseq_plugin.ranking import ranking_features
+from bseq_plugin.ranking.features import FEATURES
 from bseq_plugin.testing.ranking_features import DIM, NOW, log, mean_model
 
 K = 2

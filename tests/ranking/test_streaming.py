@@ -10,8 +10,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from bseq_plugin.errors import SchemaError, UsageError
-from bseq_plugin.feature_generators import FEATURES
 from bseq_plugin.ranking import FeatureEngine, FeatureSpec, write_features
+from bseq_plugin.ranking.features import FEATURES
 from bseq_plugin.ranking.streaming import candidate_pieces
 from bseq_plugin.testing.ranking_features import NOW, log, manager_with, mean_model
 
@@ -72,7 +72,7 @@ MEMORY = """
 import resource, sys
 import numpy as np, pandas as pd, torch
 torch.set_num_threads(1)
-from bseq_plugin.feature_generators import FEATURES
+from bseq_plugin.ranking.features import FEATURES
 from bseq_plugin.ranking import FeatureEngine, write_features
 from bseq_plugin.testing.ranking_features import NOW, log, manager_with, mean_model
 events = log([(u, 100 + (u + t) % 8, -float(t + 1)) for u in range(200) for t in range(20)])

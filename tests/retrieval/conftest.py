@@ -12,8 +12,8 @@ from bseq_plugin.data.sequences import Sequences
 from bseq_plugin.data.vocabulary import Vocabulary
 from bseq_plugin.model.encoder import SequenceInterestEncoder
 from bseq_plugin.model.interest_model import InterestModel
-from bseq_plugin.retrieval.store import Store
 from bseq_plugin.schema.recipe import Recipe
+from bseq_plugin.store.store import Store
 
 
 @pytest.fixture

@@ -23,9 +23,9 @@ import torch
 from bseq_plugin.data.sequences import Sequences
 from bseq_plugin.errors import StoreError
 from bseq_plugin.model.interest_model import InterestModel
-from bseq_plugin.retrieval.publish import publish_model
-from bseq_plugin.retrieval.retriever import Retriever
-from bseq_plugin.retrieval.store import Store
+from bseq_plugin.publishing.publish import publish_model
+from bseq_plugin.serving.retriever import Retriever
+from bseq_plugin.store.store import Store
 
 ERRORS = [errno.ENOSPC, errno.EIO, errno.EROFS, errno.EDQUOT]
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from bseq_plugin.data.sequences import Sequences
 from bseq_plugin.errors import UsageError
-from bseq_plugin.retrieval.blend import BlendWeights, blend_scores, history_scores
+from bseq_plugin.serving.blend import BlendWeights, blend_scores, history_scores
 
 DAY_US = 86_400_000_000
 

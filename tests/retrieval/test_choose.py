@@ -12,12 +12,12 @@ import torch
 from bseq_plugin.errors import UsageError
 from bseq_plugin.indexes.exact import ExactIndex
 from bseq_plugin.indexes.faiss_cpu import FaissCpuIndex
-from bseq_plugin.retrieval import choose
-from bseq_plugin.retrieval.choose import IndexTarget, choose_index
-from bseq_plugin.retrieval.measure import measure, recall, size_of, spread_queries, true_rows, variants
-from bseq_plugin.retrieval.publish import publish_model
-from bseq_plugin.retrieval.retriever import Retriever
-from bseq_plugin.retrieval.store import Store
+from bseq_plugin.publishing import choose
+from bseq_plugin.publishing.choose import IndexTarget, choose_index
+from bseq_plugin.publishing.measure import measure, recall, size_of, spread_queries, true_rows, variants
+from bseq_plugin.publishing.publish import publish_model
+from bseq_plugin.serving.retriever import Retriever
+from bseq_plugin.store.store import Store
 from bseq_plugin.testing.indexes import vectors
 
 

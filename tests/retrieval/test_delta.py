@@ -11,11 +11,11 @@ from bseq_plugin.indexes.exact import ExactIndex
 from bseq_plugin.indexes.faiss_cpu import FaissCpuIndex
 from bseq_plugin.indexes.layered import LayeredIndex
 from bseq_plugin.model.encoder import ITEM_TABLE
-from bseq_plugin.retrieval import delta as delta_module
-from bseq_plugin.retrieval.delta import merge_delta, publish_delta
-from bseq_plugin.retrieval.publish import publish_model
-from bseq_plugin.retrieval.retriever import Retriever
-from bseq_plugin.retrieval.store import Store
+from bseq_plugin.publishing import delta as delta_module
+from bseq_plugin.publishing.delta import merge_delta, publish_delta
+from bseq_plugin.publishing.publish import publish_model
+from bseq_plugin.serving.retriever import Retriever
+from bseq_plugin.store.store import Store
 from bseq_plugin.testing.indexes import brute_force, vectors
 
 USERS = [100, 101, 102, 103]
@@ -175,7 +175,7 @@ def test_a_merge_is_a_full_publication_of_the_same_items(tmp_path, make_model, m
 
 
 def test_an_overlay_that_does_not_fit_is_refused(tmp_path, make_model, make_histories):
-    from bseq_plugin.retrieval.overlay import Overlay
+    from bseq_plugin.store.overlay import Overlay
 
     model = make_model()
     store = Store(tmp_path / "store")

@@ -9,11 +9,11 @@ from hypothesis import strategies as st
 
 from bseq_plugin.data.vocabulary import Vocabulary
 from bseq_plugin.errors import UsageError
-from bseq_plugin.retrieval.diversity import Diversity
-from bseq_plugin.retrieval.filters import Filters
-from bseq_plugin.retrieval.hits import Hits
-from bseq_plugin.retrieval.publish import publish_model
-from bseq_plugin.retrieval.retriever import Retriever
+from bseq_plugin.publishing.publish import publish_model
+from bseq_plugin.serving.diversity import Diversity
+from bseq_plugin.serving.filters import Filters
+from bseq_plugin.serving.hits import Hits
+from bseq_plugin.serving.retriever import Retriever
 
 
 def value(chosen, scores, codes, weight):

@@ -10,9 +10,9 @@ from bseq_plugin.data.events import Events
 from bseq_plugin.data.sequences import Sequences
 from bseq_plugin.errors import SchemaError
 from bseq_plugin.model.interest_model import InterestModel
-from bseq_plugin.retrieval.publish import publish
-from bseq_plugin.retrieval.retriever import Retriever
+from bseq_plugin.publishing.publish import publish
 from bseq_plugin.schema.recipe import Recipe
+from bseq_plugin.serving.retriever import Retriever
 from bseq_plugin.training.train import train
 
 ALL = ("event_type", "time_gap", "time_of_week", "session", "value")

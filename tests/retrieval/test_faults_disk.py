@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from bseq_plugin.retrieval.store import Store
+from bseq_plugin.store.store import Store
 
 HERE = Path(__file__).parent
 
@@ -89,7 +89,7 @@ def test_a_publisher_killed_at_200_random_moments(publisher):
 
 SMALL_PUBLISHER = """
 import sys
-from bseq_plugin.retrieval.store import Store
+from bseq_plugin.store.store import Store
 
 store = Store(sys.argv[1])
 print("begun", flush=True)
@@ -140,7 +140,7 @@ def test_a_store_that_can_not_be_used_says_so(tmp_path, publish_text, what):
         path.chmod(0)
     code = (
         "import fcntl, os, sys\n"  # before the rights are gone, with which the interpreter itself may be read
-        "from bseq_plugin.retrieval.store import Store\n"
+        "from bseq_plugin.store.store import Store\n"
         "from bseq_plugin.errors import StoreError\n"
         "if os.getuid() == 0: os.setuid(65534)\n"
         "store = Store(sys.argv[1])\n"

@@ -10,9 +10,9 @@ import torch
 
 from bseq_plugin.errors import StoreError, UsageError
 from bseq_plugin.model.encoder import ITEM_TABLE
-from bseq_plugin.retrieval.publish import publish_model
-from bseq_plugin.retrieval.retriever import Retriever
-from bseq_plugin.retrieval.store import Store
+from bseq_plugin.publishing.publish import publish_model
+from bseq_plugin.serving.retriever import Retriever
+from bseq_plugin.store.store import Store
 
 
 def table(model):
@@ -36,7 +36,7 @@ def answers(store, model, k=40):
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch):
     """The catalogue is checked in several blocks, as a large one is."""
-    monkeypatch.setattr("bseq_plugin.retrieval.export.ROWS", 7)
+    monkeypatch.setattr("bseq_plugin.publishing.publishable.ROWS", 7)
 
 
 @pytest.fixture

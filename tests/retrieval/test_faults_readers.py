@@ -9,15 +9,15 @@ import threading
 import pytest
 import torch
 
-from bseq_plugin.retrieval.publish import publish_model
-from bseq_plugin.retrieval.retriever import Retriever
-from bseq_plugin.retrieval.store import Store
+from bseq_plugin.publishing.publish import publish_model
+from bseq_plugin.serving.retriever import Retriever
+from bseq_plugin.store.store import Store
 
 N_READERS = 8
 
 READER = """
 import json, sys, torch
-from bseq_plugin.retrieval.retriever import Retriever
+from bseq_plugin.serving.retriever import Retriever
 torch.set_num_threads(1)
 store, answers = sys.argv[1], {tuple(a) for a in json.loads(sys.argv[2])}
 retriever, seen = Retriever.open(store), 0
@@ -113,8 +113,8 @@ def test_eight_processes_during_a_hundred_swaps_get_whole_answers(shop):
 LARGE_BATCH = """
 import numpy as np, resource, torch
 from bseq_plugin.indexes.exact import ExactIndex
-from bseq_plugin.retrieval.hits import Excluded
-from bseq_plugin.retrieval.search import search_items
+from bseq_plugin.serving.hits import Excluded
+from bseq_plugin.serving.search import search_items
 torch.set_num_threads(1)
 generator = torch.Generator().manual_seed(0)
 vectors_VD = torch.randn(20_000, 8, generator=generator)

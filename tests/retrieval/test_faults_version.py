@@ -15,11 +15,11 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from bseq_plugin.errors import StoreError, UsageError
-from bseq_plugin.retrieval.publish import publish_model
-from bseq_plugin.retrieval.retriever import Retriever
-from bseq_plugin.retrieval.signing import KEY_ENV, SIGNATURE
-from bseq_plugin.retrieval.store import CURRENT, Store
-from bseq_plugin.retrieval.version import MANIFEST
+from bseq_plugin.publishing.publish import publish_model
+from bseq_plugin.serving.retriever import Retriever
+from bseq_plugin.store.signing import KEY_ENV, SIGNATURE
+from bseq_plugin.store.store import CURRENT, Store
+from bseq_plugin.store.version import MANIFEST
 
 KEY = b"0123456789abcdef"
 
@@ -225,7 +225,7 @@ OPEN_IN_LITTLE_MEMORY = """
 import resource, sys
 import torch, faiss, pyarrow.parquet
 from bseq_plugin.errors import StoreError
-from bseq_plugin.retrieval.retriever import Retriever
+from bseq_plugin.serving.retriever import Retriever
 Retriever.open(sys.argv[1])  # whatever is loaded once is loaded now
 used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
 resource.setrlimit(resource.RLIMIT_AS, (used + 2**29, used + 2**29))

@@ -9,9 +9,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from bseq_plugin.errors import SchemaError, UsageError
-from bseq_plugin.retrieval.filters import Filters, Quota
-from bseq_plugin.retrieval.publish import publish_model
-from bseq_plugin.retrieval.retriever import Retriever
+from bseq_plugin.publishing.publish import publish_model
+from bseq_plugin.serving.filters import Filters, Quota
+from bseq_plugin.serving.retriever import Retriever
 
 IDS = [i * 10 + 5 for i in range(40)]
 USERS = [100, 101, 102, 103]  # the last one is cold

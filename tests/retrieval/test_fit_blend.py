@@ -8,9 +8,9 @@ import pytest
 from bseq_plugin.data.sequences import Sequences
 from bseq_plugin.data.splits import time_window
 from bseq_plugin.metrics import ranking_metrics
-from bseq_plugin.retrieval.fit_blend import fit_blend
-from bseq_plugin.retrieval.publish import publish_model
-from bseq_plugin.retrieval.retriever import Retriever
+from bseq_plugin.publishing.publish import publish_model
+from bseq_plugin.serving.fit_blend import fit_blend
+from bseq_plugin.serving.retriever import Retriever
 
 DAY_US = 86_400_000_000
 START_US = 1_500_000_000_000_000

@@ -10,9 +10,9 @@ import pytest
 
 from bseq_plugin.data.events import Events
 from bseq_plugin.errors import UsageError
-from bseq_plugin.retrieval.index_report import index_report
-from bseq_plugin.retrieval.publish import publish_model
-from bseq_plugin.retrieval.retriever import Retriever
+from bseq_plugin.publishing.index_report import index_report
+from bseq_plugin.publishing.publish import publish_model
+from bseq_plugin.serving.retriever import Retriever
 
 DAY_US = 86_400_000_000
 

@@ -15,10 +15,10 @@ import time
 import pytest
 
 from bseq_plugin.errors import StoreError
-from bseq_plugin.retrieval import lock as lock_module
-from bseq_plugin.retrieval.lock import RECORD_BYTES, publish_lock
-from bseq_plugin.retrieval.retention import collect_garbage
-from bseq_plugin.retrieval.store import LOCK, Store
+from bseq_plugin.store import lock as lock_module
+from bseq_plugin.store.lock import RECORD_BYTES, publish_lock
+from bseq_plugin.store.retention import collect_garbage
+from bseq_plugin.store.store import LOCK, Store
 
 
 def record(path, **changes):
@@ -47,7 +47,7 @@ def test_a_lease_of_another_host_is_waited_for_and_then_taken_over(path):
 def test_on_one_host_the_kernel_knows_that_the_holder_is_dead(path):
     code = (
         "import os, sys, pathlib\n"
-        "from bseq_plugin.retrieval.lock import publish_lock\n"
+        "from bseq_plugin.store.lock import publish_lock\n"
         "held = publish_lock(pathlib.Path(sys.argv[1]))\n"
         "held.__enter__()\n"
         "os.kill(os.getpid(), 9)\n"

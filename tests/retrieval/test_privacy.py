@@ -10,12 +10,12 @@ import pytest
 
 from bseq_plugin.data.events import Events
 from bseq_plugin.data.pseudonyms import Pseudonymiser
+from bseq_plugin.publishing.publish import publish
 from bseq_plugin.ranking.engine import ranking_features
 from bseq_plugin.readers.read_events import read_events
-from bseq_plugin.retrieval.publish import publish
-from bseq_plugin.retrieval.retention import collect_garbage
-from bseq_plugin.retrieval.retriever import Retriever
-from bseq_plugin.retrieval.store import Store
+from bseq_plugin.serving.retriever import Retriever
+from bseq_plugin.store.retention import collect_garbage
+from bseq_plugin.store.store import Store
 from bseq_plugin.training.train import train
 
 KEY = b"0123456789abcdef"

@@ -18,10 +18,10 @@ from bseq_plugin.data.sequences import Sequences
 from bseq_plugin.errors import MissingDependencyError, RunError, StoreError, UsageError
 from bseq_plugin.indexes.exact import ExactIndex
 from bseq_plugin.model.interest_model import InterestModel
-from bseq_plugin.retrieval.blend import BlendWeights
-from bseq_plugin.retrieval.publish import publish, publish_model
-from bseq_plugin.retrieval.retriever import Retriever
-from bseq_plugin.retrieval.store import Store
+from bseq_plugin.publishing.publish import publish, publish_model
+from bseq_plugin.serving.blend import BlendWeights
+from bseq_plugin.serving.retriever import Retriever
+from bseq_plugin.store.store import Store
 
 FILES = {
     "encoder.safetensors", "items.safetensors", "recipe.json", "vocabulary.parquet", "item_ids.parquet",
@@ -211,7 +211,7 @@ FULL = "No space left on device"
     [
         ("bseq_plugin.model.interest_model.save_file", SafetensorError(FULL)),
         ("bseq_plugin.model.interest_model.create", OSError(28, FULL)),
-        ("bseq_plugin.retrieval.write_version.create", OSError(28, FULL)),
+        ("bseq_plugin.publishing.write_version.create", OSError(28, FULL)),
     ],
 )
 def test_a_full_disk_publishes_nothing(run, tmp_path, monkeypatch, writer, error):

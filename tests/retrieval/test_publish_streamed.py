@@ -15,12 +15,12 @@ from bseq_plugin.data.interest_files import InterestFiles, TableStream
 from bseq_plugin.data.partitions import PartitionedSequences, seal
 from bseq_plugin.errors import SchemaError, StoreError, UsageError
 from bseq_plugin.model.interest_model import InterestModel
+from bseq_plugin.publishing import write_version
+from bseq_plugin.publishing.history_parts import InMemory, InPartitions, hashed, repeated_users
+from bseq_plugin.publishing.publish import histories_of_run, publish
 from bseq_plugin.readers.build_sequences import build_sequences
-from bseq_plugin.retrieval import write_version
-from bseq_plugin.retrieval.history_parts import InMemory, InPartitions, hashed, repeated_users
-from bseq_plugin.retrieval.publish import histories_of_run, publish
-from bseq_plugin.retrieval.retriever import Retriever
-from bseq_plugin.retrieval.store import Store
+from bseq_plugin.serving.retriever import Retriever
+from bseq_plugin.store.store import Store
 from bseq_plugin.training.train import train
 
 pytest.importorskip("duckdb")
@@ -191,7 +191,7 @@ def test_a_user_in_two_partitions_is_refused(run, tmp_path):
 def test_one_hash_by_chance_is_no_user_twice(make_model, make_histories, monkeypatch):
     histories = make_histories(make_model(), [2, 3, 4])
     assert repeated_users(InMemory(histories), hashed(histories)) == []
-    monkeypatch.setattr("bseq_plugin.retrieval.history_parts.hashed", lambda part: np.zeros(part.n_users, np.uint64))
+    monkeypatch.setattr("bseq_plugin.publishing.history_parts.hashed", lambda part: np.zeros(part.n_users, np.uint64))
     assert repeated_users(InMemory(histories), np.zeros(3, np.uint64)) == []
     twice = histories.take(np.array([0, 1, 1]))
     assert repeated_users(InMemory(twice), np.zeros(3, np.uint64)) == [histories.user_ids[1]]
@@ -231,7 +231,7 @@ def test_histories_in_memory_are_encoded_in_parts(make_model, make_histories, tm
     model = make_model()
     histories = make_histories(model, [3, 0, 5, 1, 9, 2, 7])
     whole = list(InMemory(histories).parts())
-    monkeypatch.setattr("bseq_plugin.retrieval.history_parts.USERS", 3)
+    monkeypatch.setattr("bseq_plugin.publishing.history_parts.USERS", 3)
     parts = list(InMemory(histories).parts())
     assert [part.histories.n_users for part in parts] == [3, 3, 1]
     found = torch.cat([model.encode(part.histories) for part in parts])

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from bseq_plugin.errors import UsageError
-from bseq_plugin.retrieval.blend import BlendWeights
-from bseq_plugin.retrieval.publish import publish_model
-from bseq_plugin.retrieval.store import Store
+from bseq_plugin.publishing.publish import publish_model
+from bseq_plugin.serving.blend import BlendWeights
+from bseq_plugin.store.store import Store
 
 
 def content(store):

@@ -11,9 +11,9 @@ import threading
 import pytest
 
 from bseq_plugin.errors import StoreError, UsageError
-from bseq_plugin.retrieval.lock import publish_lock
-from bseq_plugin.retrieval.retention import collect_garbage, in_use
-from bseq_plugin.retrieval.store import LOCK, Store
+from bseq_plugin.store.lock import publish_lock
+from bseq_plugin.store.retention import collect_garbage, in_use
+from bseq_plugin.store.store import LOCK, Store
 
 
 @pytest.fixture
@@ -58,7 +58,7 @@ def test_a_version_in_use_by_another_process_stays_until_that_is_killed(five):
     store, names = five
     code = (
         "import sys\n"
-        "from bseq_plugin.retrieval.store import Store\n"
+        "from bseq_plugin.store.store import Store\n"
         "held = Store(sys.argv[1]).verify(sys.argv[2])\n"
         "print('held', flush=True)\n"
         "sys.stdin.read()\n"

@@ -11,9 +11,9 @@ from bseq_plugin.data.events import Events
 from bseq_plugin.data.sequences import Sequences
 from bseq_plugin.errors import SchemaError, UsageError
 from bseq_plugin.model.interest_model import InterestModel
-from bseq_plugin.retrieval.blend import BlendWeights, history_scores
-from bseq_plugin.retrieval.publish import publish_model
-from bseq_plugin.retrieval.retriever import Retriever
+from bseq_plugin.publishing.publish import publish_model
+from bseq_plugin.serving.blend import BlendWeights, history_scores
+from bseq_plugin.serving.retriever import Retriever
 
 COLUMNS = ["user_id", "item_id", "rank", "score", "interest", "source", "exhausted"]
 DAY_US = 86_400_000_000

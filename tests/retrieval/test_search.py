@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 
 from bseq_plugin.errors import PluginError
 from bseq_plugin.indexes.exact import ExactIndex
-from bseq_plugin.retrieval import search
-from bseq_plugin.retrieval.hits import Excluded, Hits
-from bseq_plugin.retrieval.search import search_items
 from bseq_plugin.schema.parts import IndexCapabilities
+from bseq_plugin.serving import search
+from bseq_plugin.serving.hits import Excluded, Hits
+from bseq_plugin.serving.search import search_items
 
 
 class LimitedIndex(ExactIndex):

@@ -20,10 +20,10 @@ from safetensors.torch import load_file, save_file
 from bseq_plugin.data.sequences import Sequences
 from bseq_plugin.errors import MissingDependencyError, StoreError, UsageError
 from bseq_plugin.indexes.faiss_gpu import FaissGpuIndex
-from bseq_plugin.retrieval.publish import publish_model
-from bseq_plugin.retrieval.retriever import Retriever
-from bseq_plugin.retrieval.store import CURRENT, Store
-from bseq_plugin.retrieval.version import MANIFEST
+from bseq_plugin.publishing.publish import publish_model
+from bseq_plugin.serving.retriever import Retriever
+from bseq_plugin.store.store import CURRENT, Store
+from bseq_plugin.store.version import MANIFEST
 
 
 @pytest.fixture
@@ -225,7 +225,7 @@ def test_use_after_a_fork_is_refused(shop):
     code = (
         "import os, sys\n"
         "from bseq_plugin.errors import StoreError\n"
-        "from bseq_plugin.retrieval.retriever import Retriever\n"
+        "from bseq_plugin.serving.retriever import Retriever\n"
         "retriever = Retriever.open(sys.argv[1])\n"
         "retriever.retrieve([100], k=3)\n"
         "pid = os.fork()\n"

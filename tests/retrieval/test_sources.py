@@ -11,13 +11,13 @@ from bseq_plugin.data.splits import time_window
 from bseq_plugin.errors import PluginError, StoreError, UsageError
 from bseq_plugin.metrics import ranking_metrics
 from bseq_plugin.plugins import plugin_manager
-from bseq_plugin.retrieval.blend import BlendWeights
-from bseq_plugin.retrieval.filters import Filters
-from bseq_plugin.retrieval.fit_blend import fit_blend
-from bseq_plugin.retrieval.publish import publish_model
-from bseq_plugin.retrieval.retriever import Retriever
-from bseq_plugin.retrieval.store import Store
+from bseq_plugin.publishing.publish import publish_model
 from bseq_plugin.schema.sources import CandidateSource, SourceCandidates
+from bseq_plugin.serving.blend import BlendWeights
+from bseq_plugin.serving.filters import Filters
+from bseq_plugin.serving.fit_blend import fit_blend
+from bseq_plugin.serving.retriever import Retriever
+from bseq_plugin.store.store import Store
 
 DAY_US = 86_400_000_000
 START_US = 1_500_000_000_000_000
@@ -91,9 +91,9 @@ def shop(tmp_path_factory, make_model, make_histories):
 
 def blended_by_hand(retriever, k, exclude):
     """{user: {item id: (score, sources)}}, the best k: every item scored by a loop over the parts."""
-    from bseq_plugin.retrieval.blend import history_scores
-    from bseq_plugin.retrieval.sources import searcher
     from bseq_plugin.schema.sources import SourceInputs
+    from bseq_plugin.serving.blend import history_scores
+    from bseq_plugin.serving.sources import searcher
 
     served = retriever._served
     histories, blend = served.histories, served.blend

@@ -10,9 +10,9 @@ import warnings
 import pytest
 
 from bseq_plugin.errors import StoreError, UsageError
-from bseq_plugin.retrieval.disk import Disk
-from bseq_plugin.retrieval.store import CURRENT, Store
-from bseq_plugin.retrieval.version import MANIFEST
+from bseq_plugin.store.disk import Disk
+from bseq_plugin.store.store import CURRENT, Store
+from bseq_plugin.store.version import MANIFEST
 
 
 def content(version):

@@ -15,14 +15,14 @@ import time
 import pytest
 
 from bseq_plugin.errors import StoreError
-from bseq_plugin.retrieval.disk import Disk
-from bseq_plugin.retrieval.store import CURRENT, Store
+from bseq_plugin.store.disk import Disk
+from bseq_plugin.store.store import CURRENT, Store
 
 # A publisher that goes on for ever; each version's files hold one number. It says when it has begun.
 PUBLISHER = """
 import sys
 from pathlib import Path
-from bseq_plugin.retrieval.store import Store
+from bseq_plugin.store.store import Store
 
 def write(folder):
     for name in ("a.txt", "b.txt", "c.txt"):
@@ -133,7 +133,7 @@ def test_a_publisher_killed_half_way_is_cleaned_up_by_the_next(tmp_path, publish
     publish_text(Store(path), "old")
     code = (
         "import os, signal, sys\n"
-        "from bseq_plugin.retrieval.store import Store\n"
+        "from bseq_plugin.store.store import Store\n"
         "def write(folder):\n"
         "    (folder / 'a.txt').write_text('half')\n"
         "    os.kill(os.getpid(), signal.SIGKILL)\n"
@@ -162,7 +162,7 @@ def test_of_two_publishers_one_loses(tmp_path, publish_text):
     inside.wait(30)
     with pytest.raises(StoreError, match=rf"another publisher \(process {os.getpid()} on .*\) is at work"):
         publish_text(store, "loser")
-    code = "import sys; from bseq_plugin.retrieval.store import Store; Store(sys.argv[1]).publish(lambda f: None, {})"
+    code = "import sys; from bseq_plugin.store.store import Store; Store(sys.argv[1]).publish(lambda f: None, {})"
     other = subprocess.run([sys.executable, "-c", code, str(store.path)], capture_output=True, text=True, timeout=240)
     assert "another publisher" in other.stderr
     leave.set()

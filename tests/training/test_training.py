@@ -10,6 +10,7 @@ from torchrec.distributed.train_pipeline import TrainPipelineBase, TrainPipeline
 
 from bseq_plugin.data.events import Events
 from bseq_plugin.data.prepare import evaluation_set, prepare
+from bseq_plugin.data.run import Run
 from bseq_plugin.data.training_data import TrainingData
 from bseq_plugin.encoders.causal import CausalEncoder
 from bseq_plugin.encoders.feed_forward import FeedForward
@@ -21,7 +22,6 @@ from bseq_plugin.schema.recipe import Recipe
 from bseq_plugin.training.distributed import world
 from bseq_plugin.training.log import RunLog
 from bseq_plugin.training.pipeline import EpochPipeline
-from bseq_plugin.training.run import Run
 from bseq_plugin.training.sharding import shard
 from bseq_plugin.training.train import train
 from bseq_plugin.training.trainer import Trainer, build_task

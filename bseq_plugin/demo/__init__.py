@@ -1,0 +1,1 @@
+"""The whole job on real purchases, which `bseq demo` runs."""

@@ -1,0 +1,169 @@
+"""The steps of ``bseq demo``, each a few lines that a user would write herself."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from bseq_plugin.cli.common import note, write_json
+from bseq_plugin.data.events import instant_us
+from bseq_plugin.data.run import Run
+from bseq_plugin.data.sequences import Sequences
+from bseq_plugin.data.splits import EvaluationSet, time_window
+from bseq_plugin.demo.data import DemoData
+from bseq_plugin.errors import MissingDependencyError, UsageError
+from bseq_plugin.evaluation.defaults import default_floors, fitted_rankers
+from bseq_plugin.evaluation.picture import draw_comparisons
+from bseq_plugin.evaluation.rankers import Ranker, interest_ranker
+from bseq_plugin.evaluation.report import MODEL, Comparison, compare, metrics_document
+from bseq_plugin.model.interest_model import InterestModel
+from bseq_plugin.publishing.publish import publish
+from bseq_plugin.ranking.engine import ranking_features
+from bseq_plugin.schema.recipe import Recipe
+from bseq_plugin.serving.fit_blend import fit_blend
+from bseq_plugin.serving.retriever import Retriever
+from bseq_plugin.training.train import train
+
+VALIDATION_AT, TEST_AT, HORIZON_DAYS = "2017-11-01T00:00:00+00:00", "2017-12-01T00:00:00+00:00", 28.0
+MARKER = ".bseq-demo"
+SERVED = "served"
+KS = (5, 10, 20)
+N_CANDIDATES = 20
+
+
+@dataclass
+class Demo:
+    """One demo run; ``seconds`` collects how long each step took."""
+
+    data: DemoData
+    recipe: Recipe
+    out: Path
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @contextmanager
+    def step(self, name: str, text: str) -> Iterator[None]:
+        """Tell what goes on and how long it took."""
+        note.print(f"[bold]{text}[/bold]")
+        started = time.perf_counter()
+        yield
+        self.seconds[name] = time.perf_counter() - started
+
+    def choose(self) -> tuple[int, Run]:
+        """Train to the end of October, stop on November: the number of epochs and the run they come from."""
+        recipe = self.recipe.replace(
+            split="time", validation_at=VALIDATION_AT, test_at=TEST_AT, horizon_days=HORIZON_DAYS
+        )
+        known = self.data.events.before(instant_us(TEST_AT))
+        run = train(known, recipe, self._fresh("runs/selection"), items=self.data.items)
+        return int(run.info["best_epoch"]), run
+
+    def blend(self, selection: Run) -> dict[str, Any]:
+        """Choose blend weights on November, with the model that has not seen it."""
+        cut_us = instant_us(VALIDATION_AT)
+        november = time_window(selection.sequences(), cut_us, HORIZON_DAYS)
+        fit = fit_blend(InterestModel.from_run(selection.path), november, cut_us)
+        fit.weights.save(self.out / "runs" / "final" / "blend.json")
+        return {**fit.weights.__dict__, "ndcg@20": fit.metric}
+
+    def final(self, epochs: int) -> Run:
+        """Train through November with the number of epochs chosen on it."""
+        known = self.data.events.before(instant_us(TEST_AT))
+        recipe = self.recipe.replace(split="none", stop_after=epochs)
+        return train(known, recipe, self._fresh("runs/final"), items=self.data.items)
+
+    def publish(self, run: Run) -> Retriever:
+        """Vectors, ids, FAISS index, encoder and histories, as one version of a store."""
+        store = self._fresh("store")
+        publish(run, store, index="faiss_cpu")
+        return Retriever.open(store)
+
+    def evaluate(self, retriever: Retriever) -> dict[str, Comparison]:
+        """December, looked at once: all items, and items new to the household."""
+        cut_us = instant_us(TEST_AT)
+        model = retriever.model
+        log = Sequences.from_events(self.data.events, model.vocabulary)
+        december = time_window(log, cut_us, HORIZON_DAYS)
+        known = log.between(None, cut_us)
+        n_items = model.vocabulary.n_items
+        rankers = fitted_rankers(default_floors(known, cut_us), known, n_items)
+        rankers |= {MODEL: interest_ranker(model), SERVED: served_ranker(retriever)}
+        sets: dict[str, EvaluationSet] = {"new": december.new_items_only(), "all": december}
+        return {
+            name: compare(part, rankers, n_items, KS, "mask" if name == "new" else "keep", (MODEL, SERVED))
+            for name, part in sets.items()
+        }
+
+    def write_candidates(self, retriever: Retriever) -> pd.DataFrame:
+        """Candidates of every household, to Parquet."""
+        candidates = retriever.retrieve(retriever.histories, N_CANDIDATES, exclude="none", at=TEST_AT)
+        candidates.to_parquet(self.out / "candidates.parquet")
+        return candidates
+
+    def write_features(self, retriever: Retriever, candidates: pd.DataFrame) -> None:
+        """Ranking features of the candidates as of the first of December, to Parquet."""
+        table = ranking_features(candidates, retriever.histories, TEST_AT, model=retriever.model)
+        table.to_parquet(self.out / "ranking_features.parquet")
+
+    def write_metrics(self, comparisons: dict[str, Comparison], chosen: dict[str, Any]) -> None:
+        """``metrics.json``."""
+        protocol = {
+            "data": "completejourney", "split": "time", "validation_at": VALIDATION_AT, "test_at": TEST_AT,
+            "horizon_days": HORIZON_DAYS, "recipe": self.recipe.model_dump(), "chosen_on_validation": chosen,
+        }  # fmt: skip
+        ordered = {name: comparisons[name] for name in ("all", "new")}
+        write_json(self.out / "metrics.json", metrics_document(protocol, ordered, self.seconds))
+
+    def draw(self, comparisons: dict[str, Comparison]) -> list[str]:
+        """``comparison.png``; a note instead where matplotlib is not installed."""
+        titles = {"new": "December 2017, products new to the household", "all": "December 2017, all products"}
+        try:
+            panels = {titles[name]: comparison for name, comparison in comparisons.items()}
+            draw_comparisons(panels, "ndcg@20", self.out / "comparison.png")
+        except MissingDependencyError as error:
+            note.print(str(error))
+            return []
+        return ["comparison.png"]
+
+    def _fresh(self, name: str) -> Path:
+        """A folder of an earlier demo, removed; ``take_folder`` has made sure of whose it is."""
+        path = self.out / name
+        shutil.rmtree(path, ignore_errors=True)
+        return path
+
+
+def take_folder(out: Path) -> None:
+    """Take a new or empty folder, or that of an earlier demo, which is replaced.
+
+    Raises UsageError for any other folder: nothing of the user's is ever removed.
+    """
+    marker = out / MARKER
+    if out.exists() and not (out.is_dir() and (marker.is_file() or not any(out.iterdir()))):
+        raise UsageError(f"--out {str(out)!r} is there and holds no demo; give a new folder")
+    out.mkdir(parents=True, exist_ok=True)
+    marker.write_text("made by `bseq demo`, which replaces runs/ and store/ here\n", encoding="utf-8")
+
+
+def served_ranker(retriever: Retriever) -> Ranker:
+    """What the retriever hands out, as a ranker: new items by interest, all items blended with personal history."""
+
+    def rank(histories: Sequences, k: int, mask_seen: bool) -> np.ndarray:
+        numbered = Sequences(
+            np.arange(histories.n_users), histories.offsets, histories.items, histories.timestamps,
+            histories.event_types, histories.session_ids, values=histories.values,
+        )  # fmt: skip
+        hits = retriever.retrieve(numbered, k, exclude="seen" if mask_seen else "none", at=TEST_AT)
+        top_UK = np.full((histories.n_users, k), -1, np.int64)
+        top_UK[hits["user_id"].to_numpy(), hits["rank"].to_numpy() - 1] = retriever.model.vocabulary.item_rows(
+            hits["item_id"]
+        )
+        return top_UK
+
+    return rank

@@ -1,0 +1,192 @@
+"""The files of a store version and its manifest, written as a stream: no list of all users, and no copy of all items.
+
+Files of a version, beside MANIFEST.json:
+
+    encoder.safetensors items.safetensors recipe.json vocabulary.parquet   the model, as ``InterestModel`` writes it
+    item_ids.parquet        item_id, in the order of the index rows
+    item_vectors.safetensors  "item_vectors" float32 [V, D] in that order: what an interest is multiplied with
+    items.faiss             the index, if the backend has a file of its own
+    sequences.parquet       the users' histories, as ``Sequences`` writes them
+    interests.parquet       user_id, event_timestamp (newest event), n_events, interest_idx, vector
+    popular.parquet         item_id, n_events in the training part of the log, most first
+    blend.json              BlendWeights
+    overlay.safetensors     only in a delta version: what lies on top of the index (``overlay.py``)
+    sources.safetensors     what the candidate sources that ``blend.json`` names remember, if it names any
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from safetensors import SafetensorError
+from torch import Tensor
+
+from bseq_plugin.data.events import ITEM
+from bseq_plugin.data.interest_files import TableStream, interest_table
+from bseq_plugin.data.sequences import Sequences
+from bseq_plugin.errors import StoreError, UsageError
+from bseq_plugin.model.interest_model import InterestModel
+from bseq_plugin.model.tensor_file import create
+from bseq_plugin.model.tensor_file import write as write_rows
+from bseq_plugin.publishing.choose import Choice
+from bseq_plugin.publishing.golden import golden_queries
+from bseq_plugin.publishing.history_parts import HistoryParts, hashed, repeated_users
+from bseq_plugin.publishing.publishable import require_finite
+from bseq_plugin.serving.blend import BlendWeights
+from bseq_plugin.serving.sources import fitted_sources, save_sources
+from bseq_plugin.store.disk import sha256
+from bseq_plugin.store.overlay import Overlay
+from bseq_plugin.store.store import Store
+
+INDEX_FILE = "items.faiss"
+N_SAMPLED = 512  # users whose interests "auto" measures with, and golden queries are taken from
+Report = Callable[[str, int, int], None]  # (what, done, of how many)
+PACKAGES = (
+    "bseq-plugin",
+    "torch",
+    "torchrec",
+    "fbgemm-gpu-cpu",
+    "fbgemm-gpu",
+    "faiss-cpu",
+    "faiss-gpu",
+    "numpy",
+    "pyarrow",
+)
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A model with the histories it is served with, and a few of these with their interests, all finite.
+
+    Attributes:
+        places: int64 [N], where the users of ``sample`` stand among all, in the order of ``histories.parts()``.
+        sample_NKD: float32, their interests.
+    """
+
+    model: InterestModel
+    histories: HistoryParts
+    places: np.ndarray
+    sample_NKD: Tensor
+
+
+def prepared(model: InterestModel, histories: HistoryParts) -> Prepared:
+    """Encode a sample of the histories. Raises StoreError that lists users whose interests have NaN or Inf."""
+    places, sample = histories.sample(N_SAMPLED)
+    return Prepared(model, histories, places, _finite_interests(model, sample))
+
+
+def write_version(
+    store: Store | str | Path,
+    made: Prepared,
+    choice: Choice,
+    blend: BlendWeights,
+    overlay: Overlay | None = None,
+    report: Report = lambda what, done, of: None,
+) -> str:
+    """All files of a version, and its manifest, made current. Raises as ``publish``."""
+    model = made.model
+    sources = fitted_sources(blend.asked, made.histories.whole(), model.vocabulary.n_items) if blend.asked else {}
+    manifest = _manifest(made)
+    manifest["index"] = {"name": choice.name, "options": choice.options}
+    if choice.tried:
+        manifest["index"]["measured"] = choice.tried[-1].as_json()
+    manifest["golden"] = golden_queries(model, choice.index, made.places, made.sample_NKD)
+
+    def write(folder: Path) -> None:
+        model.save(folder)
+        pq.write_table(pa.table({ITEM: pa.array(model.vocabulary.item_ids)}), folder / "item_ids.parquet")
+        vectors_VD = model.item_vectors_VD[1:]
+        create(folder / "item_vectors.safetensors", {"item_vectors": (vectors_VD.shape[0], vectors_VD.shape[1])})
+        write_rows(folder / "item_vectors.safetensors", "item_vectors", vectors_VD)
+        manifest.update(_write_users(folder, made, report))
+        _write_popular(folder / "popular.parquet", model)
+        blend.save(folder / "blend.json")
+        if sources:
+            save_sources(sources, folder)
+        if overlay is not None:
+            overlay.save(folder)
+        choice.index.save(folder / INDEX_FILE)
+        manifest["encoder_id"] = sha256(folder / "encoder.safetensors")
+        manifest["item_table_hash"] = sha256(folder / "items.safetensors")
+
+    store = store if isinstance(store, Store) else Store(store)
+    try:
+        return store.publish(write, manifest)
+    except SafetensorError as error:  # how a full disk shows itself there
+        raise StoreError(f"publishing to {str(store.path)!r} failed: {error}; nothing was published") from error
+
+
+def _write_users(folder: Path, made: Prepared, report: Report) -> dict[str, Any]:
+    """Histories and interests, part by part; what the manifest says of them. Raises StoreError, UsageError."""
+    n_users = n_events = 0
+    newest_us: int | None = None
+    hashes_U = np.empty(made.histories.n_users, np.uint64)
+    with TableStream(folder / "sequences.parquet") as sequences, TableStream(folder / "interests.parquet") as interests:
+        for part in made.histories.parts():
+            histories = part.histories
+            found_UKD = _finite_interests(made.model, histories, part.interests_UKD)
+            sequences.write(histories.to_table(made.model.vocabulary))
+            interests.write(interest_table(histories, found_UKD))
+            hashes_U[n_users : n_users + histories.n_users] = hashed(histories)
+            n_users, n_events = n_users + histories.n_users, n_events + histories.n_events
+            report("users", n_users, made.histories.n_users)
+            if histories.timestamps is not None and histories.n_events:
+                newest_us = max(int(histories.timestamps.max()), newest_us or 0)
+    repeated = repeated_users(made.histories, hashes_U[:n_users])
+    if repeated:
+        raise UsageError(
+            f"{len(repeated)} users stand twice in the histories, for example {repeated[:10]}; nothing is published: "
+            "give each user one history"
+        )
+    return {"n_users": n_users, "n_events": n_events, "watermark_us": newest_us}
+
+
+def _finite_interests(model: InterestModel, histories: Sequences, known_UKD: Tensor | None = None) -> Tensor:
+    interests_UKD = model.encode(histories) if known_UKD is None else known_UKD
+    require_finite(interests_UKD.flatten(1), histories.user_ids, "interests", "users")
+    return interests_UKD
+
+
+def _manifest(made: Prepared) -> dict[str, Any]:
+    model = made.model
+    vectors_VD = model.item_vectors_VD[1:]
+    return {
+        "packages": _package_versions(),
+        "dim": vectors_VD.shape[1],
+        "dtype": "float32",
+        "metric": "inner_product",
+        "normalised": all(_has_length_1(block_ND) for block_ND in torch.split(vectors_VD, 1 << 18)),
+        "interests_per_user": made.sample_NKD.shape[1],
+        "n_items": model.vocabulary.n_items,
+        "trained_until_us": model.trained_until_us,
+    }
+
+
+def _has_length_1(vectors_ND: Tensor) -> bool:
+    return bool(((vectors_ND.norm(dim=1) - 1).abs() < 1e-3).all())
+
+
+def _package_versions() -> dict[str, str]:
+    versions = {"python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return versions
+
+
+def _write_popular(path: Path, model: InterestModel) -> None:
+    order = np.argsort(-model.vocabulary.item_counts, kind="stable")
+    frame = pd.DataFrame({ITEM: model.vocabulary.item_ids[order], "n_events": model.vocabulary.item_counts[order]})
+    pq.write_table(pa.Table.from_pandas(frame, preserve_index=False), path)

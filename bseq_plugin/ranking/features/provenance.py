@@ -1,0 +1,152 @@
+"""How a candidate was found, and how good what is known of it is.
+
+Shape letters as in ``schema/ranking.py``.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from bseq_plugin.ranking.features.history import SECOND_US
+from bseq_plugin.ranking.features.interests import interest_present, mean_interest
+from bseq_plugin.schema.parts import RankingFeature
+from bseq_plugin.schema.ranking import FeatureInputs, on_grid
+
+
+class RetrievalFeature(RankingFeature):
+    """What retrieval said of the candidate: the columns of the candidates table."""
+
+    group = "retrieval"
+    null_rule = "NaN if the candidates do not say"
+    source = "Cen et al., KDD 2020"
+
+
+class RetrievalRank(RetrievalFeature):
+    """The place retrieval gave it."""
+
+    name = "retrieval_rank"
+    description = "the candidates' column rank"
+    unit = "place, from 1"
+
+    def compute(self, inputs: FeatureInputs) -> Tensor:
+        """float32 [N]."""
+        return _given(inputs, inputs.retrieval_rank_N)
+
+
+class RetrievalScore(RetrievalFeature):
+    """The score retrieval ranked it by."""
+
+    name = "retrieval_score"
+    description = "the candidates' column score"
+    unit = "as the retriever scores"
+
+    def compute(self, inputs: FeatureInputs) -> Tensor:
+        """float32 [N]."""
+        return _given(inputs, inputs.retrieval_score_N)
+
+
+class RetrievalInterest(RetrievalFeature):
+    """Categorical: the interest that found it."""
+
+    name = "retrieval_interest"
+    description = "the candidates' column interest, 0..K-1"
+    unit = "category"
+    null_rule = "NaN if the candidates do not say, or for a popular item"
+
+    def compute(self, inputs: FeatureInputs) -> Tensor:
+        """float32 [N]."""
+        return _given(inputs, inputs.retrieval_interest_N)
+
+
+class NInterestsHit(RetrievalFeature):
+    """Several interests that find one item speak for it."""
+
+    name = "n_interests_hit"
+    description = "the candidates' column n_interests: how many of the user's interests retrieved it"
+    unit = "interests"
+
+    def compute(self, inputs: FeatureInputs) -> Tensor:
+        """float32 [N]."""
+        return _given(inputs, inputs.retrieval_n_interests_N)
+
+
+class QualityFeature(RankingFeature):
+    """What tells a ranker how far to trust the rest."""
+
+    group = "quality"
+    null_rule = "never NaN"
+    source = "Pancha et al., KDD 2022"
+
+
+class InterestAgeSecs(QualityFeature):
+    """Interests computed yesterday do not know today."""
+
+    name = "interest_age_secs"
+    description = "at minus the time of the newest event that the interests know"
+    unit = "seconds"
+    null_rule = "NaN without interests"
+
+    def compute(self, inputs: FeatureInputs) -> Tensor:
+        """float32 [N]."""
+        if inputs.interests_at_R is None:
+            return torch.full((inputs.candidate_N.shape[0],), torch.nan)
+        age_R = (inputs.at_R - inputs.interests_at_R).double() / SECOND_US
+        return torch.where(inputs.interests_at_R >= 0, age_R, torch.nan).float()[inputs.request_N]
+
+
+class EncoderVersion(QualityFeature):
+    """Categorical: vectors of two encoders are not comparable."""
+
+    name = "encoder_version"
+    description = "a number below 2^24 made of the digest of the model that the vectors come from"
+    unit = "category"
+    null_rule = "NaN for a model without a digest"
+
+    def compute(self, inputs: FeatureInputs) -> Tensor:
+        """float32 [N]."""
+        version = torch.nan if inputs.model_version is None else float(inputs.model_version)
+        return torch.full((inputs.candidate_N.shape[0],), version)
+
+
+class IsColdUser(QualityFeature):
+    """Nothing is known of the user."""
+
+    name = "is_cold_user"
+    description = "1 for a user without interests (no event of a known item), else 0"
+    unit = "0 or 1"
+
+    def compute(self, inputs: FeatureInputs) -> Tensor:
+        """float32 [N]."""
+        return (~interest_present(inputs).any(1)).float()[inputs.request_N]
+
+
+class IsColdItem(QualityFeature):
+    """Nothing is known of the item."""
+
+    name = "is_cold_item"
+    description = "1 for an item that the model does not know, else 0"
+    unit = "0 or 1"
+
+    def compute(self, inputs: FeatureInputs) -> Tensor:
+        """float32 [N]."""
+        return (inputs.candidate_N == 0).float()
+
+
+class InterestDispersion(QualityFeature):
+    """Whether the user wants one thing or many."""
+
+    name = "interest_dispersion"
+    description = "1 - ||mean_k I_k|| over the unit interests the user has: 0 if they agree"
+    unit = "[0, 1]"
+    null_rule = "NaN without history"
+    source = "Cen et al., KDD 2020"
+
+    def compute(self, inputs: FeatureInputs) -> Tensor:
+        """float32 [N]."""
+        mean_RD = on_grid(inputs.once(mean_interest))
+        return (1 - (mean_RD * mean_RD).sum(1).sqrt()).clamp(0.0, 1.0).float()[inputs.request_N]
+
+
+def _given(inputs: FeatureInputs, column_N: Tensor | None) -> Tensor:
+    return torch.full((inputs.candidate_N.shape[0],), torch.nan) if column_N is None else column_N.clone()

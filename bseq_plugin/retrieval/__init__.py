@@ -1,1 +1,0 @@
-"""The store of published versions, publishing, and retrieval from it."""

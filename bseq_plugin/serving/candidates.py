@@ -1,0 +1,162 @@
+"""Where candidates come from: interests, the user's own history, popularity.
+
+Shape letters: B users, K interests, D width, N hits, P (user, item) pairs. Rows are index rows (vocabulary row - 1).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from bseq_plugin.data.sequences import Sequences
+from bseq_plugin.schema.sources import SourceInputs
+from bseq_plugin.serving.blend import blend_scores, history_scores
+from bseq_plugin.serving.filters import RowFilters
+from bseq_plugin.serving.hits import Excluded, Hits
+from bseq_plugin.serving.search import search_items
+from bseq_plugin.serving.served import Served
+from bseq_plugin.serving.sources import Found, ask_sources, searcher
+
+INTEREST, HISTORY, POPULAR = "interest", "history", "popular"
+PAIRS_PER_BLOCK = 1 << 15
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """Hits, each with its sources (str [N], joined by "+"); an interest of -1 means none."""
+
+    hits: Hits
+    sources_N: np.ndarray
+
+    def of_users(self, users: np.ndarray) -> Candidates:
+        """The same with user ``users[b]`` instead of b."""
+        return Candidates(replace(self.hits, users_N=users[self.hits.users_N]), self.sources_N)
+
+    def take(self, places: np.ndarray) -> Candidates:
+        """Those at ``places`` (or under a mask)."""
+        return Candidates(self.hits.take(places), self.sources_N[places])
+
+    @staticmethod
+    def join(parts: list[Candidates]) -> Candidates:
+        """All of them, ascending by user; the parts have no users in common."""
+        hits = Hits.join([part.hits for part in parts])
+        order = np.argsort(hits.users_N, kind="stable")
+        return Candidates(hits.take(order), np.concatenate([part.sources_N for part in parts])[order])
+
+
+def popular_candidates(served: Served, users: np.ndarray, k: int, filters: RowFilters) -> Candidates:
+    """The k items with the most events that may be shown, for each of ``users``; the score is the number of events.
+
+    ``filters``: of these users, numbered from 0.
+    """
+    shown_V = slice(None) if filters.allowed_V is None else filters.allowed_V[served.popular_rows]
+    rows, counts = served.popular_rows[shown_V], served.popular_counts[shown_V]
+    excluded = Excluded.of(filters.users_P, filters.rows_P, len(users), served.model.vocabulary.n_items)
+    n_rows = min(len(rows), k + int(excluded.counts_B.max(initial=0)))
+    kept_Bn = ~excluded.contains(np.arange(len(users))[:, None], rows[None, :n_rows])
+    kept_Bn &= np.cumsum(kept_Bn, axis=1) <= k
+    places_N, ranks_N = np.nonzero(kept_Bn)
+    n_hits = len(places_N)
+    hits = Hits(users[places_N], rows[ranks_N], counts[ranks_N].astype(np.float32), np.full(n_hits, -1, np.int64))
+    return Candidates(hits, np.full(n_hits, POPULAR, object))
+
+
+def interest_candidates(
+    served: Served,
+    histories: Sequences,
+    k: int,
+    exclude_seen: bool,
+    blend: bool,
+    at_us: int | None,
+    filters: RowFilters,
+) -> Candidates:
+    """The k best items by interest, blended with other sources if asked for; every user has a known item."""
+    n_items = served.model.vocabulary.n_items
+    known = histories.known()
+    n_seen = known.n_events if exclude_seen else 0
+    users_P = np.concatenate([known.user_index[:n_seen], filters.users_P])
+    rows_P = np.concatenate([known.items[:n_seen] - 1, filters.rows_P])
+    excluded = Excluded.of(users_P, rows_P, histories.n_users, n_items)
+    interests_BKD = served.model.encode(histories)
+    hits = search_items(served.index, served.oracle, interests_BKD, min(k, n_items), excluded, filters.allowed_V)
+    if not blend:
+        return Candidates(hits, np.full(len(hits.users_N), INTEREST, object))
+    inputs = SourceInputs(known, interests_BKD, served.model.item_vectors_VD, searcher(served.index, n_items))
+    found = ask_sources(served.sources, inputs, k, excluded, filters.allowed_V)
+    past = []
+    if not exclude_seen:
+        shown_P = ~excluded.contains(known.user_index, known.items - 1)
+        if filters.allowed_V is not None:
+            shown_P &= filters.allowed_V[known.items - 1]
+        past = _past(served, known.where(shown_P), _ages_from(served, histories, at_us))
+    if not found and not past:  # nothing that could change the order of interest
+        return Candidates(hits, np.full(len(hits.users_N), INTEREST, object))
+    return _blended(served, interests_BKD, hits, past, found, k)
+
+
+def _past(served: Served, histories: Sequences, ages_from: int | np.ndarray | None) -> list[Found]:
+    """The user's own history, with both half lives: the same pairs twice."""
+    n_items, found = served.model.vocabulary.n_items, []
+    for days in (served.blend.half_life_days, served.blend.recent_half_life_days):
+        past = history_scores(histories, ages_from, days)
+        found.append(Found(past.users_P * n_items + past.items_P - 1, past.scores_P))
+    return found
+
+
+def _blended(
+    served: Served, interests_BKD: Tensor, hits: Hits, past: list[Found], found: dict[str, Found], k: int
+) -> Candidates:
+    """The best k of (the top k by interest) and (history and sources): nothing else can be among the best k of all.
+
+    An item that none of them has keeps its interest score, so whatever beats it by interest beats it in the blend.
+    """
+    n_items = served.model.vocabulary.n_items
+    keys_N = hits.users_N * n_items + hits.rows_N
+    rest_R = np.setdiff1d(np.concatenate([one.keys_N for one in [*past, *found.values()]]), keys_N)
+    scores_R, interests_R = _interest_scores(served, interests_BKD, rest_R // n_items, rest_R % n_items)
+    union = Hits.join([hits, Hits(rest_R // n_items, rest_R % n_items, scores_R, interests_R)])
+    keys_U = np.concatenate([keys_N, rest_R])
+    old_U, recent_U = [one.at(keys_U)[0] for one in past] if past else [np.zeros_like(union.scores_N)] * 2
+    of_sources = {name: one.at(keys_U)[0] for name, one in found.items()}
+    blended_U = blend_scores(union.scores_N, old_U, served.blend, recent_U, of_sources)
+    best = replace(union, scores_N=blended_U.astype(np.float32)).top(k)
+    keys_B = best.users_N * n_items + best.rows_N
+    sources = {INTEREST: np.isin(keys_B, keys_N), **({HISTORY: past[0].at(keys_B)[1]} if past else {})}
+    return Candidates(best, _labels(sources | {name: one.at(keys_B)[1] for name, one in found.items()}))
+
+
+def _labels(found: dict[str, np.ndarray]) -> np.ndarray:
+    """str [N]: the names of those that found it (bool [N] each), joined by "+"."""
+    masks_N = sum(there.astype(np.int64) << bit for bit, there in enumerate(found.values()))
+    kinds, places_N = np.unique(masks_N, return_inverse=True)
+    texts = ["+".join(name for bit, name in enumerate(found) if kind >> bit & 1) for kind in kinds.tolist()]
+    return np.array([*texts, ""], object)[places_N.ravel()]
+
+
+def _ages_from(served: Served, histories: Sequences, at_us: int | None) -> int | np.ndarray | None:
+    """``at``, or for each user the newest event of the store or their own: never a function of the other users."""
+    if at_us is not None or histories.timestamps is None:
+        return at_us
+    newest_B: np.ndarray = histories.timestamps[
+        histories.offsets[1:] - 1
+    ]  # every user here has events, in order of time
+    return newest_B if served.watermark_us is None else np.maximum(newest_B, served.watermark_us)
+
+
+def _interest_scores(
+    served: Served, interests_BKD: Tensor, users_P: np.ndarray, rows_P: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """float32 [P], the best score over a user's interests, and int64 [P], which interest that is."""
+    vectors_VD = served.model.item_vectors_VD[1:]
+    scores, interests = [np.empty(0, np.float32)], [np.empty(0, np.int64)]
+    for start in range(0, len(users_P), PAIRS_PER_BLOCK):
+        block = slice(start, start + PAIRS_PER_BLOCK)
+        interests_PKD = interests_BKD[torch.from_numpy(users_P[block])]
+        scores_PK = torch.einsum("pkd,pd->pk", interests_PKD, vectors_VD[torch.from_numpy(rows_P[block])])
+        best_P, which_P = scores_PK.max(dim=1)
+        scores.append(best_P.numpy())
+        interests.append(which_P.numpy())
+    return np.concatenate(scores), np.concatenate(interests)
