@@ -13,7 +13,7 @@ from bseq_plugin.errors import RecipeError
 
 def shipped_recipes() -> list[str]:
     """Names of the recipes that come with the package."""
-    folder = resources.files("bseq_plugin") / "recipes"
+    folder = resources.files("bseq_plugin.recipe") / "shipped"
     return sorted(entry.name.removesuffix(".toml") for entry in folder.iterdir() if entry.name.endswith(".toml"))
 
 
@@ -23,7 +23,7 @@ def recipe_description(name: str) -> str:
 
 
 def _shipped(name: str) -> Any:
-    return resources.files("bseq_plugin") / "recipes" / f"{name}.toml"
+    return resources.files("bseq_plugin.recipe") / "shipped" / f"{name}.toml"
 
 
 def read_recipe(name_or_path: str | Path) -> dict[str, Any]:
@@ -64,16 +64,3 @@ def parse_value(text: str) -> Any:
 def _plain(value: Any) -> Any:
     """TOML has times of its own; a recipe keeps the text."""
     return value.isoformat() if isinstance(value, datetime) else value
-
-
-def assign(values: dict[str, Any], setting: str) -> None:
-    """Put a ``key=value`` setting into ``values``; see ``Recipe.with_settings``. Raises RecipeError."""
-    key, separator, text = setting.partition("=")
-    if not separator:
-        raise RecipeError(f"--set {setting!r}: write key=value")
-    *parents, leaf = key.strip().split(".")
-    for parent in parents:
-        values = values.setdefault(parent, {})
-        if not isinstance(values, dict):
-            raise RecipeError(f"--set {setting!r}: {parent!r} has no keys below it")
-    values[leaf] = parse_value(text.strip())
