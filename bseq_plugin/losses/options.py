@@ -8,7 +8,7 @@ import torch
 from pydantic import Field
 
 from bseq_plugin.losses.precision import multiplies_in_halves
-from bseq_plugin.schema.matmul import Matmul
+from bseq_plugin.matmul import Matmul
 from bseq_plugin.schema.options import PartOptions
 from bseq_plugin.schema.parts import SequenceLoss
 
