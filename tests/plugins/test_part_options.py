@@ -158,7 +158,9 @@ class My{contract}(bseq.{contract}[MyOptions]):
 def test_a_type_checker_knows_the_options_of_a_part_elsewhere(tmp_path):
     """Right options pass, of every contract; a misspelt one is an error, and hooks take parts with options."""
     head = "import bseq_plugin as bseq\n\n\nclass MyOptions(bseq.PartOptions):\n    window: int = 5\n\n"
-    hook = "\n@bseq.hookimpl\ndef bseq_encoders() -> list[type[bseq.SequenceEncoder]]:\n    return [MySequenceEncoder]\n"
+    hook = (
+        "\n@bseq.hookimpl\ndef bseq_encoders() -> list[type[bseq.SequenceEncoder]]:\n    return [MySequenceEncoder]\n"
+    )
     (tmp_path / "right.py").write_text(head + "".join(third_party(c, "window") for c in CONTRACTS) + hook)
     (tmp_path / "wrong.py").write_text(head + "".join(third_party(c, "widnow") for c in CONTRACTS))
     # what the contract is written with, and what is written with the contract, takes a while to read
