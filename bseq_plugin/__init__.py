@@ -31,24 +31,24 @@ if TYPE_CHECKING:
     from bseq_plugin.ranking.interests import StoredInterests as StoredInterests
     from bseq_plugin.ranking.spec import FeatureSpec as FeatureSpec
     from bseq_plugin.readers.read_events import read_events as read_events
+    from bseq_plugin.schema.encoders import SequenceEncoder as SequenceEncoder
     from bseq_plugin.schema.heads import BehaviourHead as BehaviourHead
     from bseq_plugin.schema.heads import BinaryHead as BinaryHead
     from bseq_plugin.schema.heads import CatalogueHead as CatalogueHead
     from bseq_plugin.schema.heads import CountHead as CountHead
     from bseq_plugin.schema.heads import DecoderMemory as DecoderMemory
     from bseq_plugin.schema.heads import SequenceHead as SequenceHead
+    from bseq_plugin.schema.indexes import IndexCapabilities as IndexCapabilities
+    from bseq_plugin.schema.indexes import RowMask as RowMask
+    from bseq_plugin.schema.indexes import VectorIndex as VectorIndex
     from bseq_plugin.schema.item_encoders import ItemEncoder as ItemEncoder
+    from bseq_plugin.schema.losses import Candidates as Candidates
+    from bseq_plugin.schema.losses import SequenceLoss as SequenceLoss
+    from bseq_plugin.schema.losses import Targets as Targets
     from bseq_plugin.schema.options import PartOptions as PartOptions
     from bseq_plugin.schema.packed import PackedEvents as PackedEvents
-    from bseq_plugin.schema.parts import Candidates as Candidates
-    from bseq_plugin.schema.parts import IndexCapabilities as IndexCapabilities
-    from bseq_plugin.schema.parts import RankingFeature as RankingFeature
-    from bseq_plugin.schema.parts import RowMask as RowMask
-    from bseq_plugin.schema.parts import SequenceEncoder as SequenceEncoder
-    from bseq_plugin.schema.parts import SequenceLoss as SequenceLoss
-    from bseq_plugin.schema.parts import Targets as Targets
-    from bseq_plugin.schema.parts import VectorIndex as VectorIndex
     from bseq_plugin.schema.ranking import FeatureInputs as FeatureInputs
+    from bseq_plugin.schema.ranking_features import RankingFeature as RankingFeature
     from bseq_plugin.schema.recipe import Recipe as Recipe
     from bseq_plugin.schema.sources import CandidateSource as CandidateSource
     from bseq_plugin.schema.sources import SourceCandidates as SourceCandidates
@@ -65,7 +65,7 @@ _HOME = {
     "BehaviourHead": "schema.heads",
     "BinaryHead": "schema.heads",
     "CandidateSource": "schema.sources",
-    "Candidates": "schema.parts",
+    "Candidates": "schema.losses",
     "CatalogueHead": "schema.heads",
     "CountHead": "schema.heads",
     "DecoderMemory": "schema.heads",
@@ -75,28 +75,28 @@ _HOME = {
     "FeatureSpec": "ranking.spec",
     "Diversity": "serving.diversity",
     "Filters": "serving.filters",
-    "IndexCapabilities": "schema.parts",
+    "IndexCapabilities": "schema.indexes",
     "InterestModel": "model.interest_model",
     "ItemEncoder": "schema.item_encoders",
     "PackedEvents": "schema.packed",
     "PartOptions": "schema.options",
     "Pseudonymiser": "data.pseudonyms",
-    "RankingFeature": "schema.parts",
+    "RankingFeature": "schema.ranking_features",
     "Recipe": "schema.recipe",
     "Retriever": "serving.retriever",
-    "RowMask": "schema.parts",
-    "SequenceEncoder": "schema.parts",
+    "RowMask": "schema.indexes",
+    "SequenceEncoder": "schema.encoders",
     "SequenceHead": "schema.heads",
     "SequenceInterestEncoder": "model.encoder",
     "SequenceInterestTask": "model.task",
-    "SequenceLoss": "schema.parts",
+    "SequenceLoss": "schema.losses",
     "Sequences": "data.sequences",
     "SourceCandidates": "schema.sources",
     "SourceInputs": "schema.sources",
     "StoredInterests": "ranking.interests",
     "TargetAttention": "model.target_attention",
-    "Targets": "schema.parts",
-    "VectorIndex": "schema.parts",
+    "Targets": "schema.losses",
+    "VectorIndex": "schema.indexes",
     "Vocabulary": "data.vocabulary",
     "attach": "model.attach",
     "fit_blend": "serving.fit_blend",

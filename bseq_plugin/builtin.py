@@ -9,9 +9,12 @@ from bseq_plugin.hookspecs import hookimpl
 
 if TYPE_CHECKING:
     from bseq_plugin.data.events import Events
+    from bseq_plugin.schema.encoders import SequenceEncoder
     from bseq_plugin.schema.heads import BehaviourHead
+    from bseq_plugin.schema.indexes import VectorIndex
     from bseq_plugin.schema.item_encoders import ItemEncoder
-    from bseq_plugin.schema.parts import RankingFeature, SequenceEncoder, SequenceLoss, VectorIndex
+    from bseq_plugin.schema.losses import SequenceLoss
+    from bseq_plugin.schema.ranking_features import RankingFeature
     from bseq_plugin.schema.sources import CandidateSource
 
 # Imports stand inside the hooks: listing the encoders must not import FAISS, nor the command line torch.

@@ -24,14 +24,13 @@ class NeighbourOptions(PartOptions):
     neighbours: int = Field(50, ge=1)
 
 
-class ItemNeighbourSource(CandidateSource):
+class ItemNeighbourSource(CandidateSource[NeighbourOptions]):
     """Cosines of item vectors, summed over the user's latest items. Neighbours are looked for by the served index, by
     inner product, and then weighed by the cosine, so that long vectors are not everybody's neighbours.
     """
 
     name = "item_neighbours"
     description = "items whose vectors lie beside those of the user's latest events"
-    Options = NeighbourOptions
 
     def find(self, inputs: SourceInputs, k: int) -> SourceCandidates:
         """See ``CandidateSource.find``."""

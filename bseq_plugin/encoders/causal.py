@@ -72,7 +72,7 @@ class CausalOptions(PartOptions):
         return Wants(self.relative_position_bias, self.relative_time_bias, half_life)
 
 
-class CausalEncoder(BlockStack):
+class CausalEncoder(BlockStack[CausalOptions]):
     """Causal self-attention (Kang and McAuley, "Self-Attentive Sequential Recommendation", ICDM 2018).
 
     Without options the blocks are pre-norm, and positions count from the newest event of a history, as in the
@@ -86,9 +86,8 @@ class CausalEncoder(BlockStack):
     """
 
     name = "causal"
-    Options = CausalOptions
 
-    def __init__(self, dim: int, max_length: int, dropout: float, options: Any = None) -> None:
+    def __init__(self, dim: int, max_length: int, dropout: float, options: CausalOptions | None = None) -> None:
         super().__init__(dim, max_length, dropout, options)
         if dim % self.options.n_heads:
             raise RecipeError(f"dim = {dim} is not a multiple of encoder_options.n_heads = {self.options.n_heads}")

@@ -7,7 +7,7 @@ users one after the other), D width.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal, cast
+from typing import Literal, cast
 
 import torch
 from pydantic import Field
@@ -20,9 +20,9 @@ from bseq_plugin.encoders.pairs import N_TIME_BUCKETS, Wants, n_distance_buckets
 from bseq_plugin.encoders.stack import PositionEmbedding
 from bseq_plugin.errors import RecipeError
 from bseq_plugin.layers import ZeroLinear
+from bseq_plugin.schema.encoders import SequenceEncoder
 from bseq_plugin.schema.options import PartOptions
 from bseq_plugin.schema.packed import PackedEvents
-from bseq_plugin.schema.parts import SequenceEncoder
 
 NO_GAP = N_TIME_BUCKETS  # bucket of a user's first session
 OWN_SHARE = 0.1  # of a session's summary in the state behind it, beside what is attended to
@@ -85,7 +85,7 @@ class Sessions:
         return position_T - before_T + 1, before_T
 
 
-class CrossSessionEncoder(SequenceEncoder):
+class CrossSessionEncoder(SequenceEncoder[CrossSessionOptions]):
     """A short-term path within the session, a long-term path over completed sessions, and a gate between them.
 
     Short: pointwise attention (``HstuBlock``) among the events of one session. A completed session is summarised by its
@@ -107,10 +107,9 @@ class CrossSessionEncoder(SequenceEncoder):
     """
 
     name = "cross_session"
-    Options = CrossSessionOptions
     reads_sessions = True
 
-    def __init__(self, dim: int, max_length: int, dropout: float, options: Any = None) -> None:
+    def __init__(self, dim: int, max_length: int, dropout: float, options: CrossSessionOptions | None = None) -> None:
         super().__init__(dim, max_length, dropout, options)
         chosen = self.options
         if dim % chosen.n_heads:

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from bseq_plugin.encoders.dropout import dropout
+from bseq_plugin.schema.encoders import SequenceEncoder
 from bseq_plugin.schema.options import PartOptions
 from bseq_plugin.schema.packed import PackedEvents
-from bseq_plugin.schema.parts import SequenceEncoder
 
 
 class GruOptions(PartOptions):
@@ -22,16 +20,15 @@ class GruOptions(PartOptions):
     hidden: int | None = Field(None, ge=1, description="width of the recurrent state; dim if not given")
 
 
-class GruEncoder(SequenceEncoder):
+class GruEncoder(SequenceEncoder[GruOptions]):
     """Gated recurrent units (Hidasi et al., "Session-based Recommendations with Recurrent Neural Networks", ICLR 2016).
 
     Events go through the layers step by step, all users that have a next event at once: no step is padding.
     """
 
     name = "gru"
-    Options = GruOptions
 
-    def __init__(self, dim: int, max_length: int, dropout: float, options: Any = None) -> None:
+    def __init__(self, dim: int, max_length: int, dropout: float, options: GruOptions | None = None) -> None:
         super().__init__(dim, max_length, dropout, options)
         hidden, n_layers = self.options.hidden or dim, self.options.n_layers
         self.gru = nn.GRU(dim, hidden, n_layers, dropout=dropout if n_layers > 1 else 0.0)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from pydantic import Field
@@ -32,7 +32,7 @@ class HstuOptions(PartOptions):
     relative_time_bias: bool = Field(True, description="learned bias a head by the seconds between two events")
 
 
-class HstuEncoder(BlockStack):
+class HstuEncoder(BlockStack[HstuOptions]):
     """HSTU (Zhai et al., "Actions Speak Louder than Words: Trillion-Parameter Sequential Transducers for Generative
     Recommendations", ICML 2024, section 3.1).
 
@@ -50,9 +50,8 @@ class HstuEncoder(BlockStack):
     """
 
     name = "hstu"
-    Options = HstuOptions
 
-    def __init__(self, dim: int, max_length: int, dropout: float, options: Any = None) -> None:
+    def __init__(self, dim: int, max_length: int, dropout: float, options: HstuOptions | None = None) -> None:
         super().__init__(dim, max_length, dropout, options)
         if dim % self.options.n_heads:
             raise RecipeError(f"dim = {dim} is not a multiple of encoder_options.n_heads = {self.options.n_heads}")

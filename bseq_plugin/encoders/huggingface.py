@@ -10,9 +10,9 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from bseq_plugin.errors import MissingDependencyError, RecipeError
+from bseq_plugin.schema.encoders import SequenceEncoder
 from bseq_plugin.schema.options import PartOptions
 from bseq_plugin.schema.packed import PackedEvents
-from bseq_plugin.schema.parts import SequenceEncoder
 
 UNUSED_WORDS = 4  # events are embedded already; some configurations name a padding token all the same
 
@@ -26,7 +26,7 @@ class TransformersOptions(PartOptions):
     config: dict[str, Any] = Field(default_factory=dict, description="further fields of the model's configuration")
 
 
-class TransformersEncoder(SequenceEncoder):
+class TransformersEncoder(SequenceEncoder[TransformersOptions]):
     """A backbone of the package ``transformers`` with weights of its own, fed with embedded events.
 
     Its width is ``dim`` unless ``config`` has another ``hidden_size``: then a linear layer stands on each side. Every
@@ -39,9 +39,8 @@ class TransformersEncoder(SequenceEncoder):
     """
 
     name = "transformers"
-    Options = TransformersOptions
 
-    def __init__(self, dim: int, max_length: int, dropout: float, options: Any = None) -> None:
+    def __init__(self, dim: int, max_length: int, dropout: float, options: TransformersOptions | None = None) -> None:
         super().__init__(dim, max_length, dropout, options)
         self.backbone = self._build()
         width = int(self.backbone.config.hidden_size)

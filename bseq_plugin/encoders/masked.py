@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from pydantic import Field
 from torch import Tensor, nn
@@ -13,9 +11,9 @@ from bseq_plugin.encoders.causal import CausalBlock, CausalOptions
 from bseq_plugin.encoders.dropout import dropout
 from bseq_plugin.encoders.stack import PositionEmbedding
 from bseq_plugin.errors import RecipeError
+from bseq_plugin.schema.encoders import SequenceEncoder
 from bseq_plugin.schema.options import PartOptions
 from bseq_plugin.schema.packed import PackedEvents
-from bseq_plugin.schema.parts import SequenceEncoder
 
 
 class MaskedOptions(PartOptions):
@@ -28,7 +26,7 @@ class MaskedOptions(PartOptions):
     )
 
 
-class MaskedEncoder(SequenceEncoder):
+class MaskedEncoder(SequenceEncoder[MaskedOptions]):
     """Attention to both sides (Sun et al., "BERT4Rec: Sequential Recommendation with Bidirectional Encoder
     Representations from Transformer", CIKM 2019), with pre-norm blocks.
 
@@ -41,10 +39,9 @@ class MaskedEncoder(SequenceEncoder):
     """
 
     name = "masked"
-    Options = MaskedOptions
     predicts_masked = True
 
-    def __init__(self, dim: int, max_length: int, dropout: float, options: Any = None) -> None:
+    def __init__(self, dim: int, max_length: int, dropout: float, options: MaskedOptions | None = None) -> None:
         super().__init__(dim, max_length, dropout, options)
         if dim % self.options.n_heads:
             raise RecipeError(f"dim = {dim} is not a multiple of encoder_options.n_heads = {self.options.n_heads}")

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bseq_plugin.data.events import DAY_US
+from bseq_plugin.schema.encoders import SequenceEncoder
 from bseq_plugin.schema.options import PartOptions
 from bseq_plugin.schema.packed import PackedEvents
-from bseq_plugin.schema.parts import SequenceEncoder
 
 MAX_HALVINGS = 90  # 2 ** -90 still has all its digits in float32; a history that spans more is flat before that
 
@@ -29,7 +27,7 @@ class MeanOptions(PartOptions):
     event_dropout: float = Field(0.0, ge=0, lt=1, description="share of events left out of a mean while training")
 
 
-class MeanEncoder(SequenceEncoder):
+class MeanEncoder(SequenceEncoder[MeanOptions]):
     """Each state is the mean of its user's events up to itself, weighted by ``0.5 ** (age / half_life_days)``.
 
     Without options it has no parameters. Times are read only if there is a half life; without times all events count
@@ -37,9 +35,8 @@ class MeanEncoder(SequenceEncoder):
     """
 
     name = "mean"
-    Options = MeanOptions
 
-    def __init__(self, dim: int, max_length: int, dropout: float, options: Any = None) -> None:
+    def __init__(self, dim: int, max_length: int, dropout: float, options: MeanOptions | None = None) -> None:
         super().__init__(dim, max_length, dropout, options)
         inner = self.options.feed_forward
         self.tail = FeedForward(dim, inner, dropout) if inner else None

@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from bseq_plugin.encoders.attention import NewestView, TileView
 from bseq_plugin.encoders.pairs import Wants
 from bseq_plugin.encoders.varlen import VarlenView
+from bseq_plugin.schema.encoders import SequenceEncoder
 from bseq_plugin.schema.packed import PackedEvents
-from bseq_plugin.schema.parts import SequenceEncoder
+from bseq_plugin.schema.part import OptionsT_co
 
 Choose = Callable[[Tensor], Tensor]
 
@@ -26,7 +27,7 @@ class PositionEmbedding(nn.Embedding):
         nn.init.normal_(self.weight, std=0.02)
 
 
-class BlockStack(SequenceEncoder):
+class BlockStack(SequenceEncoder[OptionsT_co]):
     """``blocks`` over the events of many users, each called as ``block(x_MD, view, choose)``: see ``CausalBlock``."""
 
     blocks: nn.ModuleList

@@ -6,27 +6,15 @@ Shape letters: B queries, V vectors, D width, k hits of a query.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
-from typing import Any, TypeVar
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 from bseq_plugin.errors import UsageError
-from bseq_plugin.schema.options import PartOptions, parse_options
-from bseq_plugin.schema.parts import RowMask
+from bseq_plugin.schema.indexes import RowMask
 
 Search = Callable[[Tensor, int], tuple[Tensor, Tensor]]
-Options = TypeVar("Options", bound=PartOptions)
-
-
-def checked_options(model: type[Options], options: Any, index: str) -> Options:
-    """``options`` (None, a mapping, or ready-made) as ``model``. Raises RecipeError for an unknown key or value."""
-    if isinstance(options, model):
-        return options
-    if options is not None and not isinstance(options, Mapping):
-        raise UsageError(f"index {index!r}: options are {type(options).__name__}; give a mapping or {model.__name__}")
-    return parse_options(model, options or {}, f"options of index {index!r}")
 
 
 def checked_vectors(vectors_VD: Tensor) -> Tensor:

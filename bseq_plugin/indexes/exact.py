@@ -7,16 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
 from bseq_plugin.errors import UsageError
-from bseq_plugin.indexes.checks import best_first, checked_mask, checked_options, checked_queries, checked_vectors
+from bseq_plugin.indexes.checks import best_first, checked_mask, checked_queries, checked_vectors
+from bseq_plugin.schema.indexes import IndexCapabilities, RowMask, VectorIndex
 from bseq_plugin.schema.options import PartOptions
-from bseq_plugin.schema.parts import IndexCapabilities, RowMask, VectorIndex
 
 QUERY_BLOCK = 256
 
@@ -31,11 +31,10 @@ class ExactOptions(PartOptions):
     device: str = Field("cpu", pattern=r"^(cpu|cuda(:\d+)?)$")
 
 
-class ExactIndex(VectorIndex):
+class ExactIndex(VectorIndex[ExactOptions]):
     """Every inner product, in blocks of at most 256 queries x ``chunk`` vectors. Needs no file of its own."""
 
     name = "exact"
-    Options = ExactOptions
     capabilities = IndexCapabilities(exact=True, masks=True)
 
     def __init__(self, vectors_VD: Tensor, options: ExactOptions) -> None:
@@ -45,9 +44,9 @@ class ExactIndex(VectorIndex):
         self._options = options
 
     @classmethod
-    def build(cls, vectors_VD: Tensor, options: Any = None) -> ExactIndex:
+    def build(cls, vectors_VD: Tensor, options: ExactOptions | None = None) -> ExactIndex:
         """Index ``vectors_VD`` [V, D] without a copy (float32 on CPU). Raises UsageError for NaN, Inf, no vectors."""
-        return cls(checked_vectors(vectors_VD), checked_options(cls.Options, options, cls.name))
+        return cls(checked_vectors(vectors_VD), cls.checked_options(options))
 
     def search(self, queries_BD: Tensor, k: int) -> tuple[Tensor, Tensor]:
         """``(scores_Bk float32, rows_Bk int64)``, best first, equal scores by ascending row. See ``VectorIndex``."""
@@ -99,7 +98,7 @@ class ExactIndex(VectorIndex):
         """Nothing: the vectors are all there is."""
 
     @classmethod
-    def load(cls, path: Path, vectors_VD: Tensor, options: Any = None) -> ExactIndex:
+    def load(cls, path: Path, vectors_VD: Tensor, options: ExactOptions | None = None) -> ExactIndex:
         """The same as ``build``; ``path`` is not read."""
         return cls.build(vectors_VD, options)
 

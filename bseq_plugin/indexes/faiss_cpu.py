@@ -24,14 +24,13 @@ from torch import Tensor
 from bseq_plugin.errors import MissingDependencyError, StoreError, UsageError
 from bseq_plugin.indexes.checks import (
     best_first,
-    checked_options,
     checked_queries,
     checked_vectors,
     inner_products,
     search_with_ties,
 )
+from bseq_plugin.schema.indexes import IndexCapabilities, VectorIndex
 from bseq_plugin.schema.options import PartOptions
-from bseq_plugin.schema.parts import IndexCapabilities, VectorIndex
 
 FLAT = "Flat"
 # factories whose scores are inner products already
@@ -53,13 +52,12 @@ class FaissCpuOptions(PartOptions):
     refine: int | None = Field(None, ge=1, le=1000)
 
 
-class FaissCpuIndex(VectorIndex):
+class FaissCpuIndex(VectorIndex[FaissCpuOptions]):
     """A FAISS index under the inner product. Exact with the factory ``Flat``, else approximate in which hits it finds;
     their scores are inner products whatever the index compresses.
     """
 
     name = "faiss_cpu"
-    Options = FaissCpuOptions
     capabilities = IndexCapabilities(exact=True)  # with the default factory
 
     def __init__(self, index: Any, vectors_VD: Tensor, options: FaissCpuOptions) -> None:
@@ -73,14 +71,14 @@ class FaissCpuIndex(VectorIndex):
         self.capabilities = IndexCapabilities(exact=self._flat)
 
     @classmethod
-    def build(cls, vectors_VD: Tensor, options: Any = None) -> FaissCpuIndex:
+    def build(cls, vectors_VD: Tensor, options: FaissCpuOptions | None = None) -> FaissCpuIndex:
         """Train (if the factory needs it) and fill an index.
 
         Raises UsageError for vectors that are not finite or a factory FAISS refuses, MissingDependencyError
         without FAISS.
         """
         faiss = import_faiss()
-        vectors_VD, parsed = checked_vectors(vectors_VD), checked_options(cls.Options, options, cls.name)
+        vectors_VD, parsed = checked_vectors(vectors_VD), cls.checked_options(options)
         x_VD = vectors_VD.numpy()
         factory = sized_factory(parsed.factory, *x_VD.shape)
         try:
@@ -139,7 +137,7 @@ class FaissCpuIndex(VectorIndex):
 
     def with_effort(self, effort: dict[str, Any]) -> FaissCpuIndex:
         """The same FAISS index, which changes: all its wrappers look as far as the latest effort says."""
-        parsed = checked_options(self.Options, {**self._options.model_dump(exclude_none=True), **effort}, self.name)
+        parsed = self.checked_options({**self._options.model_dump(exclude_none=True), **effort})
         _set_search_options(self._index, parsed)
         return FaissCpuIndex(self._index, self._vectors_VD, parsed)
 
@@ -148,7 +146,7 @@ class FaissCpuIndex(VectorIndex):
         write_index(self._index, path)
 
     @classmethod
-    def load(cls, path: Path, vectors_VD: Tensor, options: Any = None) -> FaissCpuIndex:
+    def load(cls, path: Path, vectors_VD: Tensor, options: FaissCpuOptions | None = None) -> FaissCpuIndex:
         """Read the index saved at ``path``, whose bytes the caller has verified: FAISS loads most damaged files.
 
         Raises StoreError if it is unreadable or is not an inner-product index over as many vectors of that width.
@@ -157,9 +155,9 @@ class FaissCpuIndex(VectorIndex):
         return cls.over(read_index(path, vectors_VD), vectors_VD, options, f"index {str(path)!r}")
 
     @classmethod
-    def over(cls, index: Any, vectors_VD: Tensor, options: Any, what: str) -> FaissCpuIndex:
+    def over(cls, index: Any, vectors_VD: Tensor, options: FaissCpuOptions | None, what: str) -> FaissCpuIndex:
         """A FAISS index that was read from ``what``. Raises StoreError if it is not one over these vectors."""
-        parsed = checked_options(cls.Options, options, cls.name)
+        parsed = cls.checked_options(options)
         _check(index, vectors_VD, StoreError, what)
         _set_search_options(index, parsed)
         return cls(index, vectors_VD, parsed)

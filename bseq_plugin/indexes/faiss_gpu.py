@@ -24,7 +24,6 @@ from bseq_plugin.errors import MissingDependencyError, UsageError
 from bseq_plugin.indexes import faiss_gpu_build
 from bseq_plugin.indexes.checks import (
     best_first,
-    checked_options,
     checked_queries,
     checked_vectors,
     inner_products,
@@ -32,8 +31,8 @@ from bseq_plugin.indexes.checks import (
 )
 from bseq_plugin.indexes.exact import ExactIndex
 from bseq_plugin.indexes.faiss_cpu import import_faiss, write_index
+from bseq_plugin.schema.indexes import IndexCapabilities, VectorIndex
 from bseq_plugin.schema.options import PartOptions
-from bseq_plugin.schema.parts import IndexCapabilities, VectorIndex
 
 MAX_K = 2048  # of classic GPU FAISS
 
@@ -59,7 +58,7 @@ class FaissGpuOptions(PartOptions):
     float16: bool = False
 
 
-class FaissGpuIndex(VectorIndex):
+class FaissGpuIndex(VectorIndex[FaissGpuOptions]):
     """An inner-product index on a GPU. If the GPU fails during a search it warns once and goes on on the CPU, exactly.
 
     Equal scores that reach beyond place 2048 are in arbitrary order. ``ivf_flat`` built on the CPU keeps a file that
@@ -67,7 +66,6 @@ class FaissGpuIndex(VectorIndex):
     """
 
     name = "faiss_gpu"
-    Options = FaissGpuOptions
     capabilities = IndexCapabilities(exact=True, device="cuda", max_k=MAX_K)  # with kind "flat"
 
     def __init__(self, index: Any, worker: ThreadPoolExecutor, vectors_VD: Tensor, exact: bool, on_cpu: Any) -> None:
@@ -93,7 +91,7 @@ class FaissGpuIndex(VectorIndex):
         return None if faiss.get_num_gpus() > 0 else "FAISS sees no GPU: check nvidia-smi and CUDA_VISIBLE_DEVICES"
 
     @classmethod
-    def build(cls, vectors_VD: Tensor, options: Any = None) -> FaissGpuIndex:
+    def build(cls, vectors_VD: Tensor, options: FaissGpuOptions | None = None) -> FaissGpuIndex:
         """Build as ``options`` say and put the index on the GPU.
 
         Raises UsageError for vectors that are not finite, a GPU that is not there or too small,
@@ -102,8 +100,8 @@ class FaissGpuIndex(VectorIndex):
         return cls._make(vectors_VD, options, None)
 
     @classmethod
-    def _make(cls, vectors_VD: Tensor, options: Any, path: Path | None) -> FaissGpuIndex:
-        vectors_VD, parsed = checked_vectors(vectors_VD), checked_options(cls.Options, options, cls.name)
+    def _make(cls, vectors_VD: Tensor, options: FaissGpuOptions | None, path: Path | None) -> FaissGpuIndex:
+        vectors_VD, parsed = checked_vectors(vectors_VD), cls.checked_options(options)
         _import_gpu_faiss(parsed)
         size = vectors_VD.numel() * (2 if parsed.float16 else 4) / 2**20
         if parsed.memory_mb is not None and size > parsed.memory_mb:
@@ -153,7 +151,7 @@ class FaissGpuIndex(VectorIndex):
             write_index(self._on_cpu, path)
 
     @classmethod
-    def load(cls, path: Path, vectors_VD: Tensor, options: Any = None) -> FaissGpuIndex:
+    def load(cls, path: Path, vectors_VD: Tensor, options: FaissGpuOptions | None = None) -> FaissGpuIndex:
         """The index saved at ``path``, whose bytes the caller has verified, on the GPU; without a file as ``build``."""
         return cls._make(vectors_VD, options, path if path.is_file() else None)
 

@@ -17,7 +17,7 @@ from pydantic import Field
 from torch import Tensor
 
 from bseq_plugin.errors import StoreError, UsageError
-from bseq_plugin.indexes.checks import best_first, checked_options, checked_queries, checked_vectors
+from bseq_plugin.indexes.checks import best_first, checked_queries, checked_vectors
 from bseq_plugin.indexes.faiss_cpu import (
     WRITE_BYTES,
     FaissCpuIndex,
@@ -26,7 +26,7 @@ from bseq_plugin.indexes.faiss_cpu import (
     import_faiss,
     last_words,
 )
-from bseq_plugin.schema.parts import IndexCapabilities, VectorIndex
+from bseq_plugin.schema.indexes import IndexCapabilities, VectorIndex
 
 
 class FaissShardsOptions(FaissCpuOptions):
@@ -37,11 +37,10 @@ class FaissShardsOptions(FaissCpuOptions):
     shards: int = Field(2, ge=1)
 
 
-class FaissShardsIndex(VectorIndex):
+class FaissShardsIndex(VectorIndex[FaissShardsOptions]):
     """Exact where its parts are: with the factory ``Flat``, or with IVF lists that are all probed."""
 
     name = "faiss_shards"
-    Options = FaissShardsOptions
     capabilities = IndexCapabilities(exact=True)  # with the default factory
 
     def __init__(self, parts: list[FaissCpuIndex], vectors_VD: Tensor, options: FaissShardsOptions) -> None:
@@ -49,9 +48,9 @@ class FaissShardsIndex(VectorIndex):
         self.capabilities = IndexCapabilities(exact=all(part.capabilities.exact for part in parts))
 
     @classmethod
-    def build(cls, vectors_VD: Tensor, options: Any = None) -> FaissShardsIndex:
+    def build(cls, vectors_VD: Tensor, options: FaissShardsOptions | None = None) -> FaissShardsIndex:
         """Build part after part. Raises as ``FaissCpuIndex.build``, and UsageError for more shards than vectors."""
-        vectors_VD, parsed = checked_vectors(vectors_VD), checked_options(cls.Options, options, cls.name)
+        vectors_VD, parsed = checked_vectors(vectors_VD), cls.checked_options(options)
         of_parts = _options_of_parts(parsed)
         parts = [FaissCpuIndex.build(part_ND, of_parts) for part_ND in _split(vectors_VD, parsed, UsageError)]
         return cls(parts, vectors_VD, parsed)
@@ -76,7 +75,7 @@ class FaissShardsIndex(VectorIndex):
 
     def with_effort(self, effort: dict[str, Any]) -> FaissShardsIndex:
         """The same parts, which change; see ``FaissCpuIndex.with_effort``."""
-        parsed = checked_options(self.Options, {**self._options.model_dump(exclude_none=True), **effort}, self.name)
+        parsed = self.checked_options({**self._options.model_dump(exclude_none=True), **effort})
         return FaissShardsIndex([part.with_effort(effort) for part in self._parts], self._vectors_VD, parsed)
 
     def save(self, path: Path) -> None:
@@ -90,13 +89,13 @@ class FaissShardsIndex(VectorIndex):
             raise StoreError(f"FAISS can't write {str(path)!r}: {last_words(error)}") from error
 
     @classmethod
-    def load(cls, path: Path, vectors_VD: Tensor, options: Any = None) -> FaissShardsIndex:
+    def load(cls, path: Path, vectors_VD: Tensor, options: FaissShardsOptions | None = None) -> FaissShardsIndex:
         """Read what ``save`` wrote, whose bytes the caller has verified.
 
         Raises StoreError if it is unreadable or its parts are not over as many vectors of that width.
         """
         faiss = import_faiss()
-        vectors_VD, parsed = checked_vectors(vectors_VD), checked_options(cls.Options, options, cls.name)
+        vectors_VD, parsed = checked_vectors(vectors_VD), cls.checked_options(options)
         if not path.is_file():
             raise StoreError(f"there is no index file {str(path)!r}; publish again")
         of_parts, parts = _options_of_parts(parsed), []
@@ -112,8 +111,8 @@ class FaissShardsIndex(VectorIndex):
         return cls(parts, vectors_VD, parsed)
 
 
-def _options_of_parts(options: FaissShardsOptions) -> dict[str, Any]:
-    return options.model_dump(exclude={"shards"}, exclude_none=True)
+def _options_of_parts(options: FaissShardsOptions) -> FaissCpuOptions:
+    return FaissCpuOptions(**options.model_dump(exclude={"shards"}))
 
 
 def _split(

@@ -6,7 +6,7 @@ Shape letters: B queries, V vectors, D width, S stale rows of the base, U rows o
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -14,7 +14,8 @@ from torch import Tensor
 from bseq_plugin.errors import UsageError
 from bseq_plugin.indexes.checks import best_first, checked_queries
 from bseq_plugin.indexes.exact import ExactIndex
-from bseq_plugin.schema.parts import IndexCapabilities, VectorIndex
+from bseq_plugin.schema.indexes import IndexCapabilities, VectorIndex
+from bseq_plugin.schema.options import PartOptions
 
 
 class LayeredIndex(VectorIndex):
@@ -42,7 +43,7 @@ class LayeredIndex(VectorIndex):
         )
 
     @classmethod
-    def build(cls, vectors_VD: Tensor, options: Any = None) -> VectorIndex:
+    def build(cls, vectors_VD: Tensor, options: PartOptions | None = None) -> Self:
         """Not a part: raises UsageError."""
         raise UsageError("a layered index is made of another one; build that")
 
@@ -68,6 +69,6 @@ class LayeredIndex(VectorIndex):
         self._base.save(path)
 
     @classmethod
-    def load(cls, path: Path, vectors_VD: Tensor, options: Any = None) -> VectorIndex:
+    def load(cls, path: Path, vectors_VD: Tensor, options: PartOptions | None = None) -> Self:
         """Not a part: raises UsageError."""
         raise UsageError("a layered index is made of another one; load that")

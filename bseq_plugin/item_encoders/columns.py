@@ -32,7 +32,7 @@ class ColumnsOptions(PartOptions):
         return self
 
 
-class ColumnsItemEncoder(ItemEncoder):
+class ColumnsItemEncoder(ItemEncoder[ColumnsOptions]):
     """+1 or -1 in a place of ``buckets`` for each category, then asinh of each number; 0 for a missing value.
 
     asinh is nearly the value up to 1 and its logarithm beyond, for either sign: prices and counts come to one scale
@@ -41,12 +41,6 @@ class ColumnsItemEncoder(ItemEncoder):
 
     name = "columns"
     description = "categories of the items table, hashed, and its numbers"
-    Options = ColumnsOptions
-
-    def __init__(self, options: ColumnsOptions | None = None) -> None:
-        if options is None:
-            options = ColumnsOptions()  # raises: it has to know which columns
-        super().__init__(options)
 
     @property
     def width(self) -> int:

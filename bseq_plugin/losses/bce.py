@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from bseq_plugin.losses.chunked import chunked_loss
 from bseq_plugin.losses.options import MatmulLoss, MatmulOptions
-from bseq_plugin.schema.parts import Candidates, Targets
+from bseq_plugin.schema.losses import Candidates, Targets
 
 
 class BCELoss(MatmulLoss):
@@ -36,7 +36,7 @@ class GeneralisedBCEOptions(MatmulOptions):
     )
 
 
-class GeneralisedBCELoss(MatmulLoss):
+class GeneralisedBCELoss(MatmulLoss[GeneralisedBCEOptions]):
     """gBCE: binary cross-entropy with the target's probability raised to beta (gSASRec, RecSys 2023, section 5).
 
     beta = 1 - t (1 - a), with a the sampled share of the catalogue and t the calibration; the sum over targets and
@@ -45,7 +45,6 @@ class GeneralisedBCELoss(MatmulLoss):
     """
 
     name = "gbce"
-    Options = GeneralisedBCEOptions
 
     def forward(self, states_QD: Tensor, targets: Targets, candidates: Candidates) -> Tensor:
         """Scalar; see ``SequenceLoss.forward``."""

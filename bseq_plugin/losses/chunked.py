@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from bseq_plugin.losses.precision import Products, multiplies_in_halves
-from bseq_plugin.schema.parts import Candidates, Targets
+from bseq_plugin.schema.losses import Candidates, Targets
 
 CHUNK_ELEMENTS = 3 << 18  # logits of one chunk: 3 MiB in float32
 CHUNK_STEP = 32  # chunks are multiples of it: whole vector registers for reductions over candidates

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from pydantic import Field
+from typing_extensions import TypeVar
 
 from bseq_plugin.losses.precision import multiplies_in_halves
 from bseq_plugin.matmul import Matmul
+from bseq_plugin.schema.losses import SequenceLoss
 from bseq_plugin.schema.options import PartOptions
-from bseq_plugin.schema.parts import SequenceLoss
 
 
 class MatmulOptions(PartOptions):
@@ -23,10 +24,11 @@ class MatmulOptions(PartOptions):
     )
 
 
-class MatmulLoss(SequenceLoss):
-    """A loss whose products may be made in bfloat16."""
+MatmulOptionsT_co = TypeVar("MatmulOptionsT_co", bound=MatmulOptions, default=MatmulOptions, covariant=True)
 
-    Options: ClassVar[type[PartOptions]] = MatmulOptions
+
+class MatmulLoss(SequenceLoss[MatmulOptionsT_co]):
+    """A loss whose products may be made in bfloat16."""
 
     def machine_choices(self, dim: int) -> dict[str, Any]:
         """``matmul`` where it is "auto": what is faster here."""

@@ -8,7 +8,7 @@ from torch import Tensor, finfo, ones_like, softmax, zeros_like
 
 from bseq_plugin.losses.chunked import chunked_loss
 from bseq_plugin.losses.options import MatmulLoss, MatmulOptions
-from bseq_plugin.schema.parts import Candidates, Targets
+from bseq_plugin.schema.losses import Candidates, Targets
 
 FEW = 64  # candidates among which one is looked for that tells the sum of all exponentials
 LOST = 1e-30  # a share up to this may be less precise than its type, or 0, and tells nothing
@@ -22,7 +22,7 @@ class SoftmaxOptions(MatmulOptions):
     )
 
 
-class SoftmaxLoss(MatmulLoss):
+class SoftmaxLoss(MatmulLoss[SoftmaxOptions]):
     """Softmax cross-entropy, over the whole catalogue or over sampled negatives with logQ correction.
 
     A state with several targets has one distribution over (its targets and the other candidates), and the loss is the
@@ -37,7 +37,6 @@ class SoftmaxLoss(MatmulLoss):
     """
 
     name = "softmax"
-    Options = SoftmaxOptions
 
     def forward(self, states_QD: Tensor, targets: Targets, candidates: Candidates) -> Tensor:
         """Scalar; see ``SequenceLoss.forward``."""

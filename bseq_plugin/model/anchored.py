@@ -14,8 +14,8 @@ from torch.nn import functional as F
 
 from bseq_plugin.layers import ZeroLinear
 from bseq_plugin.model.interests import RoutingPool, SelfAttentivePool, n_interests_of
+from bseq_plugin.schema.losses import Candidates, Targets
 from bseq_plugin.schema.packed import PackedEvents
-from bseq_plugin.schema.parts import Candidates, Targets
 
 CHUNK_ELEMENTS = 1 << 21  # scores of a chunk, of all interests
 SOFTNESS = 0.5  # of the largest score, in units of the score

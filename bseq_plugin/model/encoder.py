@@ -24,9 +24,9 @@ from bseq_plugin.model.items import InterestHead, ItemTower
 from bseq_plugin.model.members import SideBySide
 from bseq_plugin.model.neighbours import NeighbourItems
 from bseq_plugin.plugins import plugin_manager
+from bseq_plugin.schema.encoders import SequenceEncoder
 from bseq_plugin.schema.options import parse_options
 from bseq_plugin.schema.packed import PackedEvents
-from bseq_plugin.schema.parts import SequenceEncoder
 from bseq_plugin.schema.recipe import Recipe
 
 USER_INTEREST = "user_interest"

@@ -11,8 +11,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from bseq_plugin.schema.losses import Targets
 from bseq_plugin.schema.packed import PackedEvents
-from bseq_plugin.schema.parts import Targets
 
 ROUTING_STEPS = 3
 

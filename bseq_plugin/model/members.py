@@ -15,8 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bseq_plugin.schema.encoders import SequenceEncoder
+from bseq_plugin.schema.losses import Candidates, SequenceLoss, Targets
 from bseq_plugin.schema.packed import PackedEvents
-from bseq_plugin.schema.parts import Candidates, SequenceEncoder, SequenceLoss, Targets
 
 
 class SideBySide(SequenceEncoder):

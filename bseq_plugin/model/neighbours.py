@@ -30,6 +30,7 @@ from bseq_plugin.data.item_vectors import ItemVectors
 from bseq_plugin.errors import RunError
 from bseq_plugin.model.whitening import whitening
 from bseq_plugin.plugins import plugin_manager
+from bseq_plugin.schema.indexes import VectorIndex
 
 KEY_WIDTH = 384  # leading directions of the whitened vectors that are kept
 N_NEIGHBOURS = 20
@@ -201,7 +202,8 @@ def _search(keys_GK: Tensor, n_asked: int) -> Callable[[Tensor], tuple[Tensor, T
     k = min(N_NEIGHBOURS, len(keys_GK))
     if len(keys_GK) * n_asked <= EXACT_PAIRS:
         return lambda asked_NK: torch.topk(asked_NK @ keys_GK.T, k, dim=1)
-    index = plugin_manager().part("index", "faiss_cpu").build(keys_GK, {"factory": "ivf_flat", "nprobe": LISTS})
+    part: type[VectorIndex] = plugin_manager().part("index", "faiss_cpu")
+    index = part.build(keys_GK, part.checked_options({"factory": "ivf_flat", "nprobe": LISTS}))
 
     def search(asked_NK: Tensor) -> tuple[Tensor, Tensor]:
         cosines_Nk, places_Nk = index.search(asked_NK, k)

@@ -18,8 +18,9 @@ from bseq_plugin.model.interests import label_aware
 from bseq_plugin.model.items import score_vectors
 from bseq_plugin.model.members import members_loss
 from bseq_plugin.plugins import plugin_manager
+from bseq_plugin.schema.losses import Candidates, SequenceLoss, Targets
 from bseq_plugin.schema.options import parse_options
-from bseq_plugin.schema.parts import Candidates, MachineChoices, SequenceLoss, Targets
+from bseq_plugin.schema.part import MachineChoices
 from bseq_plugin.schema.recipe import Recipe
 
 

@@ -29,7 +29,7 @@ from bseq_plugin.publishing.measure import (
     true_rows,
     variants,
 )
-from bseq_plugin.schema.parts import VectorIndex
+from bseq_plugin.schema.indexes import VectorIndex
 from bseq_plugin.serving.hits import Excluded
 from bseq_plugin.serving.search import search_items
 from bseq_plugin.serving.served import Served

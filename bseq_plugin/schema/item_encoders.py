@@ -6,28 +6,26 @@ Shape letters: N items, E width of the vectors.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
-from bseq_plugin.schema.options import PartOptions
+from bseq_plugin.schema.part import OptionsT_co, Part
 
 if TYPE_CHECKING:
     import numpy as np
     import pandas as pd
 
 
-class ItemEncoder(ABC):
+class ItemEncoder(Part[OptionsT_co], ABC):
     """Text, categories, numbers or pictures of an item as a vector, without looking at anybody's behaviour.
 
     So an item that nobody has touched yet has one. A vector depends on its own row of the items table alone, on the
     options and on the weights: that is what allows caching, and items that come after training.
     """
 
-    name: ClassVar[str]
     description: ClassVar[str]  # one sentence
-    Options: ClassVar[type[PartOptions]] = PartOptions
 
-    def __init__(self, options: Any = None) -> None:
-        self.options: Any = self.Options() if options is None else options
+    def __init__(self, options: OptionsT_co | None = None) -> None:
+        self.options: OptionsT_co = self.checked_options(options)
 
     @property
     @abstractmethod

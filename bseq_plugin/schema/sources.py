@@ -8,11 +8,11 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from torch import Tensor
 
-from bseq_plugin.schema.options import PartOptions
+from bseq_plugin.schema.part import OptionsT_co, Part
 
 if TYPE_CHECKING:
     from bseq_plugin.data.sequences import Sequences
@@ -51,23 +51,21 @@ class SourceCandidates:
     scores_N: Tensor
 
 
-class CandidateSource(ABC):
+class CandidateSource(Part[OptionsT_co], ABC):
     """Candidates of its own, blended with those of interest search by a learned weight.
 
     What a source remembers is made once, when a version is published (``fit``), and lies in the store as plain tensors.
     Filters, seen items and the blend are not its business. ``options`` are those of its ``Options``.
     """
 
-    name: ClassVar[str]
     description: ClassVar[str]  # one sentence
-    Options: ClassVar[type[PartOptions]] = PartOptions
 
-    def __init__(self, state: Mapping[str, Tensor], options: Any = None) -> None:
+    def __init__(self, state: Mapping[str, Tensor], options: OptionsT_co | None = None) -> None:
         self.state = state
-        self.options: Any = self.Options() if options is None else options
+        self.options: OptionsT_co = self.checked_options(options)
 
     @classmethod
-    def fit(cls, histories: Sequences, n_items: int, options: Any = None) -> dict[str, Tensor]:
+    def fit(cls, histories: Sequences, n_items: int, options: OptionsT_co | None = None) -> dict[str, Tensor]:
         """What ``find`` needs to remember of the histories of all users (vocabulary rows 1..V; 0 = unknown)."""
         return {}
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from bseq_plugin.errors import PluginError
-from bseq_plugin.schema.parts import RowMask, VectorIndex
+from bseq_plugin.schema.indexes import RowMask, VectorIndex
 from bseq_plugin.serving.hits import Excluded, Hits
 
 HITS_PER_SEARCH = 1 << 21  # bounds the memory of one search, whatever B, K and k are

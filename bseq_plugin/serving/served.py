@@ -28,7 +28,7 @@ from bseq_plugin.indexes.faiss_gpu import FaissGpuIndex
 from bseq_plugin.indexes.layered import LayeredIndex
 from bseq_plugin.model.interest_model import InterestModel
 from bseq_plugin.plugins import plugin_manager
-from bseq_plugin.schema.parts import VectorIndex
+from bseq_plugin.schema.indexes import VectorIndex
 from bseq_plugin.schema.sources import CandidateSource
 from bseq_plugin.serving.blend import BlendWeights
 from bseq_plugin.serving.sources import SOURCES_FILE, load_sources
@@ -147,15 +147,13 @@ def load_index(version: StoreVersion, vectors_VD: Tensor, name: str, overlay: Ov
 
 
 def _load_base(version: StoreVersion, vectors_VD: Tensor, name: str) -> VectorIndex:
-    part = plugin_manager().part("index", name)
-    options = version.manifest["index"]["options"] if name == version.manifest["index"]["name"] else None
-    found: VectorIndex
+    part: type[VectorIndex] = plugin_manager().part("index", name)
+    published = version.manifest["index"]
+    options = part.checked_options(published["options"] if name == published["name"] else None)
     # only a file of the manifest has been verified; what merely lies in the folder is not read
-    if options is not None and version.has(INDEX_FILE):
-        found = part.load(version.file(INDEX_FILE), vectors_VD, options)
-    else:
-        found = part.build(vectors_VD, options)
-    return found
+    if name == published["name"] and version.has(INDEX_FILE):
+        return part.load(version.file(INDEX_FILE), vectors_VD, options)
+    return part.build(vectors_VD, options)
 
 
 def _check_pair(version: StoreVersion) -> None:

@@ -17,7 +17,7 @@ from torch import Tensor
 from bseq_plugin.data.sequences import Sequences
 from bseq_plugin.errors import BseqError, PluginError, StoreError
 from bseq_plugin.plugins import plugin_manager
-from bseq_plugin.schema.parts import VectorIndex
+from bseq_plugin.schema.indexes import VectorIndex
 from bseq_plugin.schema.sources import CandidateSource, SourceCandidates, SourceInputs
 from bseq_plugin.serving.hits import Excluded
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from bseq_plugin.schema.parts import Candidates, SequenceLoss, Targets
+from bseq_plugin.schema.losses import Candidates, SequenceLoss, Targets
 
 N_ITEMS, DIM = 11, 4
 
@@ -22,7 +22,7 @@ class LossTests:
 
     def build(self) -> SequenceLoss:
         """The loss under test."""
-        return self.loss(self.loss.Options(**self.options))
+        return self.loss(self.loss.checked_options(self.options))
 
     @staticmethod
     def problem(sampled: bool, seed: int = 0) -> tuple[Tensor, Targets, Candidates]:

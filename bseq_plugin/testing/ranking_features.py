@@ -26,8 +26,8 @@ from bseq_plugin.data.vocabulary import Vocabulary
 from bseq_plugin.hookspecs import hookimpl
 from bseq_plugin.plugins import PluginManager
 from bseq_plugin.ranking import FeatureSpec, FeatureTable, ranking_features
-from bseq_plugin.schema.parts import RankingFeature
 from bseq_plugin.schema.ranking import FeatureInputs
+from bseq_plugin.schema.ranking_features import RankingFeature
 from bseq_plugin.schema.recipe import Recipe
 
 NOW = pd.Timestamp("2024-05-01T12:00:00+00:00")

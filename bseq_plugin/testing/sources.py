@@ -65,11 +65,11 @@ class CandidateSourceTests:
     """Set ``source``; ``options`` if it needs some."""
 
     source: ClassVar[type[CandidateSource]]
-    options: ClassVar[Mapping[str, Any] | None] = None
+    options: ClassVar[Mapping[str, Any]] = {}
 
     def fitted(self, seed: int = 0) -> CandidateSource:
         """The source under test, fitted on made-up histories."""
-        options = None if self.options is None else self.source.Options(**self.options)
+        options = self.source.checked_options(self.options)
         return self.source(self.source.fit(made_up_histories(seed=seed), N_ITEMS, options), options)
 
     def checked(self, source: CandidateSource, inputs: SourceInputs, k: int) -> SourceCandidates:

@@ -65,6 +65,11 @@ class TestEncoderOfTheGuide(EncoderTests):
     encoder = plugin("bseq_encoders()").LastEvent
 
 
+class TestEncoderWithOptionsOfTheGuide(EncoderTests):
+    encoder = run(python_blocks(sections(DOCS["plugins.md"], "##")["Options"]), "docs/plugins.md, Options").WindowMean
+    options = {"window": 2}  # noqa: RUF012
+
+
 class TestEncoderOfTheReadme(EncoderTests):
     encoder = run([code for code in python_blocks(README) if "class Gru" in code], "README.md").Gru
 

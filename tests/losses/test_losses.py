@@ -11,7 +11,7 @@ from bseq_plugin.losses import chunked, precision
 from bseq_plugin.losses.bce import BCELoss, GeneralisedBCELoss
 from bseq_plugin.losses.softmax import SoftmaxLoss, SoftmaxOptions
 from bseq_plugin.schema import matmul as machine
-from bseq_plugin.schema.parts import Candidates, Targets
+from bseq_plugin.schema.losses import Candidates, Targets
 from bseq_plugin.testing.losses import LossTests
 
 

@@ -20,8 +20,8 @@ from bseq_plugin.model.anchored import AnchoredInterests, merged_softmax
 from bseq_plugin.model.interest_model import InterestModel
 from bseq_plugin.model.interests import n_interests_of
 from bseq_plugin.publishing.publish import publish
+from bseq_plugin.schema.losses import Candidates, Targets
 from bseq_plugin.schema.packed import PackedEvents
-from bseq_plugin.schema.parts import Candidates, Targets
 from bseq_plugin.schema.recipe import Recipe
 from bseq_plugin.serving.retriever import Retriever
 from bseq_plugin.testing.encoders import DIM, EncoderTests

@@ -19,8 +19,8 @@ from bseq_plugin.model.interest_model import InterestModel
 from bseq_plugin.model.interests import MultiInterests, label_aware, n_interests_of, squash
 from bseq_plugin.model.task import SequenceInterestTask
 from bseq_plugin.publishing.publish import publish
+from bseq_plugin.schema.losses import Targets
 from bseq_plugin.schema.packed import PackedEvents
-from bseq_plugin.schema.parts import Targets
 from bseq_plugin.schema.recipe import Recipe
 from bseq_plugin.serving.retriever import Retriever
 from bseq_plugin.testing.encoders import EncoderTests

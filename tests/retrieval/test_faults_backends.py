@@ -7,7 +7,7 @@ import torch
 
 from bseq_plugin.errors import BseqError, PluginError, StoreError
 from bseq_plugin.publishing.publish import publish_model
-from bseq_plugin.schema.parts import SequenceEncoder
+from bseq_plugin.schema.encoders import SequenceEncoder
 from bseq_plugin.serving.retriever import Retriever
 
 

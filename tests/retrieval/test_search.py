@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from bseq_plugin.errors import PluginError
 from bseq_plugin.indexes.exact import ExactIndex
-from bseq_plugin.schema.parts import IndexCapabilities
+from bseq_plugin.schema.indexes import IndexCapabilities
 from bseq_plugin.serving import search
 from bseq_plugin.serving.hits import Excluded, Hits
 from bseq_plugin.serving.search import search_items

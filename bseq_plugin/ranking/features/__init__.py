@@ -45,7 +45,7 @@ from bseq_plugin.ranking.features.similarity import (
     SimSoft,
     SimTop2Gap,
 )
-from bseq_plugin.schema.parts import RankingFeature
+from bseq_plugin.schema.ranking_features import RankingFeature
 
 FEATURES: tuple[type[RankingFeature], ...] = (
     *(UserInterests, InterestMask, UserPooled, ItemVec),
