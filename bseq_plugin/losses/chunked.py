@@ -4,7 +4,7 @@ Forward and gradients are made in the same pass, a chunk of states at a time, so
 O(chunk * N + (Q + S + N) * D) whatever the number Q of states, S of targets and N of candidates.
 
 A chunk's logits are small enough for the last-level cache and lie in memory as their products are fast (``Products``).
-Both matter: in float32 ``[states, candidates]`` in larger chunks takes half as long again (``benchmarks/head.py``).
+Both matter: in float32 ``[states, candidates]`` in larger chunks takes half as long again (``make bench-head``).
 """
 
 from __future__ import annotations

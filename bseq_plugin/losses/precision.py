@@ -26,7 +26,7 @@ class Products:
     """Logits of all candidates for a chunk of states, and the gradients that come back.
 
     Logits are seen as ``[N, C]``. In memory they lie candidate by candidate when they are multiplied in the model's own
-    type, state by state when that is bfloat16: each is the layout in which it is fast (``benchmarks/head.py``).
+    type, state by state when that is bfloat16: each is the layout in which it is fast (``make bench-head``).
 
     Attributes:
         vectors_ND: the candidates, in the type that is multiplied.
