@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import pluggy
 
 if TYPE_CHECKING:
+    import typer
     from torch import nn
 
     from bseq_plugin.data.events import Events
@@ -71,3 +72,7 @@ class BseqSpecs:
     @hookspec(firstresult=True)
     def bseq_attach(self, host: nn.Module, interest: SequenceInterestEncoder, frozen: bool) -> nn.Module | None:
         """Wire ``interest`` into ``host`` if you know such models, else return None. Leave ``host`` as it is."""
+
+    @hookspec
+    def bseq_commands(self, app: typer.Typer) -> None:
+        """Add commands to ``app``, an empty one of your own: they stand beside those of ``bseq``."""

@@ -15,6 +15,9 @@ import pandas as pd
 import pytest
 import torch
 
+from bseq_plugin.testing.commands import command_of
+
+bseq = command_of()
 START_US = 1_600_000_000_000_000
 DAY_US = 86_400_000_000
 
@@ -76,7 +79,7 @@ TINY = {
 @pytest.fixture(scope="session")
 def tiny_recipe():
     """A causal encoder that trains on the tiny log in a fraction of a second."""
-    from bseq_plugin.schema.recipe import Recipe
+    from bseq_plugin.recipe.recipe import Recipe
 
     return Recipe(**TINY)
 
@@ -128,28 +131,6 @@ def python():
             cwd=cwd,
             env={**os.environ, "OMP_NUM_THREADS": "1", **(env or {})},
         )
-
-    return run
-
-
-@pytest.fixture
-def bseq(monkeypatch, capsys):
-    """A function that runs ``bseq ARGS`` in this process and gives (exit code, standard output, standard error)."""
-    from bseq_plugin.cli.main import main
-
-    # set, then deleted, so that what --debug leaves behind is undone
-    monkeypatch.setenv("BSEQ_DEBUG", "")
-    monkeypatch.setenv("COLUMNS", "200")
-
-    def run(*args):
-        monkeypatch.setattr(sys, "argv", ["bseq", *map(str, args)])
-        capsys.readouterr()
-        code = 0
-        try:
-            main()
-        except SystemExit as end:
-            code = end.code or 0
-        return (code, *capsys.readouterr())
 
     return run
 

@@ -26,7 +26,7 @@ from bseq_plugin.evaluation.defaults import fitted_rankers
 from bseq_plugin.evaluation.neighbour_baselines import UserKnn
 from bseq_plugin.evaluation.rankers import interest_ranker
 from bseq_plugin.evaluation.report import MODEL, compare
-from bseq_plugin.schema.recipe import Recipe
+from bseq_plugin.recipe.recipe import Recipe
 
 DAYS = 28.0
 BASELINE = "user_knn"

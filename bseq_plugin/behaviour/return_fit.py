@@ -20,7 +20,7 @@ from bseq_plugin.behaviour.return_time import ReturnTime, require_values, return
 from bseq_plugin.behaviour.visits import visits_of
 from bseq_plugin.data.sequences import Sequences
 from bseq_plugin.errors import RecipeError, SchemaError
-from bseq_plugin.schema.recipe import Recipe
+from bseq_plugin.recipe.recipe import Recipe
 
 WARM_UP = 0.1  # share of the steps over which the learning rate rises
 N_CHECKED, LEAK = 16, 1e-3

@@ -23,7 +23,7 @@ from bseq_plugin.errors import BseqError, RunError, SchemaError, UsageError
 from bseq_plugin.model.direct import packed_events
 from bseq_plugin.model.encoder import SequenceInterestEncoder
 from bseq_plugin.model.tensor_file import load_sealed, save_sealed
-from bseq_plugin.schema.recipe import Recipe
+from bseq_plugin.recipe.recipe import Recipe
 
 HIDDEN = 32
 USERS_PER_CALL = 256

@@ -19,7 +19,7 @@ from bseq_plugin.behaviour.tasks import Counts, Task
 from bseq_plugin.data.events import DAY_US, USER
 from bseq_plugin.data.sequences import Sequences
 from bseq_plugin.errors import SchemaError, UsageError
-from bseq_plugin.schema.recipe import Recipe
+from bseq_plugin.recipe.recipe import Recipe
 
 
 @dataclass(frozen=True)

@@ -10,14 +10,13 @@ from rich.table import Table
 
 from bseq_plugin.cli.common import (
     Columns,
-    HeadOptions,
     Items,
     KeyFile,
     Unit,
     check_output,
     column_mapping,
-    head_options,
     note,
+    option_values,
     out,
     pseudonymiser,
     read_table,
@@ -33,6 +32,11 @@ if TYPE_CHECKING:
 Place = Annotated[Path, typer.Argument(help="A finished run, or a store: its current version.")]
 Log = Annotated[str | None, typer.Option("--events", help="Log to read histories from; default: the run's or store's.")]
 At = Annotated[str | None, typer.Option("--at", help="Instant, e.g. 2017-12-01T00:00:00+00:00; default: end of log.")]
+
+
+HeadOptions = Annotated[
+    list[str] | None, typer.Option("--head-option", help="key=value, a setting of the head; repeat it.")
+]
 
 
 def register(app: typer.Typer) -> None:
@@ -128,7 +132,7 @@ def score(
         raise UsageError(f"--save-heads {save_heads} is a file; name a folder")
     for path in (output, json_file, save_heads and save_heads / HEADS_FILE):
         check_output(path)
-    options = head_options(head_option)
+    options = option_values(head_option, "--head-option", "n_experts=8")
     checked_head("binary", HeadChoice(head, options))
     at_us = None if at is None else instant_us(at)
     model, log = opened(place, events, columns, timestamp_unit, pseudonymise)

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from bseq_plugin.data.events import Events
     from bseq_plugin.data.partitions import PartitionedSequences
     from bseq_plugin.data.pseudonyms import Pseudonymiser
-    from bseq_plugin.schema.recipe import Recipe
+    from bseq_plugin.recipe.recipe import Recipe
 
 out = Console()  # results
 note = Console(stderr=True)  # everything else, so that results can be piped
@@ -28,9 +28,6 @@ Source = Annotated[
 ]
 RecipeName = Annotated[str | None, typer.Option("--recipe", help="Shipped recipe by name, 'auto', or a .toml file.")]
 Settings = Annotated[list[str] | None, typer.Option("--set", help="key=value over the recipe; repeat it.")]
-HeadOptions = Annotated[
-    list[str] | None, typer.Option("--head-option", help="key=value, a setting of the head; repeat it.")
-]
 Columns = Annotated[
     list[str] | None, typer.Option("--column", help="ours=theirs, e.g. user_id=household_id; repeat it.")
 ]
@@ -49,8 +46,8 @@ def load_recipe(
 ) -> Recipe:
     """The recipe of the options ``--recipe`` and ``--set``; "auto" needs the events, in memory."""
     from bseq_plugin.data.auto_recipe import AUTO, auto_recipe, wants_window
-    from bseq_plugin.schema.recipe import Recipe
-    from bseq_plugin.schema.recipe_files import assign
+    from bseq_plugin.recipe.recipe import Recipe
+    from bseq_plugin.recipe.files import assign
 
     if name != AUTO:
         recipe = Recipe() if name is None else Recipe.load(name)
@@ -67,28 +64,28 @@ def load_recipe(
     return checked if events is None else auto_recipe(events, asked).with_settings(settings or [])
 
 
+def key_values(texts: list[str] | None, option: str, how: str) -> dict[str, str]:
+    """Return ``["user_id=household_id"]`` as a dict. Raises UsageError that says how to write it."""
+    pairs = {}
+    for text in texts or []:
+        key, separator, value = text.partition("=")
+        if not separator or not key.strip():
+            raise UsageError(f"{option} {text!r}: write {how}")
+        pairs[key] = value
+    return pairs
+
+
 def column_mapping(columns: list[str] | None) -> dict[str, str]:
-    """``["user_id=household_id"]`` as a dict. Raises UsageError."""
-    mapping = {}
-    for text in columns or []:
-        ours, separator, theirs = text.partition("=")
-        if not separator:
-            raise UsageError(f"--column {text!r}: write ours=theirs, for example user_id=household_id")
-        mapping[ours] = theirs
-    return mapping
+    """Return the mapping that the option ``--column`` writes. Raises UsageError."""
+    return key_values(columns, "--column", "ours=theirs, for example user_id=household_id")
 
 
-def head_options(settings: list[str] | None) -> dict[str, Any]:
-    """``["n_experts=8"]`` as a dict. Raises UsageError."""
-    from bseq_plugin.schema.recipe_files import parse_value
+def option_values(settings: list[str] | None, option: str, example: str) -> dict[str, Any]:
+    """Return the settings of a part as typed values: ``["n_experts=8"]`` is ``{"n_experts": 8}``. Raises UsageError."""
+    from bseq_plugin.recipe.files import parse_value
 
-    options = {}
-    for setting in settings or []:
-        key, separator, text = (part.strip() for part in setting.partition("="))
-        if not separator or not key:
-            raise UsageError(f"--head-option {setting!r}: write key=value, for example n_experts=8")
-        options[key] = parse_value(text)
-    return options
+    pairs = key_values(settings, option, f"key=value, for example {example}")
+    return {key.strip(): parse_value(text.strip()) for key, text in pairs.items()}
 
 
 def pseudonymiser(key_file: Path | None) -> Pseudonymiser | None:
@@ -137,6 +134,18 @@ def check_output(path: Path | None) -> None:
     parent = next(folder for folder in path.absolute().parents if folder.exists())
     if not parent.is_dir() or not os.access(parent, os.W_OK):
         raise UsageError(f"{str(path)!r} can't be written: {str(parent)!r} is no folder one may write to")
+
+
+def as_id(text: str, known: object, option: str) -> int | str:
+    """Return the text as ``known`` ids are written: a number where these are numbers. Raises UsageError."""
+    import numpy as np
+
+    if not np.issubdtype(np.asarray(known).dtype, np.integer):
+        return text
+    try:
+        return int(text)
+    except ValueError:
+        raise UsageError(f"{option} {text!r}: ids of this store are whole numbers") from None
 
 
 def parse_ks(text: str) -> list[int]:

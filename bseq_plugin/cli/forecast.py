@@ -9,16 +9,15 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from bseq_plugin.cli.behaviour import At, Log, Place, opened
+from bseq_plugin.cli.behaviour import At, HeadOptions, Log, Place, opened
 from bseq_plugin.cli.common import (
     Columns,
-    HeadOptions,
     Items,
     KeyFile,
     Unit,
     check_output,
-    head_options,
     note,
+    option_values,
     out,
     read_table,
     write_parquet,
@@ -70,7 +69,7 @@ def demand(
 
     for path in (output, json_file):
         check_output(path)
-    options = head_options(head_option)
+    options = option_values(head_option, "--head-option", "n_experts=8")
     checked_head("count", HeadChoice(head, options))
     at_us = None if at is None else instant_us(at)
     model, log = opened(place, events, columns, timestamp_unit, pseudonymise)

@@ -50,8 +50,8 @@ def recipes(name: Annotated[str | None, typer.Argument(help="Show this one whole
     Example: `bseq recipes reference`
     """
     from bseq_plugin.data.auto_recipe import AUTO, AUTO_DESCRIPTION
-    from bseq_plugin.schema.recipe import Recipe
-    from bseq_plugin.schema.recipe_files import recipe_description, shipped_recipes
+    from bseq_plugin.recipe.recipe import Recipe
+    from bseq_plugin.recipe.files import recipe_description, shipped_recipes
 
     if name == AUTO:
         out.print(f"{AUTO_DESCRIPTION} `bseq train LOG --recipe auto` leaves the chosen settings in RUN/recipe.json.")

@@ -16,6 +16,7 @@ from bseq_plugin.cli.common import (
     Items,
     KeyFile,
     Unit,
+    as_id,
     check_output,
     note,
     out,
@@ -210,7 +211,6 @@ def explain(
 
     from bseq_plugin.behaviour.explain import best_new_item
     from bseq_plugin.behaviour.explain import explain as run_explain
-    from bseq_plugin.cli.serve import as_id
     from bseq_plugin.data.events import instant_us
     from bseq_plugin.report.behaviour import draw_explanation
 

@@ -26,10 +26,12 @@ from bseq_plugin.cli import (
     serve,
     store,
 )
+from bseq_plugin.cli.plugin_commands import CommandGroup
 from bseq_plugin.errors import BseqError
 
 app = typer.Typer(
     name="bseq",
+    cls=CommandGroup,
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode="markdown",
@@ -78,19 +80,14 @@ def main() -> None:
     # are ever new ones (a sample of candidates). Those that come again are some two hundred: with fewer kept than that
     # each is compiled anew whenever it comes. oneDNN reads this when it is first used.
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "256")
-    run(app, "bseq --debug COMMAND")
-
-
-def run(commands: typer.Typer, debug: str) -> None:
-    """Errors become one or two lines on stderr and an exit code; ``debug`` is what shows a traceback."""
     try:
-        commands()
+        app()
     except BseqError as error:
         _report(f"[bold red]error:[/bold red] {escape(str(error))}", error.exit_code)
     except KeyboardInterrupt:
         _report("interrupted", 130)
     except Exception as error:  # the last resort: whatever is left is a failure of ours, told in one line
-        told = f"{type(error).__name__}: {escape(str(error))} ({debug} shows where)"
+        told = f"{type(error).__name__}: {escape(str(error))} (bseq --debug COMMAND shows where)"
         _report(f"[bold red]failed:[/bold red] {told}", 1)
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from bseq_plugin.data.events import DAY_US, ITEM, TIME, USER, Events, instant_us
-from bseq_plugin.schema.recipe import Recipe
+from bseq_plugin.recipe.recipe import Recipe
 
 AUTO = "auto"
 AUTO_DESCRIPTION = (

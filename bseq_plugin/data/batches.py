@@ -25,7 +25,7 @@ from torchrec.streamable import Pipelineable
 
 from bseq_plugin.data.event_features import EventInputs, event_inputs, session_numbers
 from bseq_plugin.data.sequences import Sequences
-from bseq_plugin.schema.recipe import Recipe
+from bseq_plugin.recipe.recipe import Recipe
 
 TIMESTAMP, SESSION_NUMBER, EVENT, TARGET, NEGATIVE = "timestamp", "session_number", "event", "target", "negative"
 

@@ -27,7 +27,7 @@ from bseq_plugin.data.sequences import Sequences
 from bseq_plugin.plugins import plugin_manager
 
 if TYPE_CHECKING:
-    from bseq_plugin.schema.recipe import Recipe
+    from bseq_plugin.recipe.recipe import Recipe
 
 TIME_GAP, TIME_OF_WEEK, SESSION = "time_gap", "time_of_week", "session"
 N_TIME_GAPS = 32  # buckets of log2 seconds; the last one begins at 2^30 s, 34 years

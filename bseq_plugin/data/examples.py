@@ -15,7 +15,7 @@ from bseq_plugin.data.random_numbers import RandomNumbers
 from bseq_plugin.data.sequences import Sequences
 from bseq_plugin.data.target_types import target_weights
 from bseq_plugin.errors import SchemaError
-from bseq_plugin.schema.recipe import Recipe
+from bseq_plugin.recipe.recipe import Recipe
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ from bseq_plugin.data.events import USER
 from bseq_plugin.data.sequences import Sequences
 from bseq_plugin.errors import SchemaError
 from bseq_plugin.files import fsync
-from bseq_plugin.schema.recipe import Recipe
+from bseq_plugin.recipe.recipe import Recipe
 
 SCHEMA = 1
 HEAD = "interests.json"

@@ -14,13 +14,13 @@ import numpy as np
 import pandas as pd
 
 from bseq_plugin.data.events import ITEM
-from bseq_plugin.data.items import checked_items
+from bseq_plugin.data.items import check_items
 from bseq_plugin.data.vocabulary import Vocabulary
 from bseq_plugin.errors import PluginError, SchemaError
 from bseq_plugin.plugins import plugin_manager
 from bseq_plugin.schema.item_encoders import ItemEncoder
 from bseq_plugin.schema.options import parse_options
-from bseq_plugin.schema.recipe import Recipe
+from bseq_plugin.recipe.recipe import Recipe
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class ItemVectors:
         Raises SchemaError if a column is missing, an item is there twice, or no item of the vocabulary is there.
         """
         encoders = build_item_encoders(recipe)
-        checked_items(items, [column for encoder in encoders for column in encoder.columns])
+        check_items(items, [column for encoder in encoders for column in encoder.columns])
         rows = vocabulary.item_rows(items[ITEM])
         known = rows > 0
         if not known.any():

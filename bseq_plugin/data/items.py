@@ -52,7 +52,7 @@ class ItemAttributes:
 
         Raises SchemaError if a column is missing or an item is there twice.
         """
-        checked_items(items, names)
+        check_items(items, names)
         rows = vocabulary.item_rows(items[ITEM])
         known = rows > 0
         codes_VA = np.zeros((vocabulary.n_items + 1, len(names)), np.int64)
@@ -93,8 +93,8 @@ class PopularityPrior:
         return priors_VP
 
 
-def checked_items(items: pd.DataFrame, columns: Sequence[str]) -> None:
-    """Raises SchemaError if the items table lacks ``item_id`` or one of ``columns``, or has an item twice."""
+def check_items(items: pd.DataFrame, columns: Sequence[str]) -> None:
+    """Raise SchemaError if the items table lacks ``item_id`` or one of ``columns``, or has an item twice."""
     for name in (ITEM, *columns):
         if name not in items:
             raise SchemaError(f"the items table lacks column {name!r}; found {[str(c) for c in items.columns]}")

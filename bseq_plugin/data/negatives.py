@@ -9,7 +9,7 @@ import numpy as np
 
 from bseq_plugin.data.random_numbers import RandomNumbers
 from bseq_plugin.data.vocabulary import Vocabulary
-from bseq_plugin.schema.recipe import Recipe
+from bseq_plugin.recipe.recipe import Recipe
 
 
 @dataclass(frozen=True)

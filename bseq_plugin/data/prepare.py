@@ -19,7 +19,7 @@ from bseq_plugin.data.sequences import Sequences
 from bseq_plugin.data.splits import EvaluationSet, leave_one_out, time_window, training_part
 from bseq_plugin.data.vocabulary import Vocabulary
 from bseq_plugin.errors import SchemaError
-from bseq_plugin.schema.recipe import Recipe
+from bseq_plugin.recipe.recipe import Recipe
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from bseq_plugin.data.splits import training_part
 from bseq_plugin.data.streams import nobody
 from bseq_plugin.data.vocabulary import Vocabulary
 from bseq_plugin.errors import SchemaError
-from bseq_plugin.schema.recipe import Recipe
+from bseq_plugin.recipe.recipe import Recipe
 
 SAMPLED_USERS = 10_000  # that validation and `bseq evaluate` see: a log of this size has more than they need
 

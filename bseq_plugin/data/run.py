@@ -16,11 +16,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from bseq_plugin.data.events import instant_us
 from bseq_plugin.data.prepare import PreparedLog
 from bseq_plugin.data.sequences import Sequences
+from bseq_plugin.data.splits import training_part
 from bseq_plugin.data.vocabulary import Vocabulary
 from bseq_plugin.errors import RunError
-from bseq_plugin.schema.recipe import Recipe
+from bseq_plugin.recipe.recipe import Recipe
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,13 @@ class Run:
     def sequences(self) -> Sequences:
         """The whole log, held-out part included; of a log in partitions, a sample of users."""
         return Sequences.load(self.path / "sequences.parquet", self.vocabulary())
+
+    def training_part(self) -> Sequences:
+        """Return the histories that training learned from: the log without its held-out part."""
+        log, recipe = self.sequences(), self.recipe
+        if recipe.split == "time":
+            return log.between(None, instant_us(recipe.validation_at, "validation_at"))
+        return training_part(log) if recipe.split == "leave-one-out" else log
 
     def begin(self, log: PreparedLog, warm_start: str | Path | None = None) -> None:
         """Write what training starts from; ``warm_start`` is the run whose weights it begins with."""

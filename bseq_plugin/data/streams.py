@@ -26,7 +26,7 @@ from bseq_plugin.data.target_types import type_weights
 from bseq_plugin.data.training_data import TrainingData
 from bseq_plugin.data.vocabulary import Vocabulary
 from bseq_plugin.errors import RecipeError, SchemaError, UsageError
-from bseq_plugin.schema.recipe import Recipe
+from bseq_plugin.recipe.recipe import Recipe
 
 BUFFERED_USERS = 32_768  # of all streams of a global batch together
 Gather = Callable[[Any], list[Any]]  # the values of all ranks

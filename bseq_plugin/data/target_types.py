@@ -7,7 +7,7 @@ import numpy as np
 from bseq_plugin.data.sequences import Sequences
 from bseq_plugin.data.vocabulary import Vocabulary
 from bseq_plugin.errors import RecipeError
-from bseq_plugin.schema.recipe import Recipe
+from bseq_plugin.recipe.recipe import Recipe
 
 
 def type_weights(recipe: Recipe, vocabulary: Vocabulary) -> np.ndarray | None:

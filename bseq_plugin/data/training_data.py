@@ -21,7 +21,7 @@ from bseq_plugin.data.sequences import Sequences
 from bseq_plugin.data.target_types import type_weights
 from bseq_plugin.data.vocabulary import Vocabulary
 from bseq_plugin.errors import SchemaError
-from bseq_plugin.schema.recipe import Recipe
+from bseq_plugin.recipe.recipe import Recipe
 
 SOURCES: dict[str, type[NextEvent | NextOfPrefix | TargetWindow | MaskedEvents]] = {
     "next": NextEvent,

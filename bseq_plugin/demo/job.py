@@ -27,7 +27,7 @@ from bseq_plugin.files import write_json
 from bseq_plugin.model.interest_model import InterestModel
 from bseq_plugin.publishing.publish import publish
 from bseq_plugin.ranking.engine import ranking_features
-from bseq_plugin.schema.recipe import Recipe
+from bseq_plugin.recipe.recipe import Recipe
 from bseq_plugin.serving.fit_blend import fit_blend
 from bseq_plugin.serving.retriever import Retriever
 from bseq_plugin.training.train import train

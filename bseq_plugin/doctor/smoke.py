@@ -52,7 +52,7 @@ def _train_a_step(rank: int, store: Path) -> None:
     from bseq_plugin.data.training_data import TrainingData
     from bseq_plugin.data.vocabulary import Vocabulary
     from bseq_plugin.model.task import SequenceInterestTask
-    from bseq_plugin.schema.recipe import Recipe
+    from bseq_plugin.recipe.recipe import Recipe
     from bseq_plugin.training.distributed import World
     from bseq_plugin.training.sharding import shard
 

@@ -22,7 +22,7 @@ from bseq_plugin.evaluation.neighbour_baselines import TransitionGraph
 from bseq_plugin.evaluation.rankers import InterestScorer, Ranker, interest_ranker
 from bseq_plugin.evaluation.report import MODEL, Comparison, compare
 from bseq_plugin.model.interest_model import InterestModel
-from bseq_plugin.schema.recipe import Recipe
+from bseq_plugin.recipe.recipe import Recipe
 
 Part = Literal["test", "validation"]
 

@@ -66,6 +66,31 @@ def direct_interests(encoder: SequenceInterestEncoder, histories: Sequences, wid
     return interests_ND.reshape(histories.n_users, encoder.readout.width)
 
 
+def event_states(encoder: SequenceInterestEncoder, histories: Sequences) -> Tensor:
+    """Return ``[T, S]``, the state of the sequence encoder after every event of the histories, in their order.
+
+    Gradients flow to the encoder, so that a network on top of the states can train it further.
+
+    Args:
+        encoder: unsharded and without item attributes, as an ``InterestModel`` has it.
+        histories: at most ``max_length`` events each (``Sequences.latest``).
+
+    Raises:
+        ValueError: if the histories lack what an event feature needs.
+    """
+    states_TS: Tensor = encoder.sequence_encoder(packed_events(encoder, histories), None, True)
+    return states_TS
+
+
+def event_attention(encoder: SequenceInterestEncoder, histories: Sequences) -> Tensor | None:
+    """Return ``[T]``, the share of each event in its user's newest state (``SequenceEncoder.attention``).
+
+    Return None if the encoder has no attention. Arguments and errors are those of ``event_states``.
+    """
+    weights_T: Tensor | None = encoder.sequence_encoder.part.attention(packed_events(encoder, histories))
+    return weights_T
+
+
 def packed_events(encoder: SequenceInterestEncoder, histories: Sequences) -> PackedEvents:
     """The embedded events, ``x_TD`` summed in the order of the ``EventEmbedder``. Raises as ``direct_interests``."""
     tables = encoder.embedding_collection.embeddings

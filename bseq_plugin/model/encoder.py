@@ -27,7 +27,7 @@ from bseq_plugin.plugins import plugin_manager
 from bseq_plugin.schema.encoders import SequenceEncoder
 from bseq_plugin.schema.options import parse_options
 from bseq_plugin.schema.packed import PackedEvents
-from bseq_plugin.schema.recipe import Recipe
+from bseq_plugin.recipe.recipe import Recipe
 
 USER_INTEREST = "user_interest"
 ITEM_TABLE = "item"

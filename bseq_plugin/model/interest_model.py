@@ -26,13 +26,13 @@ from torch.nn import functional as F
 from bseq_plugin import __version__
 from bseq_plugin.data.sequences import Sequences
 from bseq_plugin.data.vocabulary import Vocabulary
-from bseq_plugin.errors import RecipeError, RunError
+from bseq_plugin.errors import RecipeError, RunError, SchemaError
 from bseq_plugin.model.direct import WideModules, direct_interests
 from bseq_plugin.model.encoder import ITEM_TABLE, SequenceInterestEncoder
 from bseq_plugin.model.items import score_vectors
 from bseq_plugin.model.neighbours import NeighbourItems
 from bseq_plugin.model.tensor_file import create, write
-from bseq_plugin.schema.recipe import Recipe
+from bseq_plugin.recipe.recipe import Recipe
 
 AXES = "item_tower.encoded.axes_EE"
 KEYS = "item_tower.encoded.keys_VK"  # with a row an item, as the item table has
@@ -114,6 +114,11 @@ class InterestModel:
             digest.update(name.encode())
             digest.update(state[name].detach().contiguous().numpy().tobytes())
         return digest.hexdigest()
+
+    def check_log(self, log: Sequences) -> None:
+        """Raise SchemaError if the log lacks what the encoder reads of events."""
+        if lacking := self.encoder.event_embedder.inputs.lacking(log):
+            raise SchemaError(f"the model reads {' and '.join(lacking)}, but the log has none; give a log with it")
 
     @torch.no_grad()
     def encode(self, histories: Sequences, *, wide: bool = False) -> Tensor:

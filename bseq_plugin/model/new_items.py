@@ -14,7 +14,7 @@ from torch import Tensor
 
 from bseq_plugin.data.events import ITEM, Events
 from bseq_plugin.data.item_vectors import build_item_encoders, encode_items, encoders_identity
-from bseq_plugin.data.items import PopularityPrior, checked_items
+from bseq_plugin.data.items import PopularityPrior, check_items
 from bseq_plugin.data.sequences import Sequences
 from bseq_plugin.errors import UsageError
 from bseq_plugin.model.interest_model import InterestModel
@@ -36,7 +36,7 @@ def rows_of_items(model: InterestModel, items: pd.DataFrame, progress: bool = Fa
             f"the item encoders ({', '.join(model.recipe.item_encoders)}) give other vectors than those the model was "
             "trained with: their weights or their version changed; use the same weights, or train again"
         )
-    checked_items(items, [column for encoder in encoders for column in encoder.columns])
+    check_items(items, [column for encoder in encoders for column in encoder.columns])
     vectors_NE = torch.from_numpy(encode_items(encoders, items, progress))
     table_VD, counts_V, length = model.item_table_VD, model.vocabulary.item_counts, model.recipe.own_direction
     rows_ND = neighbours.rows_of(vectors_NE, table_VD, counts_V)
@@ -56,7 +56,7 @@ def with_new_items(
             it nobody has had the new items yet.
     """
     _neighbours(model)
-    checked_items(items, [])
+    check_items(items, [])
     new = items[model.vocabulary.item_rows(items[ITEM]) == 0] if len(items) else items
     rows_ND = rows_of_items(model, new, progress) if len(new) else torch.empty(0, model.recipe.vector_dim)
     known = rows_ND.any(1)

@@ -21,7 +21,7 @@ from bseq_plugin.plugins import plugin_manager
 from bseq_plugin.schema.losses import Candidates, SequenceLoss, Targets
 from bseq_plugin.schema.options import parse_options
 from bseq_plugin.schema.part import MachineChoices
-from bseq_plugin.schema.recipe import Recipe
+from bseq_plugin.recipe.recipe import Recipe
 
 
 class SequenceInterestTask(nn.Module):

@@ -29,7 +29,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 from bseq_plugin.data.vocabulary import Vocabulary
 from bseq_plugin.errors import RunError
 from bseq_plugin.files import fsync
-from bseq_plugin.schema.recipe import Recipe
+from bseq_plugin.recipe.recipe import Recipe
 from bseq_plugin.training.distributed import World
 from bseq_plugin.training.sharding import ShardedTask
 

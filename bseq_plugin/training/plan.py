@@ -21,7 +21,7 @@ from torchrec.modules.embedding_configs import EmbeddingConfig
 
 from bseq_plugin.errors import RecipeError
 from bseq_plugin.model.task import SequenceInterestTask
-from bseq_plugin.schema.recipe import Recipe
+from bseq_plugin.recipe.recipe import Recipe
 from bseq_plugin.training.distributed import World
 
 RESERVED_STORAGE = 0.15  # share of the device that the planner leaves for activations and dense parameters

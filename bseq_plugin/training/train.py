@@ -20,7 +20,7 @@ from bseq_plugin.data.streams import StreamedData, check_streams
 from bseq_plugin.data.training_data import TrainingData
 from bseq_plugin.errors import RunError, UsageError
 from bseq_plugin.model.task import SequenceInterestTask
-from bseq_plugin.schema.recipe import Recipe
+from bseq_plugin.recipe.recipe import Recipe
 from bseq_plugin.training.distributed import World, world
 from bseq_plugin.training.plan import check_device, sharding_types, table_names
 from bseq_plugin.training.row_update import pooled_row_update

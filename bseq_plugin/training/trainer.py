@@ -14,7 +14,7 @@ from bseq_plugin.data.run import Run
 from bseq_plugin.data.training_data import TrainingData
 from bseq_plugin.errors import BseqError
 from bseq_plugin.model.task import SequenceInterestTask
-from bseq_plugin.schema.recipe import Recipe
+from bseq_plugin.recipe.recipe import Recipe
 from bseq_plugin.training.averaging import WeightAverage
 from bseq_plugin.training.checkpoint import Checkpoints, Position, identity
 from bseq_plugin.training.distributed import World

@@ -15,7 +15,7 @@ from bseq_plugin.metrics import Excluded, ranking_metrics, top_k_items
 from bseq_plugin.model.encoder import SequenceInterestEncoder
 from bseq_plugin.model.interest_model import EVENTS_PER_CALL
 from bseq_plugin.model.items import score_vectors
-from bseq_plugin.schema.recipe import Recipe
+from bseq_plugin.recipe.recipe import Recipe
 from bseq_plugin.training.distributed import World
 
 ITEMS_PER_CALL = 1 << 19

@@ -16,9 +16,6 @@ from torchrec.models.dlrm import DLRM
 from torchrec.streamable import Pipelineable
 
 import bseq_plugin as bseq
-from bseq_plugin.errors import UsageError
-
-USER_INTEREST = "user_interest"
 
 
 @bseq.hookimpl
@@ -54,7 +51,7 @@ class DLRMWithInterest(nn.Module):
         embedded_dense = self.dense_arch(dense_features)
         embedded_sparse = self.sparse_arch(sparse_features)
         crossed = self.inter_arch(dense_features=embedded_dense, sparse_features=embedded_sparse)
-        interest_BI = self.interest(history)[USER_INTEREST]
+        interest_BI = self.interest(history)[bseq.USER_INTEREST]
         if self.frozen:
             interest_BI = interest_BI.detach()
         of_interest = self.interest_cross(interest_BI, embedded_dense, embedded_sparse)
@@ -78,22 +75,13 @@ class InterestCross(nn.Module):
 
     def __init__(self, interest_dim: int, dim: int, device: torch.device) -> None:
         super().__init__()
-        self.projection = Projection(interest_dim, dim, device=device)
+        self.projection = bseq.IdentityLinear(interest_dim, dim, device=device)
 
     def forward(self, interest_BI: Tensor, dense_BD: Tensor, sparse_BFD: Tensor) -> Tensor:
         """[B, D + 1 + F]."""
         projected_BD = self.projection(interest_BI)
         embedded_BFD = torch.cat([dense_BD[:, None], sparse_BFD], dim=1)
         return torch.cat([projected_BD, torch.einsum("bd,bfd->bf", projected_BD, embedded_BFD)], dim=1)
-
-
-class Projection(nn.Linear):
-    """Begins as the identity (or a part of it)."""
-
-    def reset_parameters(self) -> None:
-        """Back to that; also called when a model made on the meta device gets its memory."""
-        nn.init.eye_(self.weight)
-        nn.init.zeros_(self.bias)
 
 
 class WidenedLinear(nn.Linear):
@@ -177,7 +165,7 @@ def _first_perceptron(over_arch: nn.Module) -> nn.Module:
             return perceptron
     except (AttributeError, IndexError, TypeError):
         pass
-    raise UsageError(
+    raise bseq.UsageError(
         f"the over arch is a {type(over_arch).__name__} that does not begin with TorchRec's MLP; its first layer can't "
         "be widened. Attach before you replace it"
     )

@@ -13,7 +13,7 @@ from bseq_plugin.data.vocabulary import Vocabulary
 from bseq_plugin.errors import UsageError
 from bseq_plugin.model.encoder import SequenceInterestEncoder
 from bseq_plugin.model.interest_model import InterestModel
-from bseq_plugin.schema.recipe import Recipe
+from bseq_plugin.recipe.recipe import Recipe
 
 DAY_US = 86_400_000_000
 

@@ -31,7 +31,7 @@ from bseq_plugin.data.vocabulary import Vocabulary
 from bseq_plugin.errors import RecipeError, SchemaError
 from bseq_plugin.readers.build_sequences import build_sequences
 from bseq_plugin.readers.read_events import read_events
-from bseq_plugin.schema.recipe import Recipe
+from bseq_plugin.recipe.recipe import Recipe
 
 SECOND = 1_000_000
 ALL = ("event_type", "time_gap", "time_of_week", "session", "value")

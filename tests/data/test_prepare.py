@@ -8,7 +8,7 @@ from bseq_plugin.data.events import Events
 from bseq_plugin.data.prepare import evaluation_set, prepare
 from bseq_plugin.data.training_data import TrainingData
 from bseq_plugin.errors import SchemaError
-from bseq_plugin.schema.recipe import Recipe
+from bseq_plugin.recipe.recipe import Recipe
 
 SECONDS = 1_600_000_000
 CUT = 60  # days

@@ -11,7 +11,7 @@ from bseq_plugin.data.target_types import type_weights
 from bseq_plugin.data.training_data import TrainingData
 from bseq_plugin.data.vocabulary import Vocabulary
 from bseq_plugin.errors import RecipeError, SchemaError
-from bseq_plugin.schema.recipe import Recipe
+from bseq_plugin.recipe.recipe import Recipe
 
 N_ITEMS, TYPES = 6, ("buy", "cart", "view")
 WEIGHTS = {"none": {}, "buys": {"target_event_types": ("buy",)}}

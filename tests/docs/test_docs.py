@@ -10,6 +10,7 @@ import pytest
 
 import bseq_plugin as bseq
 from bseq_plugin import builtin
+from bseq_plugin.cli import plugin_commands
 from bseq_plugin.hookspecs import BseqSpecs
 from bseq_plugin.plugins import PART_HOOKS, PluginManager, hook_names, plugin_manager
 from bseq_plugin.ranking.features import FEATURES
@@ -139,6 +140,15 @@ def test_the_reader_of_the_guide_reads(tmp_path):
     read = plugin("bseq_read_events(source, columns, timestamp_unit)").bseq_read_events
     assert len(read(str(path), None, "s")) == 3
     assert read(pd.DataFrame(), None, None) is None
+
+
+def test_the_command_of_the_guide_runs(bseq, monkeypatch, tiny_source, tiny_frame):
+    manager = PluginManager()
+    manager.register(plugin("bseq_commands(app)"), "guide", distribution="guide")
+    monkeypatch.setattr(plugin_commands, "plugin_manager", lambda: manager)
+    longest = tiny_frame["user_id"].value_counts().max()
+    assert bseq("longest", tiny_source) == (0, f"{longest}\n", "")
+    assert "─ Counting ─" in bseq("--help")[1]
 
 
 @pytest.mark.parametrize("kind", PART_HOOKS)

@@ -22,7 +22,7 @@ from bseq_plugin.model.interests import n_interests_of
 from bseq_plugin.publishing.publish import publish
 from bseq_plugin.schema.losses import Candidates, Targets
 from bseq_plugin.schema.packed import PackedEvents
-from bseq_plugin.schema.recipe import Recipe
+from bseq_plugin.recipe.recipe import Recipe
 from bseq_plugin.serving.retriever import Retriever
 from bseq_plugin.testing.encoders import DIM, EncoderTests
 from bseq_plugin.training.train import train

@@ -12,7 +12,7 @@ from bseq_plugin.model.interest_model import InterestModel
 from bseq_plugin.model.new_items import rows_of_items, with_new_items
 from bseq_plugin.model.whitening import whitening
 from bseq_plugin.publishing.publish import publish
-from bseq_plugin.schema.recipe import Recipe
+from bseq_plugin.recipe.recipe import Recipe
 from bseq_plugin.serving.retriever import Retriever
 from bseq_plugin.training.train import train
 

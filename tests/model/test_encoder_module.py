@@ -16,7 +16,7 @@ from bseq_plugin.data.sequences import Sequences
 from bseq_plugin.errors import RecipeError, UsageError
 from bseq_plugin.model.direct import direct_interests
 from bseq_plugin.model.encoder import SequenceInterestEncoder
-from bseq_plugin.schema.recipe import Recipe
+from bseq_plugin.recipe.recipe import Recipe
 from bseq_plugin.training.distributed import world
 
 N_ITEMS, N_TYPES = 20, 2

@@ -17,7 +17,7 @@ from bseq_plugin.model.interest_model import InterestModel
 from bseq_plugin.model.items import score_vectors
 from bseq_plugin.model.task import SequenceInterestTask
 from bseq_plugin.plugins import plugin_manager
-from bseq_plugin.schema.recipe import Recipe
+from bseq_plugin.recipe.recipe import Recipe
 from bseq_plugin.training.checkpoint import Checkpoints, Position
 from bseq_plugin.training.train import train
 

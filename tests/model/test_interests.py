@@ -21,7 +21,7 @@ from bseq_plugin.model.task import SequenceInterestTask
 from bseq_plugin.publishing.publish import publish
 from bseq_plugin.schema.losses import Targets
 from bseq_plugin.schema.packed import PackedEvents
-from bseq_plugin.schema.recipe import Recipe
+from bseq_plugin.recipe.recipe import Recipe
 from bseq_plugin.serving.retriever import Retriever
 from bseq_plugin.testing.encoders import EncoderTests
 from bseq_plugin.training.train import train

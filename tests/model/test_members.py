@@ -15,7 +15,7 @@ from bseq_plugin.model.encoder import SequenceInterestEncoder
 from bseq_plugin.model.members import SideBySide, members_loss
 from bseq_plugin.schema.losses import Candidates, Targets
 from bseq_plugin.schema.packed import PackedEvents
-from bseq_plugin.schema.recipe import Recipe
+from bseq_plugin.recipe.recipe import Recipe
 
 RECIPE = Recipe(dim=4, members=3, max_length=6, event_features=(), encoder_options={"n_blocks": 1, "n_heads": 2})
 N_ITEMS = 20

@@ -17,7 +17,7 @@ from bseq_plugin.model.neighbours import NeighbourItems, blocks_of, completed
 from bseq_plugin.model.new_items import rows_of_items, with_new_items
 from bseq_plugin.publishing.delta_run import publish_run_delta
 from bseq_plugin.publishing.publish import publish
-from bseq_plugin.schema.recipe import Recipe
+from bseq_plugin.recipe.recipe import Recipe
 from bseq_plugin.serving.retriever import Retriever
 from bseq_plugin.serving.served import Served
 from bseq_plugin.store.store import Store

@@ -26,8 +26,8 @@ LEVELS = [
 ]
 LEVEL = {name: level for level, names in enumerate(LEVELS) for name in names}
 # `__init__` (names on demand) and `builtin` (the registration point) may import anything, but only inside functions;
-# `testing` is for plugin authors and stands beside the cli: nobody imports it.
-APART = {"__init__", "builtin", "testing"}
+# `testing` and `commands` are for plugin authors and stand beside the cli: nobody imports them.
+APART = {"__init__", "builtin", "testing", "commands"}
 
 
 def package_of(path):

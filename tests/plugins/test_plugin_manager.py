@@ -6,6 +6,7 @@ import pluggy
 import pytest
 
 from bseq_plugin import hookimpl, plugins
+from bseq_plugin.cli.plugin_commands import HOOK
 from bseq_plugin.errors import PluginError, UsageError
 from bseq_plugin.hookspecs import API_VERSION
 from bseq_plugin.plugins import ALLOW_ENV, DENY_ENV, HEAD_HOOK, PART_HOOKS, PluginManager, hook_names, plugin_manager
@@ -350,10 +351,11 @@ def test_a_missing_or_broken_builtin_is_an_error_with_its_cause(monkeypatch):
 
 
 @pytest.mark.parametrize("hook", hook_names())
-def test_every_hook_is_documented_and_has_a_user_or_is_a_first_result(hook):
+def test_every_hook_is_documented_and_lists_parts_or_is_a_first_result_or_adds_commands(hook):
     from bseq_plugin.hookspecs import BseqSpecs
 
     assert getattr(BseqSpecs, hook).__doc__
     manager = pluggy.PluginManager("bseq")
     manager.add_hookspecs(BseqSpecs)
-    assert (hook in PART_HOOKS.values()) != getattr(manager.hook, hook).spec.opts["firstresult"]
+    lists_parts, first_result = hook in PART_HOOKS.values(), getattr(manager.hook, hook).spec.opts["firstresult"]
+    assert lists_parts + first_result + (hook == HOOK) == 1

@@ -11,7 +11,7 @@ from bseq_plugin.data.sequences import Sequences
 from bseq_plugin.errors import SchemaError
 from bseq_plugin.model.interest_model import InterestModel
 from bseq_plugin.publishing.publish import publish
-from bseq_plugin.schema.recipe import Recipe
+from bseq_plugin.recipe.recipe import Recipe
 from bseq_plugin.serving.retriever import Retriever
 from bseq_plugin.training.train import train
 

@@ -24,7 +24,7 @@ torch.set_num_threads(1)
 import bseq_plugin
 from bseq_plugin.data.events import Events
 from bseq_plugin.plugins import plugin_manager
-from bseq_plugin.schema.recipe import Recipe
+from bseq_plugin.recipe.recipe import Recipe
 from bseq_plugin.training.train import train
 
 source, folder, recipe, share = sys.argv[1], Path(sys.argv[2]), Recipe(**json.loads(sys.argv[3])), float(sys.argv[4])

@@ -8,7 +8,7 @@ import torch
 
 from bseq_plugin.data.events import Events
 from bseq_plugin.errors import RecipeError
-from bseq_plugin.schema.recipe import Recipe
+from bseq_plugin.recipe.recipe import Recipe
 from bseq_plugin.training import plan
 from bseq_plugin.training.distributed import World
 from bseq_plugin.training.plan import check_device, sharding_types

@@ -18,7 +18,7 @@ from bseq_plugin.errors import BseqError, RecipeError, RunError, SchemaError, Us
 from bseq_plugin.losses.softmax import SoftmaxLoss
 from bseq_plugin.metrics import ranking_metrics, top_k_items
 from bseq_plugin.model.interest_model import InterestModel
-from bseq_plugin.schema.recipe import Recipe
+from bseq_plugin.recipe.recipe import Recipe
 from bseq_plugin.training.distributed import world
 from bseq_plugin.training.log import RunLog
 from bseq_plugin.training.pipeline import EpochPipeline

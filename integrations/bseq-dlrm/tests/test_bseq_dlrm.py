@@ -21,8 +21,6 @@ from torchrec.optim.keyed import CombinedOptimizer, KeyedOptimizerWrapper
 from torchrec.optim.optimizers import in_backward_optimizer_filter
 
 import bseq_plugin as bseq
-from bseq_plugin.errors import UsageError
-from bseq_plugin.plugins import PluginManager
 
 DIM, N_ITEMS, N_ADS, N_DENSE, MAX_LENGTH = 8, 30, 20, 3, 6
 
@@ -37,7 +35,7 @@ def one_thread():
 
 @pytest.fixture(scope="module")
 def manager():
-    found = PluginManager()
+    found = bseq.PluginManager()
     found.register(bseq_dlrm, "dlrm")
     return found
 
@@ -168,14 +166,16 @@ def table_of(parallel):
 
 
 def test_other_hosts_are_left_to_others(manager):
-    with pytest.raises(UsageError, match=r"no plugin attaches an encoder to a Linear; those that attach: \['dlrm'\]"):
+    with pytest.raises(
+        bseq.UsageError, match=r"no plugin attaches an encoder to a Linear; those that attach: \['dlrm'\]"
+    ):
         bseq.attach(nn.Linear(2, 2), make_encoder(), manager=manager)
 
 
 def test_an_over_arch_of_another_make_is_refused(manager):
     host = make_host(DLRM)
     host.over_arch = nn.Linear(3, 1)
-    with pytest.raises(UsageError, match="the over arch is a Linear that does not begin with TorchRec's MLP"):
+    with pytest.raises(bseq.UsageError, match="the over arch is a Linear that does not begin with TorchRec's MLP"):
         bseq.attach(host, make_encoder(), manager=manager)
 
 
