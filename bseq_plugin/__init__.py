@@ -39,8 +39,8 @@ if TYPE_CHECKING:
     from bseq_plugin.model.direct import event_attention as event_attention
     from bseq_plugin.model.direct import event_states as event_states
     from bseq_plugin.model.encoder import ITEM_TABLE as ITEM_TABLE
-    from bseq_plugin.model.encoder import SequenceInterestEncoder as SequenceInterestEncoder
     from bseq_plugin.model.encoder import USER_INTEREST as USER_INTEREST
+    from bseq_plugin.model.encoder import SequenceInterestEncoder as SequenceInterestEncoder
     from bseq_plugin.model.interest_model import InterestModel as InterestModel
     from bseq_plugin.model.items import score_vectors as score_vectors
     from bseq_plugin.model.target_attention import TargetAttention as TargetAttention

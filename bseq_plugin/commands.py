@@ -24,9 +24,9 @@ from bseq_plugin.cli.common import (
     out,
     pseudonymiser,
     read_table,
-    write_json,
     write_parquet,
 )
+from bseq_plugin.files import write_json
 
 __all__ = [
     "Columns",

@@ -53,7 +53,7 @@ note = Console(stderr=True)
 def baselines(data: DemoData, recipe: Recipe) -> dict[str, Values]:
     """Return what the baselines of ``BASELINES`` reach, fitted on everything before the test."""
     cut_us = instant_us(TEST_AT)
-    vocabulary = Vocabulary.from_events(data.events.before(instant_us(VALIDATION_AT)), recipe.min_item_count)
+    vocabulary = Vocabulary.from_events(data.events.before(instant_us(VALIDATION_AT)), recipe.items.min_count)
     log = Sequences.from_events(data.events, vocabulary)
     known, values = log.between(None, cut_us), {}
     for baseline in default_baselines(known, cut_us):
@@ -100,8 +100,7 @@ def main() -> int:
     data = load("completejourney", chosen.every)
     seeds = [int(seed) for seed in chosen.seeds.split(",")]
     base = Recipe.load("completejourney").replace(
-        split="time", validation_at=VALIDATION_AT, test_at=TEST_AT, horizon_days=DAYS, epochs=chosen.epochs,
-        patience=chosen.epochs, max_length=100, encoder="causal", encoder_options={},
+        encoder={"max_length": 100, "name": "causal"}, split={"kind": "time", "validation_at": VALIDATION_AT, "test_at": TEST_AT, "horizon_days": DAYS, "patience": chosen.epochs}, training={"epochs": chosen.epochs},
     )  # fmt: skip
     figures: dict[str, Any] = harness.last("behaviour")["figures"]
     words = [word.strip() for word in chosen.rows.split(";") if word.strip()]
@@ -113,7 +112,7 @@ def main() -> int:
         for name, seed in track(jobs, description=table, console=note):
             settings = dict(TABLES[table][name])
             lists = Lists(**{key: settings.pop(key) for key in LISTS if key in settings})
-            values[name].append(trainings.values(base.replace(**settings, seed=seed), lists))
+            values[name].append(trainings.values(base.replace(training={"seed": seed}, **settings), lists))
         bases = (next(iter(TABLES[table])), BEGUN_AS_A_MEAN, ANCHOR)
         others = {name: values[name] for name in bases if name in values}
         rows = {name: summary(of_seeds, others) for name, of_seeds in values.items()}

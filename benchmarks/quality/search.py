@@ -110,7 +110,9 @@ def main() -> None:
     optuna.logging.set_verbosity(optuna.logging.WARNING)  # its lines would tear the progress bar
     events = read_events(asked.sequences)
     base = (
-        auto_recipe(events).replace(split="leave-one-out", mask_seen=True, seed=0, members=1).with_settings(asked.set)
+        auto_recipe(events)
+        .replace(vectors={"ensemble": 1}, split={"kind": "leave_one_out", "mask_seen": True}, training={"seed": 0})
+        .with_settings(asked.set)
     )
     storage = optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(str(asked.log)))
     # other switches or another recipe are another study, in the same log

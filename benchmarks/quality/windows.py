@@ -1,7 +1,7 @@
 """The grocery recipe on September, October and November 2017, each predicted by a model trained up to its first day.
 
     make bench-windows
-    make bench-windows ARGS="--set popularity_days=[]"
+    make bench-windows ARGS="--set objective.popularity_days=[]"
 
 Prints NDCG@20 over the 28 days from each first day, for products new to the household (those it has are masked) and for
 all products, beside user kNN, the best baseline on new products. What a setting is worth is read off here; December,

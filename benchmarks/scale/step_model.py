@@ -81,9 +81,7 @@ def measure_rank(rank: int, ranks: int, n_items: int, store: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=ranks)
     recipe = Recipe(
-        dim=DIM, split="none", event_features=(), sharding="row_wise", max_length=LENGTH, sampling="uniform",
-        candidates=CANDIDATES[0], loss_options={"matmul": "float32"},
-        encoder_options={"n_blocks": BLOCKS, "n_heads": 2, "feed_forward": FEED_FORWARD},
+        encoder={"max_length": LENGTH, "n_blocks": BLOCKS, "n_heads": 2, "feed_forward": FEED_FORWARD}, vectors={"dim": DIM}, events={"features": ()}, loss={"matmul": "float32"}, negatives={"kind": "uniform", "n": CANDIDATES[0]}, split="none", sharding="row_wise",
     )  # fmt: skip
     vocabulary = Vocabulary(np.arange(n_items), np.ones(n_items, np.int64))
     with world() as here, pooled_row_update():
@@ -96,7 +94,9 @@ def measure_rank(rank: int, ranks: int, n_items: int, store: str) -> None:
             items = (np.exp(draws * np.log(n_items)).astype(np.int64) * 2_654_435_761) % n_items + 1
             offsets = np.arange(0, len(items) + 1, LENGTH)
             sequences = Sequences(np.arange(len(offsets) - 1), offsets, items)
-            chosen = recipe.replace(candidates=n_candidates, batch_users=n_users)
+            chosen = recipe.replace(
+                negatives={"n": n_candidates, "kind": "uniform"}, training={"batch": {"users": n_users}}
+            )
             batches = TrainingData(sequences, vocabulary, chosen, rank, ranks).batches(0)
             outputs = pipeline.outputs(batches)
             cpu, wall = [], []

@@ -52,10 +52,10 @@ def median(call: Callable[[], object], repeats: int) -> float:
 
 def figures(sequences: Path, folder: Path) -> dict[str, float]:
     """What ``AIMS`` names."""
-    recipe = Recipe.load("reference").with_settings([*SETTINGS, "epochs=1"])
+    recipe = Recipe.load("reference").with_settings([*SETTINGS, "training.epochs=1"])
     trained = train(read_events(str(sequences)), recipe, folder / "run", progress=False)
     model, histories = InterestModel.from_run(trained.path), Run(trained.path).sequences()
-    longest = histories.take(np.array([histories.lengths.argmax()])).latest(recipe.max_length)
+    longest = histories.take(np.array([histories.lengths.argmax()])).latest(recipe.encoder.max_length)
     few = folder / "few.txt"
     few.write_text("".join(sequences.read_text(encoding="utf-8").splitlines(keepends=True)[:100]), encoding="utf-8")
     command = [sys.executable, "-m", "bseq_plugin.cli.main", "train", str(few), "--recipe", "reference", "--out"]

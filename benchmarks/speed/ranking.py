@@ -38,7 +38,7 @@ HALF_LIVES = (3_600, 86_400, 7 * 86_400, 30 * 86_400)
 def model(seed: int) -> InterestModel:
     """An untrained encoder of the reference shape over ``ITEMS`` items."""
     torch.manual_seed(seed)
-    recipe = Recipe.load("reference").replace(event_features=())
+    recipe = Recipe.load("reference").replace(events={"features": ()})
     vocabulary = Vocabulary(np.arange(ITEMS), np.ones(ITEMS, np.int64), TYPES)
     return InterestModel(recipe, vocabulary, SequenceInterestEncoder(recipe, ITEMS).eval(), None, 0)
 
@@ -157,7 +157,7 @@ def main() -> None:
     encoder, histories = model(chosen.seed), log(n_users, chosen.seed)
     engine = FeatureEngine(histories, FeatureSpec.default(), model=encoder)
     newest = np.asarray(histories.timestamps)[histories.offsets[1:] - 1]
-    vectors = encoder.encode(histories.latest(encoder.recipe.max_length))
+    vectors = encoder.encode(histories.latest(encoder.recipe.encoder.max_length))
     stored = StoredInterests(histories.user_ids, newest, vectors, encoder.digest)
     of_products = FeatureSpec.without("counts", "retrieval", "quality")
     alike = FeatureEngine(histories, of_products, model=encoder, interests=stored)

@@ -77,7 +77,7 @@ class Catalogue:
 def model_of(catalogue: Catalogue) -> InterestModel:
     """A model whose item vectors are the catalogue's."""
     n_items, dim = catalogue.vectors_VD.shape
-    recipe = Recipe(encoder="mean", dim=dim, event_features=())
+    recipe = Recipe(encoder="mean", vectors={"dim": dim}, events={"features": ()})
     vocabulary = Vocabulary(np.arange(n_items) * 7 + 1, np.ones(n_items, np.int64))
     state = SequenceInterestEncoder(recipe, n_items, 0).state_dict()
     name = next(name for name in state if name.endswith("item.weight") or state[name].shape == (n_items + 1, dim))

@@ -101,7 +101,7 @@ def bound(log: PreparedLog, machine: dict[str, float]) -> dict[str, float]:
     """Seconds of an epoch's head if nothing but its products and exponentials were done, at the best measured rates."""
     n_targets = int(TrainingData(log.training, log.vocabulary, log.recipe).source.total_weight.sum())
     cells = n_targets * log.vocabulary.n_items
-    gflop = 6 * cells * log.recipe.vector_dim / 1e9  # logits and two gradients, 2 operations each
+    gflop = 6 * cells * log.recipe.vectors.table_dim / 1e9  # logits and two gradients, 2 operations each
     return {"targets": n_targets, "head_gflop": gflop, "exponentials": cells,
             "seconds": gflop / machine["gemm_gflops"] + cells / 1e9 / machine["exp_gps"]}  # fmt: skip
 

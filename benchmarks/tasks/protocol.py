@@ -58,6 +58,8 @@ def encoder(data: DemoData, until: str, seed: int, epochs: int, folder: Path) ->
     path = folder / f"{until}-{seed}"
     if (path / "model").is_dir():
         return InterestModel.from_run(path)
-    recipe = Recipe.load("completejourney").replace(split="none", epochs=epochs, stop_after=epochs, seed=seed)
+    recipe = Recipe.load("completejourney").replace(
+        split="none", training={"epochs": epochs, "stop_after": epochs, "seed": seed}
+    )
     run = train(data.events.before(at(until)), recipe, path, items=data.items)
     return InterestModel.from_run(run.path)

@@ -111,7 +111,7 @@ def segments(data: DemoData, seed: int, epochs: int, folder: Path) -> dict[str, 
         model = encoder(data, until, seed, epochs, folder)
         log = Sequences.from_events(data.events.before(at(now)), model.vocabulary)
         log = log.take(np.flatnonzero(log.lengths >= 20))
-        vectors[name] = (model, log, model.encode(log)[:, :, : model.recipe.dim].flatten(1).numpy())
+        vectors[name] = (model, log, model.encode(log)[:, :, : model.recipe.vectors.dim].flatten(1).numpy())
     _, log, vectors_UD = vectors["before"]
     first = fit_segments(log.user_ids, vectors_UD, N_SEGMENTS, seed=seed)
     found: dict[str, Any] = {"households": log.n_users}

@@ -34,9 +34,9 @@ K = 10
 
 def one_seed(problem: Problem, seed: int, text_settings: list[str], id_settings: list[str]) -> dict[str, object]:
     """Figures of both models, and what a random ranking finds."""
-    base = problem.recipe.replace(seed=seed).with_settings(id_settings)
+    base = problem.recipe.replace(training={"seed": seed}).with_settings(id_settings)
     options = {"text": {"columns": list(problem.columns)}}
-    text = base.replace(item_encoders=["text"], item_encoder_options=options).with_settings(
+    text = base.replace(items={"encoders": @@["text"]@@options}).with_settings(
         [*problem.settings, *text_settings]
     )
     models, seconds = {}, {}
@@ -64,7 +64,7 @@ def trained(problem: Problem, recipe: Recipe) -> tuple[InterestModel, InterestMo
     The second one is the model of ids alone: a test of the project says that they are trained alike.
     """
     with tempfile.TemporaryDirectory() as folder:
-        reads = problem.items if recipe.item_encoders else None
+        reads = problem.items if recipe.items.encoders else None
         run = train(problem.training, recipe, Path(folder) / "run", items=reads, progress=False)
         model = InterestModel.from_run(run.path)
         # the mapped item table goes with the folder
@@ -84,15 +84,15 @@ def of_ids(run: Run, model: InterestModel) -> InterestModel:
     )  # fmt: skip
     Checkpoints(run.path).load_plain(task, Position(run.info["best_epoch"]))
     state = {k: v for k, v in task.interest_encoder.state_dict().items() if not k.startswith("item_tower.encoded")}
-    bare = model.recipe.replace(item_encoders=(), item_encoder_options={}, own_direction=0.0)
+    bare = model.recipe.replace(items={"encoders": @@()@@{}, "own_direction": 0.0})
     return InterestModel.from_state(bare, vocabulary, state, model.item_priors_VP, model.trained_until_us)
 
 
 def with_untrained(model: InterestModel, cold: np.ndarray, recipe: Recipe, seed: int) -> InterestModel:
     """Rows as a table has them before training."""
     generator = torch.Generator().manual_seed(seed)
-    rows_ND = torch.randn(len(cold), recipe.dim, generator=generator) * recipe.table_init
-    priors_NP = torch.zeros(len(cold), len(recipe.popularity_days)) if recipe.popularity_days else None
+    rows_ND = torch.randn(len(cold), recipe.vectors.dim, generator=generator) * recipe.vectors.init
+    priors_NP = torch.zeros(len(cold), len(recipe.objective.popularity_days)) if recipe.objective.popularity_days else None
     return model.with_rows(np.sort(cold), rows_ND, priors_NP)
 
 
@@ -100,7 +100,7 @@ def with_own(model: InterestModel, problem: Problem, length: float) -> InterestM
     """Rows that tell new items from each other and say nothing else; popularity as the log has it."""
     cold, counts_V = np.sort(problem.cold), model.vocabulary.item_counts
     rows_ND = length * own_directions(cold.tolist(), model.item_table_VD, counts_V)
-    longer = model.with_rows(cold, rows_ND, torch.zeros(len(cold), len(model.recipe.popularity_days)))
+    longer = model.with_rows(cold, rows_ND, torch.zeros(len(cold), len(model.recipe.objective.popularity_days)))
     return with_popularity(longer, problem.past)
 
 

@@ -88,8 +88,10 @@ def grocery(part: str, seed: int) -> Problem:
     log = data.events.before(cut_us + int(DAYS * DAY_US))
     past = log.before(cut_us)
     counts = past.frame["item_id"].value_counts()
-    recipe = Recipe.load("completejourney").replace(split="none", item_attributes=(), score="inner")
-    cold = _drawn(np.sort(counts.index[counts >= recipe.min_item_count].to_numpy()), seed)
+    recipe = Recipe.load("completejourney").replace(
+        vectors={"similarity": "inner"}, items={"attributes": ()}, split="none"
+    )
+    cold = _drawn(np.sort(counts.index[counts >= recipe.items.min_count].to_numpy()), seed)
     columns = ("department", "product_category", "name")
     warm_log = _without(log, cold)
     questions = (("", True), ("new: ", False))

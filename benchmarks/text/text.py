@@ -2,7 +2,7 @@
 
     make bench-text ARGS="--beauty sequences.txt items.tsv --seeds 0,1,2"     # and the demo's grocery log
     make bench-text ARGS="--only tuning --beauty sequences.txt items.tsv --seeds 0"     # LoRA, last layer, all
-    make bench-text ARGS="--only grocery --part validation --set epochs=4 --text-set prior_events=4"
+    make bench-text ARGS="--only grocery --part validation --set training.epochs=4 --text-set items.prior_events=4"
 
 A tenth of the items (drawn by the seed) is hidden from training; a model of ids alone is trained, and one of ids and
 text, with the same settings (with item_fusion = "neighbours" that is one training). Both rank the whole catalogue: warm
@@ -144,7 +144,7 @@ def main() -> None:
         document["tuning"] = [
             tuning(
                 problem,
-                problem.recipe.replace(seed=seed).with_settings(chosen.settings),
+                problem.recipe.replace(training={"seed": seed}).with_settings(chosen.settings),
                 ItemTuningOptions(columns=problem.columns, steps=chosen.steps, seed=seed),
             )
             for problem, seed in ((beauty(*chosen.beauty, chosen.part, seed), seed) for seed in seeds)

@@ -222,7 +222,9 @@ def main() -> None:
     data = load("completejourney", asked.every)
     with tempfile.TemporaryDirectory() as folder:
         note.print("[bold]training the encoder on purchases before September[/bold]")
-        retriever = encoder_store(data, Recipe.load("completejourney").replace(epochs=asked.epochs), Path(folder))
+        retriever = encoder_store(
+            data, Recipe.load("completejourney").replace(training={"epochs": asked.epochs}), Path(folder)
+        )
         parts = {}
         for part in ("train", "validation", "test")[: 3 if asked.look_at == "test" else 2]:
             note.print(f"[bold]candidates, labels and features: {part}[/bold]")

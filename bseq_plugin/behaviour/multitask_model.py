@@ -25,8 +25,8 @@ from bseq_plugin.metrics import ranking_metrics, top_k_items
 from bseq_plugin.model.encoder import ITEM_TABLE, USER_INTEREST
 from bseq_plugin.model.interest_model import InterestModel
 from bseq_plugin.model.items import score_vectors
-from bseq_plugin.schema.answers import checked
 from bseq_plugin.recipe.recipe import Recipe
+from bseq_plugin.schema.answers import checked
 
 K_ITEMS = 20
 USUAL_UNITS = math.exp(-2.0)  # a week, of a category, where a count head begins: one in seven weeks

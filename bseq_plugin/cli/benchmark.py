@@ -57,7 +57,7 @@ def benchmark(
     check_output(json_file)
     if "WORLD_SIZE" in os.environ:
         raise UsageError("benchmark runs in one process; under torchrun use train and evaluate")
-    settings = [*(settings or []), f"split={protocol}"]
+    settings = [*(settings or []), f"split={protocol.replace('-', '_')}"]
     load_recipe(recipe, settings)  # wrong settings end here, before a long log is read
     with loading():
         import bseq_plugin.training.train  # noqa: F401, for ``_trained``
@@ -65,9 +65,9 @@ def benchmark(
 
     keep_freed_memory()
     events = read_events(sequences)
-    base = load_recipe(recipe, settings, events).replace(mask_seen=True)
+    base = load_recipe(recipe, settings, events).replace(split={"mask_seen": True})
     _check_test(events, base)  # before hours of training
-    note.print(f"{recipe}: encoder = {base.encoder}, targets = {base.targets}")
+    note.print(f"{recipe}: encoder {base.encoder.name}, objective {base.objective.kind}")
     document = {
         "dataset": {
             "source": Path(sequences).name,
@@ -78,7 +78,7 @@ def benchmark(
         "protocol": protocol,
         "recipe": recipe,
         "settings": settings[:-1],
-        "resolved_recipe": base.model_dump(exclude={"seed"}),
+        "resolved_recipe": base.as_dict(),
         **_figures_of_seeds(events, base, numbers, blend),
     }
     _show(document)
@@ -95,7 +95,7 @@ def _figures_of_seeds(events: Any, recipe: Any, seeds: list[int], blend: bool) -
     with tempfile.TemporaryDirectory() as folder:
         for seed in seeds:
             path = Path(folder) / f"seed-{seed}"
-            pair, row, measured = _one_seed(events, recipe.replace(seed=seed), path, not baselines, blend)
+            pair, row, measured = _one_seed(events, recipe.replace(training={"seed": seed}), path, not baselines, blend)
             runs.append(pair)
             rows.append(row)
             baselines = baselines or measured
@@ -134,9 +134,9 @@ def _check_test(events: Any, recipe: Any) -> None:
     """Raises SchemaError if a time split leaves nothing to learn from, to validate with or to test on."""
     from bseq_plugin.data.prepare import evaluation_set, prepare
 
-    if recipe.split == "time":
+    if recipe.split.kind == "time":
         log = prepare(events, recipe)
-        evaluation_set(log.sequences, log.recipe, "test")
+        evaluation_set(log.sequences, log.recipe.split, "test")
 
 
 def _trained(events: Any, recipe: Any, path: Path) -> tuple[Path, Path]:
@@ -149,10 +149,10 @@ def _trained(events: Any, recipe: Any, path: Path) -> tuple[Path, Path]:
     from bseq_plugin.training.train import train
 
     selection = train(events, recipe, path)
-    if recipe.split != "time":
+    if recipe.split.kind != "time":
         return selection.path, selection.path
-    known = events.before(instant_us(selection.recipe.test_at))
-    again = recipe.replace(split="none", stop_after=selection.info["best_epoch"])
+    known = events.before(instant_us(selection.recipe.split.test_at))
+    again = recipe.replace(split="none", training={"stop_after": selection.info["best_epoch"]})
     return selection.path, train(known, again, path.with_name(f"{path.name}-again")).path
 
 
@@ -181,7 +181,7 @@ def _one_seed(
     if blend:
         row[BLEND] = {"weight": weight, **_figures(comparison, BLEND)}
     row |= {
-        "seed": recipe.seed,
+        "seed": recipe.training.seed,
         "epochs": info["epochs"],
         "best_epoch": info["best_epoch"],
         "train_seconds": seconds,  # all of it: preparing, validating and writing too

@@ -27,7 +27,12 @@ Source = Annotated[
     typer.Argument(help="Log: .parquet, .csv, .tsv, RecBole .inter (also globs), or a .txt of `user item item ...`."),
 ]
 RecipeName = Annotated[str | None, typer.Option("--recipe", help="Shipped recipe by name, 'auto', or a .toml file.")]
-Settings = Annotated[list[str] | None, typer.Option("--set", help="key=value over the recipe; repeat it.")]
+Settings = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set", help="section.key=value over the recipe, e.g. training.epochs=20; repeat it."
+    ),
+]
 Columns = Annotated[
     list[str] | None, typer.Option("--column", help="ours=theirs, e.g. user_id=household_id; repeat it.")
 ]
@@ -46,8 +51,8 @@ def load_recipe(
 ) -> Recipe:
     """The recipe of the options ``--recipe`` and ``--set``; "auto" needs the events, in memory."""
     from bseq_plugin.data.auto_recipe import AUTO, auto_recipe, wants_window
+    from bseq_plugin.recipe.merge import apply_settings
     from bseq_plugin.recipe.recipe import Recipe
-    from bseq_plugin.recipe.files import assign
 
     if name != AUTO:
         recipe = Recipe() if name is None else Recipe.load(name)
@@ -56,11 +61,9 @@ def load_recipe(
 
     if isinstance(events, PartitionedSequences):
         raise UsageError("--recipe auto needs the log in memory; name another recipe for partitioned sequences")
-    asked: dict[str, Any] = {}
-    for setting in settings or []:
-        assign(asked, setting)
+    asked = apply_settings(Recipe, {}, settings or [])
     # also without events, to see whether the settings can be right at all
-    checked = Recipe(targets="window" if wants_window(asked) else "next").with_settings(settings or [])
+    checked = Recipe(objective="window" if wants_window(asked) else "next").with_settings(settings or [])
     return checked if events is None else auto_recipe(events, asked).with_settings(settings or [])
 
 
@@ -86,6 +89,16 @@ def option_values(settings: list[str] | None, option: str, example: str) -> dict
 
     pairs = key_values(settings, option, f"key=value, for example {example}")
     return {key.strip(): parse_value(text.strip()) for key, text in pairs.items()}
+
+
+def sharding_of(settings: list[str] | None) -> str | dict[str, str]:
+    """``["row_wise"]`` or ``["item=row_wise", "time_gap=table_wise"]`` as ``train`` takes it. Raises UsageError."""
+    pairs = [setting.partition("=") for setting in settings or ["auto"]]
+    if len(pairs) == 1 and not pairs[0][1]:
+        return pairs[0][0]
+    if not all(separator for _, separator, _ in pairs):
+        raise UsageError(f"--sharding {settings}: write one way for all tables, or table=way for each")
+    return {table: way for table, _, way in pairs}
 
 
 def pseudonymiser(key_file: Path | None) -> Pseudonymiser | None:

@@ -50,15 +50,15 @@ def recipes(name: Annotated[str | None, typer.Argument(help="Show this one whole
     Example: `bseq recipes reference`
     """
     from bseq_plugin.data.auto_recipe import AUTO, AUTO_DESCRIPTION
-    from bseq_plugin.recipe.recipe import Recipe
     from bseq_plugin.recipe.files import recipe_description, shipped_recipes
+    from bseq_plugin.recipe.recipe import Recipe
 
     if name == AUTO:
         out.print(f"{AUTO_DESCRIPTION} `bseq train LOG --recipe auto` leaves the chosen settings in RUN/recipe.json.")
         return
     if name is not None:
         recipe = Recipe.load(name)
-        out.print_json(recipe.model_dump_json())
+        out.print_json(json.dumps(recipe.as_dict()))
         return
     table = Table("recipe", "what it is for")
     table.add_row(AUTO, AUTO_DESCRIPTION)

@@ -5,7 +5,7 @@ Each feature is a row of an embedding table of its own, int64, so that one ``Key
     feature        row
     event_type     vocabulary row, 0 = unknown type
     time_gap       0 for a user's first event, else 1 + floor(log2(1 + seconds since the event before))
-    time_of_week   hour of the week, 0 = Monday 00:00 to 00:59 in ``Recipe.time_zone``
+    time_of_week   hour of the week, 0 = Monday 00:00 to 00:59 in ``events.time_zone``
     session        events before it in its session: 0 marks the boundary
     value          0 = no value, 1 = nearly zero, then half octaves of what it was worth, gains before losses
 
@@ -24,7 +24,10 @@ import pandas as pd
 
 from bseq_plugin.data.events import EVENT_TYPE, MICROSECONDS, VALUE
 from bseq_plugin.data.sequences import Sequences
+from bseq_plugin.errors import RecipeError
 from bseq_plugin.plugins import plugin_manager
+from bseq_plugin.recipe.data import SESSION_GAP_MINUTES, EventSettings
+from bseq_plugin.recipe.model import EncoderSettings
 
 if TYPE_CHECKING:
     from bseq_plugin.recipe.recipe import Recipe
@@ -63,11 +66,21 @@ class EventInputs:
     sessions: bool = False
 
     @classmethod
-    def of(cls, recipe: Recipe) -> EventInputs:
-        """What a recipe says. Raises UsageError for an unknown encoder."""
-        part = plugin_manager().part("encoder", recipe.encoder)
-        gap_us = round(recipe.session_gap_minutes * MINUTE_US)
-        return cls(recipe.event_features, recipe.time_zone, gap_us, part.reads_sessions)
+    def of(cls, events: EventSettings, encoder: EncoderSettings) -> EventInputs:
+        """What these sections of a recipe say.
+
+        Raises UsageError for an unknown encoder, and RecipeError for a length of sessions that nothing reads.
+        """
+        part = plugin_manager().part("encoder", encoder.name)
+        inputs = cls(
+            events.features, events.time_zone, round(events.session_gap_minutes * MINUTE_US), part.reads_sessions
+        )
+        if events.session_gap_minutes != SESSION_GAP_MINUTES and not inputs.needs_sessions:
+            raise RecipeError(
+                f"events.session_gap_minutes = {events.session_gap_minutes:g} is read by feature 'session' and by "
+                f"encoders that read sessions, and encoder {encoder.name!r} does not; leave it out"
+            )
+        return inputs
 
     @property
     def needs_sessions(self) -> bool:
@@ -112,7 +125,7 @@ def event_inputs(events: EventInputs | Recipe | Sequence[str]) -> EventInputs:
     """From what a caller has: a recipe, or names of features with all else at its default."""
     if isinstance(events, EventInputs):
         return events
-    return EventInputs(tuple(events)) if isinstance(events, Sequence) else EventInputs.of(events)
+    return EventInputs(tuple(events)) if isinstance(events, Sequence) else EventInputs.of(events.events, events.encoder)
 
 
 def time_gap_buckets(sequences: Sequences) -> np.ndarray:

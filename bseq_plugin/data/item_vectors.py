@@ -18,9 +18,9 @@ from bseq_plugin.data.items import check_items
 from bseq_plugin.data.vocabulary import Vocabulary
 from bseq_plugin.errors import PluginError, SchemaError
 from bseq_plugin.plugins import plugin_manager
+from bseq_plugin.recipe.data import ItemEncoderSettings
 from bseq_plugin.schema.item_encoders import ItemEncoder
 from bseq_plugin.schema.options import parse_options
-from bseq_plugin.recipe.recipe import Recipe
 
 
 @dataclass(frozen=True)
@@ -42,13 +42,17 @@ class ItemVectors:
 
     @classmethod
     def from_frame(
-        cls, items: pd.DataFrame, recipe: Recipe, vocabulary: Vocabulary, progress: bool = False
+        cls,
+        items: pd.DataFrame,
+        chosen: Sequence[ItemEncoderSettings],
+        vocabulary: Vocabulary,
+        progress: bool = False,
     ) -> ItemVectors:
-        """Encode the vocabulary's rows of ``items`` with ``recipe.item_encoders``; warns of items without a vector.
+        """Encode the vocabulary's rows of ``items`` with the item encoders ``chosen``; warns of items without a vector.
 
         Raises SchemaError if a column is missing, an item is there twice, or no item of the vocabulary is there.
         """
-        encoders = build_item_encoders(recipe)
+        encoders = build_item_encoders(chosen)
         check_items(items, [column for encoder in encoders for column in encoder.columns])
         rows = vocabulary.item_rows(items[ITEM])
         known = rows > 0
@@ -63,7 +67,7 @@ class ItemVectors:
         nothing = np.flatnonzero(~vectors_VE[1:].any(1))
         if len(nothing) == vocabulary.n_items:
             raise SchemaError(
-                f"{', '.join(recipe.item_encoders)} found nothing to read of any item: the columns "
+                f"{', '.join(settings.name for settings in chosen)} found nothing to read of any item: the columns "
                 f"{[column for encoder in encoders for column in encoder.columns]} are empty"
             )
         if len(nothing):
@@ -75,13 +79,13 @@ class ItemVectors:
         return cls(vectors_VE, encoders_identity(encoders))
 
 
-def build_item_encoders(recipe: Recipe) -> list[ItemEncoder]:
-    """Those of the recipe, in order. Raises UsageError (unknown name) or RecipeError (bad options)."""
+def build_item_encoders(chosen: Sequence[ItemEncoderSettings]) -> list[ItemEncoder]:
+    """The item encoders of a recipe, in order. Raises UsageError (unknown name) or RecipeError (bad options)."""
     encoders = []
-    for name in recipe.item_encoders:
-        part = plugin_manager().part("item encoder", name)
-        where = f"item_encoder_options of {name!r}"
-        encoders.append(part(parse_options(part.Options, recipe.item_encoder_options.get(name, {}), where)))
+    for settings in chosen:
+        part = plugin_manager().part("item encoder", settings.name)
+        where = f"items.encoders, {settings.name!r}"
+        encoders.append(part(parse_options(part.Options, settings.options, where)))
     return encoders
 
 

@@ -1,4 +1,4 @@
-"""``targets = "masked"``: events hidden anywhere in a history, to be found from those around them."""
+"""The objective "masked": events hidden anywhere in a history, to be found from those around them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from bseq_plugin.data.examples import Examples, share
 from bseq_plugin.data.random_numbers import RandomNumbers
 from bseq_plugin.data.sequences import Sequences
 from bseq_plugin.data.target_types import target_weights
-from bseq_plugin.recipe.recipe import Recipe
 
 
 class MaskedEvents:
@@ -20,8 +19,8 @@ class MaskedEvents:
 
     passes = 1
 
-    def __init__(self, sequences: Sequences, recipe: Recipe, of_type: np.ndarray | None = None) -> None:
-        self.sequences, self.mask_share = sequences.latest(recipe.max_length), recipe.mask_share
+    def __init__(self, sequences: Sequences, max_length: int, of_type: np.ndarray | None, mask_share: float) -> None:
+        self.sequences, self.mask_share = sequences.latest(max_length), mask_share
         self.weights = target_weights(self.sequences, of_type)
         passed = np.concatenate([[0], np.cumsum(self.weights > 0)])
         n_targets = passed[self.sequences.offsets[1:]] - passed[self.sequences.offsets[:-1]]

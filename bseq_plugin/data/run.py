@@ -16,10 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bseq_plugin.data.events import instant_us
-from bseq_plugin.data.prepare import PreparedLog
+from bseq_plugin.data.prepare import PreparedLog, training_histories
 from bseq_plugin.data.sequences import Sequences
-from bseq_plugin.data.splits import training_part
 from bseq_plugin.data.vocabulary import Vocabulary
 from bseq_plugin.errors import RunError
 from bseq_plugin.recipe.recipe import Recipe
@@ -49,7 +47,7 @@ class Run:
     @property
     def recipe(self) -> Recipe:
         """The resolved recipe."""
-        return Recipe.parse(json.loads((self.path / "recipe.json").read_text(encoding="utf-8")), str(self.path))
+        return Recipe.stored(json.loads((self.path / "recipe.json").read_text(encoding="utf-8")), self.path)
 
     def vocabulary(self) -> Vocabulary:
         """The item and event-type ids."""
@@ -61,15 +59,12 @@ class Run:
 
     def training_part(self) -> Sequences:
         """Return the histories that training learned from: the log without its held-out part."""
-        log, recipe = self.sequences(), self.recipe
-        if recipe.split == "time":
-            return log.between(None, instant_us(recipe.validation_at, "validation_at"))
-        return training_part(log) if recipe.split == "leave-one-out" else log
+        return training_histories(self.sequences(), self.recipe.split)
 
     def begin(self, log: PreparedLog, warm_start: str | Path | None = None) -> None:
         """Write what training starts from; ``warm_start`` is the run whose weights it begins with."""
         self.path.mkdir(parents=True, exist_ok=True)
-        replace_text(self.path / "recipe.json", log.recipe.model_dump_json(indent=1))
+        replace_text(self.path / "recipe.json", json.dumps(log.recipe.as_dict(), indent=1))
         log.vocabulary.save(self.path / "vocabulary.parquet")
         log.sequences.save(self.path / "sequences.parquet", log.vocabulary)
         info = {"status": "training", "attributes_sha256": None if log.attributes is None else log.attributes.digest}

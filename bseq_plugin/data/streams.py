@@ -33,7 +33,7 @@ Gather = Callable[[Any], list[Any]]  # the values of all ranks
 
 
 class StreamedData(TrainingData):
-    """``TrainingData`` over partitions, with ``targets = "next"``.
+    """``TrainingData`` over partitions, with ``objective.kind = "next"``.
 
     Args:
         training: cuts the part that may be trained on out of whole histories.
@@ -58,20 +58,20 @@ class StreamedData(TrainingData):
         check_streams(len(log.partitions), world_size, recipe)
         self.log, self.vocabulary, self.recipe, self.training, self.gather = log, vocabulary, recipe, training, gather
         self.rank, self.world_size = rank, world_size
-        self.of_type = type_weights(recipe, vocabulary)
-        self.candidates = CandidateSampler(vocabulary, recipe)
-        self.inputs = EventInputs.of(recipe)
+        self.of_type = type_weights(recipe.objective, vocabulary)
+        self.candidates = CandidateSampler(vocabulary, recipe.negatives)
+        self.inputs = EventInputs.of(recipe.events, recipe.encoder)
         self.popularity = PopularityPrior(nobody(log), vocabulary.n_items, ())
         each = len(log.partitions) // world_size
         self.own = list(range(rank * each, (rank + 1) * each))
-        self.streams = [Stream(log, number, vocabulary, recipe.seed, len(log.partitions)) for number in self.own]
+        self.streams = [
+            Stream(log, number, vocabulary, recipe.training.seed, len(log.partitions)) for number in self.own
+        ]
 
     @property
     def steps_per_epoch(self) -> int:
         """Batches of an epoch, equal on every rank."""
-        if self.recipe.batch_events is None:
-            return max(1, -(-self.log.n_users // self.recipe.batch_users))
-        return max(1, self.log.n_events // self.recipe.batch_events)
+        return max(1, self.recipe.training.batch.n_batches(self.log.n_users, self.log.n_events))
 
     def batches(self, epoch: int, start: int = 0) -> Iterator[Batch]:
         """This rank's batches of ``epoch``, from step ``start`` on."""
@@ -80,17 +80,17 @@ class StreamedData(TrainingData):
         for step in range(start, steps):
             taken = [part for part in (next(part) for part in parts) if part is not None]
             histories = self.training(Sequences.join(taken)) if taken else nobody(self.log)
-            random = step_random(self.recipe.seed, epoch, step)
+            random = step_random(self.recipe.training.seed, epoch, step)
             yield self._batch_of(self._examples(histories, random), random)
 
     def _examples(self, histories: Sequences, random: RandomNumbers) -> Examples:
-        source = NextEvent(histories, self.recipe, self.of_type)
+        source = NextEvent(histories, self.recipe.encoder.max_length, self.of_type)
         if len(source.users):
             examples = source.examples(source.users, 0, 1, random)
         else:  # every rank takes part in a step's look-ups, with a user who has done nothing if need be
             none = np.empty(0, np.int64)
             examples = Examples(nobody(self.log), none, none, none, np.empty(0, np.float32), 0.0, none)
-        mixed = self.recipe.sampling == "mixed" and self.recipe.candidates != "all"
+        mixed = self.recipe.negatives.kind == "mixed"
         own = (examples.total_weight, np.unique(examples.batch_targets) if mixed else None)
         every = self.gather(own)
         targets = np.concatenate([ids for _, ids in every]) if mixed else examples.batch_targets
@@ -106,9 +106,9 @@ def check_streams(n_partitions: int, world_size: int, recipe: Recipe) -> None:
             f"{', '.join(map(str, fitting))} of them, or make the partitions again: `bseq sequences --partitions "
             f"{world_size * max(1, n_partitions // world_size)}`"
         )
-    if recipe.targets != "next":
+    if recipe.objective.kind != "next":
         raise RecipeError(
-            f"targets = {recipe.targets!r} needs the log in memory; use targets = 'next', or a smaller log"
+            f"objective.kind = {recipe.objective.kind!r} needs the log in memory; use 'next', or a smaller log"
         )
 
 

@@ -7,18 +7,18 @@ import numpy as np
 from bseq_plugin.data.sequences import Sequences
 from bseq_plugin.data.vocabulary import Vocabulary
 from bseq_plugin.errors import RecipeError
-from bseq_plugin.recipe.recipe import Recipe
+from bseq_plugin.recipe.objective import ObjectiveSettings
 
 
-def type_weights(recipe: Recipe, vocabulary: Vocabulary) -> np.ndarray | None:
+def type_weights(objective: ObjectiveSettings, vocabulary: Vocabulary) -> np.ndarray | None:
     """float32, the weight of a target by the row of its event type (0 = unknown type); None if all count alike.
 
-    Raises RecipeError if the recipe names a type that the log does not have.
+    Raises RecipeError if the objective names a type that the log does not have.
     """
-    chosen, weights = recipe.target_event_types, recipe.event_type_weights
+    chosen, weights = objective.event_types, objective.event_type_weights
     if not chosen and not weights:
         return None
-    for field, names in (("target_event_types", chosen), ("event_type_weights", weights)):
+    for field, names in (("objective.event_types", chosen), ("objective.event_type_weights", weights)):
         unknown = [name for name in names if name not in vocabulary.event_types]
         if unknown:
             raise RecipeError(

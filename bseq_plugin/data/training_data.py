@@ -23,12 +23,21 @@ from bseq_plugin.data.vocabulary import Vocabulary
 from bseq_plugin.errors import SchemaError
 from bseq_plugin.recipe.recipe import Recipe
 
-SOURCES: dict[str, type[NextEvent | NextOfPrefix | TargetWindow | MaskedEvents]] = {
-    "next": NextEvent,
-    "prefix": NextOfPrefix,
-    "window": TargetWindow,
-    "masked": MaskedEvents,
-}
+ExampleSource = NextEvent | NextOfPrefix | TargetWindow | MaskedEvents
+
+
+def example_source(sequences: Sequences, recipe: Recipe, of_type: np.ndarray | None) -> ExampleSource:
+    """What the recipe's objective makes of histories; ``of_type``: see ``type_weights``."""
+    objective, max_length = recipe.objective, recipe.encoder.max_length
+    match objective.kind:
+        case "next":
+            return NextEvent(sequences, max_length, of_type)
+        case "prefix":
+            return NextOfPrefix(sequences, max_length, of_type)
+        case "window":
+            return TargetWindow(sequences, max_length, of_type, objective, recipe.items.min_count)
+        case "masked":
+            return MaskedEvents(sequences, max_length, of_type, objective.share)
 
 
 class TrainingData:
@@ -36,8 +45,8 @@ class TrainingData:
 
     Args:
         sequences: the training part only; nothing of validation or test.
-        recipe: ``batch_users`` counts the users of a global batch, or ``batch_events`` bounds its events; each rank
-            gets its share of the users.
+        recipe: ``training.batch`` counts the users of a global batch, or bounds its events; each rank gets its share of
+            the users.
 
     Raises:
         SchemaError: if no user has a history and a target.
@@ -51,22 +60,20 @@ class TrainingData:
         self.recipe = recipe
         self.rank = rank
         self.world_size = world_size
-        self.candidates = CandidateSampler(vocabulary, recipe)
-        self.inputs = EventInputs.of(recipe)
+        self.candidates = CandidateSampler(vocabulary, recipe.negatives)
+        self.inputs = EventInputs.of(recipe.events, recipe.encoder)
         self.popularity = PopularityPrior(sequences, vocabulary.n_items, recipe.popularity_days)
-        self.source = SOURCES[recipe.targets](sequences, recipe, type_weights(recipe, vocabulary))
+        self.source = example_source(sequences, recipe, type_weights(recipe.objective, vocabulary))
         if len(self.source.users) == 0:
             raise SchemaError(
                 f"none of the {sequences.n_users} users has a history and a target to learn from "
-                f"(targets = {recipe.targets!r}); a user needs two or more events"
+                f"(objective.kind = {recipe.objective.kind!r}); a user needs two or more events"
             )
 
     @property
     def steps_per_epoch(self) -> int:
         """Batches of an epoch, equal on every rank."""
-        if self.recipe.batch_events is None:
-            return -(-len(self.source.users) * self.source.passes // self.recipe.batch_users)
-        return max(1, self._n_events // self.recipe.batch_events)
+        return self.recipe.training.batch.n_batches(len(self.source.users) * self.source.passes, self._n_events)
 
     @property
     def _n_events(self) -> int:
@@ -79,22 +86,23 @@ class TrainingData:
         bounds = self._bounds(order)
         for step in range(start, self.steps_per_epoch):
             chosen = self.source.users[order[bounds[step] : bounds[step + 1]]]
-            yield self._batch(chosen, step_random(self.recipe.seed, epoch, step))
+            yield self._batch(chosen, step_random(self.recipe.training.seed, epoch, step))
 
     def _order(self, epoch: int) -> np.ndarray:
         """Places in ``source.users``."""
-        rng = np.random.default_rng([self.recipe.seed, ORDER_STREAM, epoch])
+        rng = np.random.default_rng([self.recipe.training.seed, ORDER_STREAM, epoch])
         return np.concatenate([rng.permutation(len(self.source.users)) for _ in range(self.source.passes)])
 
     def _bounds(self, order: np.ndarray) -> np.ndarray:
         """int64 [steps + 1], where each batch begins in ``order``.
 
-        With ``batch_events`` all events are laid in a row and cut into equal parts; a user belongs to the part in which
+        With ``batch.events`` all events are laid in a row and cut into equal parts; a user belongs to the part in which
         its first event falls. No history is longer than a part, so that no batch is empty.
         """
         steps = np.arange(self.steps_per_epoch + 1)
-        if self.recipe.batch_events is None:
-            return np.minimum(steps * self.recipe.batch_users, len(order))
+        n_users = self.recipe.training.batch.users
+        if n_users is not None:
+            return np.minimum(steps * n_users, len(order))
         lengths = self.source.lengths[order]
         return np.searchsorted(np.cumsum(lengths) - lengths, steps * self._n_events / self.steps_per_epoch)
 

@@ -65,7 +65,9 @@ class Demo:
     def choose(self) -> tuple[int, Run]:
         """Train to the end of October, stop on November: the number of epochs and the run they come from."""
         recipe = self.recipe.replace(
-            split="time", validation_at=VALIDATION_AT, test_at=TEST_AT, horizon_days=HORIZON_DAYS
+            split={
+                "kind": "time", "validation_at": VALIDATION_AT, "test_at": TEST_AT, "horizon_days": HORIZON_DAYS
+            }
         )
         known = self.data.events.before(instant_us(TEST_AT))
         run = train(known, recipe, self._fresh("runs/selection"), items=self.data.items)
@@ -82,7 +84,7 @@ class Demo:
     def final(self, epochs: int) -> Run:
         """Train through November with the number of epochs chosen on it."""
         known = self.data.events.before(instant_us(TEST_AT))
-        recipe = self.recipe.replace(split="none", stop_after=epochs)
+        recipe = self.recipe.replace(split="none", training={"stop_after": epochs})
         return train(known, recipe, self._fresh("runs/final"), items=self.data.items)
 
     def publish(self, run: Run) -> Retriever:
@@ -122,7 +124,7 @@ class Demo:
         """``metrics.json``."""
         protocol = {
             "data": "completejourney", "split": "time", "validation_at": VALIDATION_AT, "test_at": TEST_AT,
-            "horizon_days": HORIZON_DAYS, "recipe": self.recipe.model_dump(), "chosen_on_validation": chosen,
+            "horizon_days": HORIZON_DAYS, "recipe": self.recipe.as_dict(), "chosen_on_validation": chosen,
         }  # fmt: skip
         ordered = {name: comparisons[name] for name in ("all", "new")}
         write_json(self.out / "metrics.json", metrics_document(protocol, ordered, self.seconds))

@@ -22,6 +22,7 @@ from bseq_plugin.evaluation.neighbour_baselines import TransitionGraph
 from bseq_plugin.evaluation.rankers import InterestScorer, Ranker, interest_ranker
 from bseq_plugin.evaluation.report import MODEL, Comparison, compare
 from bseq_plugin.model.interest_model import InterestModel
+from bseq_plugin.recipe.data import SplitSettings
 from bseq_plugin.recipe.recipe import Recipe
 
 Part = Literal["test", "validation"]
@@ -64,13 +65,13 @@ class HeldOut:
 
     @classmethod
     def _held_out(cls, sequences: Sequences, recipe: Recipe, part: Part, n_items: int) -> HeldOut:
-        cut_us = _cut_us(recipe, part)
+        cut_us = _cut_us(recipe.split, part)
         known = training_part(sequences) if cut_us is None else sequences.between(None, cut_us)
-        seen = "mask" if recipe.mask_seen else "keep"
+        seen = "mask" if recipe.split.kind != "none" and recipe.split.mask_seen else "keep"
         protocol = {
-            "split": recipe.split, "part": part, "seen": seen, "catalogue": n_items, "recipe": recipe.model_dump()
+            "split": recipe.split.kind, "part": part, "seen": seen, "catalogue": n_items, "recipe": recipe.as_dict()
         }  # fmt: skip
-        return cls(evaluation_set(sequences, recipe, part), known, cut_us, protocol)
+        return cls(evaluation_set(sequences, recipe.split, part), known, cut_us, protocol)
 
     def compare(
         self, scorer: InterestScorer, ks: Sequence[int], baselines: bool, others: Mapping[str, Ranker] | None = None
@@ -117,8 +118,8 @@ def evaluate_run(
     return held_out.compare(held_out.up_to_date(model), ks, baselines)
 
 
-def _cut_us(recipe: Recipe, part: Part) -> int | None:
+def _cut_us(split: SplitSettings, part: Part) -> int | None:
     """Where a time split begins a part, microseconds UTC; None with another split."""
-    if recipe.split != "time":
+    if split.kind != "time":
         return None
-    return instant_us(recipe.validation_at if part == "validation" else recipe.test_at)
+    return instant_us(split.validation_at if part == "validation" else split.test_at)

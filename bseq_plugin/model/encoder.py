@@ -24,10 +24,11 @@ from bseq_plugin.model.items import InterestHead, ItemTower
 from bseq_plugin.model.members import SideBySide
 from bseq_plugin.model.neighbours import NeighbourItems
 from bseq_plugin.plugins import plugin_manager
+from bseq_plugin.recipe.model import EncoderSettings, VectorSettings
+from bseq_plugin.recipe.recipe import Recipe
 from bseq_plugin.schema.encoders import SequenceEncoder
 from bseq_plugin.schema.options import parse_options
 from bseq_plugin.schema.packed import PackedEvents
-from bseq_plugin.recipe.recipe import Recipe
 
 USER_INTEREST = "user_interest"
 ITEM_TABLE = "item"
@@ -38,19 +39,19 @@ class SequenceInterestEncoder(nn.Module):
     """Sharded tables, event embedder, one sequence encoder part, readout.
 
     Args:
-        recipe: ``encoder``, ``encoder_options``, ``members``, ``dim``, ``max_length``, ``dropout`` and
-            ``event_features`` are used.
+        recipe: the sections ``encoder``, ``vectors``, ``events``, ``items`` and ``interests`` are used, and
+            ``objective.popularity_days``.
         n_items: V; the item table has V + 1 rows, row 0 for unknown items.
         n_event_types: rows of the event-type table without its row 0; needed if the recipe reads event types
             (RecipeError without).
-        attributes: item attributes to sum into the item rows, one for each of ``recipe.item_attributes`` (training; an
+        attributes: item attributes to sum into the item rows, one for each of ``recipe.items.attributes`` (training; an
             exported encoder has them in its item table).
         item_vectors: what the recipe's item encoders say of the items (training), or only how wide that is (an exported
             encoder has it in its item table).
         candidate_keys: look up ``target`` and ``negative`` in the item table too (training).
         device: of the embedding tables; "meta" leaves them to the planner of ``DistributedModelParallel``.
 
-    Input keys: ``event`` and those of ``recipe.event_features`` (int64 rows, oldest first, at most ``max_length`` a
+    Input keys: ``event`` and those of ``recipe.events.features`` (int64 rows, oldest first, at most ``max_length`` a
     user), optionally ``timestamp`` (int64 microseconds), and ``session_number`` if the encoder reads sessions, as the
     *first* keys; ``history_features(sequences, recipe)`` makes them all.
     """
@@ -67,20 +68,20 @@ class SequenceInterestEncoder(nn.Module):
         device: torch.device | str | None = None,
     ) -> None:
         super().__init__()
-        part = build_encoder_part(recipe)
-        if EVENT_TYPE in recipe.event_features and n_event_types < 1:
+        part = build_encoder_part(recipe.encoder, recipe.vectors)
+        if EVENT_TYPE in recipe.events.features and n_event_types < 1:
             raise RecipeError(
                 "the recipe reads event types, but n_event_types = 0; say how many there are, or leave event_type out "
-                "of event_features"
+                "of events.features"
             )
         tables = _tables(recipe, n_items, n_event_types, candidate_keys)
         self.embedding_collection = EmbeddingCollection(tables=tables, device=torch.device(device) if device else None)
         neighbours = _neighbour_items(recipe, item_vectors)
-        self.item_tower = ItemTower(recipe.vector_dim, attributes, recipe.table_init, neighbours)
-        self.event_embedder = EventEmbedder(EventInputs.of(recipe), recipe.max_length)
+        self.item_tower = ItemTower(recipe.vectors.table_dim, attributes, recipe.vectors.init, neighbours)
+        self.event_embedder = EventEmbedder(EventInputs.of(recipe.events, recipe.encoder), recipe.encoder.max_length)
         self.sequence_encoder = StateReader(part)
         self.interest_head = InterestHead(
-            recipe.vector_dim, len(recipe.popularity_days), recipe.score == "cosine", recipe.temperature
+            recipe.vectors.table_dim, len(recipe.popularity_days), recipe.vectors.similarity
         )
         self.multi_interests = _multi_interests(recipe)
         self.readout = Readout(recipe.interest_dim, recipe.interests_per_user)
@@ -204,32 +205,34 @@ class Readout(nn.Module):
         return KeyedTensor(keys=[USER_INTEREST], length_per_key=[self.width], values=values)
 
 
-def build_encoder_part(recipe: Recipe) -> SequenceEncoder:
-    """The sequence encoder named in the recipe, ``recipe.members`` times. Raises UsageError (unknown name) or
-    RecipeError (bad options).
+def build_encoder_part(encoder: EncoderSettings, vectors: VectorSettings) -> SequenceEncoder:
+    """The sequence encoder that is named, ``ensemble`` times. Raises UsageError (unknown name) or RecipeError (bad
+    options).
     """
-    part = plugin_manager().part("encoder", recipe.encoder)
-    options = parse_options(part.Options, recipe.encoder_options, f"encoder_options of {recipe.encoder!r}")
-    members: list[SequenceEncoder] = [
-        part(recipe.dim, recipe.max_length, recipe.dropout, options) for _ in range(recipe.members)
+    part = plugin_manager().part("encoder", encoder.name)
+    options = parse_options(part.Options, encoder.options, f"options of encoder {encoder.name!r}")
+    parts: list[SequenceEncoder] = [
+        part(vectors.dim, encoder.max_length, encoder.dropout, options) for _ in range(vectors.ensemble)
     ]
-    return members[0] if len(members) == 1 else SideBySide(members)
+    return parts[0] if len(parts) == 1 else SideBySide(parts)
 
 
 def _multi_interests(recipe: Recipe) -> MultiInterests | AnchoredInterests | None:
-    if recipe.readout != "multi":
+    interests = recipe.interests
+    if interests.kind == "one":
         return None
-    how = recipe.n_interests, recipe.interest_method, recipe.interests_by_length
-    if recipe.interests_anchored:
-        return AnchoredInterests(recipe.dim, recipe.interest_dim, *how)
-    return MultiInterests(recipe.dim, *how)
+    if interests.anchored:
+        return AnchoredInterests(recipe.vectors.dim, recipe.interest_dim, interests.n, interests.method, False)
+    return MultiInterests(recipe.vectors.dim, interests.n, interests.method, False)
 
 
 def _neighbour_items(recipe: Recipe, vectors: ItemVectors | int | None) -> NeighbourItems | None:
-    if not recipe.item_encoders:
+    if not recipe.items.encoders:
         return None
     if vectors is None:
-        raise RecipeError(f"the recipe has item_encoders = {list(recipe.item_encoders)}; give their item_vectors")
+        raise RecipeError(
+            f"the recipe has items.encoders = {[part.name for part in recipe.items.encoders]}; give their item_vectors"
+        )
     known = None if isinstance(vectors, int) else vectors
     width = vectors if isinstance(vectors, int) else vectors.vectors_VE.shape[1]
     return NeighbourItems(width, known)
@@ -237,15 +240,15 @@ def _neighbour_items(recipe: Recipe, vectors: ItemVectors | int | None) -> Neigh
 
 def _tables(recipe: Recipe, n_items: int, n_event_types: int, candidate_keys: bool) -> list[EmbeddingConfig]:
     item_keys = [EVENT, TARGET, NEGATIVE] if candidate_keys else [EVENT]
-    rows = {ITEM_TABLE: (n_items + 1, item_keys, recipe.table_init)}
+    rows = {ITEM_TABLE: (n_items + 1, item_keys, recipe.vectors.init)}
     # context tables start at zero: an event is its item until the data says more
-    for name in sorted(set(recipe.event_features), key=FEATURE_ORDER.index):
+    for name in sorted(set(recipe.events.features), key=FEATURE_ORDER.index):
         rows[name] = (n_event_types + 1 if name == EVENT_TYPE else TABLE_ROWS[name], [name], 0.0)
     return [
         EmbeddingConfig(
             name=name,
             num_embeddings=count,
-            embedding_dim=recipe.vector_dim,
+            embedding_dim=recipe.vectors.table_dim,
             feature_names=keys,
             init_fn=partial(nn.init.normal_, std=std),
         )

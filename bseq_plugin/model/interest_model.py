@@ -92,7 +92,7 @@ class InterestModel:
 
     @property
     def item_table_VD(self) -> Tensor:
-        """float32 [V + 1, D], D = ``recipe.vector_dim``: the rows that histories are read with."""
+        """float32 [V + 1, D], D = ``recipe.vectors.table_dim``: the rows that histories are read with."""
         weight: Tensor = self.encoder.embedding_collection.embeddings[ITEM_TABLE].weight.detach()
         return weight
 
@@ -102,12 +102,12 @@ class InterestModel:
 
         Row 0 is the unknown item's and no catalogue item.
         """
-        return score_vectors(self.item_table_VD, self.item_priors_VP, self.recipe.score == "cosine")
+        return score_vectors(self.item_table_VD, self.item_priors_VP, self.recipe.vectors.cosine)
 
     @cached_property
     def digest(self) -> str:
         """Hexadecimal sha256 of everything that decides on a vector: recipe, vocabulary, weights and item priors."""
-        digest = hashlib.sha256(json.dumps(self.recipe.model_dump(), sort_keys=True).encode())
+        digest = hashlib.sha256(json.dumps(self.recipe.as_dict(), sort_keys=True).encode())
         digest.update("\0".join(map(str, self.vocabulary.item_ids.tolist())).encode())
         state = {**self.encoder.state_dict(), "item_priors": self.item_priors_VP}
         for name in sorted(name for name, value in state.items() if value is not None):
@@ -122,7 +122,7 @@ class InterestModel:
 
     @torch.no_grad()
     def encode(self, histories: Sequences, *, wide: bool = False) -> Tensor:
-        """``interests_BKD`` float32 of the latest ``recipe.max_length`` events of each history.
+        """``interests_BKD`` float32 of the latest ``recipe.encoder.max_length`` events of each history.
 
         Without events it is what the head makes of zeros: zeros, or with popularity columns the taste of the crowd.
 
@@ -130,7 +130,7 @@ class InterestModel:
             wide: compute in float64 and round once. A matrix product in float32 has other last bits in a batch than
                 for one user alone; rounded from float64 the bytes are the same, for more time.
         """
-        histories = histories.latest(self.recipe.max_length)
+        histories = histories.latest(self.recipe.encoder.max_length)
         n_interests, dim = self.recipe.interests_per_user, self.recipe.interest_dim
         interests_BKD = torch.empty(histories.n_users, n_interests, dim)
         for users in _calls(histories):
@@ -200,7 +200,7 @@ class InterestModel:
         state = load_file(folder / "encoder.safetensors")
         items = load_file(folder / "items.safetensors")
         state[ITEM_WEIGHT] = items["item_table"]
-        recipe = Recipe.parse(header["recipe"], f"{folder / 'recipe.json'}")
+        recipe = Recipe.stored(header["recipe"], folder / "recipe.json")
         vocabulary = Vocabulary.load(folder / "vocabulary.parquet")
         return cls.from_state(
             recipe, vocabulary, state, items.get("item_priors"), header["trained_until_us"], copy=False
@@ -232,7 +232,7 @@ def save_parts(
 ) -> None:
     """The files of a model but ``items.safetensors``; ``state`` is the encoder's without the item table."""
     save_file({name: value.contiguous() for name, value in state.items()}, folder / "encoder.safetensors")
-    header = {"recipe": recipe.model_dump(), "trained_until_us": trained_until_us, "bseq_version": __version__}
+    header = {"recipe": recipe.as_dict(), "trained_until_us": trained_until_us, "bseq_version": __version__}
     (folder / "recipe.json").write_text(json.dumps(header, indent=1), encoding="utf-8")
     vocabulary.save(folder / "vocabulary.parquet")
 

@@ -12,6 +12,7 @@ from torchrec import JaggedTensor, KeyedJaggedTensor
 
 from bseq_plugin.data.items import ItemAttributes
 from bseq_plugin.model.neighbours import NeighbourItems
+from bseq_plugin.recipe.model import SimilaritySettings
 
 
 class ItemTower(nn.Module):
@@ -109,11 +110,10 @@ class InterestHead(nn.Module):
     read off the state and appended: how much this user follows the crowd.
     """
 
-    def __init__(self, dim: int, n_priors: int, cosine: bool, temperature: float) -> None:
+    def __init__(self, dim: int, n_priors: int, similarity: SimilaritySettings) -> None:
         super().__init__()
-        self.cosine = cosine
-        self.initial_scale = 1.0 / temperature
-        self.scale = ScaleParameter(self.initial_scale) if cosine else None
+        self.cosine = similarity.kind == "cosine"
+        self.scale = ScaleParameter(1.0 / similarity.temperature) if similarity.kind == "cosine" else None
         self.prior_weights = PriorWeights(dim, n_priors) if n_priors else None
 
     def forward(self, states_ND: Tensor) -> Tensor:

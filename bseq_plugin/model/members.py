@@ -1,6 +1,6 @@
 """Several encoders side by side, trained at once: an ensemble whose vectors a single index can hold.
 
-Member m reads columns m * D ... (m + 1) * D of every table, D = ``recipe.dim``, has its own loss on them, and differs
+Member m reads columns m * D ... (m + 1) * D of every table, D = ``vectors.dim``, has its own loss on them, and differs
 from the others by its initial weights and its dropout. The interest is the members' states side by side, divided by
 their number: an inner product with an item vector is then the mean of the members' scores (a deep ensemble,
 Lakshminarayanan et al., NIPS 2017, section 2.4, averaged before the softmax).

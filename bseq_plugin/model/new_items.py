@@ -30,15 +30,16 @@ def rows_of_items(model: InterestModel, items: pd.DataFrame, progress: bool = Fa
         SchemaError: a column is missing, an item is there twice.
     """
     neighbours = _neighbours(model)
-    encoders = build_item_encoders(model.recipe)
+    encoders = build_item_encoders(model.recipe.items.encoders)
     if encoders_identity(encoders) != neighbours.vectors_identity:
+        names = ", ".join(settings.name for settings in model.recipe.items.encoders)
         raise UsageError(
-            f"the item encoders ({', '.join(model.recipe.item_encoders)}) give other vectors than those the model was "
-            "trained with: their weights or their version changed; use the same weights, or train again"
+            f"the item encoders ({names}) give other vectors than those the model was trained with: their weights or "
+            "their version changed; use the same weights, or train again"
         )
     check_items(items, [column for encoder in encoders for column in encoder.columns])
     vectors_NE = torch.from_numpy(encode_items(encoders, items, progress))
-    table_VD, counts_V, length = model.item_table_VD, model.vocabulary.item_counts, model.recipe.own_direction
+    table_VD, counts_V, length = model.item_table_VD, model.vocabulary.item_counts, model.recipe.items.own_direction
     rows_ND = neighbours.rows_of(vectors_NE, table_VD, counts_V)
     return directed(rows_ND, items[ITEM].tolist(), table_VD, counts_V, length)
 
@@ -58,7 +59,7 @@ def with_new_items(
     _neighbours(model)
     check_items(items, [])
     new = items[model.vocabulary.item_rows(items[ITEM]) == 0] if len(items) else items
-    rows_ND = rows_of_items(model, new, progress) if len(new) else torch.empty(0, model.recipe.vector_dim)
+    rows_ND = rows_of_items(model, new, progress) if len(new) else torch.empty(0, model.recipe.vectors.table_dim)
     known = rows_ND.any(1)
     n_priors, longer = len(model.recipe.popularity_days), model
     if bool(known.any()):

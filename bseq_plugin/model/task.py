@@ -18,10 +18,10 @@ from bseq_plugin.model.interests import label_aware
 from bseq_plugin.model.items import score_vectors
 from bseq_plugin.model.members import members_loss
 from bseq_plugin.plugins import plugin_manager
+from bseq_plugin.recipe.recipe import Recipe
 from bseq_plugin.schema.losses import Candidates, SequenceLoss, Targets
 from bseq_plugin.schema.options import parse_options
 from bseq_plugin.schema.part import MachineChoices
-from bseq_plugin.recipe.recipe import Recipe
 
 
 class SequenceInterestTask(nn.Module):
@@ -48,24 +48,24 @@ class SequenceInterestTask(nn.Module):
             candidate_keys=True,
             device=device,
         )
-        self.masked = recipe.targets == "masked"
+        self.masked = recipe.objective.kind == "masked"
         part = self.interest_encoder.sequence_encoder.part
         if self.masked and not part.predicts_masked:
             raise RecipeError(
-                f"targets = 'masked' needs an encoder that predicts hidden events, and {part.name!r} does not; use "
-                "encoder = 'masked', or other targets"
+                f"objective.kind = 'masked' needs an encoder that predicts hidden events, and {part.name!r} does not; "
+                "use encoder.name = 'masked', or another objective"
             )
         self.objective = Objective(
             build_loss_part(recipe),
-            recipe.score == "cosine",
+            recipe.vectors.cosine,
             recipe.interests_per_user,
-            recipe.members,
-            anchored=recipe.interests_anchored,
+            recipe.vectors.ensemble,
+            anchored=recipe.interests.kind == "several" and recipe.interests.anchored,
         )
 
     def machine_choices(self) -> dict[str, dict[str, Any]]:
         """What is best on this machine, by part; see ``MachineChoices``. Some of it is measured now."""
-        return {name: part.machine_choices(self.recipe.dim) for name, part in self._choosing.items()}
+        return {name: part.machine_choices(self.recipe.vectors.dim) for name, part in self._choosing.items()}
 
     def settle(self, choices: Mapping[str, Mapping[str, Any]]) -> None:
         """Take ``choices`` over, as ``machine_choices`` gave them here, on another rank, or when a run was begun."""
@@ -135,6 +135,6 @@ class Objective(nn.Module):
 
 def build_loss_part(recipe: Recipe) -> SequenceLoss:
     """The loss named in the recipe. Raises UsageError (unknown name) or RecipeError (bad options)."""
-    part = plugin_manager().part("loss", recipe.loss)
-    loss: SequenceLoss = part(parse_options(part.Options, recipe.loss_options, f"loss_options of {recipe.loss!r}"))
+    part = plugin_manager().part("loss", recipe.loss.name)
+    loss: SequenceLoss = part(parse_options(part.Options, recipe.loss.options, f"options of loss {recipe.loss.name!r}"))
     return loss

@@ -60,7 +60,7 @@ def publish_delta(
     given, gone = pd.Index(list(item_ids)), pd.Index(list(removed))
     _check(served, given, rows_ND, gone, priors_NP)
     known = served.model.vocabulary.item_rows(given.to_numpy()) - 1 if len(given) else np.empty(0, np.int64)
-    rows = torch.empty(0, served.model.recipe.vector_dim) if rows_ND is None else rows_ND
+    rows = torch.empty(0, served.model.recipe.vectors.table_dim) if rows_ND is None else rows_ND
     model = served.model.with_rows(given.to_numpy(), rows, priors_NP)
     before = served.overlay
     went = served.model.vocabulary.item_rows(gone.to_numpy()) - 1 if len(gone) else np.empty(0, np.int64)
@@ -115,7 +115,7 @@ def write_delta(store: Store, served: Served, made: Prepared, overlay: Overlay, 
 
 
 def _check(served: Served, given: pd.Index, rows_ND: Tensor | None, gone: pd.Index, priors_NP: Tensor | None) -> None:
-    n_priors, dim = len(served.model.recipe.popularity_days), served.model.recipe.vector_dim
+    n_priors, dim = len(served.model.recipe.popularity_days), served.model.recipe.vectors.table_dim
     if not len(given) and not len(gone):
         raise UsageError("a delta of nothing: give item_ids with rows_ND, or removed")
     for what, ids in (("item_ids", given), ("removed", gone)):

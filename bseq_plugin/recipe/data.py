@@ -100,7 +100,7 @@ class ItemSettings(Section):
         return self
 
 
-class _HeldOut(Section):
+class HeldOutSplit(Section):
     """What every split with a validation has: how the best epoch is found."""
 
     metric: str = Field(
@@ -111,13 +111,13 @@ class _HeldOut(Section):
     patience: int = Field(5, ge=1, description="epochs without a better validation score before training stops")
 
 
-class LeaveOneOutSplit(_HeldOut):
+class LeaveOneOutSplit(HeldOutSplit):
     """The last event of each user is the test, the one before it the validation."""
 
     kind: Literal["leave_one_out"] = "leave_one_out"
 
 
-class TimeSplit(_HeldOut):
+class TimeSplit(HeldOutSplit):
     """Validation and test are windows of time: everything after an instant, for ``horizon_days``."""
 
     kind: Literal["time"] = "time"

@@ -58,6 +58,26 @@ def changed(model: type[Section], values: Mapping[str, Any], changes: Mapping[Pa
     return result
 
 
+def different_keys(first: Mapping[str, Any], second: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """Dotted keys whose values differ, or that one alone has, of two recipes as plain values."""
+    keys = []
+    for key in sorted(first.keys() | second.keys()):
+        old, new = first.get(key), second.get(key)
+        if isinstance(old, Mapping) and isinstance(new, Mapping):
+            keys += different_keys(old, new, f"{prefix}{key}.")
+        elif old != new:
+            keys.append(f"{prefix}{key}")
+    return keys
+
+
+def value_at(values: Mapping[str, Any], key: str) -> Any:
+    """The value at a dotted key of plain values, None if there is none."""
+    value: Any = values
+    for part in key.split("."):
+        value = value.get(part) if isinstance(value, Mapping) else None
+    return value
+
+
 def _leaves(model: type[Section], path: Path, value: Any) -> dict[Path, Any]:
     """Settings of single keys: a table given for a section is one setting for each of its keys."""
     choice = _choice(model, path)

@@ -8,7 +8,8 @@ from typing import Any
 
 from pydantic import Field, ValidationError, model_validator
 
-from bseq_plugin.errors import RecipeError
+from bseq_plugin import __version__
+from bseq_plugin.errors import RecipeError, RunError
 from bseq_plugin.recipe.data import EventSettings, ItemSettings, LeaveOneOutSplit, SplitSettings
 from bseq_plugin.recipe.files import read_recipe
 from bseq_plugin.recipe.merge import apply_settings, replaced
@@ -98,6 +99,15 @@ class Recipe(Section):
             return cls(**values)
         except RecipeError as error:
             raise RecipeError(f"{where}: {str(error).removeprefix('recipe: ')}") from None
+
+    @classmethod
+    def stored(cls, values: Mapping[str, Any], where: Path) -> Recipe:
+        """Return the recipe of a run or of a model. Raises RunError for one of bseq 0.1, which had no sections."""
+        if not isinstance(values.get("encoder"), Mapping):
+            raise RunError(
+                f"{where} was written by bseq 0.1, which bseq {__version__} does not read; train and publish again"
+            )
+        return cls.parse(values, str(where))
 
     @classmethod
     def load(cls, name_or_path: str | Path) -> Recipe:

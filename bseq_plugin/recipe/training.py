@@ -17,6 +17,12 @@ class BatchSettings(Section):
     users: int | None = Field(None, ge=1, description="users (or prefixes) a batch, shared out over the ranks")
     events: int | None = Field(None, ge=1, description="events a batch, so that all batches cost alike")
 
+    def n_batches(self, n_users: int, n_events: int) -> int:
+        """Batches that an epoch of so many users and events has; the last one of users may be smaller."""
+        if self.users is not None:
+            return -(-n_users // self.users)
+        return max(1, n_events // (self.events or 1))
+
     @model_validator(mode="after")
     def _is_one(self) -> BatchSettings:
         if (self.users is None) == (self.events is None):

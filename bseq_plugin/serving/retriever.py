@@ -16,7 +16,6 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 
-from bseq_plugin.data.event_features import EventInputs
 from bseq_plugin.data.events import ITEM, USER, instant_us
 from bseq_plugin.data.sequences import Sequences
 from bseq_plugin.errors import StoreError, UsageError
@@ -231,7 +230,7 @@ class _Asked:
         n_users = self.histories.n_users
         parts = [popular_candidates(self.served, cold, k, self.filters.of_users(cold, n_users))]
         if len(active):
-            chosen = readable(self.histories.take(active), EventInputs.of(self.served.model.recipe))
+            chosen = readable(self.histories.take(active), self.served.model.encoder.event_embedder.inputs)
             rules = self.filters.of_users(active, n_users)
             found = interest_candidates(self.served, chosen, k, self.exclude_seen, self.blend, self.at_us, rules)
             parts.append(found.of_users(active))

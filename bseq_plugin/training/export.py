@@ -60,7 +60,7 @@ def _begin(log: PreparedLog, checkpoints: Checkpoints, best: Position, aside: Pa
     aside.mkdir()
     save_parts(aside, log.recipe, log.vocabulary, state, log.trained_until_us)
     priors = log.item_priors
-    shapes = {"item_table": (log.vocabulary.n_items + 1, log.recipe.vector_dim)}
+    shapes = {"item_table": (log.vocabulary.n_items + 1, log.recipe.vectors.table_dim)}
     if priors is not None:
         shapes["item_priors"] = (priors.shape[0], priors.shape[1])
     create(aside / "items.safetensors", shapes)
@@ -90,8 +90,8 @@ def _complete(log: PreparedLog, aside: Path) -> None:
             for first in range(0, len(keys_VK), ROWS):
                 yield first, rows_VD[first : first + ROWS]
 
-    counts_V, recipe = log.vocabulary.item_counts, log.recipe
-    for first, rows_ND in completed(keys_VK, counts_V, recipe.prior_events, blocks, recipe.own_direction > 0):
+    counts_V, items = log.vocabulary.item_counts, log.recipe.items
+    for first, rows_ND in completed(keys_VK, counts_V, items.prior_events, blocks, items.own_direction > 0):
         write(path, "item_table", rows_ND, first)
 
 

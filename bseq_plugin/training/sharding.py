@@ -19,10 +19,10 @@ from torchrec.optim.optimizers import in_backward_optimizer_filter
 from torchrec.optim.rowwise_adagrad import RowWiseAdagrad
 
 from bseq_plugin.model.task import SequenceInterestTask
-from bseq_plugin.recipe.recipe import Recipe
+from bseq_plugin.recipe.training import TrainingSettings
 from bseq_plugin.training.averaging import WeightAverage
 from bseq_plugin.training.distributed import World
-from bseq_plugin.training.plan import check_device, make_plan
+from bseq_plugin.training.plan import Sharding, check_device, make_plan
 
 TABLE_OPTIMIZERS = {
     "rowwise_adagrad": EmbOptimType.EXACT_ROWWISE_ADAGRAD,
@@ -72,15 +72,15 @@ class ShardedTask:
             self.average.swap()
 
 
-def shard(task: SequenceInterestTask, recipe: Recipe, here: World) -> ShardedTask:
+def shard(task: SequenceInterestTask, training: TrainingSettings, sharding: Sharding, here: World) -> ShardedTask:
     """Plan, shard, and give table rows the fused optimizer and dense parameters AdamW."""
-    check_device(recipe, here.device, here.size)
-    fused = {"optimizer": TABLE_OPTIMIZERS[recipe.table_optimizer], "learning_rate": recipe.table_learning_rate}
+    check_device(sharding, training.table, task.recipe.vectors.table_dim, here.device, here.size)
+    fused = {"optimizer": TABLE_OPTIMIZERS[training.table.name], "learning_rate": training.table.rate}
     sharders = [cast(ModuleSharder[nn.Module], EmbeddingCollectionSharder(fused_params=fused))]
-    plan = make_plan(task, sharders, recipe, here)
+    plan = make_plan(task, sharders, sharding, training.table, here)
     # Each rank fills its own shards: from one seed they would all begin with the same rows. Dense parameters, which
     # must be equal, exist already and come from rank 0.
-    torch.manual_seed(recipe.seed + RANK_STRIDE * here.rank)
+    torch.manual_seed(training.seed + RANK_STRIDE * here.rank)
     with warnings.catch_warnings():
         # torchrec calls DistributedDataParallel in a way that torch has deprecated; nobody here can act on it
         warnings.filterwarnings("ignore", category=FutureWarning, module="torchrec")
@@ -88,11 +88,11 @@ def shard(task: SequenceInterestTask, recipe: Recipe, here: World) -> ShardedTas
         model = DistributedModelParallel(
             task, device=here.device, plan=plan, sharders=sharders, init_data_parallel=here.size > 1
         )
-    parts = _dense_optimizers(dict(in_backward_optimizer_filter(model.named_parameters())), recipe)
+    parts = _dense_optimizers(dict(in_backward_optimizer_filter(model.named_parameters())), training)
     return ShardedTask(model, CombinedOptimizer([model.fused_optimizer, *parts]), parts)
 
 
-def _dense_optimizers(parameters: dict[str, Any], recipe: Recipe) -> list[KeyedOptimizerWrapper]:
+def _dense_optimizers(parameters: dict[str, Any], training: TrainingSettings) -> list[KeyedOptimizerWrapper]:
     """AdamW; and row-wise Adagrad for the attribute table, whose rows are learned like those of the item table.
 
     Either may have nothing to do (``mean`` without options learns its tables alone), and is then left out.
@@ -101,8 +101,8 @@ def _dense_optimizers(parameters: dict[str, Any], recipe: Recipe) -> list[KeyedO
     rest = {name: value for name, value in parameters.items() if name not in tables}
     optimizers = []
     if rest:
-        adam = partial(torch.optim.AdamW, lr=recipe.learning_rate, weight_decay=recipe.weight_decay, fused=True)
+        adam = partial(torch.optim.AdamW, lr=training.dense.rate, weight_decay=training.dense.weight_decay, fused=True)
         optimizers.append(KeyedOptimizerWrapper(rest, adam))
     if tables:
-        optimizers.append(KeyedOptimizerWrapper(tables, partial(RowWiseAdagrad, lr=recipe.table_learning_rate)))
+        optimizers.append(KeyedOptimizerWrapper(tables, partial(RowWiseAdagrad, lr=training.table.rate)))
     return optimizers

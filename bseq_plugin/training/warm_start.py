@@ -28,28 +28,21 @@ from bseq_plugin.errors import RecipeError
 from bseq_plugin.model.encoder import ITEM_TABLE
 from bseq_plugin.model.interest_model import InterestModel
 from bseq_plugin.model.neighbours import NeighbourItems, directed
+from bseq_plugin.recipe.merge import different_keys, value_at
+from bseq_plugin.recipe.recipe import Recipe
 from bseq_plugin.training.checkpoint import Checkpoints, Position
 from bseq_plugin.training.sharding import ShardedTask
 
-# What decides the shapes and the meaning of weights.
-SHARED = (
-    "encoder",
-    "encoder_options",
-    "dim",
-    "members",
-    "max_length",
-    "event_features",
-    "time_zone",
-    "session_gap_minutes",
-    "score",
-    "readout",
-    "n_interests",
-    "interest_method",
-    "interests_anchored",
-    "popularity_days",
-    "item_encoders",
-    "item_encoder_options",
-)
+# Sections that decide the shapes and the meaning of weights, and what in them does not.
+SHARED = ("encoder", "vectors", "events", "items", "interests")
+FREE = {
+    "encoder.dropout",
+    "items.min_count",
+    "items.own_direction",
+    "items.prior_events",
+    "vectors.init",
+    "vectors.similarity.temperature",
+}
 TABLES = "interest_encoder.embedding_collection.embeddings"
 ROWS = 1 << 16
 
@@ -66,16 +59,14 @@ class WarmStart:
     def open(cls, path: str | Path, log: PreparedLog) -> WarmStart:
         """Read ``path`` and see that it fits ``log``'s recipe."""
         run, model = Run(Path(path)), InterestModel.from_run(path)
-        old, new = model.recipe.model_dump(), log.recipe.model_dump()
-        different = [name for name in SHARED if old[name] != new[name]]
+        different = _different(model.recipe, log.recipe)
         if different:
             raise RecipeError(
-                f"warm start from {path}: it has another {', '.join(different)} "
-                f"({', '.join(f'{name} = {old[name]!r}' for name in different)}); use the same, or start cold"
+                f"warm start from {path}: it has another {', '.join(different)}; use the same, or start cold"
             )
-        if old["item_attributes"] or new["item_attributes"]:
+        if log.recipe.items.attributes:
             raise RecipeError(
-                "warm start with item_attributes is not offered: a finished model has them summed into its item rows, "
+                "warm start with items.attributes is not offered: a finished model has them summed into its item rows, "
                 "and they would be added twice; start cold"
             )
         _check_item_encoders(path, model, log)
@@ -118,7 +109,7 @@ class WarmStart:
         table_VD, counts_V = self.model.item_table_VD, self.model.vocabulary.item_counts
         guess_ND = neighbours.rows_of(vectors_NE, table_VD, counts_V)
         ids = vocabulary.item_ids[new - 1].tolist()
-        said_ND = directed(guess_ND, ids, table_VD, counts_V, self.model.recipe.own_direction)
+        said_ND = directed(guess_ND, ids, table_VD, counts_V, self.model.recipe.items.own_direction)
         at_N = torch.from_numpy(new)
         for shard in table.local_shards():  # type: ignore[attr-defined]
             first, start = shard.metadata.shard_offsets
@@ -144,6 +135,16 @@ class WarmStart:
                 dcp.load({flat: old}, checkpoint_id=str(path), no_dist=True)  # type: ignore[attr-defined]
                 old_rows = rows.get(table, np.arange(len(old)))
                 _fill(value, old, old_rows, new=0.0)
+
+
+def _different(old: Recipe, new: Recipe) -> list[str]:
+    """What keeps the weights of one recipe from another, with the value of the old one."""
+    before, now = ({name: recipe.as_dict()[name] for name in SHARED} for recipe in (old, new))
+    keys = [key for key in different_keys(before, now) if key not in FREE]
+    described = [f"{key} ({key} = {value_at(before, key)!r})" for key in keys]
+    if old.popularity_days != new.popularity_days:
+        described.append(f"objective.popularity_days ({list(old.popularity_days)})")
+    return described
 
 
 def _check_item_encoders(path: str | Path, model: InterestModel, log: PreparedLog) -> None:

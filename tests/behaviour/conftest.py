@@ -44,7 +44,6 @@ def habit_items():
 def habit_run(habit_frame, tiny_recipe, tmp_path_factory):
     """Trained on the first 35 days; the log goes on for 35 more."""
     recipe = tiny_recipe.replace(
-        split="time", validation_at=(START + pd.Timedelta(days=35)).isoformat(), horizon_days=7.0, event_features=(),
-        epochs=4, mask_seen=False, table_learning_rate=0.3, learning_rate=0.01, dropout=0.0,
+        encoder={"dropout": 0.0}, events={"features": ()}, split={"kind": "time", "validation_at": (START + pd.Timedelta(days=35)).isoformat(), "horizon_days": 7.0, "mask_seen": False}, training={"epochs": 4, "table": {"rate": 0.3}, "dense": {"rate": 0.01}},
     )  # fmt: skip
     return train(Events.from_frame(habit_frame), recipe, tmp_path_factory.mktemp("habits") / "run", progress=False)

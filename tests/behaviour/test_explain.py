@@ -29,7 +29,7 @@ def history_of(model, rows, days=None):
 
 
 def test_a_model_that_reads_values_is_explained_too():
-    recipe = Recipe(encoder="mean", dim=4, event_features=("value",), dropout=0.0)
+    recipe = Recipe(encoder={"name": "mean", "dropout": 0.0}, vectors={"dim": 4}, events={"features": ("value",)})
     model = InterestModel(
         recipe, Vocabulary(np.arange(5), np.ones(5, np.int64)), SequenceInterestEncoder(recipe, 5).eval(), None, None
     )
@@ -42,7 +42,9 @@ def test_a_model_that_reads_values_is_explained_too():
 @pytest.fixture
 def averaging(trained):
     """An encoder whose interest is the plain mean of the item vectors (halved each day), so that effects are known."""
-    recipe = Recipe(encoder="mean", encoder_options={"half_life_days": 1.0}, dim=4, event_features=(), dropout=0.0)
+    recipe = Recipe(
+        encoder={"name": "mean", "half_life_days": 1.0, "dropout": 0.0}, vectors={"dim": 4}, events={"features": ()}
+    )
     encoder = SequenceInterestEncoder(recipe, trained.vocabulary.n_items)
     with torch.no_grad():
         encoder.embedding_collection.embeddings["item"].weight.zero_()
@@ -90,7 +92,7 @@ def test_a_history_of_one_event_and_more_than_the_encoder_reads(averaging, train
     one = explain(averaging, history_of(averaging, [2]), averaging.vocabulary.item_ids[1])
     assert one.events["effect"].tolist() == pytest.approx([1.0])
     long = history_of(trained, [1, 2] * 40)
-    assert len(explain(trained, long, trained.vocabulary.item_ids[0]).events) == trained.recipe.max_length
+    assert len(explain(trained, long, trained.vocabulary.item_ids[0]).events) == trained.recipe.encoder.max_length
 
 
 def test_the_best_new_item_is_new(trained):

@@ -247,7 +247,7 @@ def test_futures_are_the_next_events_of_the_log_and_memory_its_latest_states(tra
         assert n > 0
         assert found.items_BJ[place].tolist() == later.items[own][:n].tolist() + [0] * (6 - n)
         assert found.types_BJ[place].tolist() == later.event_types[own][:n].tolist() + [0] * (6 - n)
-        history = past.take(np.array([user])).latest(model.recipe.max_length)
+        history = past.take(np.array([user])).latest(model.recipe.encoder.max_length)
         states = model.encoder.sequence_encoder.part(packed_events(model.encoder, history))[-4:]
         kept = ~found.memory.padded_BM[place]
         torch.testing.assert_close(found.memory.states_BMS[place][kept], states, rtol=1e-4, atol=1e-5)

@@ -19,7 +19,9 @@ from bseq_plugin.errors import RecipeError, RunError, SchemaError, UsageError
 
 DAY_US = 86_400_000_000
 HALF_HOUR = 30 * 60_000_000
-RECIPE = return_recipe(with_values=False).replace(dim=16, max_length=32, batch_users=16)
+RECIPE = return_recipe(with_values=False).replace(
+    encoder={"max_length": 32}, vectors={"dim": 16}, training={"batch": {"users": 16}}
+)
 
 
 def log_of(days_of_user, values=None):
@@ -123,7 +125,7 @@ def periodic(seed=0):
 @pytest.fixture(scope="module")
 def habits():
     log, periods = periodic()
-    return log, periods, fit_return_time(log, 80 * DAY_US, RECIPE.replace(epochs=25))
+    return log, periods, fit_return_time(log, 80 * DAY_US, RECIPE.replace(training={"epochs": 25}))
 
 
 def test_strictly_periodic_users_come_when_they_come(habits):
@@ -151,8 +153,8 @@ def test_what_comes_later_changes_nothing(habits):
     times[later] += 3 * DAY_US
     moved = Sequences(log.user_ids, log.offsets, log.items, times)
     np.testing.assert_array_equal(model.within(log, at_us, [7.0]), model.within(moved, at_us, [7.0]))
-    again = fit_return_time(moved, 80 * DAY_US, RECIPE.replace(epochs=2))
-    once = fit_return_time(log, 80 * DAY_US, RECIPE.replace(epochs=2))
+    again = fit_return_time(moved, 80 * DAY_US, RECIPE.replace(training={"epochs": 2}))
+    once = fit_return_time(log, 80 * DAY_US, RECIPE.replace(training={"epochs": 2}))
     for name, weight in once.state_dict().items():
         torch.testing.assert_close(weight, again.state_dict()[name], rtol=0, atol=0)
 
@@ -171,7 +173,7 @@ def test_what_comes_later_changes_nothing(habits):
 )
 def test_encoders_that_look_ahead_are_refused(encoder, options, causal):
     log, _ = periodic()
-    recipe = RECIPE.replace(encoder=encoder, encoder_options=options, epochs=1)
+    recipe = RECIPE.replace(encoder={"name": encoder, **options}, training={"epochs": 1})
     if causal:
         assert np.isfinite(fit_return_time(log, 80 * DAY_US, recipe).within(log, 80 * DAY_US, [7.0])).all()
     else:
@@ -220,7 +222,7 @@ def test_input_unlike_any_other(habits):
     with pytest.raises(SchemaError, match="nobody"):
         fit_return_time(log, -DAY_US)
     years = log_of([[0, 4000], [], [1], [2, 2, 2]])  # a gap of years, nobody, one event, all at one instant
-    fitted = fit_return_time(years, recipe=RECIPE.replace(epochs=1))
+    fitted = fit_return_time(years, recipe=RECIPE.replace(training={"epochs": 1}))
     found = fitted.within(years, fitted.until_us, [1.0, 1e6])
     assert np.isnan(found[1]).all()
     assert ((found[[0, 2, 3]] >= 0) & (found[[0, 2, 3]] <= 1)).all()

@@ -76,13 +76,13 @@ def test_train_reads_a_recipe_file_other_columns_and_an_items_table(bseq, tiny_f
         "--timestamp-unit",
         "s",
         "--set",
-        "score=cosine",
+        "vectors.similarity=cosine",
         "--set",
-        "batch_users=16",
+        "training.batch.users=16",
     )
     assert code == 0, err
     recipe = Run(tmp_path / "run").recipe
-    assert (recipe.encoder, recipe.score, recipe.item_attributes, recipe.dim) == ("mean", "cosine", ("shelf",), 8)
+    assert (recipe.encoder, recipe.vectors.similarity.kind, recipe.items.attributes, recipe.vectors.dim) == ("mean", "cosine", ("shelf",), 8)
 
 
 def test_evaluate_writes_what_it_shows(bseq, tiny_run, tmp_path):
@@ -237,7 +237,7 @@ def test_benchmark_of_a_sequence_file(bseq, tiny_frame, tmp_path, tiny_settings)
 
 def test_benchmark_with_a_time_split_trains_again_up_to_the_test(bseq, tiny_source, tmp_path, tiny_settings):
     """The same steps by hand: stop on the validation, train on all before the test, rank with what is known then."""
-    settings = [*tiny_settings, "--set", "horizon_days=14", "--recipe", "reference"]
+    settings = [*tiny_settings, "--set", "split.horizon_days=14", "--recipe", "reference"]
     file = tmp_path / "b.json"
     code, _, err = bseq(
         "benchmark", tiny_source, *settings, "--protocol", "time", "--blend", "--seeds", "0,1", "--json", file
@@ -247,16 +247,16 @@ def test_benchmark_with_a_time_split_trains_again_up_to_the_test(bseq, tiny_sour
     assert (found["protocol"], found["resolved_recipe"]["split"]) == ("time", "time")
     assert bseq("train", tiny_source, *settings, "--set", "split=time", "--out", tmp_path / "first")[0] == 0
     first = Run(tmp_path / "first")
-    cut_us = instant_us(first.recipe.test_at)
+    cut_us = instant_us(first.recipe.split.test_at)
     events = read_events(str(tiny_source))
-    again = first.recipe.replace(split="none", stop_after=first.info["best_epoch"])
+    again = first.recipe.replace(split="none", training={"stop_after": first.info["best_epoch"]})
     model = InterestModel.from_run(train(events.before(cut_us), again, tmp_path / "second").path)
     log = Sequences.from_events(events, model.vocabulary)
     known = log.between(None, cut_us)
     baselines = fitted_rankers(default_baselines(known, cut_us), known, model.vocabulary.n_items)
     new = time_window(log, cut_us, 14.0).new_items_only()
     # the blend's weight is that of the first model on the validation, its scores are those of the second
-    stopped, early = InterestModel.from_run(first.path), instant_us(first.recipe.validation_at)
+    stopped, early = InterestModel.from_run(first.path), instant_us(first.recipe.split.validation_at)
     before = first.sequences()
     graph = default_graph(before.between(None, early), early)
     graph.fit(before.between(None, early), stopped.vocabulary.n_items)
@@ -277,7 +277,7 @@ def test_benchmark_with_a_time_split_trains_again_up_to_the_test(bseq, tiny_sour
 
 def test_benchmark_refuses_an_empty_test_before_it_trains(bseq, tiny_source, tmp_path):
     code, _, err = bseq(
-        "benchmark", tiny_source, "--protocol", "time", "--set", "test_at=2090-01-01T00:00:00Z", "--recipe", "auto"
+        "benchmark", tiny_source, "--protocol", "time", "--set", "split.test_at=2090-01-01T00:00:00Z", "--recipe", "auto"
     )
     assert code != 0
     assert "nobody has both" in err
@@ -286,15 +286,15 @@ def test_benchmark_refuses_an_empty_test_before_it_trains(bseq, tiny_source, tmp
 
 def test_popularity_columns_are_read_at_the_cut(bseq, tiny_source, tmp_path):
     """As those of a model brought up to date by hand with the log before the test."""
-    settings = ["--recipe", "auto", "--set", "split=time", "--set", "horizon_days=10", "--set", "epochs=1"]
+    settings = ["--recipe", "auto", "--set", "split=time", "--set", "split.horizon_days=10", "--set", "training.epochs=1"]
     run = tmp_path / "run"
     assert bseq("train", tiny_source, *settings, "--out", run)[0] == 0
     assert bseq("evaluate", run, "--k", "10", "--json", tmp_path / "e.json")[0] == 0
     found = json.loads((tmp_path / "e.json").read_text())
-    cut_us = instant_us(Run(run).recipe.test_at)
+    cut_us = instant_us(Run(run).recipe.split.test_at)
     log, model = Run(run).sequences(), InterestModel.from_run(run)
     counts = np.zeros((model.vocabulary.n_items + 1, 3), np.float32)
-    for place, days in enumerate(model.recipe.popularity_days):
+    for place, days in enumerate(model.recipe.objective.popularity_days):
         recent = log.between(int(cut_us - days * DAY_US), cut_us)
         pairs = set(zip(recent.user_index.tolist(), recent.items.tolist(), strict=True))
         for _, item in pairs:
@@ -309,21 +309,21 @@ def test_popularity_columns_are_read_at_the_cut(bseq, tiny_source, tmp_path):
 
 def test_auto_knows_of_a_time_split(bseq, tiny_source, tmp_path):
     """Both commands hand the split on; what is set by hand comes last."""
-    by_hand = ["--set", "horizon_days=10", "--set", "epochs=1", "--recipe", "auto"]
+    by_hand = ["--set", "split.horizon_days=10", "--set", "training.epochs=1", "--recipe", "auto"]
     run = tmp_path / "run"
-    assert bseq("train", tiny_source, *by_hand, "--set", "split=time", "--set", "dropout=0.3", "--out", run)[0] == 0
+    assert bseq("train", tiny_source, *by_hand, "--set", "split=time", "--set", "encoder.dropout=0.3", "--out", run)[0] == 0
     recipe = Run(run).recipe
-    assert (recipe.targets, recipe.popularity_days, recipe.dropout, recipe.epochs) == (
+    assert (recipe.objective.kind, recipe.objective.popularity_days, recipe.encoder.dropout, recipe.training.epochs) == (
         "window", (2.5, 10.0, 130.0), 0.3, 1
     )  # fmt: skip
     code, _, err = bseq("benchmark", tiny_source, *by_hand, "--protocol", "time", "--json", tmp_path / "b.json")
     assert code == 0, err
     assert json.loads((tmp_path / "b.json").read_text())["resolved_recipe"]["targets"] == "window"
-    columns = [*by_hand, "--set", "split=time", "--set", "popularity_days=[5.0]", "--out", tmp_path / "columns"]
+    columns = [*by_hand, "--set", "split=time", "--set", "objective.popularity_days=[5.0]", "--out", tmp_path / "columns"]
     assert bseq("train", tiny_source, *columns)[0] == 0  # goes with windows, which auto chooses
-    assert Run(tmp_path / "columns").recipe.popularity_days == (5.0,)
+    assert Run(tmp_path / "columns").recipe.objective.popularity_days == (5.0,)
     assert bseq("train", tiny_source, *by_hand, "--out", tmp_path / "other")[0] == 0
-    assert Run(tmp_path / "other").recipe.targets == "next"
+    assert Run(tmp_path / "other").recipe.objective.kind == "next"
 
 
 def test_plugins_recipes_and_doctor(bseq):

@@ -66,7 +66,7 @@ def test_delta_and_merge(bseq, tiny_run, tiny_store, tmp_path):
     shutil.copytree(tiny_store, tmp_path / "store")
     store = tmp_path / "store"
     opened = Retriever.open(store)
-    dim, gone = opened.model.recipe.dim, opened.retrieve(opened.histories.user_ids[:1], k=1).item_id.tolist()
+    dim, gone = opened.model.recipe.vectors.dim, opened.retrieve(opened.histories.user_ids[:1], k=1).item_id.tolist()
     pd.DataFrame({"item_id": [99_999], "vector": [[100.0] * dim]}).to_parquet(tmp_path / "new.parquet")
     pd.DataFrame({"item_id": gone}).to_csv(tmp_path / "gone.csv", index=False)
     code, _, err = bseq(

@@ -80,7 +80,7 @@ def test_a_single_user_is_enough(bseq, tmp_path, tiny_settings):
         tmp_path / "log.parquet"
     )
     for args in (
-        ("train", tmp_path / "log.parquet", "--out", tmp_path / "run", *tiny_settings, "--set", "mask_seen=false"),
+        ("train", tmp_path / "log.parquet", "--out", tmp_path / "run", *tiny_settings, "--set", "split.mask_seen=false"),
         ("evaluate", tmp_path / "run", "--k", "2"),
         ("publish", tmp_path / "run", "--store", tmp_path / "store"),
         ("retrieve", tmp_path / "store", "--user", "café", "--k", "3", "--exclude", "none"),

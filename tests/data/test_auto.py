@@ -24,15 +24,15 @@ def test_small_catalogues_are_narrow_and_candidates_as_a_whole():
 @pytest.mark.parametrize(("length", "max_length"), [(3, 50), (19, 50), (120, 120), (900, 200)])
 def test_lengths_decide_what_is_read(length, max_length):
     recipe = auto_recipe(log(40, length, 30))
-    assert recipe.max_length == max_length
-    assert recipe.batch_events >= recipe.max_length
+    assert recipe.encoder.max_length == max_length
+    assert recipe.training.batch.events >= recipe.encoder.max_length
 
 
 def test_small_logs_drop_more():
     recipes = [auto_recipe(log(n_users, 50, 30)) for n_users in (9_999, 10_000)]
-    assert [recipe.dropout for recipe in recipes] == [0.5, 0.2]
+    assert [recipe.encoder.dropout for recipe in recipes] == [0.5, 0.2]
     assert [recipe.loss_options.get("label_smoothing", 0.0) for recipe in recipes] == [0.1, 0.0]
-    assert [(recipe.members, recipe.vector_dim) for recipe in recipes] == [(3, 192), (1, 64)]
+    assert [(recipe.vectors.ensemble, recipe.vectors.table_dim) for recipe in recipes] == [(3, 192), (1, 64)]
 
 
 def test_long_logs_take_fewer_epochs():
@@ -62,9 +62,9 @@ def test_a_time_split_asks_for_a_window():
     """All targets within the horizon, and popularity of a quarter of it, of it, and of about a year of such."""
     events = spread(40, 50, 30, 200)
     recipe = auto_recipe(events, {"split": "time", "horizon_days": 14})
-    assert (recipe.targets, recipe.window_days, recipe.window_step_days) == ("window", 14.0, 3.5)
-    assert recipe.popularity_days == (3.5, 14.0, 182.0)
-    assert recipe.members == 1
+    assert (recipe.objective.kind, recipe.objective.days, recipe.objective.step_days) == ("window", 14.0, 3.5)
+    assert recipe.objective.popularity_days == (3.5, 14.0, 182.0)
+    assert recipe.vectors.ensemble == 1
     assert auto_recipe(events).targets == "next"
 
 
@@ -123,7 +123,7 @@ def test_very_many_users_take_fewer_epochs_of_windows_and_very_many_items_are_sa
     epochs = [auto_recipe(spread(n_users, 2, 30, 200), WINDOWS).epochs for n_users in (100, 200_000, 500_000)]
     assert epochs == [16, 8, 4]
     recipes = [auto_recipe(spread(50_001, 2, n_items, 200), WINDOWS) for n_items in (100_000, 100_001)]
-    assert [(recipe.candidates, recipe.sampling) for recipe in recipes] == [("all", "uniform"), (16_384, "mixed")]
+    assert [(recipe.candidates, recipe.negatives.kind) for recipe in recipes] == [("all", "uniform"), (16_384, "mixed")]
 
 
 def test_a_small_log_of_few_users_goes_through_them_more_often():

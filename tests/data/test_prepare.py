@@ -78,16 +78,16 @@ def test_what_happens_after_the_cut_changes_no_training_batch(values, past, futu
 
 def test_the_default_cuts_are_one_and_two_horizons_before_the_end():
     log = prepare(events([*FIXED_PAST, (0, 1, 85, "a"), (0, 0, 100, "a")]), recipe(validation_at=None, test_at=None))
-    assert log.recipe.test_at == "2020-12-12T12:26:40.000001+00:00"  # ten days before the newest event is over
-    assert log.recipe.validation_at == "2020-12-02T12:26:40.000001+00:00"
+    assert log.recipe.split.test_at == "2020-12-12T12:26:40.000001+00:00"  # ten days before the newest event is over
+    assert log.recipe.split.validation_at == "2020-12-02T12:26:40.000001+00:00"
     assert evaluation_set(log.sequences, log.recipe, "test").n_users == 1
 
 
 def test_only_features_that_the_log_has_are_used():
     timed = prepare(events(FIXED_PAST), Recipe(split="none"))
-    assert timed.recipe.event_features == ("event_type", "time_gap")
+    assert timed.recipe.events.features == ("event_type", "time_gap")
     ordered = prepare(Events.in_order(np.array([1, 1, 1]), np.array([1, 2, 3])), Recipe())
-    assert ordered.recipe.event_features == ()
+    assert ordered.recipe.events.features == ()
     assert (ordered.validation.n_users, ordered.trained_until_us) == (1, None)
 
 

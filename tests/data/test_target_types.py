@@ -77,7 +77,7 @@ def test_next_events_of_the_chosen_types(users, which, targets, world_size):
             of_target = weight(WEIGHTS[which], *user[place][1:])
             if of_target:
                 expected.append((tuple(item for _, item, _ in user[:place]), user[place][1], of_target))
-    recipe = Recipe(targets=targets, max_length=10, batch_users=4, **WEIGHTS[which])
+    recipe = Recipe(encoder={"max_length": 10}, objective=targets, training={"batch": {"users": 4}}, **WEIGHTS[which])
     found, scales = found_targets(sequences(users), recipe, world_size)
     assert found == sorted(expected)
     assert scales == pytest.approx([1.0] * len(scales))  # ranks share the weight of a batch
@@ -89,12 +89,9 @@ def test_windows_of_the_chosen_types(users, which):
     """An item that was bought and viewed in one window is one target, with the larger weight."""
     log = sequences(users)
     recipe = Recipe(
-        targets="window",
-        window_days=5,
-        n_windows=1,
-        passes_per_epoch=1,
-        batch_users=99,
-        max_length=10,
+        encoder={"max_length": 10},
+        objective={"kind": "window", "days": 5, "n": 1, "passes_per_epoch": 1},
+        training={"batch": {"users": 99}},
         **WEIGHTS[which],
     )
     cut = max(day for user in users for day, *_ in user) - 5 + 1 / DAY_US
@@ -116,16 +113,16 @@ def test_types_that_the_log_does_not_have_are_named():
             type_weights(Recipe(**{field: value}), vocabulary())
     untyped = Vocabulary(np.arange(2), np.ones(2, np.int64))
     with pytest.raises(RecipeError, match="the log has no column event_type"):
-        type_weights(Recipe(target_event_types=("buy",)), untyped)
+        type_weights(Recipe(objective={"event_types": ("buy",)}), untyped)
     with pytest.raises(RecipeError, match=r"event_type_weights names \['view'\], which are not among"):
-        Recipe(target_event_types=("buy",), event_type_weights={"view": 1.0})
+        Recipe(objective={"event_types": ("buy",), "event_type_weights": {"view": 1.0}})
     with pytest.raises(RecipeError, match="event_type_weights"):
-        Recipe(event_type_weights={"view": 0.0})
+        Recipe(objective={"event_type_weights": {"view": 0.0}})
 
 
 def test_an_event_of_a_type_unseen_in_training_is_no_chosen_target_but_part_of_the_history():
     log = sequences([[(0, 1, 1), (1, 2, 0), (2, 3, 1)]])
-    found, _ = found_targets(log, Recipe(max_length=5, target_event_types=("buy",)))
+    found, _ = found_targets(log, Recipe(encoder={"max_length": 5}, objective={"event_types": ("buy",)}))
     assert found == [((1, 2), 3, 1.0)]
-    every, _ = found_targets(log, Recipe(max_length=5, event_type_weights={"buy": 2.0}))
+    every, _ = found_targets(log, Recipe(encoder={"max_length": 5}, objective={"event_type_weights": {"buy": 2.0}}))
     assert every == [((1,), 2, 1.0), ((1, 2), 3, 2.0)]

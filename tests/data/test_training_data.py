@@ -185,11 +185,11 @@ def data_cut(data, batch):
     for epoch in range(3):
         for step in range(data.steps_per_epoch):
             found = data._batch(
-                data.source.users[data._order(epoch)[step * data.recipe.batch_users :][: data.recipe.batch_users]],
-                step_random(data.recipe.seed, epoch, step),
+                data.source.users[data._order(epoch)[step * data.recipe.training.batch.users :][: data.recipe.training.batch.users]],
+                step_random(data.recipe.training.seed, epoch, step),
             )
             if flat(found) == flat(batch):
-                return int(step_random(data.recipe.seed, epoch, step)().choice(data.source.cuts))
+                return int(step_random(data.recipe.training.seed, epoch, step)().choice(data.source.cuts))
     raise AssertionError("no such batch")
 
 
@@ -262,7 +262,7 @@ def test_an_epoch_can_be_taken_up_in_its_middle(targets, values):
 @pytest.mark.parametrize(("targets", "values"), VARIANTS)
 def test_ranks_share_the_batch_of_a_single_process(targets, values, world_size):
     log, base = log_for(targets)
-    chosen = base.replace(batch_users=6, **values)
+    chosen = base.replace(training={"batch": {"users": 6}}, **values)
     alone = TrainingData(log, vocabulary(), chosen).batches(0)
     ranks = [TrainingData(log, vocabulary(), chosen, rank, world_size).batches(0) for rank in range(world_size)]
     steps = list(zip(alone, *ranks, strict=True))
@@ -293,11 +293,12 @@ def test_every_step_draws_anew():
     """Negatives and instants of one step are not those of the next one."""
     log, base = log_for("next")
     drawn = [
-        b.candidate_ids_N.tolist() for b in TrainingData(log, vocabulary(), base.replace(candidates=20)).batches(0)
+        b.candidate_ids_N.tolist()
+        for b in TrainingData(log, vocabulary(), base.replace(negatives={"n": 20, "kind": "uniform"})).batches(0)
     ]
     assert len({tuple(ids) for ids in drawn}) == len(drawn) > 3
     log, base = log_for("window")
-    data = TrainingData(log, vocabulary(), base.replace(passes_per_epoch=4, popularity_days=(3.0,)))
+    data = TrainingData(log, vocabulary(), base.replace(objective={"passes_per_epoch": 4, "popularity_days": (3.0,)}))
     assert len({data_cut(data, batch) for batch in data.batches(0)}) >= len(data.source.cuts) - 1
 
 
@@ -401,7 +402,7 @@ def test_batches_by_events_have_everybody_once_and_about_the_same_size(users, ta
         everybody = [u for b in TrainingData(sequences(users), vocabulary(), by_users).batches(0) for u in per_user(b)]
     except SchemaError:
         assume(False)
-    chosen = by_users.replace(batch_events=budget)
+    chosen = by_users.replace(training={"batch": {"events": budget}})
     data = TrainingData(sequences(users), vocabulary(), chosen)
     batches = list(data.batches(0))
     assert len(batches) == data.steps_per_epoch

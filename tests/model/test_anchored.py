@@ -20,9 +20,9 @@ from bseq_plugin.model.anchored import AnchoredInterests, merged_softmax
 from bseq_plugin.model.interest_model import InterestModel
 from bseq_plugin.model.interests import n_interests_of
 from bseq_plugin.publishing.publish import publish
+from bseq_plugin.recipe.recipe import Recipe
 from bseq_plugin.schema.losses import Candidates, Targets
 from bseq_plugin.schema.packed import PackedEvents
-from bseq_plugin.recipe.recipe import Recipe
 from bseq_plugin.serving.retriever import Retriever
 from bseq_plugin.testing.encoders import DIM, EncoderTests
 from bseq_plugin.training.train import train
@@ -198,15 +198,13 @@ def test_without_targets_there_is_nothing_to_learn():
 @pytest.mark.parametrize("values", [{"readout": "last"}, {"readout": "multi", "n_interests": 1}])
 def test_there_is_something_beside_the_anchor(values):
     with pytest.raises(RecipeError, match=r"interests beside the first one.*n_interests = 2 or more"):
-        Recipe(targets="prefix", interests_anchored=True, **values)
+        Recipe(interests={"kind": "several", "anchored": True}, objective="prefix", **values)
 
 
 RECIPE = Recipe(
-    dim=DIM, max_length=8, targets="prefix", n_interests=4, epochs=5, split="none", mask_seen=False, event_features=(),
-    dropout=0.2, batch_users=64, encoder="causal", encoder_options={"n_blocks": 1}, table_learning_rate=0.2,
-    learning_rate=1e-2,
+    encoder={"max_length": 8, "dropout": 0.2, "name": "causal", "n_blocks": 1}, vectors={"dim": DIM}, events={"features": ()}, interests={"kind": "several", "n": 4}, objective="prefix", split={"kind": "none", "mask_seen": False}, training={"epochs": 5, "batch": {"users": 64}, "table": {"rate": 0.2}, "dense": {"rate": 1e-2}},
 )  # fmt: skip
-ANCHORED = RECIPE.replace(readout="multi", interests_anchored=True)
+ANCHORED = RECIPE.replace(interests={"kind": "several", "anchored": True})
 
 
 @pytest.fixture(scope="module")
@@ -223,9 +221,9 @@ def two_tastes():
 
 @pytest.mark.parametrize(("kind", "loss", "epochs"), [("self_attention", "softmax", 5), ("routing", "gbce", 12)])
 def test_the_anchor_learns_what_it_learns_alone_and_the_others_add_to_it(two_tastes, tmp_path, kind, loss, epochs):
-    first = RECIPE.replace(loss=loss, epochs=epochs)
+    first = RECIPE.replace(loss=loss, training={"epochs": epochs})
     alone = InterestModel.from_run(train(two_tastes, first, tmp_path / "a", progress=False).path)
-    recipe = ANCHORED.replace(interest_method=kind, loss=loss, epochs=epochs)
+    recipe = ANCHORED.replace(interests={"kind": "several", "method": kind}, loss=loss, training={"epochs": epochs})
     run = train(two_tastes, recipe, tmp_path / "b", progress=False)
     model = InterestModel.from_run(run.path)
     assert torch.equal(model.item_table_VD, alone.item_table_VD)

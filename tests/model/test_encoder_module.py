@@ -54,7 +54,7 @@ VARIANTS = {
 
 @pytest.fixture(params=VARIANTS)
 def recipe(request):
-    return Recipe(dim=8, max_length=6, dropout=0.5, **VARIANTS[request.param])
+    return Recipe(encoder={"max_length": 6, "dropout": 0.5}, vectors={"dim": 8}, **VARIANTS[request.param])
 
 
 @pytest.fixture
@@ -81,8 +81,8 @@ def histories(lengths, seed=0):
 
 def width(recipe):
     """K * D."""
-    n_interests = recipe.n_interests if recipe.readout == "multi" else 1
-    return n_interests * (recipe.dim + len(recipe.popularity_days))
+    n_interests = recipe.interests.n if recipe.readout == "multi" else 1
+    return n_interests * (recipe.vectors.dim + len(recipe.objective.popularity_days))
 
 
 def features(sequences, recipe):
@@ -100,7 +100,7 @@ def test_the_direct_way_is_the_way_through_torchrec(encoder, recipe, lengths, ti
     """Interests, and what the encoder part is handed: rows, times, types, offsets."""
     given = histories(lengths)
     if not timed:
-        if "time_gap" in recipe.event_features:
+        if "time_gap" in recipe.events.features:
             with torch.no_grad(), pytest.raises(ValueError, match="no times"):
                 direct_interests(encoder, replace(given, timestamps=None))
             return
@@ -118,7 +118,7 @@ def test_the_direct_way_is_the_way_through_torchrec(encoder, recipe, lengths, ti
 
 
 def test_the_direct_way_needs_what_the_features_need(encoder, recipe):
-    if "event_type" in recipe.event_features:
+    if "event_type" in recipe.events.features:
         with pytest.raises(ValueError, match="these histories have none"):
             direct_interests(encoder, replace(histories((2,)), event_types=None))
 
@@ -147,10 +147,10 @@ def test_a_jagged_tensor_becomes_a_keyed_tensor(encoder, recipe, lengths):
 def test_a_user_without_events_has_the_interest_of_a_state_of_zeros(encoder, recipe):
     found = interests(encoder, recipe, histories((2, 0, 3, 0)))
     with torch.no_grad():
-        expected = encoder.interest_head(torch.zeros(1, recipe.dim))[0].repeat(recipe.interests_per_user)
+        expected = encoder.interest_head(torch.zeros(1, recipe.vectors.dim))[0].repeat(recipe.interests_per_user)
     for row in (1, 3):
         torch.testing.assert_close(found[row], expected)
-    if recipe.score == "inner" and not recipe.popularity_days:
+    if recipe.vectors.similarity.kind == "inner" and not recipe.objective.popularity_days:
         assert not found[1].any()
 
 
@@ -227,7 +227,7 @@ def test_created_on_meta_it_is_sharded_inside_a_host(recipe):
         assert not any(p.is_meta for p in model.parameters())
         weight = model.state_dict()["interest.embedding_collection.embeddings.item.weight"]
         before = weight.local_shards()[0].tensor.clone()
-        assert before.shape == (N_ITEMS + 1, recipe.dim)
+        assert before.shape == (N_ITEMS + 1, recipe.vectors.dim)
         assert 0.01 < float(before.std()) < 0.03  # as the unsharded table begins
         out = model(features(sequences, recipe))
         assert out.shape == (3, 1)
@@ -246,8 +246,8 @@ def test_wrong_settings_are_named():
     with pytest.raises(
         RecipeError, match="encoder_options of 'causal'.*unknown key 'n_bloks'; the keys are: .*n_blocks"
     ):
-        SequenceInterestEncoder(Recipe(encoder_options={"n_bloks": 2}), N_ITEMS)
+        SequenceInterestEncoder(Recipe(encoder={"n_bloks": 2}), N_ITEMS)
     with pytest.raises(RecipeError, match="n_blocks = 0"):
-        SequenceInterestEncoder(Recipe(encoder_options={"n_blocks": 0}), N_ITEMS)
+        SequenceInterestEncoder(Recipe(encoder={"n_blocks": 0}), N_ITEMS)
     with pytest.raises(RecipeError, match="dim = 9 is not a multiple"):
-        SequenceInterestEncoder(Recipe(dim=9), N_ITEMS)
+        SequenceInterestEncoder(Recipe(vectors={"dim": 9}), N_ITEMS)

@@ -64,10 +64,12 @@ def shelf():
 def trained(request, tiny_frame, shelf, tmp_path_factory):
     """(prepared log, the task with the trained weights as training had them, the exported model)."""
     settings = {"table_learning_rate": 0.5, **VARIANTS[request.param]}
-    recipe = Recipe(dim=8, max_length=10, epochs=2, batch_users=16, **settings)
+    recipe = Recipe(
+        encoder={"max_length": 10}, vectors={"dim": 8}, training={"epochs": 2, "batch": {"users": 16}}, **settings
+    )
     events = Events.from_frame(tiny_frame)
-    items = shelf if recipe.item_attributes or recipe.item_encoders else None
-    said = pytest.warns(UserWarning, match="5 of 30 items") if recipe.item_encoders else nullcontext()
+    items = shelf if recipe.items.attributes or recipe.items.encoders else None
+    said = pytest.warns(UserWarning, match="5 of 30 items") if recipe.items.encoders else nullcontext()
     with said:
         run = train(events, recipe, tmp_path_factory.mktemp("exported") / "run", items=items, progress=False)
     with said:
@@ -95,7 +97,7 @@ def training_side(log, task):
     newest = events.offsets_B1[1:][events.lengths_B > 0] - 1
     interests = encoder.interest_head(encoder.sequence_encoder(events, newest))
     priors = None if log.item_priors is None else torch.from_numpy(log.item_priors)[batch.candidate_ids_N]
-    vectors = score_vectors(negative, priors, log.recipe.score == "cosine")
+    vectors = score_vectors(negative, priors, log.recipe.vectors.similarity.kind == "cosine")
     return batch, interests @ vectors.T, batch.candidate_ids_N
 
 
@@ -145,8 +147,8 @@ def test_the_exported_item_table_is_whole(trained):
 
 def test_cosine_vectors_have_length_one(trained):
     log, _, model = trained
-    if log.recipe.score == "cosine":
-        vectors = model.item_vectors_VD[1:, : log.recipe.dim]
+    if log.recipe.vectors.similarity.kind == "cosine":
+        vectors = model.item_vectors_VD[1:, : log.recipe.vectors.dim]
         torch.testing.assert_close(vectors.norm(dim=1), torch.ones(len(vectors)))
 
 

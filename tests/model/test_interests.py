@@ -19,9 +19,9 @@ from bseq_plugin.model.interest_model import InterestModel
 from bseq_plugin.model.interests import MultiInterests, label_aware, n_interests_of, squash
 from bseq_plugin.model.task import SequenceInterestTask
 from bseq_plugin.publishing.publish import publish
+from bseq_plugin.recipe.recipe import Recipe
 from bseq_plugin.schema.losses import Targets
 from bseq_plugin.schema.packed import PackedEvents
-from bseq_plugin.recipe.recipe import Recipe
 from bseq_plugin.serving.retriever import Retriever
 from bseq_plugin.testing.encoders import EncoderTests
 from bseq_plugin.training.train import train
@@ -130,7 +130,7 @@ def test_a_target_goes_to_the_interest_that_fits_it_best(data):
 
 def test_a_position_has_no_several_interests():
     with pytest.raises(RecipeError, match=r"readout = 'multi' reads a history as a whole.*'prefix' or 'window'"):
-        Recipe(readout="multi")
+        Recipe(interests="several")
 
 
 @pytest.fixture(scope="module")
@@ -146,15 +146,16 @@ def two_tastes():
 
 
 RECIPE = Recipe(
-    dim=D, max_length=8, targets="prefix", readout="multi", n_interests=2, epochs=4, split="leave-one-out",
-    mask_seen=False, event_features=(), dropout=0.0, batch_users=64, encoder="mean", table_learning_rate=0.2,
+    encoder={"max_length": 8, "dropout": 0.0, "name": "mean"}, vectors={"dim": D}, events={"features": ()}, interests={"kind": "several", "n": 2}, objective="prefix", split={"kind": "leave_one_out", "mask_seen": False}, training={"epochs": 4, "batch": {"users": 64}, "table": {"rate": 0.2}},
 )  # fmt: skip
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_what_is_trained_is_what_is_published_and_retrieved(two_tastes, tmp_path, kind):
     """Stored interests, scores and merged lists are those of a loop over the model's interests."""
-    run = train(two_tastes, RECIPE.replace(interest_method=kind), tmp_path / "run", progress=False)
+    run = train(
+        two_tastes, RECIPE.replace(interests={"kind": "several", "method": kind}), tmp_path / "run", progress=False
+    )
     model = InterestModel.from_run(run.path)
     publish(run, tmp_path / "store")
     retriever = Retriever.open(tmp_path / "store")
@@ -181,7 +182,12 @@ def test_what_is_trained_is_what_is_published_and_retrieved(two_tastes, tmp_path
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_both_interests_are_used(two_tastes, tmp_path, kind):
-    run = train(two_tastes, RECIPE.replace(interest_method=kind, epochs=8), tmp_path / "run", progress=False)
+    run = train(
+        two_tastes,
+        RECIPE.replace(interests={"kind": "several", "method": kind}, training={"epochs": 8}),
+        tmp_path / "run",
+        progress=False,
+    )
     model = InterestModel.from_run(run.path)
     interests_BKD = model.encode(Sequences.from_events(two_tastes, model.vocabulary))
     scores_BKV = torch.einsum("bkd,vd->bkv", interests_BKD, model.item_vectors_VD[1:])
@@ -190,7 +196,7 @@ def test_both_interests_are_used(two_tastes, tmp_path, kind):
 
 def test_a_history_shorter_than_k_has_interests_that_say_the_same(two_tastes, tmp_path):
     """One event, no event, or log2(n) < K: vectors are finite, and nothing is shown twice."""
-    recipe = RECIPE.replace(n_interests=4, interests_by_length=True, epochs=1)
+    recipe = RECIPE.replace(interests={"kind": "several", "n": 4}, training={"epochs": 1}, interests_by_length=True)
     run = train(two_tastes, recipe, tmp_path / "run", progress=False)
     publish(run, tmp_path / "store")
     retriever = Retriever.open(tmp_path / "store")
@@ -208,7 +214,13 @@ def test_a_history_shorter_than_k_has_interests_that_say_the_same(two_tastes, tm
 def test_the_loss_is_that_of_the_best_interest_of_each_target():
     """Whole-catalogue softmax over a loop: the largest score decides which interest learns."""
     torch.manual_seed(0)
-    recipe = Recipe(dim=D, targets="prefix", readout="multi", n_interests=3, encoder="mean", event_features=())
+    recipe = Recipe(
+        encoder="mean",
+        vectors={"dim": D},
+        events={"features": ()},
+        interests={"kind": "several", "n": 3},
+        objective="prefix",
+    )
     task = SequenceInterestTask(recipe, 6)
     interests = torch.randn(2 * 3, D, requires_grad=True)
     items = torch.randn(6, D)

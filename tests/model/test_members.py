@@ -13,11 +13,13 @@ from bseq_plugin.errors import RecipeError
 from bseq_plugin.losses.softmax import SoftmaxLoss
 from bseq_plugin.model.encoder import SequenceInterestEncoder
 from bseq_plugin.model.members import SideBySide, members_loss
+from bseq_plugin.recipe.recipe import Recipe
 from bseq_plugin.schema.losses import Candidates, Targets
 from bseq_plugin.schema.packed import PackedEvents
-from bseq_plugin.recipe.recipe import Recipe
 
-RECIPE = Recipe(dim=4, members=3, max_length=6, event_features=(), encoder_options={"n_blocks": 1, "n_heads": 2})
+RECIPE = Recipe(
+    encoder={"max_length": 6, "n_blocks": 1, "n_heads": 2}, vectors={"dim": 4, "ensemble": 3}, events={"features": ()}
+)
 N_ITEMS = 20
 
 
@@ -38,7 +40,7 @@ def members_of(encoder):
     """Each member as an encoder of its own, with its columns of the table."""
     table_VD = encoder.embedding_collection.embeddings["item"].weight
     for number, part in enumerate(encoder.sequence_encoder.part.parts):
-        own = SequenceInterestEncoder(RECIPE.replace(members=1), N_ITEMS).eval()
+        own = SequenceInterestEncoder(RECIPE.replace(vectors={"ensemble": 1}), N_ITEMS).eval()
         own.sequence_encoder.part.load_state_dict(part.state_dict())
         own.embedding_collection.embeddings["item"].weight.data.copy_(table_VD[:, 4 * number : 4 * number + 4])
         yield own, table_VD[:, 4 * number : 4 * number + 4]
@@ -99,7 +101,7 @@ def test_some_states_are_those_of_the_members(encoder):
 
 @pytest.mark.parametrize("name", ["mean", "causal"])
 def test_attention_is_the_mean_of_the_members(name):
-    encoder = SequenceInterestEncoder(RECIPE.replace(encoder=name, encoder_options={}), N_ITEMS).eval()
+    encoder = SequenceInterestEncoder(RECIPE.replace(encoder={"name": name}), N_ITEMS).eval()
     events = PackedEvents(torch.randn(5, 12), torch.tensor([0, 2, 5]))
     members = [
         part.attention(replace(events, x_TD=own))
@@ -109,7 +111,7 @@ def test_attention_is_the_mean_of_the_members(name):
 
 
 def test_members_without_attention_have_none_together():
-    encoder = SequenceInterestEncoder(RECIPE.replace(encoder="gru", encoder_options={}), N_ITEMS)
+    encoder = SequenceInterestEncoder(RECIPE.replace(encoder={"name": "gru"}), N_ITEMS)
     assert encoder.sequence_encoder.part.attention(PackedEvents(torch.randn(5, 12), torch.tensor([0, 2, 5]))) is None
 
 

@@ -50,7 +50,11 @@ def make_model():
         ids = np.array([f"item {i:04d} é" for i in range(n_items)], object) if strings else np.arange(n_items) * 10 + 5
         counts = torch.randint(1, 50, (n_items,), generator=generator).numpy().astype(np.int64)
         vocabulary = Vocabulary(ids, counts, ("buy", "view") if "event_type" in event_features else ())
-        recipe = Recipe(encoder="mean", dim=dim, event_features=event_features, max_length=max_length, score=score)
+        recipe = Recipe(
+            encoder={"name": "mean", "max_length": max_length},
+            vectors={"dim": dim, "similarity": score},
+            events={"features": event_features},
+        )
         encoder = SequenceInterestEncoder(recipe, n_items, len(vocabulary.event_types))
         state = {
             name: torch.randint(-2, 3, value.shape, generator=generator).float()

@@ -59,7 +59,7 @@ def by_hand(model, histories, rows, removed, k=300):
         ids = model.vocabulary.item_ids[histories.items[histories.offsets[place] : histories.offsets[place + 1]] - 1]
         if len(ids) == 0:
             continue
-        latest = ids[-model.recipe.max_length :]
+        latest = ids[-model.recipe.encoder.max_length :]
         events = torch.stack([matrix[known[item]] if item in known else zero for item in latest])
         interest = events.mean(0)  # the encoder `mean` without decay
         scores = {item: float(interest @ rows[item]) for item in items if item not in removed and item not in set(ids)}

@@ -43,7 +43,7 @@ def days(old_frame):
 
 @pytest.fixture(scope="module")
 def recipe(tiny_recipe):
-    return tiny_recipe.replace(split="none", epochs=1, candidates=8, sampling="uniform")
+    return tiny_recipe.replace(negatives={"n": 8, "kind": "uniform"}, split="none", training={"epochs": 1})
 
 
 @pytest.fixture(scope="module")
@@ -114,10 +114,10 @@ def test_what_was_removed_stays_removed(runs, tmp_path):
 def test_what_can_not_lie_in_one_index_is_refused(runs, old_frame, days, recipe, tmp_path):
     store = Store(tmp_path / "store")
     name = publish(runs[0], store, index="faiss_cpu")
-    other = train(Events.from_frame(days), recipe.replace(dim=12), tmp_path / "wide", progress=False)
+    other = train(Events.from_frame(days), recipe.replace(vectors={"dim": 12}), tmp_path / "wide", progress=False)
     with pytest.raises(UsageError, match="dim = 12.*publish in full"):
         publish_run_delta(other, store)
-    whole = recipe.replace(candidates="all")
+    whole = recipe.replace(negatives="all")
     every = train(Events.from_frame(old_frame), whole, tmp_path / "all", progress=False, warm_start=runs[0])
     with pytest.raises(UsageError, match="382 of 382 items would lie on top.*publish in full"):
         publish_run_delta(every, store)

@@ -39,8 +39,7 @@ def served(log, tmp_path_factory):
     """(model, retriever) of a run that reads everything, on the clocks of Berlin across the change to summer time."""
     folder = tmp_path_factory.mktemp("served")
     recipe = Recipe(
-        dim=8, max_length=6, epochs=2, split="none", event_features=ALL, time_zone="Europe/Berlin", batch_users=8,
-        target_event_types=("buy",), table_learning_rate=0.5,
+        encoder={"max_length": 6}, vectors={"dim": 8}, events={"features": ALL, "time_zone": "Europe/Berlin"}, objective={"event_types": ("buy",)}, split="none", training={"epochs": 2, "batch": {"users": 8}, "table": {"rate": 0.5}},
     )  # fmt: skip
     run = train(Events.from_frame(log), recipe, folder / "run", progress=False)
     publish(run, folder / "store")
@@ -50,7 +49,7 @@ def served(log, tmp_path_factory):
 def through_torchrec(model, sequences):
     """Interests on the road of training: a KeyedJaggedTensor into the module."""
     with torch.no_grad():
-        return model.encoder(history_features(sequences.latest(model.recipe.max_length), model.recipe)).values()
+        return model.encoder(history_features(sequences.latest(model.recipe.encoder.max_length), model.recipe)).values()
 
 
 def test_every_context_table_has_learned(served):
@@ -120,7 +119,11 @@ def test_a_history_without_times_is_refused(served):
 def test_an_encoder_of_sessions_is_served_as_it_was_trained(log, tmp_path):
     """Session ids where the history has them, else the gap; one event a session and one session a user included."""
     recipe = Recipe(
-        encoder="cross_session", dim=8, max_length=6, epochs=1, split="none", batch_users=8, session_gap_minutes=600.0
+        encoder={"name": "cross_session", "max_length": 6},
+        vectors={"dim": 8},
+        events={"session_gap_minutes": 600.0},
+        split="none",
+        training={"epochs": 1, "batch": {"users": 8}},
     )
     run = train(Events.from_frame(log), recipe, tmp_path / "run", progress=False)
     publish(run, tmp_path / "store")

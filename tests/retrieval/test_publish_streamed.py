@@ -31,7 +31,7 @@ def trained(tiny_source, tiny_recipe, tmp_path_factory):
     """A run on four partitions, of 60 users."""
     folder = tmp_path_factory.mktemp("streamed")
     log = build_sequences(str(tiny_source), folder / "parts", partitions=4)
-    train(log, tiny_recipe.replace(epochs=1), folder / "run", progress=False)
+    train(log, tiny_recipe.replace(training={"epochs": 1}), folder / "run", progress=False)
     return folder
 
 
@@ -133,7 +133,7 @@ def test_interests_of_another_seed_are_not_used_by_an_encoder_without_weights(ru
     """``mean`` has next to none: what differs is the item table."""
     log, runs = PartitionedSequences.open(run.parent / "parts"), [tmp_path / "0", tmp_path / "1"]
     for seed, path in enumerate(runs):
-        train(log, tiny_recipe.replace(epochs=1, encoder="mean", encoder_options={}, seed=seed), path, progress=False)
+        train(log, tiny_recipe.replace(encoder={"name": "mean"}, training={"epochs": 1, "seed": seed}), path, progress=False)
     shutil.rmtree(runs[0] / "interests")
     shutil.copytree(runs[1] / "interests", runs[0] / "interests")
     assert histories_of_run(runs[0], InterestModel.from_run(runs[0])).interests is None
@@ -210,7 +210,7 @@ def test_a_part_of_text_ids_without_events_is_no_other_schema(tiny_frame, tiny_r
         with pq.ParquetWriter(path, table.schema) as writer:
             for group in groups[:: -1 if number else 1]:
                 writer.write_table(group)
-    run = train(seal(parts), tiny_recipe.replace(epochs=1), tmp_path / "run", progress=False)
+    run = train(seal(parts), tiny_recipe.replace(training={"epochs": 1}), tmp_path / "run", progress=False)
     publish(run, tmp_path / "store")
     served = Retriever.open(tmp_path / "store").histories
     assert {"nobody 0", "nobody 1"} < set(served.user_ids)
@@ -246,7 +246,7 @@ def test_rows_that_are_completed_after_training_leave_no_interests_of_others(
     ids = np.sort(tiny_frame["item_id"].unique())
     items = pd.DataFrame({"item_id": ids, "colour": np.where(np.arange(len(ids)) % 3, "red", "blue")})
     options = {"columns": {"categories": ["colour"]}}
-    recipe = tiny_recipe.replace(epochs=1, item_encoders=("columns",), item_encoder_options=options)
+    recipe = tiny_recipe.replace(items={"encoders": @@("columns",)@@options}, training={"epochs": 1})
     run = train(log, recipe, tmp_path / "run", items=items, progress=False)
     assert not (run.path / "interests").exists()
     publish(run, tmp_path / "store")

@@ -12,13 +12,13 @@ from bseq_plugin.training.train import train
 
 
 def test_the_average_is_exported_and_training_is_as_without(tiny_frame, tiny_recipe, tmp_path, monkeypatch, read_lines):
-    events, recipe = Events.from_frame(tiny_frame), tiny_recipe.replace(epochs=3, split="none")
+    events, recipe = Events.from_frame(tiny_frame), tiny_recipe.replace(split="none", training={"epochs": 3})
     tables, decays = [], []
     update, begin = WeightAverage.update, WeightAverage.__init__
 
     def init(self, model, half_life, steps_per_epoch):
         begin(self, model, half_life, steps_per_epoch)
-        self.table = next(t for t in self._live if t.ndim == 2 and t.shape == (31, recipe.dim))  # the item table
+        self.table = next(t for t in self._live if t.ndim == 2 and t.shape == (31, recipe.vectors.dim))  # the item table
         tables.append(self.table.double().clone())
 
     def recorded(self, step):

@@ -49,11 +49,11 @@ def recipe_for(tiny_recipe, values, sharding="auto", optimizer="adagrad"):
 
 
 def table_optimizer(parameters, recipe):
-    if recipe.table_optimizer == "rowwise_adagrad":
-        return RowWiseAdagrad(parameters, lr=recipe.table_learning_rate, eps=1e-8)
-    if recipe.table_optimizer == "sgd":
-        return torch.optim.SGD(parameters, lr=recipe.table_learning_rate)
-    return torch.optim.Adagrad(parameters, lr=recipe.table_learning_rate, eps=1e-8)
+    if recipe.training.table.name == "rowwise_adagrad":
+        return RowWiseAdagrad(parameters, lr=recipe.training.table.rate, eps=1e-8)
+    if recipe.training.table.name == "sgd":
+        return torch.optim.SGD(parameters, lr=recipe.training.table.rate)
+    return torch.optim.Adagrad(parameters, lr=recipe.training.table.rate, eps=1e-8)
 
 
 def unsharded(frame, recipe, folder=None):
@@ -70,7 +70,7 @@ def unsharded(frame, recipe, folder=None):
     dense = [p for p in task.parameters() if id(p) not in known]
     optimizers = [
         table_optimizer(tables, log.recipe),
-        torch.optim.AdamW(dense, lr=log.recipe.learning_rate, weight_decay=log.recipe.weight_decay),
+        torch.optim.AdamW(dense, lr=log.recipe.training.dense.rate, weight_decay=log.recipe.training.dense.weight_decay),
     ]
     losses = []
     for _, batch in zip(range(STEPS), TrainingData(log.training, log.vocabulary, log.recipe).batches(0), strict=False):

@@ -86,7 +86,7 @@ print(json.dumps({"total": total, "points": n_points, "killed": killed, "problem
 
 
 def kill_everywhere(python, source, folder, recipe, share, timeout):
-    recipe = recipe.replace(epochs=3, patience=3, dropout=0.2, loss_options=FLOAT32)
+    recipe = recipe.replace(encoder={"dropout": 0.2}, loss={**FLOAT32}, split={"patience": 3}, training={"epochs": 3})
     given = recipe.model_dump_json()
     done = python("-c", DRIVER, source, folder, given, share, timeout=timeout)
     assert done.returncode == 0, done.stderr[-3000:]
@@ -119,11 +119,11 @@ def test_the_command_killed_at_random_moments_resumes(
         tiny_source,
         *tiny_settings,
         "--set",
-        "epochs=40",
+        "training.epochs=40",
         "--set",
-        "patience=40",
+        "split.patience=40",
         "--set",
-        "loss_options.matmul=float32",
+        "loss.matmul=float32",
     ]
     whole, out = tmp_path / "whole", tmp_path / "run"
     assert python(*command, "--out", whole).returncode == 0

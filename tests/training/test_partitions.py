@@ -92,7 +92,9 @@ def test_any_number_of_ranks_walks_through_the_same_global_batches(built, tiny_r
 
 
 def test_an_epoch_is_taken_up_in_its_middle(built, tiny_recipe):
-    data, _ = streamed(built(8), tiny_recipe.replace(batch_users=7, candidates=5))
+    data, _ = streamed(
+        built(8), tiny_recipe.replace(negatives={"n": 5, "kind": "uniform"}, training={"batch": {"users": 7}})
+    )
     whole = [(users_of(b), b.candidate_ids_N.tolist()) for b in data.batches(3)]
     for start in (1, 4, data.steps_per_epoch):
         assert [(users_of(b), b.candidate_ids_N.tolist()) for b in data.batches(3, start)] == whole[start:]
@@ -102,7 +104,7 @@ def test_what_streams_can_not_do(built, tiny_recipe):
     with pytest.raises(UsageError, match=r"8 partitions can't be dealt out to 3 processes; use 1, 2, 4, 8 of them"):
         streamed(built(8), tiny_recipe, 0, 3)
     with pytest.raises(RecipeError, match="targets = 'window' needs the log in memory"):
-        streamed(built(8), tiny_recipe.replace(targets="window"))
+        streamed(built(8), tiny_recipe.replace(objective="window"))
 
 
 def test_ranks_without_users_take_part(built, tiny_recipe):
@@ -133,8 +135,7 @@ def assert_interests_are_those_of_the_model(run, log):
 @pytest.mark.timeout(300)
 def test_ranks_train_on_partitions_and_fail_together(ranks, built, tiny_recipe, tmp_path, python):
     recipe = tiny_recipe.replace(
-        epochs=3, patience=3, dropout=0.0, loss_options={"matmul": "float32"}, table_optimizer="sgd",
-        table_learning_rate=0.5, candidates=8, sampling="mixed",
+        encoder={"dropout": 0.0}, loss={"matmul": "float32"}, negatives={"n": 8, "kind": "mixed"}, split={"patience": 3}, training={"epochs": 3, "table": {"name": "sgd", "rate": 0.5}},
     )  # fmt: skip
 
     def job(name, world_size, source, **more):
@@ -179,7 +180,7 @@ def test_a_run_on_partitions_resumes_and_refuses_another_log(built, tiny_recipe,
     from bseq_plugin.errors import RunError
     from bseq_plugin.training.trainer import Trainer
 
-    recipe, log = tiny_recipe.replace(epochs=2, patience=2), built(4)
+    recipe, log = tiny_recipe.replace(split={"patience": 2}, training={"epochs": 2}), built(4)
     whole = train(log, recipe, tmp_path / "whole", progress=False, checkpoint_steps=2)
     save = Trainer._save
 
@@ -203,7 +204,7 @@ def test_a_disk_that_fills_under_the_interests_leaves_a_run_that_resumes(built, 
     """Told as an error of ours; the run is not complete, and no interests are taken for whole."""
     from bseq_plugin.errors import RunError
 
-    recipe, log, run = tiny_recipe.replace(epochs=1), built(4), Run(tmp_path / "run")
+    recipe, log, run = tiny_recipe.replace(training={"epochs": 1}), built(4), Run(tmp_path / "run")
     files, writes = InterestFiles(run.path / "interests"), []
 
     def fills(self, table):

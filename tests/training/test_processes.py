@@ -87,7 +87,7 @@ def test_the_command_on_two_ranks_goes_on_as_one_process_does(
 ):
     """One process trains an epoch; from its checkpoint one goes on alone and two go on together, resharded."""
     recipe, events = (
-        tiny_recipe.replace(epochs=4, patience=4, dropout=0.0, loss_options=FLOAT32),
+        tiny_recipe.replace(encoder={"dropout": 0.0}, loss={**FLOAT32}, split={"patience": 4}, training={"epochs": 4}),
         Events.from_frame(tiny_frame),
     )
     begun(events, recipe, tmp_path / "one", monkeypatch)
@@ -101,13 +101,13 @@ def test_the_command_on_two_ranks_goes_on_as_one_process_does(
 
 def one_more_epoch(events, recipe, path, items):
     """The loss of the epoch after the last one, trained by this process from the checkpoint in ``path``."""
-    recipe = recipe.replace(epochs=recipe.epochs + 1, patience=99)
+    recipe = recipe.replace(split={"patience": 99}, training={"epochs": recipe.training.epochs + 1})
     saved = json.loads((path / "recipe.json").read_text())
-    (path / "recipe.json").write_text(json.dumps({**saved, "epochs": recipe.epochs, "patience": recipe.patience}))
+    (path / "recipe.json").write_text(json.dumps({**saved, "epochs": recipe.training.epochs, "patience": recipe.split.patience}))
     info = json.loads((path / "run.json").read_text())
     (path / "run.json").write_text(json.dumps({**info, "status": "training"}))
     train(events, recipe, path, items=items, resume=True, progress=False)
-    assert lines(path)[-1]["epoch"] == recipe.epochs
+    assert lines(path)[-1]["epoch"] == recipe.training.epochs
     return lines(path)[-1]["loss"]
 
 
@@ -150,20 +150,10 @@ def test_two_ranks_under_all_conditions(python, cyclic, tiny_frame, tiny_source,
     users = cyclic.frame.groupby("user_id").item_id.agg(list)
     text.write_text("".join(f"{user} {' '.join(map(str, items))}\n" for user, items in users.items()))
     cycle = Recipe(
-        dim=16,
-        epochs=25,
-        patience=25,
-        dropout=0.1,
-        batch_users=20,
-        max_length=8,
-        mask_seen=False,
-        validation_metric="recall@1",
-        learning_rate=3e-3,
+        encoder={"dropout": 0.1, "max_length": 8}, vectors={"dim": 16}, split={"patience": 25, "mask_seen": False, "metric": "recall@1"}, training={"epochs": 25, "batch": {"users": 20}, "dense": {"rate": 3e-3}},
     )
     window = tiny_recipe.replace(
-        epochs=4, patience=4, dropout=0.0, targets="window", window_days=14, score="cosine", sharding="row_wise",
-        popularity_days=(7.0, 365.0), item_attributes=("kind",), loss_options=FLOAT32,
-        item_encoders=("columns",), item_encoder_options={"columns": {"numbers": ("size",)}},
+        encoder={"dropout": 0.0}, vectors={"similarity": "cosine"}, items={"attributes": ("kind",), "encoders": @@("columns",)@@{"columns": {"numbers": ("size",)}}}, objective={"kind": "window", "days": 14, "popularity_days": (7.0, 365.0)}, loss={**FLOAT32}, split={"patience": 4}, training={"epochs": 4}, sharding="row_wise",
     )  # fmt: skip
     items = pd.DataFrame({"item_id": sorted(tiny_frame.item_id.unique())})
     items["kind"] = items.item_id % 3
@@ -172,7 +162,7 @@ def test_two_ranks_under_all_conditions(python, cyclic, tiny_frame, tiny_source,
     begun(Events.from_frame(tiny_frame), window, tmp_path / "alone", monkeypatch, items)
     shutil.copytree(tmp_path / "alone", tmp_path / "window")
     alone = train(Events.from_frame(tiny_frame), window, tmp_path / "alone", items=items, resume=True, progress=False)
-    untrained = tiny_recipe.replace(epochs=1, sharding="row_wise", table_learning_rate=1e-9)
+    untrained = tiny_recipe.replace(training={"epochs": 1, "table": {"rate": 1e-9}}, sharding="row_wise")
     (tmp_path / "taken").mkdir()
     (tmp_path / "taken" / "mine.txt").write_text("precious")
     jobs = [
@@ -180,9 +170,9 @@ def test_two_ranks_under_all_conditions(python, cyclic, tiny_frame, tiny_source,
         ("taken", tiny_source, tiny_recipe),
         ("window", tiny_source, window),
         ("cycle", text, cycle),
-        ("small", tiny_source, tiny_recipe.replace(batch_users=59, epochs=1, split="none")),
+        ("small", tiny_source, tiny_recipe.replace(split="none", training={"batch": {"users": 59}, "epochs": 1})),
         ("untrained", tiny_source, untrained),
-        ("mean", tiny_source, tiny_recipe.replace(encoder="mean", encoder_options={})),
+        ("mean", tiny_source, tiny_recipe.replace(encoder={"name": "mean"})),
     ]
     (tmp_path / "script.py").write_text(SCRIPT)
     (tmp_path / "jobs.json").write_text(

@@ -38,8 +38,8 @@ def test_what_a_device_can_not_shard_is_refused_with_the_alternative(values, wor
 
 def test_what_it_can_is_not():
     check_device(Recipe(sharding="column_wise"), CPU, 1)  # in one piece
-    check_device(Recipe(sharding="column_wise", table_optimizer="adagrad", dim=16), CPU, 4)
-    check_device(Recipe(table_optimizer="adam"), torch.device("cuda"), 4)
+    check_device(Recipe(vectors={"dim": 16}, training={"table": {"name": "adagrad"}}, sharding="column_wise"), CPU, 4)
+    check_device(Recipe(training={"table": {"name": "adam"}}), torch.device("cuda"), 4)
 
 
 @pytest.mark.parametrize("name", ["data_parallel", "grid_shard", "table_row_wise", "table_column_wise"])
@@ -69,7 +69,7 @@ def test_tables_larger_than_the_machine_are_refused_before_anything_is_allocated
     with pytest.raises(RecipeError, match="2.4 GiB"):
         plan.check_memory(Recipe(sharding="table_wise"), [table], two)
     with pytest.raises(RecipeError, match="2.4 GiB"):  # Adagrad keeps as much again
-        plan.check_memory(Recipe(sharding="row_wise", table_optimizer="adagrad"), [table], two)
+        plan.check_memory(Recipe(training={"table": {"name": "adagrad"}}, sharding="row_wise"), [table], two)
 
 
 def errors(parts):
@@ -80,7 +80,7 @@ def errors(parts):
 
 @pytest.mark.timeout(400)
 def test_ranks_fail_together_and_nothing_is_lost(ranks, tiny_source, tiny_frame, tiny_recipe, tmp_path, make_frame):
-    recipe = tiny_recipe.replace(epochs=2, sharding="row_wise")
+    recipe = tiny_recipe.replace(training={"epochs": 2}, sharding="row_wise")
     done = train(Events.from_frame(tiny_frame), recipe, tmp_path / "other", progress=False)
     other = train(Events.from_frame(make_frame(n_items=25)), recipe, tmp_path / "vocabulary", progress=False)
 
@@ -127,13 +127,18 @@ def test_ranks_fail_together_and_nothing_is_lost(ranks, tiny_source, tiny_frame,
 def test_a_checkpoint_of_another_recipe_is_refused(tiny_frame, tiny_recipe, tmp_path):
     """``run.json`` and ``recipe.json`` were copied together with the wrong checkpoints."""
     events = Events.from_frame(tiny_frame)
-    one = train(events, tiny_recipe.replace(epochs=1), tmp_path / "one", progress=False)
-    two = train(events, tiny_recipe.replace(epochs=1, dropout=0.1, seed=4), tmp_path / "two", progress=False)
+    one = train(events, tiny_recipe.replace(training={"epochs": 1}), tmp_path / "one", progress=False)
+    two = train(
+        events,
+        tiny_recipe.replace(encoder={"dropout": 0.1}, training={"epochs": 1, "seed": 4}),
+        tmp_path / "two",
+        progress=False,
+    )
     shutil.rmtree(one.path / "checkpoints")
     shutil.copytree(two.path / "checkpoints", one.path / "checkpoints")
     (one.path / "run.json").write_text(json.dumps({**one.info, "status": "training"}))
     with pytest.raises(Exception, match=r"saved with another recipe \(different: dropout, seed\)"):
-        train(events, tiny_recipe.replace(epochs=1), one.path, resume=True, progress=False)
+        train(events, tiny_recipe.replace(training={"epochs": 1}), one.path, resume=True, progress=False)
     (two.path / "checkpoints" / "epoch-0001" / "state.json").write_text("{")
     (two.path / "run.json").write_text(json.dumps({**two.info, "status": "training"}))
     with pytest.raises(Exception, match=r"state.json can't be read .*remove .*epoch-0001 to go on"):

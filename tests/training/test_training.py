@@ -69,7 +69,7 @@ def test_a_cycle_is_learned(cyclic, tmp_path, read_lines):
 
 
 def test_another_items_table_is_refused(events, tiny_recipe, tmp_path):
-    recipe = tiny_recipe.replace(item_attributes=("kind",), epochs=1)
+    recipe = tiny_recipe.replace(items={"attributes": ("kind",)}, training={"epochs": 1})
     items = pd.DataFrame({"item_id": sorted(events.frame.item_id.unique())})
     quietly(events, recipe, tmp_path / "run", items=items.assign(kind=items.item_id % 3))
     with pytest.raises(RunError, match="another items table"):
@@ -80,7 +80,7 @@ def test_another_items_table_is_refused(events, tiny_recipe, tmp_path):
     "values", [{}, {"candidates": 20, "sampling": "popularity"}, {"loss": "bce"}, {"score": "cosine"}]
 )
 def test_the_loss_goes_down(events, tiny_recipe, tmp_path, read_lines, values):
-    chosen = tiny_recipe.replace(epochs=6, patience=6, learning_rate=5e-3, **values)
+    chosen = tiny_recipe.replace(split={"patience": 6}, training={"epochs": 6, "dense": {"rate": 5e-3}}, **values)
     losses = [line["loss"] for line in read_lines(quietly(events, chosen, tmp_path / "run").path)]
     assert losses[-1] < losses[0]
     assert all(math.isfinite(loss) for loss in losses)
@@ -153,7 +153,7 @@ def test_a_pipeline_that_is_left_early_leaves_a_plain_model(events, tiny_recipe,
 
 def test_an_encoder_without_parameters_trains_its_tables(events, tiny_recipe, tmp_path, weights, monkeypatch):
     """``mean`` as it comes has nothing dense to learn; it trains, is checkpointed and resumes like any other."""
-    chosen = tiny_recipe.replace(encoder="mean", encoder_options={}, epochs=3)
+    chosen = tiny_recipe.replace(encoder={"name": "mean"}, training={"epochs": 3})
     whole = quietly(events, chosen, tmp_path / "whole")
     assert whole.info["status"] == "complete"
     stopped_after(events, chosen, tmp_path / "parts", monkeypatch, 1)
@@ -202,7 +202,7 @@ RESUMED = [
 @pytest.mark.parametrize("values", RESUMED)
 def test_resumed_is_uninterrupted(events, tiny_recipe, tmp_path, monkeypatch, read_lines, weights, values):
     """Bit by bit: metrics of every epoch and the exported weights."""
-    chosen = tiny_recipe.replace(epochs=4, patience=4, **values)
+    chosen = tiny_recipe.replace(split={"patience": 4}, training={"epochs": 4}, **values)
     whole = quietly(events, chosen, tmp_path / "whole")
     stopped_after(events, chosen, tmp_path / "parts", monkeypatch, 2)
     assert Run(tmp_path / "parts").info["status"] == "training"
@@ -304,7 +304,7 @@ def test_an_existing_folder_is_not_touched(events, tiny_recipe, tiny_run, tmp_pa
 
 def test_a_checkpoint_of_an_earlier_version_is_gone_on_from(events, tiny_recipe, tmp_path, monkeypatch, weights):
     """It lacks settings that came later, which were at their defaults then."""
-    chosen = tiny_recipe.replace(epochs=3)
+    chosen = tiny_recipe.replace(training={"epochs": 3})
     whole = quietly(events, chosen, tmp_path / "whole")
     stopped_after(events, chosen, tmp_path / "run", monkeypatch, 1)
     state = tmp_path / "run" / "checkpoints" / "epoch-0001" / "state.json"
@@ -320,7 +320,9 @@ def test_a_checkpoint_of_an_earlier_version_is_gone_on_from(events, tiny_recipe,
 def test_resume_refuses_another_recipe_or_log(events, tiny_recipe, tmp_path, monkeypatch, make_frame):
     stopped_after(events, tiny_recipe, tmp_path / "run", monkeypatch, 1)
     with pytest.raises(RunError, match=r"another recipe \(different: dropout, seed\)") as caught:
-        quietly(events, tiny_recipe.replace(dropout=0.1, seed=9), tmp_path / "run", resume=True)
+        quietly(
+            events, tiny_recipe.replace(encoder={"dropout": 0.1}, training={"seed": 9}), tmp_path / "run", resume=True
+        )
     assert "dim" not in str(caught.value)
     with pytest.raises(RunError, match="another log"):
         quietly(Events.from_frame(make_frame(n_items=25)), tiny_recipe, tmp_path / "run", resume=True)
@@ -340,7 +342,7 @@ def test_resume_refuses_a_log_with_other_events_of_the_same_items(
 def test_a_loss_that_is_no_number_ends_the_run_and_keeps_the_last_checkpoint(
     events, tiny_recipe, tmp_path, monkeypatch, weights
 ):
-    chosen = tiny_recipe.replace(epochs=3)
+    chosen = tiny_recipe.replace(training={"epochs": 3})
     whole = quietly(events, chosen, tmp_path / "whole")
     forward, calls = SoftmaxLoss.forward, []
 
@@ -399,11 +401,11 @@ def test_training_stops_early_and_exports_the_best_epoch(events, tiny_recipe, tm
     """Validation scores are scripted: the second epoch is the best, and two more bring nothing."""
     scores = iter([0.2, 0.5, 0.5, 0.4, 0.9])
     monkeypatch.setattr("bseq_plugin.training.trainer.validate", lambda *a: {"ndcg@10": next(scores)})
-    run = quietly(events, tiny_recipe.replace(epochs=9, patience=2), tmp_path / "run")
+    run = quietly(events, tiny_recipe.replace(split={"patience": 2}, training={"epochs": 9}), tmp_path / "run")
     assert (run.info["epochs"], run.info["best_epoch"], run.info["validation"]) == (4, 2, {"ndcg@10": 0.5})
     assert len(read_lines(run.path)) == 4
     assert sorted(p.name for p in (run.path / "checkpoints").iterdir()) == ["epoch-0002", "epoch-0004"]
-    two = quietly(events, tiny_recipe.replace(epochs=9, split="none", stop_after=2), tmp_path / "two")
+    two = quietly(events, tiny_recipe.replace(split="none", training={"epochs": 9, "stop_after": 2}), tmp_path / "two")
     assert (two.info["epochs"], two.info["best_epoch"], two.info["validation"]) == (2, 2, None)
 
 
@@ -411,13 +413,17 @@ def test_validation_may_come_every_few_epochs(events, tiny_recipe, tmp_path, mon
     """Of seven epochs the third, the sixth and the last are looked at; the sixth is the best."""
     scores = iter([0.2, 0.5, 0.4])
     monkeypatch.setattr("bseq_plugin.training.trainer.validate", lambda *a: {"ndcg@10": next(scores)})
-    run = quietly(events, tiny_recipe.replace(epochs=7, patience=7, validate_every=3), tmp_path / "run")
+    run = quietly(
+        events, tiny_recipe.replace(split={"patience": 7, "every": 3}, training={"epochs": 7}), tmp_path / "run"
+    )
     assert (run.info["epochs"], run.info["best_epoch"], run.info["validation"]) == (7, 6, {"ndcg@10": 0.5})
     assert [line["epoch"] for line in read_lines(run.path) if "ndcg@10" in line] == [3, 6, 7]
     assert sorted(p.name for p in (run.path / "checkpoints").iterdir()) == ["epoch-0006", "epoch-0007"]
     # no epoch is trained and not looked at: patience ends with a look, here after two epochs, and again after two more
     scores = iter([0.2, 0.5, 0.4, 0.3])
-    few = quietly(events, tiny_recipe.replace(epochs=20, patience=2, validate_every=3), tmp_path / "few")
+    few = quietly(
+        events, tiny_recipe.replace(split={"patience": 2, "every": 3}, training={"epochs": 20}), tmp_path / "few"
+    )
     assert [line["epoch"] for line in read_lines(few.path) if "ndcg@10" in line] == [2, 3, 5]
     assert (few.info["epochs"], few.info["best_epoch"]) == (5, 3)
 
@@ -427,9 +433,9 @@ def test_the_exported_model_is_that_of_the_best_epoch(events, tiny_recipe, tmp_p
     tiny_recipe = tiny_recipe.replace(ema_half_life=half_life)
     scores = iter([0.5, 0.4, 0.3])
     monkeypatch.setattr("bseq_plugin.training.trainer.validate", lambda *a: {"ndcg@10": next(scores, 0.0)})
-    three = quietly(events, tiny_recipe.replace(epochs=3), tmp_path / "three")
+    three = quietly(events, tiny_recipe.replace(training={"epochs": 3}), tmp_path / "three")
     scores = iter([0.5])
-    one = quietly(events, tiny_recipe.replace(epochs=3, stop_after=1), tmp_path / "one")
+    one = quietly(events, tiny_recipe.replace(training={"epochs": 3, "stop_after": 1}), tmp_path / "one")
     assert weights(three.path) == weights(one.path)
 
 

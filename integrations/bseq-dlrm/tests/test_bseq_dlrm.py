@@ -66,7 +66,11 @@ def make_host(kind, device="cpu"):
 
 
 def make_encoder(dim=DIM, device="cpu"):
-    recipe = bseq.Recipe(encoder="causal", dim=dim, max_length=MAX_LENGTH, dropout=0.5, event_features=())
+    recipe = bseq.Recipe(
+        encoder={"name": "causal", "max_length": MAX_LENGTH, "dropout": 0.5},
+        vectors={"dim": dim},
+        events={"features": ()},
+    )
     return bseq.SequenceInterestEncoder(recipe, N_ITEMS, device=device)
 
 

@@ -30,7 +30,7 @@ def tune_text(
     """Tune the Transformer that reads item texts on the behaviour that a run has learned.
 
     Example: `bseq tune-text runs/today --items items.parquet --column brand --column name --out
-    tuned`, then `bseq train ... --set item_encoders='["text"]' --set item_encoder_options.text.model=tuned`
+    tuned`, then `bseq train ... --set 'items.encoders=[{ name = "text", model = "tuned" }]'`
     """
     from bseq_transformers.item_tuning import ItemTextTuner, ItemTuningOptions, Pairs, learned_from
     from bseq_transformers.tuned_model import check_folder

@@ -82,7 +82,7 @@ class ItemTextTuner:
         self, model: bseq.InterestModel, items: pd.DataFrame, options: ItemTuningOptions | None = None
     ) -> None:
         self.options = options or ItemTuningOptions()
-        self.cosine, self.digest = model.recipe.score == "cosine", model.digest
+        self.cosine, self.digest = model.recipe.vectors.similarity.kind == "cosine", model.digest
         self.texts_V, vectors_NE, places_N = self._known(model, items)
         with torch.random.fork_rng():
             torch.manual_seed(self.options.seed)

@@ -24,10 +24,15 @@ ROWS = np.array([[1, 2, 3], [4, 5, 6]])
 
 def interest_model(score="inner", **settings):
     torch.manual_seed(0)
-    recipe = bseq.Recipe(encoder="mean", dim=6, score=score, max_length=5, event_features=(), **settings)
+    recipe = bseq.Recipe(
+        encoder={"name": "mean", "max_length": 5},
+        vectors={"dim": 6, "similarity": score},
+        events={"features": ()},
+        **settings,
+    )
     encoder = bseq.SequenceInterestEncoder(recipe, VOCABULARY.n_items)
     state = {name: value + torch.randn(value.shape) for name, value in encoder.state_dict().items()}
-    priors = torch.rand(9, len(recipe.popularity_days)) if recipe.popularity_days else None
+    priors = torch.rand(9, len(recipe.objective.popularity_days)) if recipe.objective.popularity_days else None
     return bseq.InterestModel.from_state(recipe, VOCABULARY, state, priors, None)
 
 
@@ -357,7 +362,9 @@ def test_by_command_from_a_run(command, tiny_model, tmp_path):
     random = np.random.default_rng(0)
     frame = pd.DataFrame({"user_id": np.repeat(np.arange(20), 6), "item_id": random.integers(10, 18, 120)})
     frame["timestamp"] = pd.to_datetime(1_600_000_000 + np.arange(120) * 3600, unit="s", utc=True)
-    recipe = bseq.Recipe(encoder="mean", dim=8, epochs=1, batch_users=8, split="leave-one-out")
+    recipe = bseq.Recipe(
+        encoder="mean", vectors={"dim": 8}, split="leave_one_out", training={"epochs": 1, "batch": {"users": 8}}
+    )
     run = bseq.train(bseq.Events.from_frame(frame), recipe, tmp_path / "run", progress=False)
     model, histories = learned_from(run.path)
     whole = bseq.Sequences.load(run.path / "sequences.parquet", model.vocabulary)

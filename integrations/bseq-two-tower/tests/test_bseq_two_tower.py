@@ -59,7 +59,11 @@ def manager():
 
 
 def make_encoder(device="cpu"):
-    recipe = bseq.Recipe(encoder="mean", dim=DIM, max_length=MAX_LENGTH, dropout=0.0, event_features=())
+    recipe = bseq.Recipe(
+        encoder={"name": "mean", "max_length": MAX_LENGTH, "dropout": 0.0},
+        vectors={"dim": DIM},
+        events={"features": ()},
+    )
     return bseq.SequenceInterestEncoder(recipe, N_ITEMS, device=device)
 
 
