@@ -29,9 +29,7 @@ Source = Annotated[
 RecipeName = Annotated[str | None, typer.Option("--recipe", help="Shipped recipe by name, 'auto', or a .toml file.")]
 Settings = Annotated[
     list[str] | None,
-    typer.Option(
-        "--set", help="section.key=value over the recipe, e.g. training.epochs=20; repeat it."
-    ),
+    typer.Option("--set", help="section.key=value over the recipe, e.g. training.epochs=20; repeat it."),
 ]
 Columns = Annotated[
     list[str] | None, typer.Option("--column", help="ours=theirs, e.g. user_id=household_id; repeat it.")

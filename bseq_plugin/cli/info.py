@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.markup import escape
 from rich.table import Table
 
 from bseq_plugin.cli.common import out
@@ -44,11 +45,17 @@ def plugins(as_json: AsJson = False) -> None:
     out.print(table)
 
 
-def recipes(name: Annotated[str | None, typer.Argument(help="Show this one whole.")] = None) -> None:
-    """The recipes that come with the package.
+def recipes(
+    name: Annotated[str | None, typer.Argument(help="Show this one whole.")] = None,
+    keys: Annotated[bool, typer.Option("--keys", help="Show every key of a recipe: default and meaning.")] = False,
+) -> None:
+    """The recipes that come with the package, and every key that `--set` takes.
 
-    Example: `bseq recipes reference`
+    Examples: `bseq recipes reference`, `bseq recipes --keys`
     """
+    if keys:
+        _print_keys()
+        return
     from bseq_plugin.data.auto_recipe import AUTO, AUTO_DESCRIPTION
     from bseq_plugin.recipe.files import recipe_description, shipped_recipes
     from bseq_plugin.recipe.recipe import Recipe
@@ -64,6 +71,16 @@ def recipes(name: Annotated[str | None, typer.Argument(help="Show this one whole
     table.add_row(AUTO, AUTO_DESCRIPTION)
     for shipped in shipped_recipes():
         table.add_row(shipped, recipe_description(shipped))
+    out.print(table)
+
+
+def _print_keys() -> None:
+    from bseq_plugin.recipe.describe import keys
+    from bseq_plugin.recipe.recipe import Recipe
+
+    table = Table("key", "default", "what it does", "only with kind")
+    for key in keys(Recipe):
+        table.add_row(key.name, escape(key.default), escape(key.text), ", ".join(key.kinds))
     out.print(table)
 
 

@@ -118,7 +118,7 @@ def delta(
 
     Example: `bseq store delta store --items new.parquet --removed sold_out.csv`
 
-    After training on new days: `bseq train days.parquet --out runs/new --warm-start runs/old --set candidates=1024`,
+    After training on new days: `bseq train days.parquet --out runs/new --warm-start runs/old --set negatives=uniform`,
     then `bseq store delta store --run runs/new`
     """
     import numpy as np

@@ -134,7 +134,7 @@ class NextOfPrefix:
 
 
 class TargetWindow:
-    """``targets = "window"``: one instant a batch; from each user's history before it, everything bought after it.
+    """The objective "window": one instant a batch; from each user's history before it, everything bought after it.
 
     The dense all-action objective of PinnerFormer (Pancha et al., KDD 2022, section 3.2), with all targets of the
     window instead of a sample. Instants lie on a grid that ends one window before the newest event. At each of them

@@ -75,7 +75,7 @@ class PopularityPrior:
 
     def __init__(self, sequences: Sequences, n_items: int, days: Sequence[float]) -> None:
         if days and sequences.timestamps is None:
-            raise SchemaError("popularity_days needs a log with times; leave it empty")
+            raise SchemaError("objective.popularity_days needs a log with times; leave it empty")
         self.sequences = sequences
         self.n_items = n_items
         self.days = tuple(days)

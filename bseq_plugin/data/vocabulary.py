@@ -37,15 +37,15 @@ class Vocabulary:
     event_types: tuple[str, ...] = ()
 
     @classmethod
-    def from_events(cls, events: Events, min_item_count: int = 1) -> Vocabulary:
-        """The items of ``events`` with at least ``min_item_count`` events; rarer ones map to row 0.
+    def from_events(cls, events: Events, min_count: int = 1) -> Vocabulary:
+        """The items of ``events`` with at least ``min_count`` events; rarer ones map to row 0.
 
         Raises SchemaError if no item is left.
         """
         counts = events.frame[ITEM].value_counts(sort=False)
-        counts = counts[counts >= min_item_count].sort_index()
+        counts = counts[counts >= min_count].sort_index()
         if counts.empty:
-            raise SchemaError(f"no item has min_item_count = {min_item_count} events or more; lower it")
+            raise SchemaError(f"no item has items.min_count = {min_count} events or more; lower it")
         types = sorted(events.frame[EVENT_TYPE].unique()) if EVENT_TYPE in events.frame else []
         return cls(_plain(counts.index.to_numpy()), counts.to_numpy(np.int64), tuple(types))
 

@@ -65,9 +65,7 @@ class Demo:
     def choose(self) -> tuple[int, Run]:
         """Train to the end of October, stop on November: the number of epochs and the run they come from."""
         recipe = self.recipe.replace(
-            split={
-                "kind": "time", "validation_at": VALIDATION_AT, "test_at": TEST_AT, "horizon_days": HORIZON_DAYS
-            }
+            split={"kind": "time", "validation_at": VALIDATION_AT, "test_at": TEST_AT, "horizon_days": HORIZON_DAYS}
         )
         known = self.data.events.before(instant_us(TEST_AT))
         run = train(known, recipe, self._fresh("runs/selection"), items=self.data.items)

@@ -90,7 +90,7 @@ class CausalEncoder(BlockStack[CausalOptions]):
     def __init__(self, dim: int, max_length: int, dropout: float, options: CausalOptions | None = None) -> None:
         super().__init__(dim, max_length, dropout, options)
         if dim % self.options.n_heads:
-            raise RecipeError(f"dim = {dim} is not a multiple of encoder_options.n_heads = {self.options.n_heads}")
+            raise RecipeError(f"dim = {dim} is not a multiple of encoder.n_heads = {self.options.n_heads}")
         self.wants = self.options.wants
         self.position = PositionEmbedding(max_length, dim) if self.options.position != "none" else None
         self.blocks = nn.ModuleList(

@@ -113,7 +113,7 @@ class CrossSessionEncoder(SequenceEncoder[CrossSessionOptions]):
         super().__init__(dim, max_length, dropout, options)
         chosen = self.options
         if dim % chosen.n_heads:
-            raise RecipeError(f"dim = {dim} is not a multiple of encoder_options.n_heads = {chosen.n_heads}")
+            raise RecipeError(f"dim = {dim} is not a multiple of encoder.n_heads = {chosen.n_heads}")
         self.position = PositionEmbedding(max_length, dim)
         self.session_blocks = nn.ModuleList(
             HstuBlock(dim, chosen.n_heads, dropout, n_distance_buckets(max_length), 0)
@@ -187,8 +187,7 @@ class HistoryPath(nn.Module):
         if self.gap_before is not None:
             if events.timestamps_T is None:
                 raise RecipeError(
-                    "encoder_options.gap reads times, but the events have none; train on a log with times, or set "
-                    "gap = false"
+                    "encoder.gap reads times, but the events have none; train on a log with times, or set gap = false"
                 )
             gaps_S, times_S = sessions.gaps(events.timestamps_T), events.timestamps_T[sessions.offsets_S1[1:] - 1]
             x_SD = x_SD + self.gap_before(gaps_S)

@@ -54,7 +54,7 @@ class HstuEncoder(BlockStack[HstuOptions]):
     def __init__(self, dim: int, max_length: int, dropout: float, options: HstuOptions | None = None) -> None:
         super().__init__(dim, max_length, dropout, options)
         if dim % self.options.n_heads:
-            raise RecipeError(f"dim = {dim} is not a multiple of encoder_options.n_heads = {self.options.n_heads}")
+            raise RecipeError(f"dim = {dim} is not a multiple of encoder.n_heads = {self.options.n_heads}")
         self.wants = Wants(self.options.relative_position_bias, self.options.relative_time_bias)
         self.position = PositionEmbedding(max_length, dim) if self.options.position != "none" else None
         n_distances = n_distance_buckets(max_length) if self.wants.distance else 0

@@ -79,7 +79,7 @@ class TransformersEncoder(SequenceEncoder[TransformersOptions]):
                 model = AutoModel.from_config(config)  # type: ignore[no-untyped-call]
         except (ValueError, TypeError, KeyError, RuntimeError, AttributeError, ImportError) as error:
             told = next(iter(str(error).splitlines()), type(error).__name__)[:300]
-            raise RecipeError(f"encoder_options: no model {chosen.model_type!r} with these settings: {told}") from None
+            raise RecipeError(f"encoder: no model {chosen.model_type!r} with these settings: {told}") from None
         model.set_input_embeddings(nn.Identity())
         return model
 
@@ -116,13 +116,13 @@ class TransformersEncoder(SequenceEncoder[TransformersOptions]):
         except (TypeError, ValueError, RuntimeError, AttributeError) as error:
             told = next(iter(str(error).splitlines()), type(error).__name__)[:300]
             raise RecipeError(
-                f"encoder_options.model_type = {self.options.model_type!r} can't be fed with events: {told}; use a "
+                f"encoder.model_type = {self.options.model_type!r} can't be fed with events: {told}; use a "
                 "decoder such as 'gpt2'"
             ) from None
         self.backbone.train(training)
         if not torch.allclose(states_BLD[0, 0], states_BLD[1, 0], atol=1e-5):
             raise RecipeError(
-                f"encoder_options.model_type = {self.options.model_type!r} lets an event see later ones; use a decoder "
+                f"encoder.model_type = {self.options.model_type!r} lets an event see later ones; use a decoder "
                 "such as 'gpt2' or 'llama'"
             )
 

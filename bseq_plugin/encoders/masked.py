@@ -31,9 +31,9 @@ class MaskedEncoder(SequenceEncoder[MaskedOptions]):
     Representations from Transformer", CIKM 2019), with pre-norm blocks.
 
     The state of an event is what the encoder puts in the place of a mask token behind it: attention goes both ways,
-    but over the history up to that event only. Asked for one state a user, as in serving and with ``targets =
-    "prefix"`` or ``"window"``, that is one pass; asked for all, each prefix is a pass of its own. With ``targets =
-    "masked"`` it learns from hidden events instead: ``masked_states_at``.
+    but over the history up to that event only. Asked for one state a user, as in serving and with the
+    objectives "prefix" and "window", that is one pass; asked for all, each prefix is a pass of its own. With the
+    objective "masked" it learns from hidden events instead: ``masked_states_at``.
 
     Raises RecipeError if ``dim`` is not a multiple of ``n_heads``.
     """
@@ -44,7 +44,7 @@ class MaskedEncoder(SequenceEncoder[MaskedOptions]):
     def __init__(self, dim: int, max_length: int, dropout: float, options: MaskedOptions | None = None) -> None:
         super().__init__(dim, max_length, dropout, options)
         if dim % self.options.n_heads:
-            raise RecipeError(f"dim = {dim} is not a multiple of encoder_options.n_heads = {self.options.n_heads}")
+            raise RecipeError(f"dim = {dim} is not a multiple of encoder.n_heads = {self.options.n_heads}")
         block = CausalOptions(n_heads=self.options.n_heads, feed_forward=self.options.feed_forward, matmul="float32")
         self.mask = PositionEmbedding(1, dim)
         self.position = PositionEmbedding(max_length, dim)

@@ -163,7 +163,7 @@ def _facts(
 def _times(events: PackedEvents) -> Tensor:
     if events.timestamps_T is None:
         raise RecipeError(
-            "encoder_options.relative_time_bias reads times, but the events have none; train on a log with times, or "
+            "encoder.relative_time_bias reads times, but the events have none; train on a log with times, or "
             "leave the option out"
         )
     return events.timestamps_T

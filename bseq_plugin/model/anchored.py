@@ -25,8 +25,7 @@ SHARPER = 4.0  # first weights of events differ by a factor of e or so, where to
 class AnchoredInterests(nn.Module):
     """K interests of each user: ``[Q * K, E]``, those of a user one after the other.
 
-    The first, the anchor, is the interest that ``readout = "last"`` has. Each other one is the anchor plus ``W p_k``:
-    ``p_k`` is pooled from the user's events, brought to length sqrt(D), and W begins at zero, so that all are the
+    The first, the anchor, is the interest of ``interests.kind = "one"``. Each other one is the anchor plus ``W p_k``: ``p_k`` is pooled from the user's events, brought to length sqrt(D), and W begins at zero, so that all are the
     anchor at first. Events are pooled rather than states: a state of an encoder that sums up holds a little of
     everything, and states of one user are much alike.
 

@@ -165,7 +165,7 @@ class StateReader(nn.Module):
 
 
 class EventEmbedder(nn.Module):
-    """Sums the looked-up vectors of an event: its item's and those of its features (see ``event_features``)."""
+    """Sums the looked-up vectors of an event: its item's and those of its features (see ``data.event_features``)."""
 
     def __init__(self, inputs: EventInputs, max_length: int) -> None:
         super().__init__()
@@ -181,7 +181,7 @@ class EventEmbedder(nn.Module):
         lengths_B = event.lengths().to(torch.int64)
         if len(lengths_B) and int(lengths_B.max()) > self.max_length:
             raise ValueError(
-                f"a history has {int(lengths_B.max())} events, the encoder reads max_length = {self.max_length}: "
+                f"a history has {int(lengths_B.max())} events, the encoder reads {self.max_length} (encoder.max_length): "
                 "cut histories to the latest events first (Sequences.latest)"
             )
         offsets_B1 = torch.nn.functional.pad(lengths_B.cumsum(0), (1, 0))

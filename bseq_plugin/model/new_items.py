@@ -83,6 +83,6 @@ def _neighbours(model: InterestModel) -> NeighbourItems:
     if neighbours is None:
         raise UsageError(
             "the model was trained without item encoders, so an item that it has never seen has no vector; train with "
-            "item_encoders, or leave the items table out"
+            "items.encoders, or leave the items table out"
         )
     return neighbours

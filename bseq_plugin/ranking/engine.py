@@ -175,8 +175,9 @@ def ranking_features(
     Only events strictly before a row's ``at`` are read, whatever else the log holds: an event exactly at ``at`` is
     excluded, and adding, changing or deleting events at or after ``at`` changes no byte. Equal times keep the order of
     the log. Interests are encoded from the latest ``encoder.max_length`` of these events, the other features read the
-    latest ``features.history_length``, counts of events all of them. An unknown item, an unknown user, a user without an earlier event of a known item: NaN where that is needed. An event whose ``created_timestamp`` lies after
-    ``at`` was not known then and is not read.
+    latest ``features.history_length``, counts of events all of them. An unknown item, an unknown user, a user without
+    an earlier event of a known item: NaN where that is needed. An event whose ``created_timestamp`` lies after ``at``
+    was not known then and is not read.
 
     For one request after another build a ``FeatureEngine`` once and call its ``features``.
 

@@ -69,10 +69,8 @@ class WholeCatalogue(Section):
 
 
 class SampledNegatives(Section):
-    """A target is told apart from ``n`` items, drawn once a batch.
-
-    'uniform' and 'popularity' draw with replacement; 'mixed' takes the batch's own targets and draws other items evenly
-    without replacement.
+    """A target is told apart from ``n`` items, drawn once a batch, the same ones on every process; 'uniform' and
+    'popularity' draw with replacement, 'mixed' takes the batch's own targets, each once, and draws other items evenly.
     """
 
     kind: Literal["uniform", "popularity", "mixed"]

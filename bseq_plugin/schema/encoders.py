@@ -22,7 +22,7 @@ class SequenceEncoder(nn.Module, MachineChoices[OptionsT_co], ABC):
     """
 
     reads_sessions: ClassVar[bool] = False  # ask for ``PackedEvents.sessions_T``
-    predicts_masked: ClassVar[bool] = False  # it has ``masked_states_at``, for ``targets = "masked"``
+    predicts_masked: ClassVar[bool] = False  # it has ``masked_states_at``, for the objective "masked"
 
     def __init__(self, dim: int, max_length: int, dropout: float, options: OptionsT_co | None = None) -> None:
         super().__init__()

@@ -85,14 +85,15 @@ def check_device(
     if table.name == "rowwise_adagrad":
         raise RecipeError(
             f"sharding = 'column_wise' on {world_size} processes does not go with training.table.name = "
-            "'rowwise_adagrad': it keeps one number a row, and a row in pieces would have one for each, so that the run "
-            "would learn something else than on one process; use training.table.name = 'adagrad', or sharding = 'row_wise'"
+            "'rowwise_adagrad': it keeps one number a row, and a row in pieces would have one for each, so that the "
+            "run would learn something else than on one process; use training.table.name = 'adagrad', or sharding = "
+            "'row_wise'"
         )
     if table_dim % (COLUMNS * world_size):
         fitting = [n for n in range(1, table_dim // COLUMNS + 1) if table_dim % (COLUMNS * n) == 0]
         raise RecipeError(
             f"sharding = 'column_wise' can't cut rows of {table_dim} into {world_size} pieces of whole fours; "
-            f"use {' or '.join(map(str, fitting)) or 'one'} process(es), another dim, or sharding = 'row_wise'"
+            f"use {' or '.join(map(str, fitting)) or 'one'} process(es), another vectors.dim, or sharding = 'row_wise'"
         )
 
 
