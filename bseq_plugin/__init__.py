@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from bseq_plugin.schema.indexes import RowMask as RowMask
     from bseq_plugin.schema.indexes import VectorIndex as VectorIndex
     from bseq_plugin.schema.item_encoders import ItemEncoder as ItemEncoder
-    from bseq_plugin.schema.losses import Candidates as Candidates
+    from bseq_plugin.schema.losses import Negatives as Negatives
     from bseq_plugin.schema.losses import SequenceLoss as SequenceLoss
     from bseq_plugin.schema.losses import Targets as Targets
     from bseq_plugin.schema.options import PartOptions as PartOptions
@@ -65,7 +65,7 @@ _HOME = {
     "BehaviourHead": "schema.heads",
     "BinaryHead": "schema.heads",
     "CandidateSource": "schema.sources",
-    "Candidates": "schema.losses",
+    "Negatives": "schema.losses",
     "CatalogueHead": "schema.heads",
     "CountHead": "schema.heads",
     "DecoderMemory": "schema.heads",

@@ -48,7 +48,7 @@ class SequenceInterestEncoder(nn.Module):
             exported encoder has them in its item table).
         item_vectors: what the recipe's item encoders say of the items (training), or only how wide that is (an exported
             encoder has it in its item table).
-        candidate_keys: look up ``target`` and ``negative`` in the item table too (training).
+        training_keys: look up ``target`` and ``negative`` in the item table too (training).
         device: of the embedding tables; "meta" leaves them to the planner of ``DistributedModelParallel``.
 
     Input keys: ``event`` and those of ``recipe.event_features`` (int64 rows, oldest first, at most ``max_length`` a
@@ -64,7 +64,7 @@ class SequenceInterestEncoder(nn.Module):
         *,
         attributes: ItemAttributes | None = None,
         item_vectors: ItemVectors | int | None = None,
-        candidate_keys: bool = False,
+        training_keys: bool = False,
         device: torch.device | str | None = None,
     ) -> None:
         super().__init__()
@@ -74,7 +74,7 @@ class SequenceInterestEncoder(nn.Module):
                 "the recipe reads event types, but n_event_types = 0; say how many there are, or leave event_type out "
                 "of event_features"
             )
-        tables = _tables(recipe, n_items, n_event_types, candidate_keys)
+        tables = _tables(recipe, n_items, n_event_types, training_keys)
         self.embedding_collection = EmbeddingCollection(tables=tables, device=torch.device(device) if device else None)
         encoded = _encoded_items(recipe, item_vectors)
         self.item_tower = ItemTower(recipe.vector_dim, attributes, recipe.table_init, encoded)
@@ -236,8 +236,8 @@ def _encoded_items(recipe: Recipe, vectors: ItemVectors | int | None) -> Encoded
     return NeighbourItems(width, known) if recipe.item_fusion == "neighbours" else EncodedItems(recipe, width, known)
 
 
-def _tables(recipe: Recipe, n_items: int, n_event_types: int, candidate_keys: bool) -> list[EmbeddingConfig]:
-    item_keys = [EVENT, TARGET, NEGATIVE] if candidate_keys else [EVENT]
+def _tables(recipe: Recipe, n_items: int, n_event_types: int, training_keys: bool) -> list[EmbeddingConfig]:
+    item_keys = [EVENT, TARGET, NEGATIVE] if training_keys else [EVENT]
     rows = {ITEM_TABLE: (n_items + 1, item_keys, recipe.table_init)}
     # context tables start at zero: an event is its item until the data says more
     for name in sorted(set(recipe.event_features), key=FEATURE_ORDER.index):

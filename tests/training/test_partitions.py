@@ -93,9 +93,9 @@ def test_any_number_of_ranks_walks_through_the_same_global_batches(built, tiny_r
 
 def test_an_epoch_is_taken_up_in_its_middle(built, tiny_recipe):
     data, _ = streamed(built(8), tiny_recipe.replace(batch_users=7, candidates=5))
-    whole = [(users_of(b), b.candidate_ids_N.tolist()) for b in data.batches(3)]
+    whole = [(users_of(b), b.negative_ids_N.tolist()) for b in data.batches(3)]
     for start in (1, 4, data.steps_per_epoch):
-        assert [(users_of(b), b.candidate_ids_N.tolist()) for b in data.batches(3, start)] == whole[start:]
+        assert [(users_of(b), b.negative_ids_N.tolist()) for b in data.batches(3, start)] == whole[start:]
 
 
 def test_what_streams_can_not_do(built, tiny_recipe):
