@@ -2,13 +2,12 @@
 
     python benchmarks/text.py --beauty sequences.txt items.tsv --seeds 0,1,2       # and the demo's grocery log
     python benchmarks/text.py --only tuning --beauty sequences.txt items.tsv --seeds 0         # LoRA, last layer, all
-    python benchmarks/text.py --only grocery --part validation --set epochs=4 --text-set id_dropout=0.5
+    python benchmarks/text.py --only grocery --part validation --set epochs=4 --text-set prior_events=1
 
-A tenth of the items (drawn by the seed) is hidden from training; a model of ids alone is trained, and one of ids and
-text, with the same settings (with item_fusion = "neighbours" that is one training). Both rank the whole catalogue: warm
-targets, those of the tail (5 events or fewer in training; and the long tail, the items that are had least and have a
-fifth of all events), and cold targets, for which the one has rows as they are
-before training and the other what the text says. Settings are chosen with --part validation, which leaves out the
+A tenth of the items (drawn by the seed) is hidden from training. One training gives a model of ids alone and one of ids
+and text. Both rank the whole catalogue: warm targets, those of the tail (5 events or fewer in training; and the long
+tail, the items that are had least and have a fifth of all events), and cold targets, for which the one has rows as they
+are before training and the other what the text says. Settings are chosen with --part validation, which leaves out the
 newest events. Writes benchmarks/results/text.json.
 """
 

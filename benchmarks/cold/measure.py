@@ -43,10 +43,6 @@ def one_seed(problem: Problem, seed: int, text_settings: list[str], id_settings:
     started = time.perf_counter()
     models["id + text"], models["id"] = trained(problem, text)
     seconds["id + text"] = seconds["id"] = time.perf_counter() - started
-    if text.item_fusion != "neighbours":
-        started = time.perf_counter()
-        _, models["id"] = trained(problem, base)
-        seconds["id"] = time.perf_counter() - started
     bare, new = models["id"], problem.items[problem.items["item_id"].isin(problem.cold)]
     models["id"] = with_untrained(bare, problem.cold, base, seed)
     if base.popularity_days:
@@ -65,7 +61,7 @@ def one_seed(problem: Problem, seed: int, text_settings: list[str], id_settings:
 def trained(problem: Problem, recipe: Recipe) -> tuple[InterestModel, InterestModel]:
     """The best epoch as it was exported, and as it was trained, without what item encoders say; tables are thrown away.
 
-    With neighbours the second one is the model of ids alone: a test of the project says that they are trained alike.
+    The second one is the model of ids alone: a test of the project says that they are trained alike.
     """
     with tempfile.TemporaryDirectory() as folder:
         reads = problem.items if recipe.item_encoders else None
@@ -88,9 +84,7 @@ def of_ids(run: Run, model: InterestModel) -> InterestModel:
     )  # fmt: skip
     Checkpoints(run.path).load_plain(task, Position(run.info["best_epoch"]))
     state = {k: v for k, v in task.interest_encoder.state_dict().items() if not k.startswith("item_tower.encoded")}
-    bare = model.recipe.replace(
-        item_encoders=(), item_encoder_options={}, item_fusion="neighbours", item_init="random", own_direction=0.0
-    )
+    bare = model.recipe.replace(item_encoders=(), item_encoder_options={}, own_direction=0.0)
     return InterestModel.from_state(bare, vocabulary, state, model.item_priors_VP, model.trained_until_us)
 
 

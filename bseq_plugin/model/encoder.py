@@ -19,7 +19,6 @@ from bseq_plugin.data.item_vectors import ItemVectors
 from bseq_plugin.data.items import ItemAttributes
 from bseq_plugin.errors import PluginError, RecipeError
 from bseq_plugin.model.anchored import AnchoredInterests
-from bseq_plugin.model.encoded_items import EncodedItems
 from bseq_plugin.model.interests import MultiInterests
 from bseq_plugin.model.items import InterestHead, ItemTower
 from bseq_plugin.model.members import SideBySide
@@ -76,8 +75,8 @@ class SequenceInterestEncoder(nn.Module):
             )
         tables = _tables(recipe, n_items, n_event_types, training_keys)
         self.embedding_collection = EmbeddingCollection(tables=tables, device=torch.device(device) if device else None)
-        encoded = _encoded_items(recipe, item_vectors)
-        self.item_tower = ItemTower(recipe.vector_dim, attributes, recipe.table_init, encoded)
+        neighbours = _neighbour_items(recipe, item_vectors)
+        self.item_tower = ItemTower(recipe.vector_dim, attributes, recipe.table_init, neighbours)
         self.event_embedder = EventEmbedder(EventInputs.of(recipe), recipe.max_length)
         self.sequence_encoder = StateReader(part)
         self.interest_head = InterestHead(
@@ -226,14 +225,14 @@ def _multi_interests(recipe: Recipe) -> MultiInterests | AnchoredInterests | Non
     return MultiInterests(recipe.dim, *how)
 
 
-def _encoded_items(recipe: Recipe, vectors: ItemVectors | int | None) -> EncodedItems | NeighbourItems | None:
+def _neighbour_items(recipe: Recipe, vectors: ItemVectors | int | None) -> NeighbourItems | None:
     if not recipe.item_encoders:
         return None
     if vectors is None:
         raise RecipeError(f"the recipe has item_encoders = {list(recipe.item_encoders)}; give their item_vectors")
     known = None if isinstance(vectors, int) else vectors
     width = vectors if isinstance(vectors, int) else vectors.vectors_VE.shape[1]
-    return NeighbourItems(width, known) if recipe.item_fusion == "neighbours" else EncodedItems(recipe, width, known)
+    return NeighbourItems(width, known)
 
 
 def _tables(recipe: Recipe, n_items: int, n_event_types: int, training_keys: bool) -> list[EmbeddingConfig]:

@@ -78,8 +78,9 @@ class InterestModel:
         except RecipeError as error:
             raise RunError(f"the saved encoder does not fit its recipe: {error}") from None
         values = {name: value.detach().clone() if copy else value for name, value in state.items()}
-        if KEYS in values and isinstance(encoder.item_tower.encoded, NeighbourItems):  # there are none while training
-            encoder.item_tower.encoded.keys_VK = torch.empty(vocabulary.n_items + 1, values[KEYS].shape[1])
+        neighbours: NeighbourItems | None = encoder.item_tower.encoded
+        if KEYS in values and neighbours is not None:  # there are none while training
+            neighbours.keys_VK = torch.empty(vocabulary.n_items + 1, values[KEYS].shape[1])
         try:
             encoder.load_state_dict(values, assign=True)
         except RuntimeError as error:

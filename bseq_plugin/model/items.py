@@ -11,13 +11,14 @@ from torch.nn import functional as F
 from torchrec import JaggedTensor, KeyedJaggedTensor
 
 from bseq_plugin.data.items import ItemAttributes
-from bseq_plugin.model.encoded_items import EncodedItems
 from bseq_plugin.model.neighbours import NeighbourItems
 
 
 class ItemTower(nn.Module):
-    """Adds the vectors of an item's attributes to its looked-up row, then what its encoders say (``EncodedItems``, or
-    nothing until training is over: ``NeighbourItems``).
+    """Adds the vectors of an item's attributes to its looked-up row.
+
+    What item encoders say of an item changes its row once training is over; until then the tower only holds their
+    ``NeighbourItems`` as ``encoded``, so that they are saved with the model.
 
     Attributes have few values, so their table is a dense parameter, copied to every rank; the item table alone is
     sharded. When a trained model is exported the sums are written into the item table (``folded``) and the tower is
@@ -32,7 +33,7 @@ class ItemTower(nn.Module):
         dim: int,
         attributes: ItemAttributes | None = None,
         init_std: float = 0.02,
-        encoded: EncodedItems | NeighbourItems | None = None,
+        encoded: NeighbourItems | None = None,
     ) -> None:
         super().__init__()
         self.encoded = encoded
@@ -47,12 +48,9 @@ class ItemTower(nn.Module):
     def forward(self, looked_up: dict[str, JaggedTensor], features: KeyedJaggedTensor, keys: list[str]) -> list[Tensor]:
         """``[N, D]`` for each of ``keys``: the item rows of that key of the batch."""
         rows = [looked_up[key].values() for key in keys]
-        if self.attribute_table is None and self.encoded is None:
+        if self.attribute_table is None:
             return rows
-        ids = [features[key].values() for key in keys]
-        rows = rows if self.attribute_table is None else self._with_attributes(rows, ids)
-        fused: list[Tensor] = rows if self.encoded is None else self.encoded(rows, ids)
-        return fused
+        return self._with_attributes(rows, [features[key].values() for key in keys])
 
     def _with_attributes(self, rows: list[Tensor], ids: list[Tensor]) -> list[Tensor]:
         # Summed once for the whole catalogue, then looked up like rows: histories repeat items many times over.
@@ -65,15 +63,12 @@ class ItemTower(nn.Module):
 
     @torch.no_grad()
     def folded(self, rows_ND: Tensor, first_row: int = 0, columns: slice = slice(None)) -> Tensor:
-        """Rows ``first_row``... of the item table, or some of their columns, with all that is known of the items."""
-        if self.attribute_table is not None:
-            rows_ND = self._attributes_folded(rows_ND, first_row, columns)
-        return rows_ND if self.encoded is None else self.encoded.folded(rows_ND, first_row, columns)
-
-    def _attributes_folded(self, rows_ND: Tensor, first_row: int, columns: slice) -> Tensor:
+        """Rows ``first_row``... of the item table, or some of their columns, with the vectors of their attributes."""
+        if self.attribute_table is None:
+            return rows_ND
         starts = self.membership.crow_indices()[first_row : first_row + len(rows_ND) + 1]
         codes = self.membership.col_indices()[starts[0] : starts[-1]].view(len(rows_ND), -1)
-        added_ND: Tensor = cast(nn.Embedding, self.attribute_table).weight[codes].sum(1)[:, columns]
+        added_ND: Tensor = self.attribute_table.weight[codes].sum(1)[:, columns]
         return rows_ND + added_ND.to(rows_ND.device)
 
 

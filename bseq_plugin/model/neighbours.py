@@ -23,12 +23,12 @@ from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bseq_plugin.data.item_vectors import ItemVectors
 from bseq_plugin.errors import RunError
-from bseq_plugin.model.encoded_items import WhitenedVectors
+from bseq_plugin.model.whitening import whitening
 from bseq_plugin.plugins import plugin_manager
 from bseq_plugin.schema.indexes import VectorIndex
 
@@ -42,27 +42,34 @@ LISTS = 32
 Blocks = Iterable[tuple[int, Tensor]]
 
 
-class NeighbourItems(WhitenedVectors):
-    """The item encoders' part of an encoder with ``item_fusion = "neighbours"``: nothing while training.
+class NeighbourItems(nn.Module):
+    """What an encoder keeps of its item encoders: buffers that go with a model, and nothing that training reads.
 
     Args:
         width: E.
         vectors: of all items, for a new model; None for one whose state is read.
     """
 
+    identity: Tensor  # uint8 [32]: sha256 of the encoders
+    centre_E: Tensor  # mean of the vectors
+    axes_EE: Tensor  # and their whitening axes
     keys_VK: Tensor | None  # float16, of the items in the table; only in exported models
 
     def __init__(self, width: int, vectors: ItemVectors | None = None) -> None:
-        super().__init__(width, vectors)
+        super().__init__()
+        identity = bytes(32) if vectors is None else bytes.fromhex(vectors.identity)
+        self.register_buffer("identity", torch.tensor(list(identity), dtype=torch.uint8))
+        centre_E, axes_EE = torch.zeros(width), torch.zeros(width, width)
+        if vectors is not None:
+            centre_E, axes_EE = whitening(vectors.vectors_VE)
+        self.register_buffer("centre_E", centre_E)
+        self.register_buffer("axes_EE", axes_EE)
         self.register_buffer("keys_VK", None)
 
-    def forward(self, rows: list[Tensor], ids: list[Tensor]) -> list[Tensor]:
-        """``rows`` as they are."""
-        return rows
-
-    def folded(self, rows_ND: Tensor, first_row: int, columns: slice) -> Tensor:
-        """``rows_ND`` as they are."""
-        return rows_ND
+    @property
+    def vectors_identity(self) -> str:
+        """``ItemVectors.identity`` of the vectors that the model was made with."""
+        return bytes(self.identity.tolist()).hex()
 
     def keys_of(self, vectors_NE: Tensor) -> Tensor:
         """float16 [N, K], of length 1: two items are as near as the inner product says; zeros stay zeros."""

@@ -17,7 +17,6 @@ from bseq_plugin.data.item_vectors import build_item_encoders, encode_items, enc
 from bseq_plugin.data.items import PopularityPrior, checked_items
 from bseq_plugin.data.sequences import Sequences
 from bseq_plugin.errors import UsageError
-from bseq_plugin.model.encoded_items import EncodedItems
 from bseq_plugin.model.interest_model import InterestModel
 from bseq_plugin.model.neighbours import NeighbourItems, directed
 
@@ -30,9 +29,9 @@ def rows_of_items(model: InterestModel, items: pd.DataFrame, progress: bool = Fa
         UsageError: the model was trained without item encoders, or with other weights or options of theirs.
         SchemaError: a column is missing, an item is there twice.
     """
-    fusion = _fusion(model)
+    neighbours = _neighbours(model)
     encoders = build_item_encoders(model.recipe)
-    if encoders_identity(encoders) != fusion.vectors_identity:
+    if encoders_identity(encoders) != neighbours.vectors_identity:
         raise UsageError(
             f"the item encoders ({', '.join(model.recipe.item_encoders)}) give other vectors than those the model was "
             "trained with: their weights or their version changed; use the same weights, or train again"
@@ -40,7 +39,7 @@ def rows_of_items(model: InterestModel, items: pd.DataFrame, progress: bool = Fa
     checked_items(items, [column for encoder in encoders for column in encoder.columns])
     vectors_NE = torch.from_numpy(encode_items(encoders, items, progress))
     table_VD, counts_V, length = model.item_table_VD, model.vocabulary.item_counts, model.recipe.own_direction
-    rows_ND: Tensor = fusion.rows_of(vectors_NE, table_VD, counts_V)
+    rows_ND = neighbours.rows_of(vectors_NE, table_VD, counts_V)
     return directed(rows_ND, items[ITEM].tolist(), table_VD, counts_V, length)
 
 
@@ -56,7 +55,7 @@ def with_new_items(
             at its end, for all items. The model then knows of these events, and ``trained_until_us`` says so. Without
             it nobody has had the new items yet.
     """
-    _fusion(model)
+    _neighbours(model)
     checked_items(items, [])
     new = items[model.vocabulary.item_rows(items[ITEM]) == 0] if len(items) else items
     rows_ND = rows_of_items(model, new, progress) if len(new) else torch.empty(0, model.recipe.vector_dim)
@@ -78,18 +77,11 @@ def with_popularity(model: InterestModel, log: Events) -> InterestModel:
     return replace(model, item_priors_VP=priors_VP, trained_until_us=newest_us)
 
 
-def _fusion(model: InterestModel) -> EncodedItems | NeighbourItems:
-    fusion = model.encoder.item_tower.encoded
-    if model.recipe.item_attributes and not isinstance(
-        fusion, NeighbourItems
-    ):  # of which the neighbours' rows are part
-        raise UsageError(
-            "new items can't be added to a model with item_attributes, whose vectors are part of its rows; use "
-            "item_encoders with item_fusion = 'neighbours', or give the columns to the item encoder 'columns' instead"
-        )
-    if fusion is None:
+def _neighbours(model: InterestModel) -> NeighbourItems:
+    neighbours: NeighbourItems | None = model.encoder.item_tower.encoded
+    if neighbours is None:
         raise UsageError(
             "the model was trained without item encoders, so an item that it has never seen has no vector; train with "
             "item_encoders, or leave the items table out"
         )
-    return fusion
+    return neighbours

@@ -56,28 +56,17 @@ class Recipe(BaseModel):
         (), description="columns of the items table whose values are summed into the item rows"
     )
     item_encoders: tuple[str, ...] = Field(
-        (), description="names of item encoders (see `bseq plugins`) whose vectors are added to the item rows"
+        (), description="names of item encoders (see `bseq plugins`) whose vectors say which items are alike"
     )
     item_encoder_options: dict[str, dict[str, Any]] = Field(default_factory=dict, description="by item encoder")
-    item_fusion: Literal["neighbours", "sum", "gate"] = Field(
-        "neighbours",
-        description="how id rows and vectors become one: after training, from the rows of items with like vectors; or "
-        "'sum', 'gate' = with a projection of the vector that is learned",
-    )
     prior_events: float = Field(
-        2.0, ge=0.0, description="events of an item that its neighbours count for, with item_fusion='neighbours'"
+        2.0, ge=0.0, description="events of an item that its neighbours count for, with item_encoders"
     )
     own_direction: float = Field(
         0.0,
         ge=0.0,
-        description="with 'neighbours', for logs in which people have the same item again: length of a new item's own "
+        description="with item_encoders, for logs in which people have the same item again: length of a new item's own "
         "direction, in mean lengths of a row; above 0 known items keep their row whole beside the neighbours'",
-    )
-    id_dropout: float = Field(
-        0.2, ge=0.0, lt=1.0, description="share of items known by their vector alone in a step, with 'sum' and 'gate'"
-    )
-    item_init: Literal["random", "encoder"] = Field(
-        "random", description="'encoder' = id rows begin as the principal components of the items' vectors"
     )
     popularity_days: tuple[Annotated[float, Field(gt=0)], ...] = Field(
         (), description="spans of days whose popularity becomes a column of the item vectors; for targets='window'"
@@ -243,12 +232,8 @@ class Recipe(BaseModel):
 
     @model_validator(mode="after")
     def _items_fit(self) -> Recipe:
-        needing = {"item_encoder_options": {}, "item_fusion": "gate", "item_init": "encoder"}
-        for name, value in needing.items():
-            if not self.item_encoders and (getattr(self, name) == value) != (name == "item_encoder_options"):
-                raise ValueError(f"{name} goes with item_encoders, and there are none")
-        if self.own_direction and not (self.item_encoders and self.item_fusion == "neighbours"):
-            raise ValueError("own_direction goes with item_encoders and item_fusion = 'neighbours'")
+        if self.own_direction and not self.item_encoders:
+            raise ValueError("own_direction goes with item_encoders, and there are none")
         strange = sorted(set(self.item_encoder_options) - set(self.item_encoders))
         if strange or len(set(self.item_encoders)) < len(self.item_encoders):
             raise ValueError(
@@ -256,9 +241,6 @@ class Recipe(BaseModel):
                 if strange
                 else f"item_encoders = {list(self.item_encoders)} names one twice"
             )
-        given = self.sharding.values() if isinstance(self.sharding, Mapping) else [self.sharding]
-        if self.item_fusion == "gate" and "column_wise" in given:
-            raise ValueError("item_fusion = 'gate' needs whole rows; use sharding = 'row_wise' with it")
         return self
 
     @property

@@ -30,14 +30,14 @@ def export_model(
 ) -> None:
     """Leave ``RUN/model`` (see ``InterestModel``): every rank writes the rows, or columns, that it holds. Collective.
 
-    ``sharded`` has the weights of ``best``. With ``item_fusion = "neighbours"`` rank 0 then completes the table, a
+    ``sharded`` has the weights of ``best``. With item encoders rank 0 then completes the table, a
     block at a time; beside a block it holds one row for each distinct vector of the item encoders.
     """
     aside = run.path / ".model"
     here.on_first(lambda: _begin(log, checkpoints, best, aside))
     here.on_all(lambda: _write_shards(sharded, aside / "items.safetensors"))
     # a warm start began with completed rows: to complete them again would pull them towards their neighbours each day
-    if log.item_vectors is not None and log.recipe.item_fusion == "neighbours" and not run.info.get("warm_start"):
+    if log.item_vectors is not None and not run.info.get("warm_start"):
         here.on_first(lambda: _complete(log, aside))
     here.on_first(lambda: _show(aside, run.path / "model"))
 
@@ -50,12 +50,12 @@ def _begin(log: PreparedLog, checkpoints: Checkpoints, best: Position, aside: Pa
         width = log.item_vectors.vectors_VE.shape[1]
     plain = SequenceInterestTask(log.recipe, 0, n_event_types, attributes=log.attributes, item_vectors=width)
     checkpoints.load_plain(plain, best, leave_out=ITEM_KEY)
-    # attributes are in the item rows then; what item encoders say of items that come later has still to be projected
+    # attributes are in the item rows then
     state = {k: v for k, v in plain.interest_encoder.state_dict().items() if "item_tower.attribute" not in k}
     del state[ITEM_WEIGHT]
-    encoded = plain.interest_encoder.item_tower.encoded
-    if log.item_vectors is not None and isinstance(encoded, NeighbourItems):
-        state[KEYS] = encoded.keys_of(torch.from_numpy(log.item_vectors.vectors_VE))
+    neighbours: NeighbourItems | None = plain.interest_encoder.item_tower.encoded
+    if log.item_vectors is not None and neighbours is not None:
+        state[KEYS] = neighbours.keys_of(torch.from_numpy(log.item_vectors.vectors_VE))
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir()
     save_parts(aside, log.recipe, log.vocabulary, state, log.trained_until_us)

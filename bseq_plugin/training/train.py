@@ -22,7 +22,6 @@ from bseq_plugin.errors import RunError, UsageError
 from bseq_plugin.model.task import SequenceInterestTask
 from bseq_plugin.schema.recipe import Recipe
 from bseq_plugin.training.distributed import World, world
-from bseq_plugin.training.item_init import begin_with_vectors
 from bseq_plugin.training.plan import check_device, sharding_types, table_names
 from bseq_plugin.training.row_update import pooled_row_update
 from bseq_plugin.training.sharding import shard
@@ -75,8 +74,6 @@ def train(
         here.on_first(lambda: _begin(run, log, warm_start))  # nobody goes on before the run directory stands
         _settle_machine_choices(task, run, here)
         sharded = shard(task, log.recipe, here)
-        if log.recipe.item_init == "encoder":
-            begin_with_vectors(sharded, log)
         if warm is not None:  # a checkpoint of the run itself, if there is one, is loaded over it
             here.on_all(lambda: warm.apply(sharded, log.vocabulary))
         trainer = Trainer(log, data, sharded, run, here, progress, checkpoint_steps)

@@ -125,7 +125,7 @@ class Trainer:
     @property
     def _completes_rows(self) -> bool:
         """Whether the exported rows are not those of the sharded tables, so that publishing has to read histories."""
-        return self.log.item_vectors is not None and self.recipe.item_fusion == "neighbours"
+        return self.log.item_vectors is not None
 
     def _resume(self) -> None:
         positions = self.here.on_first(self.checkpoints.positions)

@@ -277,8 +277,8 @@ def test_a_warm_start_keeps_rows_bit_by_bit_and_begins_new_items_among_their_nei
     served = store.load(lambda version: Served.load(version, None)).model
     assert len(served.vocabulary.item_ids) == 32
     assert rows_of_items(served, items).isfinite().all()
-    other = recipe.replace(item_fusion="sum")
-    with pytest.raises(RecipeError, match="another item_fusion"):
+    other = recipe.replace(item_encoder_options={"columns": {**OPTIONS["columns"], "buckets": 8}})
+    with pytest.raises(RecipeError, match="another item_encoder_options"):
         train(new_log, other, tmp_path / "x", items=items, progress=False, warm_start=run.path)
 
 

@@ -241,7 +241,7 @@ def test_histories_in_memory_are_encoded_in_parts(make_model, make_histories, tm
 def test_rows_that_are_completed_after_training_leave_no_interests_of_others(
     tiny_source, tiny_frame, tiny_recipe, tmp_path
 ):
-    """With ``item_fusion = "neighbours"`` the exported rows are not those that the sharded tables hold."""
+    """With item encoders the exported rows are not those that the sharded tables hold."""
     log = build_sequences(str(tiny_source), tmp_path / "parts", partitions=2)
     ids = np.sort(tiny_frame["item_id"].unique())
     items = pd.DataFrame({"item_id": ids, "colour": np.where(np.arange(len(ids)) % 3, "red", "blue")})

@@ -163,8 +163,7 @@ def test_two_ranks_under_all_conditions(python, cyclic, tiny_frame, tiny_source,
     window = tiny_recipe.replace(
         epochs=4, patience=4, dropout=0.0, targets="window", window_days=14, score="cosine", sharding="row_wise",
         popularity_days=(7.0, 365.0), item_attributes=("kind",), loss_options=FLOAT32,
-        item_encoders=("columns",), item_encoder_options={"columns": {"numbers": ("size",)}}, id_dropout=0.0,
-        item_fusion="sum",
+        item_encoders=("columns",), item_encoder_options={"columns": {"numbers": ("size",)}},
     )  # fmt: skip
     items = pd.DataFrame({"item_id": sorted(tiny_frame.item_id.unique())})
     items["kind"] = items.item_id % 3
