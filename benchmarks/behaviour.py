@@ -38,7 +38,7 @@ from behaviour_runs import (
     commit,
     measured,
 )
-from behaviour_tables import ANCHOR, BEGUN_AS_A_MEAN, FLOORS, LISTS, TABLES, claims_of
+from behaviour_tables import ANCHOR, BASELINES, BEGUN_AS_A_MEAN, LISTS, TABLES, claims_of
 from rich.console import Console
 from rich.progress import track
 
@@ -47,24 +47,24 @@ from bseq_plugin.data.events import instant_us
 from bseq_plugin.data.vocabulary import Vocabulary
 from bseq_plugin.demo.data import DemoData, load
 from bseq_plugin.evaluation.bootstrap import bootstrap_interval, paired_bootstrap_interval
-from bseq_plugin.evaluation.defaults import default_floors
-from bseq_plugin.evaluation.rankers import floor_ranker
+from bseq_plugin.evaluation.defaults import default_baselines
+from bseq_plugin.evaluation.rankers import baseline_ranker
 
 RESULTS = Path(__file__).parent / "results" / "behaviour.json"
 note = Console(stderr=True)
 
 
-def floors(data: DemoData, recipe: Recipe) -> dict[str, Values]:
-    """The floors of ``FLOORS``, fitted on everything before the test."""
+def baselines(data: DemoData, recipe: Recipe) -> dict[str, Values]:
+    """The baselines of ``BASELINES``, fitted on everything before the test."""
     cut_us = instant_us(TEST_AT)
     vocabulary = Vocabulary.from_events(data.events.before(instant_us(VALIDATION_AT)), recipe.min_item_count)
     log = Sequences.from_events(data.events, vocabulary)
     known, found = log.between(None, cut_us), {}
-    for floor in default_floors(known, cut_us):
-        if floor.name in FLOORS:
-            floor.fit(known, vocabulary.n_items)
-            ranker = floor_ranker(floor, vocabulary.n_items)
-            found[floor.name] = measured(ranker, log, categories_of(data, vocabulary.item_ids), TEST_AT)
+    for baseline in default_baselines(known, cut_us):
+        if baseline.name in BASELINES:
+            baseline.fit(known, vocabulary.n_items)
+            ranker = baseline_ranker(baseline, vocabulary.n_items)
+            found[baseline.name] = measured(ranker, log, categories_of(data, vocabulary.item_ids), TEST_AT)
     return found
 
 
@@ -127,7 +127,7 @@ def main() -> int:
         others = {name: values[name] for name in bases if name in values}
         rows = {name: summary(found, others) for name, found in values.items()}
         if not words and chosen.month == "december":
-            rows |= {name: summary([found], others) for name, found in floors(data, base).items()}
+            rows |= {name: summary([found], others) for name, found in baselines(data, base).items()}
         document["figures"][table] = {"seeds": seeds, "epochs": chosen.epochs, "every": chosen.every, "rows": rows}
         show(table, rows)
     if chosen.month != "december":

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 TIME = ("time_gap", "time_of_week", "session")
-FLOORS = ("session_knn", "user_knn", "popularity_28d", "personal_frequency_decayed")
+BASELINES = ("session_knn", "user_knn", "popularity_28d", "personal_frequency_decayed")
 ONE_BLOCK = {"event_features": (), "encoder_options": {"n_blocks": 1}}
 RATE = {"learning_rate": 3e-3}  # of 1e-3 and 3e-3 the better on November, for each of the first three encoders below
 CAUSAL = {**ONE_BLOCK, **RATE}

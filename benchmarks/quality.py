@@ -1,4 +1,4 @@
-"""What the recipe `auto` reaches, leave one out, beside the floors, and what is claimed of it on Beauty.
+"""What the recipe `auto` reaches, leave one out, beside the baselines, and what is claimed of it on Beauty.
 
     python benchmarks/quality.py sequences.txt --seeds 0,1,2      # `user item item ...` lines, oldest first
 

@@ -4,8 +4,8 @@
     python benchmarks/windows.py --set popularity_days=[]
 
 Prints NDCG@20 over the 28 days from each first day, for products new to the household (those it has are masked) and for
-all products, beside user kNN, the best floor on new products. What a setting is worth is read off here; December, the
-demo's test, is left alone. Two minutes a call on two cores; --windows 2017-11 is quicker.
+all products, beside user kNN, the best baseline on new products. What a setting is worth is read off here; December,
+the demo's test, is left alone. Two minutes a call on two cores; --windows 2017-11 is quicker.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ from bseq_plugin.evaluation.report import MODEL, compare
 from bseq_plugin.schema.recipe import Recipe
 
 DAYS = 28.0
-FLOOR = "user_knn"
+BASELINE = "user_knn"
 
 
 def one_window(data: DemoData, recipe: Recipe, month: str) -> dict[str, float]:
-    """NDCG@20 of model and floor on the 28 days from the first of ``month``."""
+    """NDCG@20 of model and baseline on the 28 days from the first of ``month``."""
     cut_us = instant_us(f"{month}-01T00:00:00+00:00")
     with tempfile.TemporaryDirectory() as folder:
         run = train(data.events.before(cut_us), recipe, Path(folder) / "run", items=data.items, progress=False)
@@ -44,7 +44,7 @@ def one_window(data: DemoData, recipe: Recipe, month: str) -> dict[str, float]:
     every = compare(held_out, rankers, n_items, (20,), "keep")
     return {
         "new": new.mean(MODEL, "ndcg@20"),
-        "new, user kNN": new.mean(FLOOR, "ndcg@20"),
+        "new, user kNN": new.mean(BASELINE, "ndcg@20"),
         "all": every.mean(MODEL, "ndcg@20"),
     }
 

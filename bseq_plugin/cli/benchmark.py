@@ -43,10 +43,10 @@ def benchmark(
     ] = False,
     json_file: Annotated[Path | None, typer.Option("--json", help="Also write the figures to this file.")] = None,
 ) -> None:
-    """Train a recipe once per seed and evaluate over the whole catalogue with seen items masked, beside the floors.
+    """Train a recipe once per seed and evaluate over the whole catalogue with seen items masked, beside the baselines.
 
     The number of epochs comes from the validation. With `--protocol time` the recipe is then trained again on
-    everything before the test, which is what the floors know.
+    everything before the test, which is what the baselines know.
 
     Example: `bseq benchmark sequences.txt --recipe auto --seeds 0,1,2 --blend --json result.json`
     """
@@ -88,20 +88,20 @@ def benchmark(
 
 
 def _figures_of_seeds(events: Any, recipe: Any, seeds: list[int], blend: bool) -> dict[str, Any]:
-    """Of each seed, their means, all seeds as one model, and the floors."""
+    """Of each seed, their means, all seeds as one model, and the baselines."""
     runs: list[tuple[Path, Path]] = []
     rows: list[dict[str, Any]] = []
-    floors: dict[str, Any] = {}
+    baselines: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder:
         for seed in seeds:
             path = Path(folder) / f"seed-{seed}"
-            pair, row, measured = _one_seed(events, recipe.replace(seed=seed), path, not floors, blend)
+            pair, row, measured = _one_seed(events, recipe.replace(seed=seed), path, not baselines, blend)
             runs.append(pair)
             rows.append(row)
-            floors = floors or measured
+            baselines = baselines or measured
         together = _together(events, runs) if blend and len(runs) > 1 else {}
     blended = {"blend_mean": _means([row[BLEND] for row in rows])} if blend else {}
-    return {"seeds": rows, "mean": _means(rows), **blended, **together, "floors": floors}
+    return {"seeds": rows, "mean": _means(rows), **blended, **together, "baselines": baselines}
 
 
 def _means(rows: list[dict[str, Any]]) -> dict[str, float]:
@@ -143,7 +143,7 @@ def _trained(events: Any, recipe: Any, path: Path) -> tuple[Path, Path]:
     """(the run that was stopped on the validation, the run to test).
 
     With a time split the second is trained on everything before the test, for as many epochs as the first was best
-    after: the floors know the time of the validation too.
+    after: the baselines know the time of the validation too.
     """
     from bseq_plugin.data.events import instant_us
     from bseq_plugin.training.train import train
@@ -157,7 +157,7 @@ def _trained(events: Any, recipe: Any, path: Path) -> tuple[Path, Path]:
 
 
 def _one_seed(
-    events: Any, recipe: Any, path: Path, floors: bool, blend: bool
+    events: Any, recipe: Any, path: Path, baselines: bool, blend: bool
 ) -> tuple[tuple[Path, Path], dict[str, Any], dict[str, Any]]:
     import json
     import resource
@@ -173,7 +173,7 @@ def _one_seed(
     if blend:
         weight = HeldOut.of_run(selection, "validation").blend_weight(scorer_of([selection]), BLEND_K)
         others[BLEND] = blended_ranker(scorer, held_out.graph(), weight)
-    comparison, _ = held_out.compare(scorer, [5, 10], floors, others)
+    comparison, _ = held_out.compare(scorer, [5, 10], baselines, others)
     info = json.loads((selection / "run.json").read_text(encoding="utf-8"))
     lines = (selection / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     epochs = [json.loads(line) for line in lines]
@@ -189,7 +189,7 @@ def _one_seed(
         "events_per_second": statistics.median(epoch["events_per_second"] for epoch in epochs),
         "peak_rss_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
     }
-    return (selection, final), row, {name: comparison.figures(name) for name in comparison.floors}
+    return (selection, final), row, {name: comparison.figures(name) for name in comparison.baselines}
 
 
 def _figures(comparison: Any, ranker: str) -> dict[str, Any]:
@@ -201,7 +201,7 @@ def _figures(comparison: Any, ranker: str) -> dict[str, Any]:
 def _show(document: dict[str, Any]) -> None:
     title = f"{document['dataset']['source']}, {document['protocol']}, recipe {document['recipe']}, seen items masked"
     table = Table("", *METRICS, title=title)
-    for name, figures in document["floors"].items():
+    for name, figures in document["baselines"].items():
         table.add_row(name, *(f"{figures[metric]:.4f}" for metric in METRICS))
     for row in document["seeds"]:
         table.add_row(f"seed {row['seed']}", *(f"{row[metric]:.4f}" for metric in METRICS))

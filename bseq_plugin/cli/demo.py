@@ -36,7 +36,7 @@ def demo(
     ] = False,
     settings: Settings = None,
 ) -> None:
-    """The whole job on real grocery purchases: train, compare with the floors, publish, retrieve, make features.
+    """The whole job on real grocery purchases: train, compare with the baselines, publish, retrieve, make features.
 
     Everything is chosen on November 2017; December is the test and is looked at once.
 
@@ -65,7 +65,7 @@ def demo(
     note.print(f"score = interest + {describe(weights)}")
     with job.step("publish", "5/7 Publishing vectors, index and encoder"):
         retriever = job.publish(final)
-    with job.step("evaluate", "6/7 Evaluating on December, beside the no-training floors"):
+    with job.step("evaluate", "6/7 Evaluating on December, beside the no-training baselines"):
         comparisons = job.evaluate(retriever)
     with job.step("features", "7/7 Candidates and ranking features of every household"):
         candidates = job.write_candidates(retriever)

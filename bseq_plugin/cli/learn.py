@@ -107,7 +107,7 @@ def evaluate(
     k: Annotated[str, typer.Option("--k", help="Cut-offs, separated by commas.")] = "5,10,20",
     json_file: Annotated[Path | None, typer.Option("--json", help="Also write the figures to this file.")] = None,
 ) -> None:
-    """Measure a run and the no-training floors on its held-out events, over the whole catalogue.
+    """Measure a run and the no-training baselines on its held-out events, over the whole catalogue.
 
     Example: `bseq evaluate runs/today --split test --k 10,20 --json metrics.json`
     """

@@ -1,4 +1,4 @@
-"""Histories as sparse matrices: what floors and candidate sources are computed from.
+"""Histories as sparse matrices: what baselines and candidate sources are computed from.
 
 Shape letters: U users, b users of one block, S steps, T events, V items (columns are vocabulary rows, 0 = unknown).
 All matrices are float32 in CSR form.
@@ -107,7 +107,7 @@ def recent_matrix(sequences: Sequences, n_items: int, last: int, decay: float) -
 
 
 def scale_rows(matrix: Matrix, factors: np.ndarray) -> None:
-    """Multiply each row by its factor, in place: item-item matrices are the largest thing a floor holds."""
+    """Multiply each row by its factor, in place: item-item matrices are the largest thing a baseline holds."""
     matrix.data *= np.repeat(factors.astype(np.float32), np.diff(matrix.indptr))
 
 

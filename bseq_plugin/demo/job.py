@@ -20,7 +20,7 @@ from bseq_plugin.data.sequences import Sequences
 from bseq_plugin.data.splits import EvaluationSet, time_window
 from bseq_plugin.demo.data import DemoData
 from bseq_plugin.errors import MissingDependencyError, UsageError
-from bseq_plugin.evaluation.defaults import default_floors, fitted_rankers
+from bseq_plugin.evaluation.defaults import default_baselines, fitted_rankers
 from bseq_plugin.evaluation.picture import draw_comparisons
 from bseq_plugin.evaluation.rankers import Ranker, interest_ranker
 from bseq_plugin.evaluation.report import MODEL, Comparison, compare, metrics_document
@@ -93,7 +93,7 @@ class Demo:
         december = time_window(log, cut_us, HORIZON_DAYS)
         known = log.between(None, cut_us)
         n_items = model.vocabulary.n_items
-        rankers = fitted_rankers(default_floors(known, cut_us), known, n_items)
+        rankers = fitted_rankers(default_baselines(known, cut_us), known, n_items)
         rankers |= {MODEL: interest_ranker(model), SERVED: served_ranker(retriever)}
         sets: dict[str, EvaluationSet] = {"new": december.new_items_only(), "all": december}
         return {

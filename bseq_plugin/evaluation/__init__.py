@@ -1,1 +1,1 @@
-"""Rankers against floors: whole-catalogue metrics with bootstrap intervals."""
+"""Rankers against baselines: whole-catalogue metrics with bootstrap intervals."""

@@ -1,4 +1,4 @@
-"""Floors: rankers that learn nothing but counts. A model that does not beat them has learnt nothing else either.
+"""Baselines: rankers that learn nothing but counts. A model that does not beat them has learnt nothing else either.
 
 The settings were chosen on November 2017 of the completejourney log (grocery baskets), those of the transition graph
 come from the Amazon sets. Shape letters: b users of one block, V items (row 0 = unknown), T events.
@@ -21,8 +21,8 @@ from bseq_plugin.errors import SchemaError
 RECENT_DAYS = 28
 
 
-class Floor(Protocol):
-    """What a floor is: fitted once on the training part, then scores histories it need not have seen."""
+class Baseline(Protocol):
+    """What a baseline is: fitted once on the training part, then scores histories it need not have seen."""
 
     name: str
 
@@ -70,18 +70,18 @@ class Popularity:
         self.name = "popularity" if self.days is None else f"popularity_{self.days:g}d"
 
     def fit(self, training: Sequences, n_items: int) -> None:
-        """See ``Floor.fit``. Raises SchemaError for ``days`` and a log without times."""
+        """See ``Baseline.fit``. Raises SchemaError for ``days`` and a log without times."""
         counts = item_counts(training, n_items, self.days, self.until_us)
         self._score_V = torch.from_numpy(counts.astype(np.float32))
 
     def scores(self, histories: Sequences) -> Tensor:
-        """See ``Floor.scores``."""
+        """See ``Baseline.scores``."""
         return self._score_V.repeat(histories.n_users, 1)
 
 
 @dataclass
 class Tail:
-    """What a floor says about items it has no opinion on: recent popularity, below everything it does rank."""
+    """What a baseline says about items it has no opinion on: recent popularity, below everything it does rank."""
 
     below_V: np.ndarray
 
@@ -101,7 +101,7 @@ class Tail:
 class PersonalFrequency:
     """What a user had most often comes first; equal counts and the rest by recent popularity.
 
-    With ``half_life_days`` an old event counts less. No floor for new items: there it is recent popularity.
+    With ``half_life_days`` an old event counts less. No baseline for new items: there it is recent popularity.
     """
 
     half_life_days: float | None = None
@@ -115,12 +115,12 @@ class PersonalFrequency:
         self.name = "personal_frequency" if self.half_life_days is None else "personal_frequency_decayed"
 
     def fit(self, training: Sequences, n_items: int) -> None:
-        """See ``Floor.fit``."""
+        """See ``Baseline.fit``."""
         self._n_items, self._until = n_items, newest_us(training, self.until_us)
         self._tail = Tail.fitted(training, n_items, self.until_us)
 
     def scores(self, histories: Sequences) -> Tensor:
-        """See ``Floor.scores``."""
+        """See ``Baseline.scores``."""
         counts = sparse.history_matrix(histories.known(), self._n_items, self.half_life_days, self._until).toarray()
         # counts are whole numbers, so that half of a popularity below 1 breaks ties only; decayed ones hardly tie
         tie = 0.5 if self.half_life_days is None else 5e-4

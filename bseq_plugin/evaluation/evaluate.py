@@ -17,7 +17,7 @@ from bseq_plugin.data.sequences import Sequences
 from bseq_plugin.data.splits import EvaluationSet, training_part
 from bseq_plugin.errors import UsageError
 from bseq_plugin.evaluation.blended import AveragedScorer, best_weight
-from bseq_plugin.evaluation.defaults import default_floors, default_graph, fitted_rankers
+from bseq_plugin.evaluation.defaults import default_baselines, default_graph, fitted_rankers
 from bseq_plugin.evaluation.neighbour_baselines import TransitionGraph
 from bseq_plugin.evaluation.rankers import InterestScorer, Ranker, interest_ranker
 from bseq_plugin.evaluation.report import MODEL, Comparison, compare
@@ -39,7 +39,7 @@ class HeldOut:
 
     Attributes:
         evaluation: histories and what came after them, in rows of the model's vocabulary.
-        known: what floors may learn from: all before the cut of a time split, else what the model was trained on.
+        known: what baselines may learn from: all before the cut of a time split, else what the model was trained on.
         cut_us: where a time split begins the part, microseconds UTC; None with another split.
         protocol: split, part, whether seen items are masked, size of the catalogue and recipe, JSON-ready.
     """
@@ -73,11 +73,11 @@ class HeldOut:
         return cls(evaluation_set(sequences, recipe, part), known, cut_us, protocol)
 
     def compare(
-        self, scorer: InterestScorer, ks: Sequence[int], floors: bool, others: Mapping[str, Ranker] | None = None
+        self, scorer: InterestScorer, ks: Sequence[int], baselines: bool, others: Mapping[str, Ranker] | None = None
     ) -> tuple[Comparison, dict[str, Any]]:
         """(comparison, JSON-ready figures) of a model, and of ``others`` made from it."""
         n_items, seen = self.protocol["catalogue"], self.protocol["seen"]
-        rankers = fitted_rankers(default_floors(self.known, self.cut_us), self.known, n_items) if floors else {}
+        rankers = fitted_rankers(default_baselines(self.known, self.cut_us), self.known, n_items) if baselines else {}
         rankers |= {MODEL: interest_ranker(scorer), **(others or {})}
         comparison = compare(self.evaluation, rankers, n_items, ks, seen, models=[MODEL, *(others or {})])
         return comparison, {"protocol": self.protocol, **comparison.to_dict()}
@@ -102,17 +102,19 @@ class HeldOut:
         return weight
 
 
-def evaluate_run(path: Path, split: str, ks: Sequence[int], floors: bool = True) -> tuple[Comparison, dict[str, Any]]:
+def evaluate_run(
+    path: Path, split: str, ks: Sequence[int], baselines: bool = True
+) -> tuple[Comparison, dict[str, Any]]:
     """(comparison, JSON-ready figures) of a finished run on its held-out part.
 
-    Floors see what the model may see: with a time split everything before the cut, in histories and popularity columns,
-    else the training part. The model's weights come from before the validation all the same.
+    Baselines see what the model may see: with a time split everything before the cut, in histories and popularity
+    columns, else the training part. The model's weights come from before the validation all the same.
     """
     if split not in ("test", "validation"):
         raise UsageError(f"--split {split!r}: use test or validation")
     model = InterestModel.from_run(path)  # first of all: it says what is wrong with a folder that is no finished run
     held_out = HeldOut.of_run(path, cast(Part, split))
-    return held_out.compare(held_out.up_to_date(model), ks, floors)
+    return held_out.compare(held_out.up_to_date(model), ks, baselines)
 
 
 def _cut_us(recipe: Recipe, part: Part) -> int | None:

@@ -1,7 +1,7 @@
-"""Floors made of neighbours: items that follow or accompany each other, sessions and users that resemble each other.
+"""Baselines made of neighbours: items that follow or accompany each other, sessions and users that resemble each other.
 
 Shape letters: b users of one block, V items (row 0 = unknown), S steps (baskets), N neighbours to choose from.
-Source of the graph: the floor of the Amazon comparisons; of the kNNs: Ludewig & Jannach, UMUAI 2018 (session kNN).
+Source of the graph: the baseline of the Amazon comparisons; of the kNNs: Ludewig & Jannach, UMUAI 2018 (session kNN).
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from bseq_plugin.metrics import MAX_BLOCK_SCORES
 
 @dataclass
 class _Fitted:
-    """What all floors of this file keep."""
+    """What all baselines of this file keep."""
 
     n_items: int
     until_us: int | None
@@ -57,14 +57,14 @@ class TransitionGraph:
     _fitted: _Fitted = field(init=False, repr=False)
 
     def fit(self, training: Sequences, n_items: int) -> None:
-        """See ``Floor.fit``."""
+        """See ``Baseline.fit``."""
         graph = sparse.transition_graph(
             training.known(), n_items, self.distance_weights, self.backwards, self.popularity_power
         )
         self._fitted = _Fitted.on(training.known(), n_items, self.until_us, graph)
 
     def scores(self, histories: Sequences) -> Tensor:
-        """See ``Floor.scores``."""
+        """See ``Baseline.scores``."""
         fitted = self._fitted
         recent = sparse.recent_matrix(histories.known(), fitted.n_items, self.last, self.decay)
         score_bV = (recent @ fitted.matrix).toarray()
@@ -86,7 +86,7 @@ class BasketCooccurrence:
     _fitted: _Fitted = field(init=False, repr=False)
 
     def fit(self, training: Sequences, n_items: int) -> None:
-        """See ``Floor.fit``. Raises SchemaError if the log has no sessions."""
+        """See ``Baseline.fit``. Raises SchemaError if the log has no sessions."""
         _require_sessions(training, self.name)
         training = training.known()
         held = sparse.step_matrix(training, n_items)
@@ -97,7 +97,7 @@ class BasketCooccurrence:
         self._fitted = _Fitted.on(training, n_items, self.until_us, shared)
 
     def scores(self, histories: Sequences) -> Tensor:
-        """See ``Floor.scores``."""
+        """See ``Baseline.scores``."""
         fitted = self._fitted
         query = sparse.history_matrix(histories.known(), fitted.n_items, self.half_life_days, fitted.until_us)
         return fitted.tail.fill((sparse.log1p(query) @ fitted.matrix).toarray())
@@ -121,7 +121,7 @@ class SessionKnn:
     _keys_VN: Matrix = field(init=False, repr=False)
 
     def fit(self, training: Sequences, n_items: int) -> None:
-        """See ``Floor.fit``. Raises SchemaError if the log has no sessions."""
+        """See ``Baseline.fit``. Raises SchemaError if the log has no sessions."""
         _require_sessions(training, self.name)
         training = training.known()
         until = newest_us(training, self.until_us)
@@ -132,7 +132,7 @@ class SessionKnn:
         self._fitted = _Fitted.on(training, n_items, self.until_us, held)
 
     def scores(self, histories: Sequences) -> Tensor:
-        """See ``Floor.scores``."""
+        """See ``Baseline.scores``."""
         fitted = self._fitted
         query = sparse.history_matrix(histories.known(), fitted.n_items, self.half_life_days, fitted.until_us)
         near = _nearest(sparse.log1p(query), self._keys_VN, self.neighbours)
@@ -157,7 +157,7 @@ class UserKnn:
     _users: pd.Index = field(init=False, repr=False)
 
     def fit(self, training: Sequences, n_items: int) -> None:
-        """See ``Floor.fit``."""
+        """See ``Baseline.fit``."""
         training = training.known()
         counts = sparse.history_matrix(training, n_items)
         having = np.maximum(np.bincount(counts.indices, minlength=n_items + 1), 1)
@@ -169,7 +169,7 @@ class UserKnn:
         self._fitted = _Fitted.on(training, n_items, self.until_us, votes)
 
     def scores(self, histories: Sequences) -> Tensor:
-        """See ``Floor.scores``."""
+        """See ``Baseline.scores``."""
         fitted = self._fitted
         query = self._rare_first(sparse.history_matrix(histories.known(), fitted.n_items))
         near = _nearest(query, self._keys_VN, self.neighbours, self._users.get_indexer(pd.Index(histories.user_ids)))
@@ -183,7 +183,7 @@ class UserKnn:
 
 def _require_sessions(training: Sequences, name: str) -> None:
     if training.session_ids is None:
-        raise SchemaError(f"floor {name!r} needs session_id in the log; use transition_graph or user_knn instead")
+        raise SchemaError(f"baseline {name!r} needs session_id in the log; use transition_graph or user_knn instead")
 
 
 def _nearest(query: Matrix, keys_VN: Matrix, k: int, own_b: np.ndarray | None = None) -> Matrix:

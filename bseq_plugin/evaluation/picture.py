@@ -1,4 +1,4 @@
-"""Models and floors side by side, with their intervals."""
+"""Models and baselines side by side, with their intervals."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 from bseq_plugin.errors import MissingDependencyError
 from bseq_plugin.evaluation.report import Comparison
 
-MODEL_COLOUR, FLOOR_COLOUR = "#1f6fb4", "#b9c2cc"
+MODEL_COLOUR, BASELINE_COLOUR = "#1f6fb4", "#b9c2cc"
 
 
 def draw_comparisons(comparisons: Mapping[str, Comparison], metric: str, path: Path) -> None:
@@ -35,7 +35,7 @@ def _panel(panel: Any, comparison: Comparison, metric: str) -> None:
     bounds = [comparison.intervals[name][metric] for name in names]
     below = [mean - low for mean, (low, _) in zip(means, bounds, strict=True)]
     above = [high - mean for mean, (_, high) in zip(means, bounds, strict=True)]
-    colours = [MODEL_COLOUR if name in comparison.models else FLOOR_COLOUR for name in names]
+    colours = [MODEL_COLOUR if name in comparison.models else BASELINE_COLOUR for name in names]
     panel.barh(names, means, xerr=[below, above], color=colours, error_kw={"lw": 1, "capsize": 2, "ecolor": "#444444"})
     for place, (mean, (_, high)) in enumerate(zip(means, bounds, strict=True)):
         panel.text(high, place, f"  {mean:.4f}", va="center", fontsize=8)

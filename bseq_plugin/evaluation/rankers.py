@@ -1,4 +1,4 @@
-"""Rankers: what is measured. A floor or a model becomes one with a helper of this file.
+"""Rankers: what is measured. A baseline or a model becomes one with a helper of this file.
 
 Shape letters: U users, b users of one block, K interests, V items (row 0 = unknown), D width.
 """
@@ -12,25 +12,25 @@ import numpy as np
 from torch import Tensor
 
 from bseq_plugin.data.sequences import Sequences
-from bseq_plugin.evaluation.baselines import Floor
+from bseq_plugin.evaluation.baselines import Baseline
 from bseq_plugin.metrics import MAX_BLOCK_SCORES, top_k_items, top_k_scores
 
-# a floor holds a sparse product beside the dense block, so that its blocks are smaller than a model's
-MAX_FLOOR_USERS = 256
+# a baseline holds a sparse product beside the dense block, so that its blocks are smaller than a model's
+MAX_BASELINE_USERS = 256
 
 # (histories of U users, k, mask seen items?) -> int64 [U, k] vocabulary rows, best first, -1 = nothing left
 Ranker = Callable[[Sequences, int, bool], np.ndarray]
 
 
-def floor_ranker(floor: Floor, n_items: int) -> Ranker:
-    """A fitted floor as a ``Ranker``; scores exist for one block of users at a time."""
-    block = max(1, min(MAX_FLOOR_USERS, MAX_BLOCK_SCORES // (n_items + 1)))
+def baseline_ranker(baseline: Baseline, n_items: int) -> Ranker:
+    """A fitted baseline as a ``Ranker``; scores exist for one block of users at a time."""
+    block = max(1, min(MAX_BASELINE_USERS, MAX_BLOCK_SCORES // (n_items + 1)))
 
     def rank(histories: Sequences, k: int, mask_seen: bool) -> np.ndarray:
         excluded = (histories.offsets, histories.items) if mask_seen else None
 
         def score_block(users: slice) -> Tensor:
-            return floor.scores(histories.take(np.arange(users.start, users.stop)))
+            return baseline.scores(histories.take(np.arange(users.start, users.stop)))
 
         return top_k_scores(score_block, histories.n_users, k, excluded, block)
 

@@ -1,4 +1,4 @@
-"""Measure models and floors on the same users, and say what is a difference and what is noise.
+"""Measure models and baselines on the same users, and say what is a difference and what is noise.
 
 Shape letters: U users, K places ranked, N targets, V items.
 """
@@ -28,9 +28,9 @@ SHOWN = ("recall", "ndcg")  # in a table 80 columns wide; the figures have the r
 
 @dataclass(frozen=True)
 class Difference:
-    """A model minus the best floor on one metric, with the paired 95 % bootstrap interval of the mean difference."""
+    """A model minus the best baseline on one metric, with the paired 95 % bootstrap interval of the mean difference."""
 
-    floor: str
+    baseline: str
     mean: float
     low: float
     high: float
@@ -50,11 +50,11 @@ class Comparison:
         n_users: U.
         n_targets: N.
         ks: cut-offs.
-        models: names of the rankers that are not floors.
+        models: names of the rankers that are not baselines.
         values: ranker -> metric -> float64 [U], see ``ranking_metrics``.
         intervals: ranker -> metric -> (low, high) of the mean, 95 %.
         coverage: ranker -> "coverage@k" -> share of the catalogue.
-        differences: model -> metric -> against the floor that is best on that metric; empty without floors.
+        differences: model -> metric -> against the baseline that is best on that metric; empty without baselines.
         seconds: ranker -> time it took to rank all users.
     """
 
@@ -70,7 +70,7 @@ class Comparison:
     seconds: Mapping[str, float]
 
     @property
-    def floors(self) -> tuple[str, ...]:
+    def baselines(self) -> tuple[str, ...]:
         """Names of the rankers that are not models, in the order given."""
         return tuple(name for name in self.values if name not in self.models)
 
@@ -79,15 +79,15 @@ class Comparison:
         return float(self.values[ranker][metric].mean())
 
     def figures(self, ranker: str) -> dict[str, Any]:
-        """JSON-ready: metrics and coverage by name, "intervals", and for a model "versus_best_floor"."""
+        """JSON-ready: metrics and coverage by name, "intervals", and for a model "versus_best_baseline"."""
         metrics = self.values[ranker]
         figures: dict[str, Any] = {metric: self.mean(ranker, metric) for metric in metrics}
         figures |= self.coverage[ranker]
         figures["intervals"] = {metric: list(self.intervals[ranker][metric]) for metric in metrics}
         if ranker in self.differences:
-            figures["versus_best_floor"] = {
+            figures["versus_best_baseline"] = {
                 metric: {
-                    "floor": d.floor,
+                    "baseline": d.baseline,
                     "difference": d.mean,
                     "low": d.low,
                     "high": d.high,
@@ -98,16 +98,16 @@ class Comparison:
         return figures
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-ready: {"seen", "users", "targets", MODEL: figures, "floors": {NAME: figures}, "seconds"}."""
+        """JSON-ready: {"seen", "users", "targets", MODEL: figures, "baselines": {NAME: figures}, "seconds"}."""
         head: dict[str, Any] = {"seen": self.seen, "users": self.n_users, "targets": self.n_targets}
-        models = {name: self.figures(name) for name in self.models}
-        return head | models | {"floors": {n: self.figures(n) for n in self.floors}, "seconds": dict(self.seconds)}
+        models, baselines = ({name: self.figures(name) for name in names} for names in (self.models, self.baselines))
+        return head | models | {"baselines": baselines, "seconds": dict(self.seconds)}
 
     def table(self, title: str, k: int | None = None) -> Table:
-        """A rich table at one cut-off (the largest by default), floors first; the best of each column in bold.
+        """A rich table at one cut-off (the largest by default), baselines first; the best of each column in bold.
 
         After ± stands half of the 95 % interval, and under a model's figure "within noise" where the paired interval
-        of model minus best floor contains 0. Raises UsageError for a ``k`` that was not measured.
+        of model minus best baseline contains 0. Raises UsageError for a ``k`` that was not measured.
         """
         from rich.table import Table
 
@@ -123,10 +123,10 @@ class Comparison:
         table.add_column("ranker", no_wrap=True)
         for metric in [*metrics, f"coverage@{k}"]:
             table.add_column(metric, justify="right", no_wrap=True)
-        last_floor = self.floors[-1] if self.floors else None
-        for name in (*self.floors, *self.models):
+        last = self.baselines[-1] if self.baselines else None
+        for name in (*self.baselines, *self.models):
             cells = [self._cell(name, metric, best[metric]) for metric in metrics]
-            table.add_row(name, *cells, f"{self.coverage[name][f'coverage@{k}']:.3f}", end_section=name == last_floor)
+            table.add_row(name, *cells, f"{self.coverage[name][f'coverage@{k}']:.3f}", end_section=name == last)
         return table
 
     def _cell(self, ranker: str, metric: str, best: float) -> str:
@@ -139,7 +139,7 @@ class Comparison:
     def _verdict(self, model: str, metric: str) -> str:
         d = self.differences[model][metric]
         noise = ": within noise" if d.within_noise else ""
-        return f"{metric}: {model} minus {d.floor} {d.mean:+.4f} ({d.low:+.4f} to {d.high:+.4f}){noise}"
+        return f"{metric}: {model} minus {d.baseline} {d.mean:+.4f} ({d.low:+.4f} to {d.high:+.4f}){noise}"
 
 
 def compare(
@@ -155,11 +155,11 @@ def compare(
 
     Args:
         evaluation_set: histories and targets.
-        rankers: name -> ranker, floors and models alike.
+        rankers: name -> ranker, baselines and models alike.
         n_items: V, for the coverage.
         ks: cut-offs, 1 or more.
         seen: "keep" or "mask" the items of each history.
-        models: which rankers are not floors; names without a ranker are passed over.
+        models: which rankers are not baselines; names without a ranker are passed over.
         seed: of the bootstrap.
 
     Raises:
@@ -199,17 +199,20 @@ def compare(
 def _intervals(
     values: Mapping[str, Mapping[str, np.ndarray]], models: Sequence[str], seed: int
 ) -> tuple[dict[str, dict[str, tuple[float, float]]], dict[str, dict[str, Difference]]]:
-    """Intervals of all means and of all model-minus-best-floor differences, from one set of resamples."""
-    floors = [name for name in values if name not in models]
-    best = {m: max(floors, key=lambda f: values[f][m].mean()) for m in next(iter(values.values()))} if floors else {}
+    """Intervals of all means and of all model-minus-best-baseline differences, from one set of resamples."""
+    baselines = [name for name in values if name not in models]
+    metrics = next(iter(values.values())) if baselines else ()
+    best = {metric: max(baselines, key=lambda name: values[name][metric].mean()) for metric in metrics}
     columns = [values[name][metric] for name in values for metric in values[name]]
-    columns += [values[name][metric] - values[floor][metric] for name in models for metric, floor in best.items()]
+    columns += [values[name][metric] - values[baseline][metric] for name in models for metric, baseline in best.items()]
     bounds = iter(bootstrap_intervals(np.stack(columns, axis=1), seed=seed).tolist())
     intervals = {name: {metric: tuple(next(bounds)) for metric in values[name]} for name in values}
     differences: dict[str, dict[str, Difference]] = {}
-    for name in models if floors else ():
-        means = {metric: float((values[name][metric] - values[floor][metric]).mean()) for metric, floor in best.items()}
-        differences[name] = {metric: Difference(floor, means[metric], *next(bounds)) for metric, floor in best.items()}
+    for name in models if baselines else ():
+        gains = {metric: values[name][metric] - values[baseline][metric] for metric, baseline in best.items()}
+        differences[name] = {
+            metric: Difference(best[metric], float(gain_U.mean()), *next(bounds)) for metric, gain_U in gains.items()
+        }
     return intervals, differences
 
 
@@ -218,9 +221,9 @@ def metrics_document(
 ) -> dict[str, Any]:
     """The content of ``metrics.json``; ``comparisons`` are "all" and "new", with the same rankers in each.
 
-    {"protocol": {...}, "model": {"all": {"recall@20": ...}, "new": {...}}, "floors": {NAME: {"all": ..., "new": ...}},
-    "seconds": {...}}; models beside "model" stand under their own names. The protocol also gets users, targets and
-    the treatment of seen items of each comparison.
+    {"protocol": {...}, "model": {"all": {"recall@20": ...}, "new": {...}}, "baselines": {NAME: {"all": ..., "new":
+    ...}}, "seconds": {...}}; models beside "model" stand under their own names. The protocol also gets users, targets
+    and the treatment of seen items of each comparison.
     """
     first = next(iter(comparisons.values()))
 
@@ -229,4 +232,4 @@ def metrics_document(
 
     measured = {p: {"users": c.n_users, "targets": c.n_targets, "seen": c.seen} for p, c in comparisons.items()}
     document = {"protocol": {**protocol, "evaluated": measured}}
-    return document | figures(first.models) | {"floors": figures(first.floors), "seconds": dict(seconds)}
+    return document | figures(first.models) | {"baselines": figures(first.baselines), "seconds": dict(seconds)}

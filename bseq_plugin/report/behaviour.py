@@ -11,7 +11,7 @@ import pandas as pd
 
 from bseq_plugin.behaviour.explain import Explanation
 from bseq_plugin.errors import MissingDependencyError
-from bseq_plugin.evaluation.picture import FLOOR_COLOUR, MODEL_COLOUR
+from bseq_plugin.evaluation.picture import BASELINE_COLOUR, MODEL_COLOUR
 
 N_EVENTS = 25
 
@@ -57,7 +57,7 @@ def draw_segments(sizes: pd.Series, described: pd.DataFrame, path: Path) -> None
     Raises MissingDependencyError if matplotlib is not installed.
     """
     figure, panel = _panel(max(2.2, 0.5 * len(sizes) + 1.0))
-    panel.barh(np.arange(len(sizes)), sizes.to_numpy(), color=FLOOR_COLOUR)
+    panel.barh(np.arange(len(sizes)), sizes.to_numpy(), color=BASELINE_COLOUR)
     for place, segment in enumerate(sizes.index):
         own = described[described["segment"] == segment]
         text = ", ".join(f"{row.name_} {row.lift:.1f}x" for row in own.rename(columns={"name": "name_"}).itertuples())

@@ -14,7 +14,7 @@ from bseq_plugin.data.run import Run
 from bseq_plugin.data.sequences import Sequences
 from bseq_plugin.data.splits import time_window
 from bseq_plugin.evaluation.blended import best_weight, blended_ranker
-from bseq_plugin.evaluation.defaults import default_floors, default_graph, fitted_rankers
+from bseq_plugin.evaluation.defaults import default_baselines, default_graph, fitted_rankers
 from bseq_plugin.evaluation.rankers import interest_ranker
 from bseq_plugin.evaluation.report import compare
 from bseq_plugin.model.interest_model import InterestModel
@@ -90,7 +90,7 @@ def test_evaluate_writes_what_it_shows(bseq, tiny_run, tmp_path):
     assert code == 0, err
     document = json.loads((tmp_path / "deep" / "figures.json").read_text())
     assert document["protocol"]["part"] == "test"
-    assert set(document["floors"]) >= {"popularity"}
+    assert set(document["baselines"]) >= {"popularity"}
     for name in ("recall@5", "recall@10", "ndcg@10", "mrr@5", "coverage@10"):
         assert 0 <= document["model"][name] <= 1
     assert f"{document['model']['ndcg@10']:.4f}" in out
@@ -220,7 +220,7 @@ def test_benchmark_of_a_sequence_file(bseq, tiny_frame, tmp_path, tiny_settings)
         for row in [*document["seeds"], document["average"], document["average_blend"]]:
             low, high = row["intervals"][metric]
             assert low <= row[metric] <= high
-    assert {"popularity", "transition_graph"} <= set(document["floors"])
+    assert {"popularity", "transition_graph"} <= set(document["baselines"])
     needed = {
         "recall@5",
         "ndcg@5",
@@ -253,7 +253,7 @@ def test_benchmark_with_a_time_split_trains_again_up_to_the_test(bseq, tiny_sour
     model = InterestModel.from_run(train(events.before(cut_us), again, tmp_path / "second").path)
     log = Sequences.from_events(events, model.vocabulary)
     known = log.between(None, cut_us)
-    floors = fitted_rankers(default_floors(known, cut_us), known, model.vocabulary.n_items)
+    baselines = fitted_rankers(default_baselines(known, cut_us), known, model.vocabulary.n_items)
     new = time_window(log, cut_us, 14.0).new_items_only()
     # the blend's weight is that of the first model on the validation, its scores are those of the second
     stopped, early = InterestModel.from_run(first.path), instant_us(first.recipe.validation_at)
@@ -263,15 +263,15 @@ def test_benchmark_with_a_time_split_trains_again_up_to_the_test(bseq, tiny_sour
     weight, _ = best_weight(stopped, graph, time_window(before, early, 14.0).new_items_only(), 10, True)
     late_graph = default_graph(known, cut_us)
     late_graph.fit(known, model.vocabulary.n_items)
-    rankers = {"model": interest_ranker(model), "blend": blended_ranker(model, late_graph, weight), **floors}
+    rankers = {"model": interest_ranker(model), "blend": blended_ranker(model, late_graph, weight), **baselines}
     wanted = compare(new, rankers, model.vocabulary.n_items, (5, 10), "mask")
     seed = found["seeds"][0]
     assert seed["blend"]["weight"] == weight
     for metric in ("recall@5", "ndcg@10"):
         assert seed[metric] == pytest.approx(wanted.mean("model", metric), abs=1e-9)
         assert seed["blend"][metric] == pytest.approx(wanted.mean("blend", metric), abs=1e-9)
-        for name in floors:
-            assert found["floors"][name][metric] == pytest.approx(wanted.mean(name, metric), abs=1e-9)
+        for name in baselines:
+            assert found["baselines"][name][metric] == pytest.approx(wanted.mean(name, metric), abs=1e-9)
     assert set(found["average"]) == set(found["average_blend"]) - {"weight"}
 
 

@@ -22,17 +22,17 @@ def demo(tmp_path_factory):
 
 def test_the_metrics_file_has_the_documented_shape(demo):
     metrics = json.loads((demo[0] / "metrics.json").read_text())
-    assert {"protocol", "model", "served", "floors", "seconds"} <= set(metrics)
+    assert {"protocol", "model", "served", "baselines", "seconds"} <= set(metrics)
     assert {"popularity", "popularity_28d", "personal_frequency", "transition_graph", "session_knn"} <= set(
-        metrics["floors"]
+        metrics["baselines"]
     )
-    for ranker in (metrics["model"], metrics["served"], *metrics["floors"].values()):
+    for ranker in (metrics["model"], metrics["served"], *metrics["baselines"].values()):
         for part in ("all", "new"):
             assert 0.0 <= ranker[part]["ndcg@20"] <= 1.0
             assert 0.0 <= ranker[part]["recall@20"] <= 1.0
     # even a sixth of the households is enough for these two: a model that knows nothing fails them
-    assert metrics["served"]["all"]["ndcg@20"] > metrics["floors"]["personal_frequency"]["all"]["ndcg@20"]
-    assert metrics["model"]["all"]["ndcg@20"] > metrics["floors"]["popularity_28d"]["all"]["ndcg@20"]
+    assert metrics["served"]["all"]["ndcg@20"] > metrics["baselines"]["personal_frequency"]["all"]["ndcg@20"]
+    assert metrics["model"]["all"]["ndcg@20"] > metrics["baselines"]["popularity_28d"]["all"]["ndcg@20"]
 
 
 def test_candidates_come_from_the_store_and_have_features_as_of_the_cut(demo):

@@ -34,7 +34,7 @@ class Single(Model):
 
 
 class Table:
-    """A floor with given scores, some of them below 0."""
+    """A baseline with given scores, some of them below 0."""
 
     def __init__(self, seed=1):
         self.scores_UV = np.random.default_rng(seed).normal(size=(U, V + 1)).astype(np.float32)
@@ -49,13 +49,13 @@ def histories():
     return Sequences(np.arange(U), np.concatenate([[0], np.cumsum(lengths)]), rng.integers(1, V + 1, lengths.sum()))
 
 
-def by_hand(model, floor, log, weight, k, mask_seen):
+def by_hand(model, baseline, log, weight, k, mask_seen):
     found = np.full((U, k), -1)
     for user in range(U):
         interests = model._interests[user].double().numpy()
         logits = [max(i @ vector for i in interests) for vector in model.item_vectors_VD.double().numpy()]
         norm = math.log(sum(math.exp(x) for x in logits[1:]))
-        positive = np.maximum(floor.scores_UV[user].astype(float), 0)
+        positive = np.maximum(baseline.scores_UV[user].astype(float), 0)
         shares = positive / positive.sum()
         seen = set(log.items[log.offsets[user] : log.offsets[user + 1]]) if mask_seen else set()
         items = [i for i in range(1, V + 1) if i not in seen]
@@ -67,23 +67,23 @@ def by_hand(model, floor, log, weight, k, mask_seen):
 @pytest.mark.parametrize("weight", [0.0, 0.3, 2.0])
 @pytest.mark.parametrize("mask_seen", [True, False])
 def test_equals_the_loop(weight, mask_seen):
-    model, floor, log = Model(), Table(), histories()
-    expected = by_hand(model, floor, log, weight, 5, mask_seen)
-    np.testing.assert_array_equal(blended_ranker(model, floor, weight)(log, 5, mask_seen), expected)
+    model, baseline, log = Model(), Table(), histories()
+    expected = by_hand(model, baseline, log, weight, 5, mask_seen)
+    np.testing.assert_array_equal(blended_ranker(model, baseline, weight)(log, 5, mask_seen), expected)
 
 
 def test_the_weight_follows_who_is_right():
-    """Targets are the floor's first choice, then the model's: it gets weight, and none."""
-    model, floor, log = Model(), Table(), histories()
+    """Targets are the baseline's first choice, then the model's: it gets weight, and none."""
+    model, baseline, log = Model(), Table(), histories()
     for weight in (50.0, 0.0):
-        targets = blended_ranker(model, floor, weight)(log, 1, False).ravel()
-        chosen, found = best_weight(model, floor, EvaluationSet(log, np.arange(U + 1), targets), 1, False)
+        targets = blended_ranker(model, baseline, weight)(log, 1, False).ravel()
+        chosen, found = best_weight(model, baseline, EvaluationSet(log, np.arange(U + 1), targets), 1, False)
         assert (chosen > 0) == (weight > 0)
         assert found[chosen] == max(found.values())
     assert found[0.0] == 1.0
 
 
-def test_a_user_without_any_opinion_of_the_floor_is_ranked_by_interest():
+def test_a_user_without_any_opinion_of_the_baseline_is_ranked_by_interest():
     model, log = Model(), histories()
     silent = SimpleNamespace(scores=lambda h: -torch.ones(h.n_users, V + 1))
     alone = blended_ranker(model, silent, 0.0)(log, 5, True)

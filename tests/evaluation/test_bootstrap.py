@@ -24,11 +24,11 @@ def test_all_samples_of_two_users():
 def test_pairing_sees_a_difference_that_two_intervals_hide():
     generator = np.random.default_rng(1)
     hard = generator.normal(0, 10, 500)
-    model, floor = hard + 0.2 + generator.normal(0, 0.1, 500), hard
-    low, high = paired_bootstrap_interval(model, floor)
+    model, baseline = hard + 0.2 + generator.normal(0, 0.1, 500), hard
+    low, high = paired_bootstrap_interval(model, baseline)
     assert 0 < low < 0.2 < high
-    assert bootstrap_interval(model)[0] < bootstrap_interval(floor)[1]
-    assert paired_bootstrap_interval(floor, floor) == (0.0, 0.0)
+    assert bootstrap_interval(model)[0] < bootstrap_interval(baseline)[1]
+    assert paired_bootstrap_interval(baseline, baseline) == (0.0, 0.0)
 
 
 def test_columns_share_the_draws_and_chunks_do_not_matter(monkeypatch):

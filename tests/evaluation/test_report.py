@@ -39,10 +39,10 @@ def right_for(n_users):
 def test_a_clear_win_is_told_from_noise(evaluated):
     rankers = {"worse": right_for(2), "better": right_for(10), "model": right_for(40), "also": right_for(11)}
     got = compare(evaluated, rankers, V, ks=(1, 5), models=("model", "also"))
-    assert (got.models, got.floors) == (("model", "also"), ("worse", "better"))
+    assert (got.models, got.baselines) == (("model", "also"), ("worse", "better"))
     assert [got.mean(name, "ndcg@5") for name in rankers] == [2 / 40, 10 / 40, 1.0, 11 / 40]
     clear, close = got.differences["model"]["ndcg@5"], got.differences["also"]["ndcg@5"]
-    assert (clear.floor, clear.mean, clear.within_noise) == ("better", 0.75, False)
+    assert (clear.baseline, clear.mean, clear.within_noise) == ("better", 0.75, False)
     assert (close.mean, close.within_noise) == (pytest.approx(1 / 40), True)
     assert got.intervals["model"]["recall@1"] == (1.0, 1.0)
     low, high = got.intervals["better"]["recall@1"]
@@ -66,24 +66,24 @@ def test_documents_are_json_of_the_agreed_shape(evaluated):
     rankers = {"popularity": right_for(4), "model": right_for(9), "served": right_for(12)}
     both = {part: compare(evaluated, rankers, V, ks=(5, 20)[:1], models=("model", "served")) for part in ("all", "new")}
     document = json.loads(json.dumps(metrics_document({"split": "time"}, both, {"train": 1.5})))
-    assert set(document) == {"protocol", "model", "served", "floors", "seconds"}
+    assert set(document) == {"protocol", "model", "served", "baselines", "seconds"}
     assert document["model"]["all"]["recall@5"] == 9 / 40
-    assert document["floors"]["popularity"]["new"]["ndcg@5"] == 4 / 40
-    assert document["model"]["new"]["versus_best_floor"]["ndcg@5"]["floor"] == "popularity"
+    assert document["baselines"]["popularity"]["new"]["ndcg@5"] == 4 / 40
+    assert document["model"]["new"]["versus_best_baseline"]["ndcg@5"]["baseline"] == "popularity"
     assert document["protocol"]["evaluated"]["all"] == {"users": U, "targets": U, "seen": "keep"}
     single = json.loads(json.dumps(both["all"].to_dict()))
-    assert single["floors"]["popularity"] == document["floors"]["popularity"]["all"]
+    assert single["baselines"]["popularity"] == document["baselines"]["popularity"]["all"]
     assert len(single["model"]["intervals"]["mrr@5"]) == 2
 
 
 def test_the_table_marks_best_and_noise(evaluated):
-    rankers = {"floor": right_for(10), "model": right_for(11), "served": right_for(40)}
+    rankers = {"baseline": right_for(10), "model": right_for(11), "served": right_for(40)}
     got = compare(evaluated, rankers, V, ks=(1, 5), models=("model", "served"))
     out = io.StringIO()
     Console(file=out, width=140, force_terminal=True, color_system="standard").print(got.table("Test"))
     lines = out.getvalue().splitlines()
     assert [name for line in lines if "│" in line for name in rankers if f" {name} " in line[:20]] == [
-        "floor",
+        "baseline",
         "model",
         "served",
     ]

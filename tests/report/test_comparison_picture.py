@@ -20,7 +20,7 @@ def measured():
     targets = rng.integers(1, n_items + 1, n_users)
     held_out = EvaluationSet(histories, np.arange(n_users + 1), targets)
     rankers = {
-        "floor": lambda histories, k, mask: np.tile(np.arange(1, k + 1), (histories.n_users, 1)),
+        "baseline": lambda histories, k, mask: np.tile(np.arange(1, k + 1), (histories.n_users, 1)),
         "model": lambda histories, k, mask: np.column_stack([targets, np.full((n_users, k - 1), -1)]),
     }
     return compare(held_out, rankers, n_items, ks=(3,))
@@ -32,8 +32,8 @@ def test_bars_are_the_means_and_the_best_is_on_top(measured, tmp_path, monkeypat
     report.draw_comparisons({"all": measured}, "ndcg@3", tmp_path / "picture.png")
     (panel,) = drawn[0].axes
     widths = [bar.get_width() for bar in panel.patches]
-    assert widths == [measured.mean("floor", "ndcg@3"), measured.mean("model", "ndcg@3")]
-    assert [label.get_text() for label in panel.get_yticklabels()] == ["floor", "model"]
+    assert widths == [measured.mean("baseline", "ndcg@3"), measured.mean("model", "ndcg@3")]
+    assert [label.get_text() for label in panel.get_yticklabels()] == ["baseline", "model"]
 
 
 def test_a_png_is_written(measured, tmp_path):
