@@ -21,10 +21,10 @@ from bseq_plugin.cli.common import (
     out,
     pseudonymiser,
     read_table,
-    write_json,
     write_parquet,
 )
 from bseq_plugin.errors import SchemaError, UsageError
+from bseq_plugin.files import write_json
 
 if TYPE_CHECKING:
     from bseq_plugin.data.sequences import Sequences

@@ -11,10 +11,10 @@ from typing import Annotated, Any, Literal
 import typer
 from rich.table import Table
 
-from bseq_plugin.cli.allocator import keep_freed_memory
-from bseq_plugin.cli.common import RecipeName, Settings, check_output, load_recipe, note, out, write_json
-from bseq_plugin.cli.loading import loading
+from bseq_plugin.cli.common import RecipeName, Settings, check_output, load_recipe, note, out
+from bseq_plugin.cli.process import keep_freed_memory, loading
 from bseq_plugin.errors import UsageError
+from bseq_plugin.files import write_json
 
 METRICS = ("recall@5", "ndcg@5", "recall@10", "ndcg@10")
 BLEND, AVERAGE, AVERAGE_BLEND = "blend", "average", "average_blend"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -118,14 +117,6 @@ def read_table(path: Path) -> pd.DataFrame:
     for name in {"user_id", "item_id"} & set(table.columns):
         table[name] = plain_ids(table[name])
     return table
-
-
-def write_json(path: Path, document: dict[str, Any]) -> None:
-    """Write beside and rename, so that a reader never sees half a file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.tmp")
-    aside.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
-    aside.replace(path)
 
 
 def write_parquet(frame: pd.DataFrame, path: Path) -> None:

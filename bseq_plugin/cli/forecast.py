@@ -21,10 +21,10 @@ from bseq_plugin.cli.common import (
     note,
     out,
     read_table,
-    write_json,
     write_parquet,
 )
 from bseq_plugin.cli.insight import category_codes
+from bseq_plugin.files import write_json
 
 SHOWN = 12
 

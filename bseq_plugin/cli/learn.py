@@ -8,7 +8,6 @@ from typing import Annotated
 
 import typer
 
-from bseq_plugin.cli.allocator import keep_freed_memory
 from bseq_plugin.cli.common import (
     Columns,
     Items,
@@ -25,10 +24,10 @@ from bseq_plugin.cli.common import (
     parse_ks,
     pseudonymiser,
     read_table,
-    write_json,
 )
-from bseq_plugin.cli.loading import loading
+from bseq_plugin.cli.process import keep_freed_memory, loading
 from bseq_plugin.errors import UsageError
+from bseq_plugin.files import write_json
 
 
 def register(app: typer.Typer) -> None:

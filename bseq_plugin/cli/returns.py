@@ -9,7 +9,8 @@ import typer
 from rich.table import Table
 
 from bseq_plugin.cli.behaviour import At, Log, Place, opened
-from bseq_plugin.cli.common import Columns, KeyFile, Unit, check_output, note, out, write_json, write_parquet
+from bseq_plugin.cli.common import Columns, KeyFile, Unit, check_output, note, out, write_parquet
+from bseq_plugin.files import write_json
 
 
 def register(app: typer.Typer) -> None:

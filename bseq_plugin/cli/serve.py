@@ -22,7 +22,7 @@ from bseq_plugin.cli.common import (
     pseudonymiser,
     read_table,
 )
-from bseq_plugin.cli.loading import loading
+from bseq_plugin.cli.process import loading
 from bseq_plugin.errors import UsageError
 
 if TYPE_CHECKING:

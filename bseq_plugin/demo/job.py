@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from bseq_plugin.cli.common import note, write_json
 from bseq_plugin.data.events import instant_us
 from bseq_plugin.data.run import Run
 from bseq_plugin.data.sequences import Sequences
@@ -24,6 +23,7 @@ from bseq_plugin.evaluation.defaults import default_baselines, fitted_rankers
 from bseq_plugin.evaluation.picture import draw_comparisons
 from bseq_plugin.evaluation.rankers import Ranker, interest_ranker
 from bseq_plugin.evaluation.report import MODEL, Comparison, compare, metrics_document
+from bseq_plugin.files import write_json
 from bseq_plugin.model.interest_model import InterestModel
 from bseq_plugin.publishing.publish import publish
 from bseq_plugin.ranking.engine import ranking_features
@@ -41,17 +41,23 @@ N_CANDIDATES = 20
 
 @dataclass
 class Demo:
-    """One demo run; ``seconds`` collects how long each step took."""
+    """One demo run.
+
+    Attributes:
+        tell: says to the user, in rich's markup, what goes on.
+        seconds: how long each step took.
+    """
 
     data: DemoData
     recipe: Recipe
     out: Path
+    tell: Callable[[str], object]
     seconds: dict[str, float] = field(default_factory=dict)
 
     @contextmanager
     def step(self, name: str, text: str) -> Iterator[None]:
         """Tell what goes on and how long it took."""
-        note.print(f"[bold]{text}[/bold]")
+        self.tell(f"[bold]{text}[/bold]")
         started = time.perf_counter()
         yield
         self.seconds[name] = time.perf_counter() - started
@@ -128,7 +134,7 @@ class Demo:
             panels = {titles[name]: comparison for name, comparison in comparisons.items()}
             draw_comparisons(panels, "ndcg@20", self.out / "comparison.png")
         except MissingDependencyError as error:
-            note.print(str(error))
+            self.tell(str(error))
             return []
         return ["comparison.png"]
 

@@ -17,7 +17,7 @@ from bseq_plugin.encoders.pairs import N_TIME_BUCKETS, PairBias, Wants, n_distan
 from bseq_plugin.encoders.stack import BlockStack, Choose, PositionEmbedding
 from bseq_plugin.encoders.varlen import VarlenView, varlen_serves
 from bseq_plugin.errors import RecipeError
-from bseq_plugin.schema.matmul import Matmul
+from bseq_plugin.matmul import Matmul
 from bseq_plugin.schema.options import PartOptions
 from bseq_plugin.schema.packed import PackedEvents
 

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from bseq_plugin.encoders.block import Begin
 from bseq_plugin.layers import ZeroLinear
-from bseq_plugin.schema.matmul import Matmul, fastest, halves_pay
+from bseq_plugin.matmul import Matmul, fastest, halves_pay
 
 ROWS = 1024  # about what a batch of short histories has
 

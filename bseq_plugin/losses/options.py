@@ -9,8 +9,8 @@ from pydantic import Field
 from typing_extensions import TypeVar
 
 from bseq_plugin.losses.precision import multiplies_in_halves
+from bseq_plugin.matmul import Matmul
 from bseq_plugin.schema.losses import SequenceLoss
-from bseq_plugin.schema.matmul import Matmul
 from bseq_plugin.schema.options import PartOptions
 
 

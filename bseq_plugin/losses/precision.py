@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from bseq_plugin.errors import RecipeError
-from bseq_plugin.schema.matmul import Matmul, fastest, halves_pay
+from bseq_plugin.matmul import Matmul, fastest, halves_pay
 
 
 class Halves(NamedTuple):

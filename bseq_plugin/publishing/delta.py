@@ -24,11 +24,12 @@ from bseq_plugin.publishing.choose import Choice
 from bseq_plugin.publishing.history_parts import InMemory
 from bseq_plugin.publishing.publish import publish_model
 from bseq_plugin.publishing.publishable import rows_after
-from bseq_plugin.publishing.write_version import INDEX_FILE, Prepared, prepared, write_version
+from bseq_plugin.publishing.write_version import Prepared, prepared, write_version
 from bseq_plugin.serving.blend import BlendWeights
 from bseq_plugin.serving.served import Served, load_index
 from bseq_plugin.store.overlay import Overlay
 from bseq_plugin.store.store import Store
+from bseq_plugin.store.version import INDEX_FILE
 
 MAX_SHARE = 0.2  # of the catalogue on top: beyond that, searching it exactly and over-fetching cost more than building
 

@@ -28,13 +28,12 @@ from bseq_plugin.indexes.faiss_gpu import FaissGpuIndex
 from bseq_plugin.indexes.layered import LayeredIndex
 from bseq_plugin.model.interest_model import InterestModel
 from bseq_plugin.plugins import plugin_manager
-from bseq_plugin.publishing.write_version import INDEX_FILE
 from bseq_plugin.schema.indexes import VectorIndex
 from bseq_plugin.schema.sources import CandidateSource
 from bseq_plugin.serving.blend import BlendWeights
 from bseq_plugin.serving.sources import SOURCES_FILE, load_sources
 from bseq_plugin.store.overlay import Overlay
-from bseq_plugin.store.version import StoreVersion
+from bseq_plugin.store.version import INDEX_FILE, StoreVersion
 
 MODEL_FILES = ("encoder.safetensors", "items.safetensors", "recipe.json", "vocabulary.parquet")
 TOLERANCE = 1e-3  # of golden vectors and scores, relative: other machines add in another order

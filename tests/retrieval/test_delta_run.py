@@ -18,10 +18,10 @@ from bseq_plugin.model.interest_model import InterestModel
 from bseq_plugin.publishing.delta import merge_delta, publish_delta
 from bseq_plugin.publishing.delta_run import changed_rows, composed, followed, publish_run_delta
 from bseq_plugin.publishing.publish import publish, publish_model
-from bseq_plugin.publishing.write_version import INDEX_FILE
 from bseq_plugin.serving.retriever import Retriever
 from bseq_plugin.serving.served import Served
 from bseq_plugin.store.store import Store
+from bseq_plugin.store.version import INDEX_FILE
 from bseq_plugin.training.train import train
 
 
