@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from bseq_plugin.ranking.interests import StoredInterests as StoredInterests
     from bseq_plugin.ranking.spec import FeatureSpec as FeatureSpec
     from bseq_plugin.readers.read_events import read_events as read_events
+    from bseq_plugin.schema.attach import USER_INTEREST as USER_INTEREST
+    from bseq_plugin.schema.attach import HistoryEncoder as HistoryEncoder
     from bseq_plugin.schema.heads import BehaviourHead as BehaviourHead
     from bseq_plugin.schema.heads import BinaryHead as BinaryHead
     from bseq_plugin.schema.heads import CatalogueHead as CatalogueHead
@@ -75,6 +77,7 @@ _HOME = {
     "FeatureSpec": "ranking.spec",
     "Diversity": "serving.diversity",
     "Filters": "serving.filters",
+    "HistoryEncoder": "schema.attach",
     "IndexCapabilities": "schema.parts",
     "InterestModel": "model.interest_model",
     "ItemEncoder": "schema.item_encoders",
@@ -96,6 +99,7 @@ _HOME = {
     "StoredInterests": "ranking.interests",
     "TargetAttention": "model.target_attention",
     "Targets": "schema.parts",
+    "USER_INTEREST": "schema.attach",
     "VectorIndex": "schema.parts",
     "Vocabulary": "data.vocabulary",
     "attach": "model.attach",

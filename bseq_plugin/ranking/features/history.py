@@ -13,9 +13,10 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from bseq_plugin.schema.grid import on_grid, products, unit_vectors
 from bseq_plugin.schema.options import PartOptions
 from bseq_plugin.schema.parts import RankingFeature
-from bseq_plugin.schema.ranking import FeatureInputs, on_grid, products, unit_vectors
+from bseq_plugin.schema.ranking import FeatureInputs
 
 SECOND_US = 1_000_000
 SPANS = {"1h": 3_600, "1d": 86_400, "7d": 7 * 86_400, "30d": 30 * 86_400}  # seconds
