@@ -29,8 +29,7 @@ check-scale: $(READY) ## any number of ranks, any checkpoint, killed at any mome
 	$(BIN)/python benchmarks/check_scale.py $(ARGS)
 
 bench: ## list the benchmarks; make bench-NAME runs one
-	@for file in benchmarks/*.py; do \
-		[ -e "$$file" ] || { echo "there are no benchmarks yet"; break; }; \
+	@for file in $$(grep -l '^if __name__ == "__main__"' benchmarks/*.py); do \
 		printf 'make bench-%-12s %s\n' "$$(basename "$$file" .py)" "$$(sed -n '1s/"""//gp' "$$file")"; \
 	done
 

@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
-import math
 import os
 import platform
 import resource
@@ -29,42 +28,17 @@ from typing import Any
 import numpy as np
 from scale import ROOT, claim, commit
 from scipy.optimize import nnls
+from step_projection import projections
+from step_terms import BLOCKS, DIM, FEED_FORWARD, LENGTH, TERMS, terms
 
 RESULTS = ROOT / "benchmarks" / "results" / "step_model.json"
-DIM, BLOCKS, FEED_FORWARD, LENGTH = 64, 2, 256, 25
 ITEMS, EVENTS, CANDIDATES, RANKS = (
     (10_000, 100_000, 1_000_000, 10_000_000),
     (1_600, 4_800, 14_400),
     (256, 2_048),
     (1, 2, 4),
 )
-CACHE_BYTES = 32 * 2**20  # beyond it, rows of the item table come from memory
 STEPS, WARM_UP = 5, 2
-TERMS = ("step", "messages", "encoder_flops", "head_flops", "row_bytes", "sent_bytes")
-
-
-def terms(point: dict[str, Any]) -> dict[str, float]:
-    """What a rank does in a step: counted, not measured.
-
-    step: 1; messages: collectives of a step on several ranks; encoder_flops, head_flops: matrix products, forward and
-    twice backward, small and large ones, whose activations and scores grow with them; row_bytes: table rows from
-    memory (looked up, and twice for the update), after the share that Zipf's law keeps in the cache; sent_bytes: rows
-    and their gradients to other ranks.
-    """
-    n_items, n_events, n_candidates, ranks = (point[name] for name in ("items", "events", "candidates", "ranks"))
-    dim, own = point.get("dim", DIM), n_events / ranks
-    dense = BLOCKS * (8 * dim**2 + 4 * dim * FEED_FORWARD * dim / DIM + 4 * LENGTH * dim)
-    rows = 2 * own + n_candidates  # events, targets, candidates
-    cached = CACHE_BYTES / (4 * (dim + 1)) * ranks
-    missed = max(0.0, 1 - math.log(max(cached, 2)) / math.log(n_items)) if n_items > cached else 0.0
-    return {
-        "step": 1.0,
-        "messages": float(ranks > 1),
-        "encoder_flops": 3 * own * dense,
-        "head_flops": 3 * own * 2 * n_candidates * dim,
-        "row_bytes": 3 * 4 * (dim + 1) * (2 * own * missed + n_candidates * (n_items > cached)),
-        "sent_bytes": 2 * 4 * dim * rows * (ranks - 1) / ranks,
-    }
 
 
 def fit(points: list[dict[str, Any]]) -> dict[str, float]:
@@ -193,13 +167,6 @@ def draw(points: list[dict[str, Any]], path: Path) -> None:
     figure.savefig(path, metadata={"Date": None})
 
 
-def project() -> list[dict[str, Any]]:
-    """1 B items x 128 on 16 to 64 H100, by torchrec's own estimators; a projection, not a measurement."""
-    from step_projection import projections
-
-    return projections()
-
-
 def main() -> None:
     """Measure, fit, print, write."""
     if sys.argv[1:2] == ["--rank-of"]:
@@ -237,14 +204,14 @@ def main() -> None:
         print(f"{one['name']:<55} {one['value']:6.3f}  aim {one['target']}  {'holds' if one['holds'] else 'MISSED'}")
     if given.picture is not None:
         draw(points, given.picture)
-    projections = project()
-    for line in projections:
+    projected = projections()  # 1 B items x 128 on 16 to 64 H100; not a measurement
+    for line in projected:
         print(json.dumps(line))
     document = {
         "command": "python benchmarks/step_model.py",
         "commit": measured_at,
         "machine": f"{platform.machine()}, 1 thread a process",
-        "figures": {"points": points, "rates": rates, "projections": projections},
+        "figures": {"points": points, "rates": rates, "projections": projected},
         "claims": claims,
     }
     RESULTS.parent.mkdir(exist_ok=True)

@@ -13,7 +13,7 @@ import json
 import logging
 from typing import Any
 
-from step_model import terms
+from step_terms import terms
 from torch import device, nn
 from torchrec import EmbeddingCollection, EmbeddingConfig
 from torchrec.distributed.embedding import EmbeddingCollectionSharder

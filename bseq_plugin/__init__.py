@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from bseq_plugin.ranking.interests import StoredInterests as StoredInterests
     from bseq_plugin.ranking.spec import FeatureSpec as FeatureSpec
     from bseq_plugin.readers.read_events import read_events as read_events
+    from bseq_plugin.schema.attach import USER_INTEREST as USER_INTEREST
+    from bseq_plugin.schema.attach import HistoryEncoder as HistoryEncoder
     from bseq_plugin.schema.encoders import SequenceEncoder as SequenceEncoder
     from bseq_plugin.schema.heads import BehaviourHead as BehaviourHead
     from bseq_plugin.schema.heads import BinaryHead as BinaryHead
@@ -65,19 +67,20 @@ _HOME = {
     "BehaviourHead": "schema.heads",
     "BinaryHead": "schema.heads",
     "CandidateSource": "schema.sources",
-    "Negatives": "schema.losses",
     "CatalogueHead": "schema.heads",
     "CountHead": "schema.heads",
     "DecoderMemory": "schema.heads",
+    "Diversity": "serving.diversity",
     "Events": "data.events",
     "FeatureEngine": "ranking.engine",
     "FeatureInputs": "schema.ranking",
     "FeatureSpec": "ranking.spec",
-    "Diversity": "serving.diversity",
     "Filters": "serving.filters",
+    "HistoryEncoder": "schema.attach",
     "IndexCapabilities": "schema.indexes",
     "InterestModel": "model.interest_model",
     "ItemEncoder": "schema.item_encoders",
+    "Negatives": "schema.losses",
     "PackedEvents": "schema.packed",
     "PartOptions": "schema.options",
     "Pseudonymiser": "data.pseudonyms",
@@ -96,6 +99,7 @@ _HOME = {
     "StoredInterests": "ranking.interests",
     "TargetAttention": "model.target_attention",
     "Targets": "schema.losses",
+    "USER_INTEREST": "schema.attach",
     "VectorIndex": "schema.indexes",
     "Vocabulary": "data.vocabulary",
     "attach": "model.attach",

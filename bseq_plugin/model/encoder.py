@@ -24,17 +24,17 @@ from bseq_plugin.model.items import InterestHead, ItemTower
 from bseq_plugin.model.members import SideBySide
 from bseq_plugin.model.neighbours import NeighbourItems
 from bseq_plugin.plugins import plugin_manager
+from bseq_plugin.schema.attach import USER_INTEREST, HistoryEncoder
 from bseq_plugin.schema.encoders import SequenceEncoder
 from bseq_plugin.schema.options import parse_options
 from bseq_plugin.schema.packed import PackedEvents
 from bseq_plugin.schema.recipe import Recipe
 
-USER_INTEREST = "user_interest"
 ITEM_TABLE = "item"
 FEATURE_ORDER = (EVENT_TYPE, *TABLE_ROWS)  # of the tables
 
 
-class SequenceInterestEncoder(nn.Module):
+class SequenceInterestEncoder(HistoryEncoder):
     """Sharded tables, event embedder, one sequence encoder part, readout.
 
     Args:
@@ -84,6 +84,11 @@ class SequenceInterestEncoder(nn.Module):
         )
         self.multi_interests = _multi_interests(recipe)
         self.readout = Readout(recipe.interest_dim, recipe.interests_per_user)
+
+    @property
+    def width(self) -> int:
+        """K * D."""
+        return self.readout.width
 
     def forward(self, history: KeyedJaggedTensor) -> KeyedTensor:
         """``{"user_interest": [B, K * D]}``, float32, D = ``recipe.interest_dim``, K = ``recipe.interests_per_user``.
