@@ -39,7 +39,6 @@ if TYPE_CHECKING:
     from bseq_plugin.model.direct import event_attention as event_attention
     from bseq_plugin.model.direct import event_states as event_states
     from bseq_plugin.model.encoder import ITEM_TABLE as ITEM_TABLE
-    from bseq_plugin.model.encoder import USER_INTEREST as USER_INTEREST
     from bseq_plugin.model.encoder import SequenceInterestEncoder as SequenceInterestEncoder
     from bseq_plugin.model.interest_model import InterestModel as InterestModel
     from bseq_plugin.model.items import score_vectors as score_vectors
@@ -59,6 +58,8 @@ if TYPE_CHECKING:
     from bseq_plugin.ranking.spec import FeatureSpec as FeatureSpec
     from bseq_plugin.readers.read_events import read_events as read_events
     from bseq_plugin.recipe.recipe import Recipe as Recipe
+    from bseq_plugin.schema.attach import HistoryEncoder as HistoryEncoder
+    from bseq_plugin.schema.attach import USER_INTEREST as USER_INTEREST
     from bseq_plugin.schema.encoders import SequenceEncoder as SequenceEncoder
     from bseq_plugin.schema.heads import BehaviourHead as BehaviourHead
     from bseq_plugin.schema.heads import BinaryHead as BinaryHead
@@ -70,7 +71,7 @@ if TYPE_CHECKING:
     from bseq_plugin.schema.indexes import RowMask as RowMask
     from bseq_plugin.schema.indexes import VectorIndex as VectorIndex
     from bseq_plugin.schema.item_encoders import ItemEncoder as ItemEncoder
-    from bseq_plugin.schema.losses import Candidates as Candidates
+    from bseq_plugin.schema.losses import Negatives as Negatives
     from bseq_plugin.schema.losses import SequenceLoss as SequenceLoss
     from bseq_plugin.schema.losses import Targets as Targets
     from bseq_plugin.schema.options import PartOptions as PartOptions
@@ -94,7 +95,6 @@ _HOME = {
     "BinaryHead": "schema.heads",
     "BseqError": "errors",
     "CandidateSource": "schema.sources",
-    "Candidates": "schema.losses",
     "CatalogueHead": "schema.heads",
     "CountHead": "schema.heads",
     "DecoderMemory": "schema.heads",
@@ -104,12 +104,14 @@ _HOME = {
     "FeatureInputs": "schema.ranking",
     "FeatureSpec": "ranking.spec",
     "Filters": "serving.filters",
+    "HistoryEncoder": "schema.attach",
     "ITEM_TABLE": "model.encoder",
     "IdentityLinear": "layers",
     "IndexCapabilities": "schema.indexes",
     "InterestModel": "model.interest_model",
     "ItemEncoder": "schema.item_encoders",
     "MissingDependencyError": "errors",
+    "Negatives": "schema.losses",
     "PackedEvents": "schema.packed",
     "PartOptions": "schema.options",
     "PluginError": "errors",
@@ -136,7 +138,7 @@ _HOME = {
     "StoredInterests": "ranking.interests",
     "TargetAttention": "model.target_attention",
     "Targets": "schema.losses",
-    "USER_INTEREST": "model.encoder",
+    "USER_INTEREST": "schema.attach",
     "UsageError": "errors",
     "VectorIndex": "schema.indexes",
     "Vocabulary": "data.vocabulary",

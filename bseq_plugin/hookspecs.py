@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from bseq_plugin.data.events import Events
-    from bseq_plugin.model.encoder import SequenceInterestEncoder
+    from bseq_plugin.schema.attach import HistoryEncoder
     from bseq_plugin.schema.encoders import SequenceEncoder
     from bseq_plugin.schema.heads import BehaviourHead
     from bseq_plugin.schema.indexes import VectorIndex
@@ -70,7 +70,7 @@ class BseqSpecs:
         """Read ``source`` if you recognise it, else return None so that the next reader is asked."""
 
     @hookspec(firstresult=True)
-    def bseq_attach(self, host: nn.Module, interest: SequenceInterestEncoder, frozen: bool) -> nn.Module | None:
+    def bseq_attach(self, host: nn.Module, interest: HistoryEncoder, frozen: bool) -> nn.Module | None:
         """Wire ``interest`` into ``host`` if you know such models, else return None. Leave ``host`` as it is."""
 
     @hookspec

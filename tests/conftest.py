@@ -68,11 +68,9 @@ def tiny_source(tiny_frame, tmp_path_factory):
 
 
 TINY = {
-    "dim": 8,
-    "epochs": 2,
-    "max_length": 10,
-    "batch_users": 16,
-    "encoder_options": {"n_blocks": 1, "n_heads": 2, "feed_forward": 16},
+    "encoder": {"max_length": 10, "n_blocks": 1, "n_heads": 2, "feed_forward": 16},
+    "vectors": {"dim": 8},
+    "training": {"epochs": 2, "batch": {"users": 16}},
 }
 
 
@@ -84,12 +82,19 @@ def tiny_recipe():
     return Recipe(**TINY)
 
 
+def dotted(values, prefix=""):
+    """``(dotted key, value)`` of all leaves of nested settings."""
+    for key, value in values.items():
+        if isinstance(value, dict):
+            yield from dotted(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
 @pytest.fixture(scope="session")
 def tiny_settings():
     """``tiny_recipe`` as arguments of the command line."""
-    flat = {k: v for k, v in TINY.items() if k != "encoder_options"}
-    flat |= {f"encoder_options.{k}": v for k, v in TINY["encoder_options"].items()}
-    return [word for key, value in flat.items() for word in ("--set", f"{key}={value}")]
+    return [word for key, value in dotted(TINY) for word in ("--set", f"{key}={value}")]
 
 
 @pytest.fixture(scope="session")

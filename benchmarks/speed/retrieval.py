@@ -33,7 +33,7 @@ from bseq_plugin.indexes.faiss_cpu import FaissCpuIndex, import_faiss
 from bseq_plugin.model.encoder import SequenceInterestEncoder
 from bseq_plugin.publishing.measure import recall
 from bseq_plugin.publishing.publish import publish_model
-from bseq_plugin.serving.hits import Excluded
+from bseq_plugin.serving.hits import ExcludedPairs
 from bseq_plugin.serving.retriever import Retriever
 from bseq_plugin.serving.search import search_items
 from bseq_plugin.store.store import Store
@@ -138,13 +138,13 @@ def throughput(
 
     def ours(number: int) -> Any:
         hits = search_items(
-            index, oracle, interests_BKD[part(number)], K, Excluded.of(nothing, nothing, batch, n_items)
+            index, oracle, interests_BKD[part(number)], K, ExcludedPairs.of(nothing, nothing, batch, n_items)
         )
         return hits, ids_V[hits.rows_N], hits.ranks()
 
     def ours_unseen(number: int) -> Any:
         rows = seen[part(number)]
-        excluded = Excluded.of(np.repeat(np.arange(batch), SEEN), rows.ravel(), batch, n_items)
+        excluded = ExcludedPairs.of(np.repeat(np.arange(batch), SEEN), rows.ravel(), batch, n_items)
         hits = search_items(index, oracle, interests_BKD[part(number)], K, excluded)
         return hits, ids_V[hits.rows_N], hits.ranks()
 

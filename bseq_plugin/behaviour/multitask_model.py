@@ -22,11 +22,12 @@ from bseq_plugin.behaviour.moments import ALL_ACTION, DEMAND, NEXT_ITEM, TASKS, 
 from bseq_plugin.data.batches import history_features
 from bseq_plugin.errors import SchemaError, UsageError
 from bseq_plugin.metrics import ranking_metrics, top_k_items
-from bseq_plugin.model.encoder import ITEM_TABLE, USER_INTEREST
+from bseq_plugin.model.encoder import ITEM_TABLE
 from bseq_plugin.model.interest_model import InterestModel
 from bseq_plugin.model.items import score_vectors
 from bseq_plugin.recipe.recipe import Recipe
 from bseq_plugin.schema.answers import checked
+from bseq_plugin.schema.attach import USER_INTEREST
 
 K_ITEMS = 20
 USUAL_UNITS = math.exp(-2.0)  # a week, of a category, where a count head begins: one in seven weeks
@@ -57,9 +58,9 @@ class MultiTask(nn.Module):
         self.recipe: Recipe = model.recipe
         self.objectives, self.scale = objectives, scale
         self.encoder = copy.deepcopy(model.encoder)
-        self.n_interests = model.encoder.readout.width // model.recipe.interest_dim
-        width = model.encoder.readout.width + len(scale.mean_D)
-        self.norm = nn.LayerNorm(model.encoder.readout.width)
+        self.n_interests = model.encoder.width // model.recipe.interest_dim
+        width = model.encoder.width + len(scale.mean_D)
+        self.norm = nn.LayerNorm(model.encoder.width)
         chosen = _chosen(heads or {}, objectives)
         self.head = binary_head(chosen[TASKS], width, len(objectives.tasks)) if objectives.tasks else None
         usual_C = torch.full((objectives.n_categories,), USUAL_UNITS)

@@ -10,6 +10,7 @@ import typer
 from rich.console import Console
 
 from bseq_plugin.errors import UsageError
+from bseq_plugin.files import output_file
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -129,10 +130,8 @@ def read_table(path: Path) -> pd.DataFrame:
 
 def write_parquet(frame: pd.DataFrame, path: Path) -> None:
     """The whole file or what was there before; its folder is made if need be."""
-    from bseq_plugin.ranking.table import written_whole
-
     path.parent.mkdir(parents=True, exist_ok=True)
-    with written_whole(path) as file:
+    with output_file(path) as file:
         frame.to_parquet(file)
 
 

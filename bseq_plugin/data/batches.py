@@ -32,7 +32,7 @@ TIMESTAMP, SESSION_NUMBER, EVENT, TARGET, NEGATIVE = "timestamp", "session_numbe
 
 @dataclass
 class Batch(Pipelineable):  # type: ignore[misc]  # torchrec is not typed
-    """B users' histories, Q states that predict, S targets, N candidates.
+    """B users' histories, Q states that predict, S targets, N negatives.
 
     Attributes:
         features: the KeyedJaggedTensor above.
@@ -40,13 +40,13 @@ class Batch(Pipelineable):  # type: ignore[misc]  # torchrec is not typed
         target_state_S: int64, ascending, the place in ``state_rows_Q`` of the state that predicts each target.
         target_ids_S: int64, vocabulary rows.
         target_weights_S: float32.
-        candidate_ids_N: int64, vocabulary rows.
-        log_expected_count_N: float32, or None for the whole catalogue; see ``Candidates``.
+        negative_ids_N: int64, vocabulary rows.
+        log_expected_count_N: float32, or None for the whole catalogue; see ``Negatives``.
         loss_scale: float32 scalar, world size x (this rank's share of the target weight in the global batch): the
             mean over ranks of the scaled losses is then the loss of the global batch.
-        target_places_S: int64, where each target stands among the candidates, if they are a whole catalogue: the key
+        target_places_S: int64, where each target stands among the negatives, if they are a whole catalogue: the key
             ``target`` of ``features`` is then empty. Else None.
-        target_priors_SP, candidate_priors_NP: float32, columns put behind the item vectors, or None.
+        target_priors_SP, negative_priors_NP: float32, columns put behind the item vectors, or None.
     """
 
     features: KeyedJaggedTensor
@@ -54,12 +54,12 @@ class Batch(Pipelineable):  # type: ignore[misc]  # torchrec is not typed
     target_state_S: Tensor
     target_ids_S: Tensor
     target_weights_S: Tensor
-    candidate_ids_N: Tensor
+    negative_ids_N: Tensor
     log_expected_count_N: Tensor | None
     loss_scale: Tensor
     target_places_S: Tensor | None = None
     target_priors_SP: Tensor | None = None
-    candidate_priors_NP: Tensor | None = None
+    negative_priors_NP: Tensor | None = None
 
     @property
     def n_events(self) -> int:

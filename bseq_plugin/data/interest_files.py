@@ -10,7 +10,6 @@ event have no row. Shape letters: U users, K interests a user, D width.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +26,7 @@ from torch import Tensor
 from bseq_plugin.data.events import USER
 from bseq_plugin.data.sequences import Sequences
 from bseq_plugin.errors import SchemaError
-from bseq_plugin.files import fsync
+from bseq_plugin.files import fsync, write_json
 from bseq_plugin.recipe.recipe import Recipe
 
 SCHEMA = 1
@@ -98,12 +97,9 @@ class InterestFiles:
             "log_sha256": log_sha256,
             "files": {path.name: {"bytes": path.stat().st_size, "blake3": _digest([path])} for path in paths},
         }
-        aside = self.folder / f".{HEAD}.tmp"
-        aside.write_text(json.dumps(document, indent=1), encoding="utf-8")
-        for path in [*paths, aside]:
+        for path in paths:
             fsync(path)
-        os.replace(aside, self.folder / HEAD)
-        fsync(self.folder)
+        write_json(self.folder / HEAD, document)
 
     def fits(self, model: Path, log_sha256: str) -> bool:
         """Whether the files were written to the end, and of this model and log."""

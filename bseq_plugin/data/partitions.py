@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -26,6 +25,7 @@ from bseq_plugin.data.events import ITEM, USER
 from bseq_plugin.data.sequences import Sequences
 from bseq_plugin.data.vocabulary import Vocabulary
 from bseq_plugin.errors import SchemaError
+from bseq_plugin.files import whole_file, write_json
 
 SCHEMA = 1
 HEAD, ITEMS, PART = "sequences.json", "items.parquet", "part-*.parquet"
@@ -142,7 +142,7 @@ class PartitionedSequences:
             raise SchemaError(f"partition {path} can't be read as Parquet: {error}; copy it again") from None
 
     def save_head(self) -> None:
-        """Write ``sequences.json``, beside and renamed."""
+        """Write ``sequences.json``."""
         document: dict[str, Any] = {
             "schema": SCHEMA,
             "n_users": self.n_users,
@@ -152,9 +152,7 @@ class PartitionedSequences:
             "last_us": self.last_us,
             "partitions": [asdict(partition) for partition in self.partitions],
         }
-        aside = self.folder / f".{HEAD}.tmp"
-        aside.write_text(json.dumps(document, indent=1), encoding="utf-8")
-        os.replace(aside, self.folder / HEAD)
+        write_json(self.folder / HEAD, document)
 
 
 def seal(folder: Path) -> PartitionedSequences:
@@ -186,7 +184,8 @@ def seal(folder: Path) -> PartitionedSequences:
                 newest = int(pc.max(flat["timestamps"]).as_py())
                 last_us = newest if last_us is None else max(last_us, newest)
         partitions.append(Partition(path.name, file.metadata.num_rows, events, path.stat().st_size))
-    pq.write_table(counts.sort_by(ITEM), folder / ITEMS)
+    with whole_file(folder / ITEMS) as items:
+        pq.write_table(counts.sort_by(ITEM), items)
     names = sorted(name for name in types if name)
     found = PartitionedSequences(folder, partitions, columns, names, last_us)
     found.save_head()

@@ -11,7 +11,6 @@ RUN/model/               the best model (see InterestModel), there once the run 
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from bseq_plugin.data.prepare import PreparedLog, training_histories
 from bseq_plugin.data.sequences import Sequences
 from bseq_plugin.data.vocabulary import Vocabulary
 from bseq_plugin.errors import RunError
+from bseq_plugin.files import SCRATCH, write_json, write_text
 from bseq_plugin.recipe.recipe import Recipe
 
 
@@ -41,8 +41,10 @@ class Run:
     @property
     def is_half_begun(self) -> bool:
         """True if all there is may come from a ``begin`` that was killed: ``run.json`` is what it writes last."""
-        written = {"recipe.json", "vocabulary.parquet", "sequences.parquet", ".recipe.json.tmp", ".run.json.tmp"}
-        return self.path.is_dir() and {path.name for path in self.path.iterdir()} <= written
+        if not self.path.is_dir():
+            return False
+        names = {path.name for path in self.path.iterdir() if not path.name.startswith(SCRATCH)}
+        return names <= {"recipe.json", "vocabulary.parquet", "sequences.parquet"}
 
     @property
     def recipe(self) -> Recipe:
@@ -64,7 +66,7 @@ class Run:
     def begin(self, log: PreparedLog, warm_start: str | Path | None = None) -> None:
         """Write what training starts from; ``warm_start`` is the run whose weights it begins with."""
         self.path.mkdir(parents=True, exist_ok=True)
-        replace_text(self.path / "recipe.json", json.dumps(log.recipe.as_dict(), indent=1))
+        write_text(self.path / "recipe.json", json.dumps(log.recipe.as_dict(), indent=1))
         log.vocabulary.save(self.path / "vocabulary.parquet")
         log.sequences.save(self.path / "sequences.parquet", log.vocabulary)
         info = {"status": "training", "attributes_sha256": None if log.attributes is None else log.attributes.digest}
@@ -78,11 +80,4 @@ class Run:
 
     def update(self, info: dict[str, Any]) -> None:
         """Replace ``run.json``."""
-        replace_text(self.path / "run.json", json.dumps(info, indent=1))
-
-
-def replace_text(path: Path, text: str) -> None:
-    """Write beside and rename, so that a reader sees the old text or the new."""
-    aside = path.with_name(f".{path.name}.tmp")
-    aside.write_text(text, encoding="utf-8")
-    os.replace(aside, path)
+        write_json(self.path / "run.json", info)

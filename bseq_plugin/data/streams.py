@@ -18,7 +18,7 @@ from bseq_plugin.data.batches import Batch
 from bseq_plugin.data.event_features import EventInputs
 from bseq_plugin.data.examples import Examples, NextEvent
 from bseq_plugin.data.items import PopularityPrior
-from bseq_plugin.data.negatives import CandidateSampler
+from bseq_plugin.data.negatives import NegativeSampler
 from bseq_plugin.data.partitions import COLUMNS, PartitionedSequences
 from bseq_plugin.data.random_numbers import ORDER_STREAM, RandomNumbers, step_random
 from bseq_plugin.data.sequences import Sequences
@@ -59,7 +59,7 @@ class StreamedData(TrainingData):
         self.log, self.vocabulary, self.recipe, self.training, self.gather = log, vocabulary, recipe, training, gather
         self.rank, self.world_size = rank, world_size
         self.of_type = type_weights(recipe.objective, vocabulary)
-        self.candidates = CandidateSampler(vocabulary, recipe.negatives)
+        self.negatives = NegativeSampler(vocabulary, recipe.negatives)
         self.inputs = EventInputs.of(recipe.events, recipe.encoder)
         self.popularity = PopularityPrior(nobody(log), vocabulary.n_items, ())
         each = len(log.partitions) // world_size

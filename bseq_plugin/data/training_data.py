@@ -15,7 +15,7 @@ from bseq_plugin.data.event_features import EventInputs
 from bseq_plugin.data.examples import Examples, NextEvent, NextOfPrefix, TargetWindow
 from bseq_plugin.data.items import PopularityPrior
 from bseq_plugin.data.masked_examples import MaskedEvents
-from bseq_plugin.data.negatives import CandidateSampler
+from bseq_plugin.data.negatives import NegativeSampler
 from bseq_plugin.data.random_numbers import ORDER_STREAM, RandomNumbers, step_random
 from bseq_plugin.data.sequences import Sequences
 from bseq_plugin.data.target_types import type_weights
@@ -60,7 +60,7 @@ class TrainingData:
         self.recipe = recipe
         self.rank = rank
         self.world_size = world_size
-        self.candidates = CandidateSampler(vocabulary, recipe.negatives)
+        self.negatives = NegativeSampler(vocabulary, recipe.negatives)
         self.inputs = EventInputs.of(recipe.events, recipe.encoder)
         self.popularity = PopularityPrior(sequences, vocabulary.n_items, recipe.popularity_days)
         self.source = example_source(sequences, recipe, type_weights(recipe.objective, vocabulary))
@@ -111,17 +111,19 @@ class TrainingData:
 
     def _batch_of(self, examples: Examples, random: RandomNumbers) -> Batch:
         catalogue = None if examples.at_us is None else self.source.catalogue(examples.at_us)
-        drawn = self.candidates.draw(catalogue, examples.target_ids, examples.batch_targets, random)
+        sample = self.negatives.draw(catalogue, examples.target_ids, examples.batch_targets, random)
         priors_VP = self.popularity.at(examples.at_us) if self.recipe.popularity_days else None
+        priors_SP = None
+        if priors_VP is not None and sample.places is None:  # else they are those of the negatives
+            priors_SP = torch.from_numpy(priors_VP[examples.target_ids])
         n_users, weight = examples.histories.n_users, float(examples.target_weights.sum(dtype=np.float64))
         negatives_per_user = np.zeros(n_users, np.int64)
-        negatives_per_user[:1] = len(
-            drawn.ids
-        )  # the batch shares them; the first user's row of the jagged tensor holds them
+        # the batch shares its negatives; the first user's row of the jagged tensor holds them
+        negatives_per_user[:1] = len(sample.ids)
         features = history_features(
             examples.histories,
             self.inputs,
-            {TARGET: _looked_up_targets(examples, drawn.places), NEGATIVE: (drawn.ids, negatives_per_user)},
+            {TARGET: _looked_up_targets(examples, sample.places), NEGATIVE: (sample.ids, negatives_per_user)},
         )
         return Batch(
             features,
@@ -129,12 +131,12 @@ class TrainingData:
             torch.from_numpy(examples.target_state),
             torch.from_numpy(examples.target_ids),
             torch.from_numpy(examples.target_weights),
-            torch.from_numpy(drawn.ids),
-            _tensor(drawn.log_expected_count),
+            torch.from_numpy(sample.ids),
+            _tensor(sample.log_expected_count),
             torch.tensor(self.world_size * weight / (examples.total_weight or 1.0)),
-            _tensor(drawn.places),
-            None if priors_VP is None or drawn.places is not None else torch.from_numpy(priors_VP[examples.target_ids]),
-            None if priors_VP is None else torch.from_numpy(priors_VP[drawn.ids]),
+            _tensor(sample.places),
+            priors_SP,
+            None if priors_VP is None else torch.from_numpy(priors_VP[sample.ids]),
         )
 
 
@@ -143,7 +145,7 @@ def _tensor(values: np.ndarray | None) -> torch.Tensor | None:
 
 
 def _looked_up_targets(examples: Examples, places: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
-    """(ids, how many a user): none where the targets are found among the candidates."""
+    """(ids, how many a user): none where the targets are found among the negatives."""
     n_users = examples.histories.n_users
     if places is not None:
         return np.empty(0, np.int64), np.zeros(n_users, np.int64)

@@ -14,10 +14,9 @@ import warnings
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
-from pydantic import Field
 from torch import Tensor
 
 from bseq_plugin.errors import MissingDependencyError, UsageError
@@ -31,31 +30,11 @@ from bseq_plugin.indexes.checks import (
 )
 from bseq_plugin.indexes.exact import ExactIndex
 from bseq_plugin.indexes.faiss_cpu import import_faiss, write_index
+from bseq_plugin.indexes.faiss_gpu_build import MAX_K, FaissGpuOptions
 from bseq_plugin.schema.indexes import IndexCapabilities, VectorIndex
-from bseq_plugin.schema.options import PartOptions
-
-MAX_K = 2048  # of classic GPU FAISS
 
 _workers: dict[tuple[int, int], ThreadPoolExecutor] = {}
 _workers_lock = threading.Lock()
-
-
-class FaissGpuOptions(PartOptions):
-    """``kind``: ``flat``, ``ivf_flat``, or ``cagra``, a graph that only cuVS builds of FAISS have.
-
-    ``nprobe``, ``n_lists``: of ``ivf_flat`` (default: about 4 sqrt(V) lists). ``build_on``: where an ``ivf_flat`` is
-    trained and filled. ``device``: number of the GPU. ``memory_mb``: refuse an index that needs more than that.
-    ``temp_memory_mb``: cap of the scratch memory. ``float16``: half the memory.
-    """
-
-    kind: Literal["flat", "ivf_flat", "cagra"] = "flat"
-    nprobe: int = Field(32, ge=1, le=MAX_K)
-    n_lists: int | None = Field(None, ge=1)
-    build_on: Literal["cpu", "gpu"] = "cpu"
-    device: int = Field(0, ge=0)
-    memory_mb: int | None = Field(None, ge=1)
-    temp_memory_mb: int = Field(256, ge=1)
-    float16: bool = False
 
 
 class FaissGpuIndex(VectorIndex[FaissGpuOptions]):

@@ -1,1 +1,1 @@
-"""Losses of states against their targets and a shared candidate set."""
+"""Losses of states against their targets and negatives that a batch shares."""

@@ -1,4 +1,4 @@
-"""Binary cross-entropies of a target and of each candidate, for comparison with older work."""
+"""Binary cross-entropies of a target and of each negative, for comparison with older work."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from bseq_plugin.losses.chunked import chunked_loss
 from bseq_plugin.losses.options import MatmulLoss, MatmulOptions
-from bseq_plugin.schema.losses import Candidates, Targets
+from bseq_plugin.schema.losses import Negatives, Targets
 
 
 class BCELoss(MatmulLoss):
@@ -23,9 +23,9 @@ class BCELoss(MatmulLoss):
 
     name = "bce"
 
-    def forward(self, states_QD: Tensor, targets: Targets, candidates: Candidates) -> Tensor:
+    def forward(self, states_QD: Tensor, targets: Targets, negatives: Negatives) -> Tensor:
         """Scalar; see ``SequenceLoss.forward``."""
-        return chunked_loss(_binary_cross_entropy, states_QD, targets, _uncorrected(candidates), self.options.matmul)
+        return chunked_loss(_binary_cross_entropy, states_QD, targets, _uncorrected(negatives), self.options.matmul)
 
 
 class GeneralisedBCEOptions(MatmulOptions):
@@ -40,31 +40,31 @@ class GeneralisedBCELoss(MatmulLoss[GeneralisedBCEOptions]):
     """gBCE: binary cross-entropy with the target's probability raised to beta (gSASRec, RecSys 2023, section 5).
 
     beta = 1 - t (1 - a), with a the sampled share of the catalogue and t the calibration; the sum over targets and
-    negatives is divided by their number, as in the paper. The share is estimated from the candidates' expected counts:
+    negatives is divided by their number, as in the paper. The share is estimated from the negatives' expected counts:
     n of V for uniform negatives, 1 for a whole catalogue.
     """
 
     name = "gbce"
 
-    def forward(self, states_QD: Tensor, targets: Targets, candidates: Candidates) -> Tensor:
+    def forward(self, states_QD: Tensor, targets: Targets, negatives: Negatives) -> Tensor:
         """Scalar; see ``SequenceLoss.forward``."""
-        beta = 1.0 - self.options.calibration * (1.0 - _sampled_share(candidates))
+        beta = 1.0 - self.options.calibration * (1.0 - _sampled_share(negatives))
         logit_loss = partial(_binary_cross_entropy, exponent=beta, summed=True)
-        return chunked_loss(logit_loss, states_QD, targets, _uncorrected(candidates), self.options.matmul)
+        return chunked_loss(logit_loss, states_QD, targets, _uncorrected(negatives), self.options.matmul)
 
 
-def _sampled_share(candidates: Candidates) -> float:
+def _sampled_share(negatives: Negatives) -> float:
     """N / V; V is the sum of 1 / expected count over the drawn, on average."""
-    if candidates.log_expected_count_N is None:
+    if negatives.log_expected_count_N is None:
         return 1.0
-    return min(1.0, len(candidates.ids_N) / float((-candidates.log_expected_count_N).exp().sum()))
+    return min(1.0, len(negatives.ids_N) / float((-negatives.log_expected_count_N).exp().sum()))
 
 
-def _uncorrected(candidates: Candidates) -> Candidates:
+def _uncorrected(negatives: Negatives) -> Negatives:
     """Zeros still say "sampled", without moving the logits."""
-    if candidates.log_expected_count_N is None:
-        return candidates
-    return replace(candidates, log_expected_count_N=torch.zeros_like(candidates.log_expected_count_N))
+    if negatives.log_expected_count_N is None:
+        return negatives
+    return replace(negatives, log_expected_count_N=torch.zeros_like(negatives.log_expected_count_N))
 
 
 def _binary_cross_entropy(

@@ -14,7 +14,7 @@ from bseq_plugin.matmul import Matmul, fastest, halves_pay
 
 
 class Halves(NamedTuple):
-    """Buffers in bfloat16: logits of a chunk, and a chunk's part of the candidates' gradient [N, D], also widened."""
+    """Buffers in bfloat16: logits of a chunk, and a chunk's part of the negatives' gradient [N, D], also widened."""
 
     logits: Tensor
     gradient_ND: Tensor
@@ -23,13 +23,13 @@ class Halves(NamedTuple):
 
 @dataclass
 class Products:
-    """Logits of all candidates for a chunk of states, and the gradients that come back.
+    """Logits of all negatives for a chunk of states, and the gradients that come back.
 
     Logits are seen as ``[N, C]``. In memory they lie candidate by candidate when they are multiplied in the model's own
     type, state by state when that is bfloat16: each is the layout in which it is fast (``make bench-head``).
 
     Attributes:
-        vectors_ND: the candidates, in the type that is multiplied.
+        vectors_ND: the negatives, in the type that is multiplied.
         d_vectors_ND: their gradient so far, in the type of the model; nothing before the first chunk.
         buffer: logits of a chunk, in the type of the model. One for all chunks: fresh pages cost more than arithmetic.
             Empty if they are ``narrow``.
@@ -83,7 +83,7 @@ class Products:
 
 
 def multiplies_in_halves(vectors_ND: Tensor, matmul: str) -> bool:
-    """Whether products with these candidates are made in bfloat16, "auto": see ``halves_pay``.
+    """Whether products with these negatives are made in bfloat16, "auto": see ``halves_pay``.
 
     Raises RecipeError for an unknown ``matmul``.
     """
@@ -95,10 +95,10 @@ def multiplies_in_halves(vectors_ND: Tensor, matmul: str) -> bool:
 
 
 @cache
-def bfloat16_gain(dim: int, n_candidates: int = 8192, chunk: int = 64) -> float:
+def bfloat16_gain(dim: int, n_negatives: int = 8192, chunk: int = 64) -> float:
     """Seconds of a chunk's products in float32 divided by those in bfloat16, conversions included, on this machine."""
     generator = torch.Generator().manual_seed(0)
-    vectors_ND = torch.randn(n_candidates, dim, generator=generator)
+    vectors_ND = torch.randn(n_negatives, dim, generator=generator)
     states_CD = torch.randn(chunk, dim, generator=generator)
     seconds = []
     for halves in (False, True):

@@ -1,7 +1,7 @@
 """The whole interest of a user, and beside it specialised ones that add to it what a part of the history says.
 
 Shape letters: B users, T packed events, Q users that are asked for, K interests, D width of tables, E of interests,
-S targets, N candidates, C users of a chunk.
+S targets, N negatives, C users of a chunk.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from bseq_plugin.layers import ZeroLinear
 from bseq_plugin.model.interests import RoutingPool, SelfAttentivePool, n_interests_of
-from bseq_plugin.schema.losses import Candidates, Targets
+from bseq_plugin.schema.losses import Negatives, Targets
 from bseq_plugin.schema.packed import PackedEvents
 
 CHUNK_ELEMENTS = 1 << 21  # scores of a chunk, of all interests
@@ -71,7 +71,7 @@ class AnchoredInterests(nn.Module):
         return torch.cat([anchor_Q1E, anchor_Q1E.detach() + added_QKE], 1).flatten(0, 1)
 
 
-def merged_softmax(interests_QKE: Tensor, targets: Targets, candidates: Candidates) -> Tensor:
+def merged_softmax(interests_QKE: Tensor, targets: Targets, negatives: Negatives) -> Tensor:
     """Softmax cross-entropy of the scores that retrieval ranks by, of each item the largest of a user's K, softened.
 
     Both targets and the items they are told apart from are scored so, as by Weston, Weiss and Yee ("Nonlinear Latent
@@ -83,13 +83,13 @@ def merged_softmax(interests_QKE: Tensor, targets: Targets, candidates: Candidat
     is below the anchor for every item, as it may be after a step or two, would never learn again.
 
     Differentiable in all interests but the first, and in nothing else. Several targets of a user share one
-    distribution, and sampled candidates are corrected, as with ``SoftmaxLoss``. Weighted mean over targets; 0 without
+    distribution, and sampled negatives are corrected, as with ``SoftmaxLoss``. Weighted mean over targets; 0 without
     any. Memory is that of a chunk of users.
     """
     n_users, n_interests, _ = interests_QKE.shape
     if not len(targets.ids_S):
         return interests_QKE.sum() * 0.0
-    vectors_NE, d_interests_QKE = candidates.vectors_ND.detach(), torch.zeros_like(interests_QKE)
+    vectors_NE, d_interests_QKE = negatives.vectors_ND.detach(), torch.zeros_like(interests_QKE)
     total = interests_QKE.new_zeros(())
     chunk = max(1, CHUNK_ELEMENTS // (n_interests * max(1, len(vectors_NE))))
     scale_S = targets.weights_S / targets.weights_S.sum()
@@ -100,7 +100,7 @@ def merged_softmax(interests_QKE: Tensor, targets: Targets, candidates: Candidat
         if own.start == own.stop:
             continue
         interests_CKE = interests_QKE[start : start + chunk].detach().requires_grad_()
-        share = _chunk(interests_CKE, start, own, targets, candidates, vectors_NE, scale_S)
+        share = _chunk(interests_CKE, start, own, targets, negatives, vectors_NE, scale_S)
         # made here, so that no more than one chunk of scores is ever held
         d_interests_QKE[start : start + chunk] = torch.autograd.grad(share, interests_CKE)[0]
         total = total + share.detach()
@@ -113,7 +113,7 @@ def _chunk(
     start: int,
     own: slice,
     targets: Targets,
-    candidates: Candidates,
+    negatives: Negatives,
     vectors_NE: Tensor,
     scale_S: Tensor,
 ) -> Tensor:
@@ -123,12 +123,12 @@ def _chunk(
     positive_SK = torch.einsum("ske,se->sk", interests_CKE[state_S], target_SE)
     positive_S = (positive_SK / SOFTNESS).logsumexp(1) * SOFTNESS
     merged_CN = (interests_CKE.transpose(0, 1) / SOFTNESS @ vectors_NE.T).logsumexp(0) * SOFTNESS
-    if candidates.log_expected_count_N is None:  # the targets are among them
+    if negatives.log_expected_count_N is None:  # the targets are among them
         log_total_C = merged_CN.logsumexp(1)
     else:
-        hits_CN = _own_targets(state_S, targets.ids_S[own], len(interests_CKE), candidates.ids_N)
-        merged_CN = (merged_CN - candidates.log_expected_count_N).masked_fill(hits_CN, -torch.inf)
-        lowest = torch.finfo(merged_CN.dtype).min  # a user without any candidate
+        hits_CN = _own_targets(state_S, targets.ids_S[own], len(interests_CKE), negatives.ids_N)
+        merged_CN = (merged_CN - negatives.log_expected_count_N).masked_fill(hits_CN, -torch.inf)
+        lowest = torch.finfo(merged_CN.dtype).min  # a user without any negative
         top_C = merged_CN.detach().amax(1).clamp_min(lowest).scatter_reduce(0, state_S, positive_S.detach(), "amax")
         total_C = (merged_CN - top_C[:, None]).exp().sum(1)
         total_C = total_C.index_add(0, state_S, (positive_S - top_C[state_S]).exp())
@@ -137,7 +137,7 @@ def _chunk(
 
 
 def _own_targets(state_S: Tensor, ids_S: Tensor, n_users: int, ids_N: Tensor) -> Tensor:
-    """bool [C, N], whether a candidate is a target of the user."""
+    """bool [C, N], whether a negative is a target of the user."""
     n_ids = int(torch.cat([ids_S, ids_N]).max()) + 1
     keys_CN = torch.arange(n_users, device=ids_N.device)[:, None] * n_ids + ids_N
     return torch.isin(keys_CN, state_S * n_ids + ids_S)

@@ -63,7 +63,7 @@ def direct_interests(encoder: SequenceInterestEncoder, histories: Sequences, wid
     """
     events = packed_events(encoder, histories)
     interests_ND = encoder.interests(events) if wide is None else wide.interests(events)
-    return interests_ND.reshape(histories.n_users, encoder.readout.width)
+    return interests_ND.reshape(histories.n_users, encoder.width)
 
 
 def event_states(encoder: SequenceInterestEncoder, histories: Sequences) -> Tensor:

@@ -26,16 +26,16 @@ from bseq_plugin.model.neighbours import NeighbourItems
 from bseq_plugin.plugins import plugin_manager
 from bseq_plugin.recipe.model import EncoderSettings, VectorSettings
 from bseq_plugin.recipe.recipe import Recipe
+from bseq_plugin.schema.attach import USER_INTEREST, HistoryEncoder
 from bseq_plugin.schema.encoders import SequenceEncoder
 from bseq_plugin.schema.options import parse_options
 from bseq_plugin.schema.packed import PackedEvents
 
-USER_INTEREST = "user_interest"
 ITEM_TABLE = "item"
 FEATURE_ORDER = (EVENT_TYPE, *TABLE_ROWS)  # of the tables
 
 
-class SequenceInterestEncoder(nn.Module):
+class SequenceInterestEncoder(HistoryEncoder):
     """Sharded tables, event embedder, one sequence encoder part, readout.
 
     Args:
@@ -48,7 +48,7 @@ class SequenceInterestEncoder(nn.Module):
             exported encoder has them in its item table).
         item_vectors: what the recipe's item encoders say of the items (training), or only how wide that is (an exported
             encoder has it in its item table).
-        candidate_keys: look up ``target`` and ``negative`` in the item table too (training).
+        training_keys: look up ``target`` and ``negative`` in the item table too (training).
         device: of the embedding tables; "meta" leaves them to the planner of ``DistributedModelParallel``.
 
     Input keys: ``event`` and those of ``recipe.events.features`` (int64 rows, oldest first, at most ``max_length`` a
@@ -64,7 +64,7 @@ class SequenceInterestEncoder(nn.Module):
         *,
         attributes: ItemAttributes | None = None,
         item_vectors: ItemVectors | int | None = None,
-        candidate_keys: bool = False,
+        training_keys: bool = False,
         device: torch.device | str | None = None,
     ) -> None:
         super().__init__()
@@ -74,7 +74,7 @@ class SequenceInterestEncoder(nn.Module):
                 "the recipe reads event types, but n_event_types = 0; say how many there are, or leave event_type out "
                 "of events.features"
             )
-        tables = _tables(recipe, n_items, n_event_types, candidate_keys)
+        tables = _tables(recipe, n_items, n_event_types, training_keys)
         self.embedding_collection = EmbeddingCollection(tables=tables, device=torch.device(device) if device else None)
         neighbours = _neighbour_items(recipe, item_vectors)
         self.item_tower = ItemTower(recipe.vectors.table_dim, attributes, recipe.vectors.init, neighbours)
@@ -85,6 +85,11 @@ class SequenceInterestEncoder(nn.Module):
         )
         self.multi_interests = _multi_interests(recipe)
         self.readout = Readout(recipe.interest_dim, recipe.interests_per_user)
+
+    @property
+    def width(self) -> int:
+        """K * D."""
+        return self.readout.width
 
     def forward(self, history: KeyedJaggedTensor) -> KeyedTensor:
         """``{"user_interest": [B, K * D]}``, float32, D = ``recipe.interest_dim``, K = ``recipe.interests_per_user``.
@@ -238,8 +243,8 @@ def _neighbour_items(recipe: Recipe, vectors: ItemVectors | int | None) -> Neigh
     return NeighbourItems(width, known)
 
 
-def _tables(recipe: Recipe, n_items: int, n_event_types: int, candidate_keys: bool) -> list[EmbeddingConfig]:
-    item_keys = [EVENT, TARGET, NEGATIVE] if candidate_keys else [EVENT]
+def _tables(recipe: Recipe, n_items: int, n_event_types: int, training_keys: bool) -> list[EmbeddingConfig]:
+    item_keys = [EVENT, TARGET, NEGATIVE] if training_keys else [EVENT]
     rows = {ITEM_TABLE: (n_items + 1, item_keys, recipe.vectors.init)}
     # context tables start at zero: an event is its item until the data says more
     for name in sorted(set(recipe.events.features), key=FEATURE_ORDER.index):

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from bseq_plugin.schema.encoders import SequenceEncoder
-from bseq_plugin.schema.losses import Candidates, SequenceLoss, Targets
+from bseq_plugin.schema.losses import Negatives, SequenceLoss, Targets
 from bseq_plugin.schema.packed import PackedEvents
 
 
@@ -72,21 +72,21 @@ class SideBySide(SequenceEncoder):
 
 
 def members_loss(
-    loss: SequenceLoss, n_members: int, states_QD: Tensor, targets: Targets, candidates: Candidates
+    loss: SequenceLoss, n_members: int, states_QD: Tensor, targets: Targets, negatives: Negatives
 ) -> Tensor:
     """Mean of the members' losses, each of its own columns. ``states_QD`` as ``SideBySide`` gives them."""
     columns = zip(
         (states_QD * n_members).chunk(n_members, 1),
         targets.vectors_SD.chunk(n_members, 1),
-        candidates.vectors_ND.chunk(n_members, 1),
+        negatives.vectors_ND.chunk(n_members, 1),
         strict=True,
     )
     losses = [
         loss(
             state_Qd.contiguous(),
             replace(targets, vectors_SD=target_Sd.contiguous()),
-            replace(candidates, vectors_ND=candidate_Nd.contiguous()),
+            replace(negatives, vectors_ND=negative_Nd.contiguous()),
         )
-        for state_Qd, target_Sd, candidate_Nd in columns
+        for state_Qd, target_Sd, negative_Nd in columns
     ]
     return torch.stack(losses).mean()

@@ -19,7 +19,7 @@ from bseq_plugin.model.items import score_vectors
 from bseq_plugin.model.members import members_loss
 from bseq_plugin.plugins import plugin_manager
 from bseq_plugin.recipe.recipe import Recipe
-from bseq_plugin.schema.losses import Candidates, SequenceLoss, Targets
+from bseq_plugin.schema.losses import Negatives, SequenceLoss, Targets
 from bseq_plugin.schema.options import parse_options
 from bseq_plugin.schema.part import MachineChoices
 
@@ -45,7 +45,7 @@ class SequenceInterestTask(nn.Module):
             n_event_types,
             attributes=attributes,
             item_vectors=item_vectors,
-            candidate_keys=True,
+            training_keys=True,
             device=device,
         )
         self.masked = recipe.objective.kind == "masked"
@@ -95,7 +95,7 @@ class SequenceInterestTask(nn.Module):
 
 
 class Objective(nn.Module):
-    """Brings interests, targets and candidates together; a leaf of the trace."""
+    """Brings interests, targets and negatives together; a leaf of the trace."""
 
     def __init__(
         self, loss: SequenceLoss, cosine: bool, n_interests: int = 1, n_members: int = 1, *, anchored: bool = False
@@ -111,24 +111,24 @@ class Objective(nn.Module):
         self, interests_ND: Tensor, target_SD: Tensor, negative_ND: Tensor, batch: Batch
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """See ``SequenceInterestTask.forward``."""
-        negative_ND = score_vectors(negative_ND, batch.candidate_priors_NP, self.cosine)
+        negative_ND = score_vectors(negative_ND, batch.negative_priors_NP, self.cosine)
         places_S = batch.target_places_S
         if places_S is None:
             target_SD = score_vectors(target_SD, batch.target_priors_SP, self.cosine)
         else:  # targets are not looked up a second time
             target_SD = negative_ND.index_select(0, places_S)
         targets = Targets(target_SD, batch.target_ids_S, batch.target_state_S, batch.target_weights_S, places_S)
-        candidates = Candidates(negative_ND, batch.candidate_ids_N, batch.log_expected_count_N)
+        negatives = Negatives(negative_ND, batch.negative_ids_N, batch.log_expected_count_N)
         interests_QKD = interests_ND.view(-1, self.n_interests, interests_ND.shape[1])
         if self.anchored:
-            loss = self.loss(interests_QKD[:, 0].contiguous(), targets, candidates)
-            loss = loss + merged_softmax(interests_QKD, targets, candidates)
+            loss = self.loss(interests_QKD[:, 0].contiguous(), targets, negatives)
+            loss = loss + merged_softmax(interests_QKD, targets, negatives)
         elif self.n_interests > 1:
-            loss = self.loss(interests_ND, label_aware(interests_QKD, targets), candidates)
+            loss = self.loss(interests_ND, label_aware(interests_QKD, targets), negatives)
         elif self.n_members > 1:
-            loss = members_loss(self.loss, self.n_members, interests_ND, targets, candidates)
+            loss = members_loss(self.loss, self.n_members, interests_ND, targets, negatives)
         else:
-            loss = self.loss(interests_ND, targets, candidates)
+            loss = self.loss(interests_ND, targets, negatives)
         n_targets = batch.target_weights_S.sum()
         return loss * batch.loss_scale, {"loss": loss.detach(), "n_targets": n_targets}
 

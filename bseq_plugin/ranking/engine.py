@@ -26,7 +26,8 @@ from bseq_plugin.ranking.model import FeatureModel, encode, refuse_future_model
 from bseq_plugin.ranking.requests import CandidateRows, Histories, Requests, read_log, relevant_events
 from bseq_plugin.ranking.spec import FeatureSpec
 from bseq_plugin.ranking.table import FeatureTable
-from bseq_plugin.schema.ranking import FeatureInputs, unit_table
+from bseq_plugin.schema.grid import unit_table
+from bseq_plugin.schema.ranking import FeatureInputs
 
 VERSION_DIGITS = 6  # hexadecimal digits of a model's digest that float32 holds exactly
 

@@ -1,6 +1,6 @@
 """The contract of losses: states against their targets and what these are told apart from.
 
-Shape letters: Q states, S targets, N candidates, D width.
+Shape letters: Q states, S targets, N negatives, D width.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ class Targets:
         ids_S: int64, vocabulary rows.
         state_S: int64, ascending, the state each target belongs to.
         weights_S: float, >= 0.
-        places_S: int64, where each target stands among the candidates, for candidates without duplicates whose rows
+        places_S: int64, where each target stands among the negatives, for negatives without duplicates whose rows
             ``vectors_SD`` was taken from; else None. A loss may read the targets there and leave ``vectors_SD`` alone.
     """
 
@@ -34,13 +34,13 @@ class Targets:
 
 
 @dataclass(frozen=True)
-class Candidates:
-    """What a target is told apart from: one candidate set shared by the states of a batch.
+class Negatives:
+    """What targets are told apart from: one set that the states of a batch share, with their targets among it or not.
 
     Attributes:
         vectors_ND: float, item vectors.
         ids_N: int64, vocabulary rows (duplicates allowed when sampled).
-        log_expected_count_N: float, natural log of how often each candidate is expected in the set, the ``logQ`` of
+        log_expected_count_N: float, natural log of how often each negative is expected in the set, the ``logQ`` of
             sampled softmax; None when they are a whole catalogue: then ``ids_N`` is ascending, without duplicates,
             and holds every target.
     """
@@ -51,16 +51,16 @@ class Candidates:
 
 
 class SequenceLoss(nn.Module, MachineChoices[OptionsT_co], ABC):
-    """Scalar loss of states against their targets and a candidate set. Score = inner product."""
+    """Scalar loss of states against their targets and negatives. Score = inner product."""
 
     def __init__(self, options: OptionsT_co | None = None) -> None:
         super().__init__()
         self.options = self.checked_options(options)
 
     @abstractmethod
-    def forward(self, states_QD: Tensor, targets: Targets, candidates: Candidates) -> Tensor:
+    def forward(self, states_QD: Tensor, targets: Targets, negatives: Negatives) -> Tensor:
         """Weighted mean over S targets (``sum(w * loss) / sum(w)``); 0 with a gradient of zeros when S = 0.
 
-        A candidate that is a target of the same state (an accidental hit) must not count as its negative: what a
-        state's targets do to each other is for the loss to say, from ``targets`` alone.
+        An item of ``negatives`` that is a target of the same state (an accidental hit) must not count as its negative:
+        what a state's targets do to each other is for the loss to say, from ``targets`` alone.
         """

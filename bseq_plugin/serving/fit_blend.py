@@ -21,7 +21,7 @@ from bseq_plugin.metrics import ranking_metrics, top_k_items
 from bseq_plugin.model.interest_model import InterestModel
 from bseq_plugin.schema.sources import CandidateSource, SourceInputs
 from bseq_plugin.serving.blend import BlendWeights, blend_scores, history_scores
-from bseq_plugin.serving.hits import Excluded
+from bseq_plugin.serving.hits import ExcludedPairs
 from bseq_plugin.serving.sources import Found, ask_sources, fitted_sources, searcher
 
 # Days; a habit fades over months, what was bought just now counts for weeks.
@@ -65,7 +65,7 @@ def fit_blend(
         PluginError: a source failed or gave something unusable.
     """
     fitted = fitted_sources(sources, log or evaluation.histories, model.vocabulary.n_items)
-    search = _Search(model, evaluation, at_us, k, fitted)
+    search = _WeightSearch(model, evaluation, at_us, k, fitted)
     unit = search.spread
     first = search.run(
         BlendWeights(1.0, weight * unit, half_life)
@@ -88,7 +88,7 @@ def fit_blend(
     return BlendFit(weights, metric, tuple(tried))
 
 
-class _Search:
+class _WeightSearch:
     """Scores of all pairs, made once; a combination of weights is then a sum and a top-k."""
 
     def __init__(
@@ -161,7 +161,7 @@ class _Search:
         search = searcher(ExactIndex.build(items_VD[1:]), self.n_rows - 1)
         inputs = SourceInputs(self.evaluation.histories.known(), interests_UKD, items_VD, search)
         nothing = np.empty(0, np.int64)
-        excluded = Excluded.of(nothing, nothing, self.n_users, self.n_rows - 1)
+        excluded = ExcludedPairs.of(nothing, nothing, self.n_users, self.n_rows - 1)
         found = ask_sources(sources, inputs, self.k, excluded, None)
         n_items = self.n_rows - 1
         return {

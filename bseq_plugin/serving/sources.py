@@ -19,7 +19,7 @@ from bseq_plugin.errors import BseqError, PluginError, StoreError
 from bseq_plugin.plugins import plugin_manager
 from bseq_plugin.schema.indexes import VectorIndex
 from bseq_plugin.schema.sources import CandidateSource, SourceCandidates, SourceInputs
-from bseq_plugin.serving.hits import Excluded
+from bseq_plugin.serving.hits import ExcludedPairs
 
 SOURCES_FILE = "sources.safetensors"
 MAX_EXTRA = 512  # of seen and filtered items that a source is asked for in excess
@@ -86,7 +86,7 @@ def ask_sources(
     sources: Mapping[str, CandidateSource],
     inputs: SourceInputs,
     k: int,
-    excluded: Excluded,
+    excluded: ExcludedPairs,
     allowed_V: np.ndarray | None,
 ) -> dict[str, Found]:
     """The best k of each source that may be shown."""
@@ -147,7 +147,7 @@ def _problem(found: object, inputs: SourceInputs, k: int) -> str | None:
     return f"{most} candidates for one user, asked for {k}" if most > k else None
 
 
-def _shown(found: SourceCandidates, excluded: Excluded, allowed_V: np.ndarray | None, k: int) -> Found:
+def _shown(found: SourceCandidates, excluded: ExcludedPairs, allowed_V: np.ndarray | None, k: int) -> Found:
     """What may be shown of it, at most k a user."""
     users, rows, scores = found.users_N.numpy(), found.rows_N.numpy() - 1, found.scores_N.numpy()
     kept = ~excluded.contains(users, rows)

@@ -24,7 +24,7 @@ from safetensors.torch import load_file, save_file
 from bseq_plugin.data.sequences import Sequences
 from bseq_plugin.indexes.exact import ExactIndex
 from bseq_plugin.schema.sources import CandidateSource, SourceCandidates, SourceInputs
-from bseq_plugin.serving.hits import Excluded
+from bseq_plugin.serving.hits import ExcludedPairs
 from bseq_plugin.serving.sources import ask_sources, searcher
 
 N_ITEMS, DIM = 40, 6
@@ -76,7 +76,7 @@ class CandidateSourceTests:
         """What it finds, after the same checks that serving makes."""
         nothing = np.empty(0, np.int64)
         n_users = inputs.histories.n_users
-        ask_sources({source.name: source}, inputs, k, Excluded.of(nothing, nothing, n_users, N_ITEMS), None)
+        ask_sources({source.name: source}, inputs, k, ExcludedPairs.of(nothing, nothing, n_users, N_ITEMS), None)
         return source.find(inputs, k)
 
     def test_has_a_name_and_says_what_it_is(self) -> None:

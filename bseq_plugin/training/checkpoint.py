@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 import shutil
 import warnings
@@ -28,7 +27,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 
 from bseq_plugin.data.vocabulary import Vocabulary
 from bseq_plugin.errors import RunError
-from bseq_plugin.files import fsync
+from bseq_plugin.files import put_in_place
 from bseq_plugin.recipe.merge import different_keys
 from bseq_plugin.recipe.recipe import Recipe
 from bseq_plugin.training.distributed import World
@@ -101,11 +100,9 @@ class Checkpoints:
 
         def show() -> None:
             try:
-                _write_synced(aside / "state.json", json.dumps({**head, "random_states": random, "state": state}))
-                if self.path(at).exists():  # a resumed run wrote this one before: the new one is the same
-                    shutil.rmtree(self.path(at))
-                aside.rename(self.path(at))
-                fsync(self.folder)
+                document = {**head, "random_states": random, "state": state}
+                (aside / "state.json").write_text(json.dumps(document), encoding="utf-8")
+                put_in_place(aside, self.path(at))  # a resumed run may have written this one before: the same
             except OSError as error:
                 raise RunError(f"{what}: {error}") from error
             for old in set(self.positions()) - keep - {at}:
@@ -196,10 +193,3 @@ def _told_in_one_line(what: str) -> Iterator[None]:
         cause = next(iter(error.failures.values()))[0]
         first = next(iter(str(cause).splitlines()), "")
         raise RunError(f"{what}: {type(cause).__name__}: {first}") from error
-
-
-def _write_synced(path: Path, text: str) -> None:
-    with path.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from bseq_plugin.data.prepare import PreparedLog
 from bseq_plugin.data.run import Run
-from bseq_plugin.files import fsync
+from bseq_plugin.files import put_in_place
 from bseq_plugin.model.interest_model import ITEM_WEIGHT, KEYS, save_parts
 from bseq_plugin.model.neighbours import NeighbourItems, completed
 from bseq_plugin.model.task import SequenceInterestTask
@@ -39,7 +39,7 @@ def export_model(
     # a warm start began with completed rows: to complete them again would pull them towards their neighbours each day
     if log.item_vectors is not None and not run.info.get("warm_start"):
         here.on_first(lambda: _complete(log, aside))
-    here.on_first(lambda: _show(aside, run.path / "model"))
+    here.on_first(lambda: put_in_place(aside, run.path / "model"))
 
 
 def _begin(log: PreparedLog, checkpoints: Checkpoints, best: Position, aside: Path) -> None:
@@ -93,10 +93,3 @@ def _complete(log: PreparedLog, aside: Path) -> None:
     counts_V, items = log.vocabulary.item_counts, log.recipe.items
     for first, rows_ND in completed(keys_VK, counts_V, items.prior_events, blocks, items.own_direction > 0):
         write(path, "item_table", rows_ND, first)
-
-
-def _show(aside: Path, model: Path) -> None:
-    for path in [*aside.iterdir(), aside]:
-        fsync(path)
-    shutil.rmtree(model, ignore_errors=True)
-    aside.rename(model)

@@ -11,7 +11,7 @@ from torch import Tensor
 from bseq_plugin.data.batches import NEGATIVE, TARGET, history_features
 from bseq_plugin.data.sequences import Sequences
 from bseq_plugin.data.splits import EvaluationSet
-from bseq_plugin.metrics import Excluded, ranking_metrics, top_k_items
+from bseq_plugin.metrics import ExcludedRuns, ranking_metrics, top_k_items
 from bseq_plugin.model.encoder import SequenceInterestEncoder
 from bseq_plugin.model.interest_model import EVENTS_PER_CALL
 from bseq_plugin.model.items import score_vectors
@@ -96,7 +96,7 @@ def _score_vectors(
 
 
 def _top_of_chunks(
-    interests_BKD: Tensor, chunks: Iterator[tuple[int, Tensor]], k: int, excluded: Excluded | None
+    interests_BKD: Tensor, chunks: Iterator[tuple[int, Tensor]], k: int, excluded: ExcludedRuns | None
 ) -> np.ndarray:
     """``top_k_items`` over all chunks: int64 [B, k], by score, then by row."""
     found: list[tuple[np.ndarray, Tensor]] = []
@@ -130,7 +130,7 @@ def _best(found: list[tuple[np.ndarray, Tensor]], k: int) -> tuple[np.ndarray, T
     return np.take_along_axis(rows_BN, order.cpu().numpy(), axis=1)[:, :k], scores_BN[:, :k]
 
 
-def _within(excluded: Excluded | None, shift: int, n_rows: int) -> Excluded | None:
+def _within(excluded: ExcludedRuns | None, shift: int, n_rows: int) -> ExcludedRuns | None:
     """The excluded rows of a chunk, numbered from its row ``shift`` on; row 0 is nobody's business."""
     if excluded is None:
         return None

@@ -19,7 +19,7 @@ import bseq_plugin as bseq
 
 
 @bseq.hookimpl
-def bseq_attach(host: nn.Module, interest: bseq.SequenceInterestEncoder, frozen: bool) -> nn.Module | None:
+def bseq_attach(host: nn.Module, interest: bseq.HistoryEncoder, frozen: bool) -> nn.Module | None:
     """``DLRMWithInterest`` for TorchRec's DLRM and its subclasses."""
     return DLRMWithInterest(host, interest, frozen) if isinstance(host, DLRM) else None
 
@@ -33,7 +33,7 @@ class DLRMWithInterest(nn.Module):
         frozen: gradients and dropout stop before the encoder.
     """
 
-    def __init__(self, host: DLRM, interest: bseq.SequenceInterestEncoder, frozen: bool = False) -> None:
+    def __init__(self, host: DLRM, interest: bseq.HistoryEncoder, frozen: bool = False) -> None:
         super().__init__()
         first = _first_layer(host.over_arch)
         n_features = len(host.sparse_arch.sparse_feature_names)
@@ -41,7 +41,7 @@ class DLRMWithInterest(nn.Module):
         self.frozen = frozen
         self.interest = interest.requires_grad_(not frozen)
         self.sparse_arch, self.dense_arch, self.inter_arch = host.sparse_arch, host.dense_arch, host.inter_arch
-        self.interest_cross = InterestCross(interest.readout.width, dim, first.weight.device)
+        self.interest_cross = InterestCross(interest.width, dim, first.weight.device)
         self.over_arch = copy.deepcopy(host.over_arch)
         _first_perceptron(self.over_arch)._linear = WidenedLinear(first, dim + 1 + n_features)
         self.train(host.training)

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from bseq_plugin.data.events import DAY_US
 from bseq_plugin.data.items import PopularityPrior
-from bseq_plugin.data.negatives import CandidateSampler
+from bseq_plugin.data.negatives import NegativeSampler
 from bseq_plugin.data.random_numbers import step_random
 from bseq_plugin.data.sequences import Sequences
 from bseq_plugin.data.training_data import TrainingData
@@ -93,12 +93,12 @@ def test_next_event_batches_are_those_of_a_loop(users, epoch):
     found = [user for batch in batches for user in per_user(batch)]
     assert sorted(found) == sorted(expected)
     for batch in batches:
-        assert batch.candidate_ids_N.tolist() == list(range(1, N_ITEMS + 1))
+        assert batch.negative_ids_N.tolist() == list(range(1, N_ITEMS + 1))
         assert batch.log_expected_count_N is None
-        assert histories(batch, "negative")[0] == batch.candidate_ids_N.tolist()
+        assert histories(batch, "negative")[0] == batch.negative_ids_N.tolist()
         # a whole catalogue has the targets in it: they are not looked up again
         assert [t for user in histories(batch, "target") for t in user] == []
-        assert batch.candidate_ids_N[batch.target_places_S].tolist() == batch.target_ids_S.tolist()
+        assert batch.negative_ids_N[batch.target_places_S].tolist() == batch.target_ids_S.tolist()
         assert batch.target_weights_S.tolist() == [1.0] * len(batch.target_ids_S)
         assert float(batch.loss_scale) == 1.0
         assert (batch.target_state_S.diff() >= 0).all()
@@ -165,7 +165,7 @@ def test_window_batches_are_those_of_a_loop(users, at_least, epoch):
         cut_us = data_cut(data, batch)
         cut = cut_us / DAY_US
         catalogue, expected = naive_window(users, cut, 5, at_least, 4)
-        assert batch.candidate_ids_N.tolist() == catalogue
+        assert batch.negative_ids_N.tolist() == catalogue
         found = [(history, [i for _, targets in states for i in targets]) for history, states in per_user(batch)]
         for history, states in per_user(batch):
             assert [place for place, _ in states] in ([], [len(history) - 1])  # the newest state predicts
@@ -176,8 +176,8 @@ def test_window_batches_are_those_of_a_loop(users, at_least, epoch):
             assert [targets for _, targets in found] == [[]]
         priors = PopularityPrior(log, N_ITEMS, (3.0,)).at(cut_us)
         assert batch.target_priors_SP is None
-        assert batch.candidate_ids_N[batch.target_places_S].tolist() == batch.target_ids_S.tolist()
-        assert batch.candidate_priors_NP.tolist() == priors[batch.candidate_ids_N.numpy()].tolist()
+        assert batch.negative_ids_N[batch.target_places_S].tolist() == batch.target_ids_S.tolist()
+        assert batch.negative_priors_NP.tolist() == priors[batch.negative_ids_N.numpy()].tolist()
 
 
 def data_cut(data, batch):
@@ -208,7 +208,7 @@ def test_window_targets_by_hand():
     (batch,) = TrainingData(log, vocabulary(), chosen).batches(0)
     found = {tuple(h): [i for _, ts in s for i in ts] for h, s in per_user(batch)}
     assert found == {(1, 2): [1, 2, 3], (3,): [], (5,): [5]}
-    assert batch.candidate_ids_N.tolist() == [1, 2, 3, 5]
+    assert batch.negative_ids_N.tolist() == [1, 2, 3, 5]
 
 
 def test_a_window_longer_than_the_log_is_refused():
@@ -280,20 +280,20 @@ def test_ranks_share_the_batch_of_a_single_process(targets, values, world_size):
         weights = [float(part.loss_scale) for part in parts]
         assert weights == pytest.approx([world_size * len(p.target_ids_S) / max(total, 1) for p in parts])
         assert sum(weights) == pytest.approx(world_size if total else 0)
-        # one candidate set a batch, with one logQ: the loss of a batch does not depend on the number of ranks
+        # one negative set a batch, with one logQ: the loss of a batch does not depend on the number of ranks
         for part in parts:
-            assert part.candidate_ids_N.tolist() == whole.candidate_ids_N.tolist()
+            assert part.negative_ids_N.tolist() == whole.negative_ids_N.tolist()
             if chosen.candidates != "all":
                 assert part.log_expected_count_N.tolist() == whole.log_expected_count_N.tolist()
             if part.target_places_S is not None:
-                assert part.candidate_ids_N[part.target_places_S].tolist() == part.target_ids_S.tolist()
+                assert part.negative_ids_N[part.target_places_S].tolist() == part.target_ids_S.tolist()
 
 
 def test_every_step_draws_anew():
     """Negatives and instants of one step are not those of the next one."""
     log, base = log_for("next")
     drawn = [
-        b.candidate_ids_N.tolist()
+        b.negative_ids_N.tolist()
         for b in TrainingData(log, vocabulary(), base.replace(negatives={"n": 20, "kind": "uniform"})).batches(0)
     ]
     assert len({tuple(ids) for ids in drawn}) == len(drawn) > 3
@@ -321,7 +321,7 @@ NOBODY = np.zeros(0, np.int64)
 def test_negatives_come_as_often_as_they_say(sampling, catalogue):
     counts = [0, 1, 5, 10, 0, 3, 100, 2]
     n = 500
-    sampler = CandidateSampler(vocabulary(counts), recipe(candidates=n, sampling=sampling))
+    sampler = NegativeSampler(vocabulary(counts), recipe(candidates=n, sampling=sampling))
     allowed = list(range(1, N_ITEMS + 1)) if catalogue is None else catalogue.tolist()
     weight = {i: (counts[i - 1] + 1 if sampling == "popularity" else 1) for i in allowed}
     share = {i: w / sum(weight.values()) for i, w in weight.items()}
@@ -340,8 +340,8 @@ def test_negatives_come_as_often_as_they_say(sampling, catalogue):
         assert abs(seen[item] - draws * n * p) <= 5 * noise, (item, seen[item], draws * n * p)
 
 
-def test_all_candidates_are_the_catalogue():
-    sampler = CandidateSampler(vocabulary(), recipe())
+def test_all_negatives_are_the_catalogue():
+    sampler = NegativeSampler(vocabulary(), recipe())
     drawn = sampler.draw(None, np.array([3, 1, 3]), np.array([3, 1, 3]), step_random(0, 0, 0))
     assert (drawn.ids.tolist(), drawn.log_expected_count) == (list(range(1, N_ITEMS + 1)), None)
     assert drawn.places.tolist() == [2, 0, 2]
@@ -351,7 +351,7 @@ def test_all_candidates_are_the_catalogue():
 @pytest.mark.parametrize("catalogue", [None, np.array([2, 3, 5, 7, 8])])
 @pytest.mark.parametrize("n", [1, 3, 100])
 def test_a_mixed_set_has_every_target_and_others_as_often_as_it_says(catalogue, n):
-    sampler = CandidateSampler(vocabulary(), recipe(candidates=n, sampling="mixed"))
+    sampler = NegativeSampler(vocabulary(), recipe(candidates=n, sampling="mixed"))
     targets = np.array([7, 3, 7])
     allowed = set(range(1, N_ITEMS + 1) if catalogue is None else catalogue.tolist())
     others = sorted(allowed - {3, 7})

@@ -14,6 +14,7 @@ from bseq_plugin.cli import plugin_commands
 from bseq_plugin.hookspecs import BseqSpecs
 from bseq_plugin.plugins import PART_HOOKS, PluginManager, hook_names, plugin_manager
 from bseq_plugin.ranking.features import FEATURES
+from bseq_plugin.recipe.describe import keys
 from bseq_plugin.testing.encoders import EncoderTests
 from bseq_plugin.testing.heads import BinaryHeadTests, CatalogueHeadTests, CountHeadTests
 from bseq_plugin.testing.indexes import IndexTests
@@ -179,7 +180,7 @@ def rows(text):
 def test_every_field_of_a_recipe_is_described_with_its_default():
     table, options = DOCS["recipes.md"].split("## Options of the built-in encoders")
     described = {cells[0].strip("`"): (cells[1].strip("`"), cells[2]) for cells in rows(table)}
-    defaults = {name: json.dumps(value) for name, value in bseq.Recipe().model_dump(mode="json").items()}
+    defaults = {key.name: key.default for key in keys(bseq.Recipe)}
     written = {name: default for name, (default, _) in described.items()}
     wrong = sorted(name for name in written.keys() | defaults.keys() if written.get(name) != defaults.get(name))
     assert wrong == [], f"docs/recipes.md: add, correct or remove the rows of {wrong}"

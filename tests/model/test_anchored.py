@@ -21,7 +21,7 @@ from bseq_plugin.model.interest_model import InterestModel
 from bseq_plugin.model.interests import n_interests_of
 from bseq_plugin.publishing.publish import publish
 from bseq_plugin.recipe.recipe import Recipe
-from bseq_plugin.schema.losses import Candidates, Targets
+from bseq_plugin.schema.losses import Negatives, Targets
 from bseq_plugin.schema.packed import PackedEvents
 from bseq_plugin.serving.retriever import Retriever
 from bseq_plugin.testing.encoders import DIM, EncoderTests
@@ -135,8 +135,8 @@ def test_gradients_end_at_the_anchor_and_the_events(kind):
     assert torch.equal(anchor.grad, torch.ones_like(anchor))
 
 
-def naive_merged(interests, targets, candidates):
-    """Item by item: the largest score, softly; a user's targets and the other candidates share one distribution."""
+def naive_merged(interests, targets, negatives):
+    """Item by item: the largest score, softly; a user's targets and the other negatives share one distribution."""
     total = 0.0
 
     def largest(user, vector):
@@ -146,10 +146,10 @@ def naive_merged(interests, targets, candidates):
         of_all = zip(targets.ids_S.tolist(), targets.vectors_SD, targets.state_S.tolist(), strict=True)
         own = {i: v for i, v, u in of_all if u == user}
         terms = [largest(user, v) for v in own.values()]
-        for n, item in enumerate(candidates.ids_N.tolist()):
+        for n, item in enumerate(negatives.ids_N.tolist()):
             if item not in own:
-                expected = candidates.log_expected_count_N
-                score = largest(user, candidates.vectors_ND[n])
+                expected = negatives.log_expected_count_N
+                score = largest(user, negatives.vectors_ND[n])
                 terms.append(score if expected is None else score - expected[n])
         log_share = largest(user, own[row]) - torch.stack(terms).logsumexp(0)
         total = total - targets.weights_S[s] * log_share
@@ -172,13 +172,13 @@ def test_the_loss_is_that_of_the_merged_scores(data):
         drawn = torch.tensor(data.draw(st.lists(st.integers(1, n_items), min_size=1, max_size=9)))
         expected = torch.randn(len(drawn), generator=random, dtype=torch.float64)
     given_ = items[drawn].requires_grad_()
-    targets, candidates = Targets(items[ids], ids, state, weights), Candidates(given_, drawn, expected)
+    targets, negatives = Targets(items[ids], ids, state, weights), Negatives(given_, drawn, expected)
     interests = torch.randn(n_users, n_interests, E, generator=random, dtype=torch.float64).requires_grad_()
-    wanted = naive_merged(interests, targets, replace(candidates, vectors_ND=given_.detach()))
+    wanted = naive_merged(interests, targets, replace(negatives, vectors_ND=given_.detach()))
     (slope,) = torch.autograd.grad(wanted, interests)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(anchored, "CHUNK_ELEMENTS", data.draw(st.sampled_from([1, 40, 1 << 20])))
-        found = merged_softmax(interests, targets, candidates)
+        found = merged_softmax(interests, targets, negatives)
     found.backward()
     torch.testing.assert_close(found.detach(), wanted.detach())
     torch.testing.assert_close(interests.grad[:, 1:], slope[:, 1:])
@@ -189,7 +189,7 @@ def test_the_loss_is_that_of_the_merged_scores(data):
 def test_without_targets_there_is_nothing_to_learn():
     interests, none = torch.randn(2, 3, E, requires_grad=True), torch.empty(0, dtype=torch.int64)
     targets = Targets(torch.empty(0, E), none, none, torch.empty(0))
-    loss = merged_softmax(interests, targets, Candidates(torch.randn(4, E), torch.arange(1, 5)))
+    loss = merged_softmax(interests, targets, Negatives(torch.randn(4, E), torch.arange(1, 5)))
     loss.backward()
     assert float(loss.detach()) == 0.0
     assert not interests.grad.any()
@@ -235,7 +235,7 @@ def test_the_anchor_learns_what_it_learns_alone_and_the_others_add_to_it(two_tas
     keys = np.unique(histories.user_index * 100 + histories.items)  # what each had in the end
     ids = torch.from_numpy(keys % 100)
     targets = Targets(model.item_vectors_VD[ids], ids, torch.from_numpy(keys // 100), torch.ones(len(ids)))
-    catalogue = Candidates(model.item_vectors_VD[1:], torch.arange(1, len(model.item_vectors_VD)))
+    catalogue = Negatives(model.item_vectors_VD[1:], torch.arange(1, len(model.item_vectors_VD)))
     merged, first = (merged_softmax(x, targets, catalogue) for x in (interests_BKD, interests_BKD[:, :1]))
     assert float(merged) < float(first) - 0.02
 

@@ -17,6 +17,7 @@ from bseq_plugin.errors import RecipeError, UsageError
 from bseq_plugin.model.direct import direct_interests
 from bseq_plugin.model.encoder import SequenceInterestEncoder
 from bseq_plugin.recipe.recipe import Recipe
+from bseq_plugin.schema.attach import USER_INTEREST
 from bseq_plugin.training.distributed import world
 
 N_ITEMS, N_TYPES = 20, 2
@@ -138,7 +139,8 @@ def test_a_jagged_tensor_becomes_a_keyed_tensor(encoder, recipe, lengths):
     with torch.no_grad():
         found = encoder(given)
     assert isinstance(found, KeyedTensor)
-    assert (found.keys(), found.length_per_key()) == (["user_interest"], [width(recipe)])
+    assert (found.keys(), found.length_per_key()) == ([USER_INTEREST], [width(recipe)])
+    assert encoder.width == width(recipe)
     assert found["user_interest"].shape == (len(lengths), width(recipe))
     assert found["user_interest"].dtype == torch.float32
     assert torch.isfinite(found["user_interest"]).all()

@@ -87,7 +87,7 @@ def trained(request, tiny_frame, shelf, tmp_path_factory):
 
 @torch.no_grad()
 def training_side(log, task):
-    """(histories by user place, scores [B, N], candidate rows [N]) of one training batch, newest states only."""
+    """(histories by user place, scores [B, N], negative rows [N]) of one training batch, newest states only."""
     # priors of a batch are those at its own instant; the model's are those at the end of training
     batch = next(TrainingData(log.training, log.vocabulary, log.recipe).batches(0))
     encoder = task.interest_encoder
@@ -96,9 +96,9 @@ def training_side(log, task):
     events = encoder.event_embedder(event, looked_up, batch.features)
     newest = events.offsets_B1[1:][events.lengths_B > 0] - 1
     interests = encoder.interest_head(encoder.sequence_encoder(events, newest))
-    priors = None if log.item_priors is None else torch.from_numpy(log.item_priors)[batch.candidate_ids_N]
+    priors = None if log.item_priors is None else torch.from_numpy(log.item_priors)[batch.negative_ids_N]
     vectors = score_vectors(negative, priors, log.recipe.vectors.similarity.kind == "cosine")
-    return batch, interests @ vectors.T, batch.candidate_ids_N
+    return batch, interests @ vectors.T, batch.negative_ids_N
 
 
 def as_sequences(batch, log):

@@ -225,10 +225,10 @@ def test_the_loss_is_that_of_the_best_interest_of_each_target():
     interests = torch.randn(2 * 3, D, requires_grad=True)
     items = torch.randn(6, D)
     batch = type("B", (), {})()
-    batch.candidate_priors_NP = batch.target_priors_SP = batch.log_expected_count_N = None
+    batch.negative_priors_NP = batch.target_priors_SP = batch.log_expected_count_N = None
     batch.target_places_S, batch.target_ids_S = torch.tensor([1, 4, 0]), torch.tensor([2, 5, 1])
     batch.target_state_S, batch.target_weights_S = torch.tensor([0, 0, 1]), torch.tensor([1.0, 2.0, 1.0])
-    batch.candidate_ids_N, batch.loss_scale = torch.arange(1, 7), torch.tensor(1.0)
+    batch.negative_ids_N, batch.loss_scale = torch.arange(1, 7), torch.tensor(1.0)
     loss, out = task.objective(interests, items[:0], items, batch)
     total, by_state = 0.0, {}
     for place, state, weight in zip([1, 4, 0], [0, 0, 1], [1.0, 2.0, 1.0], strict=True):

@@ -113,7 +113,7 @@ def test_eight_processes_during_a_hundred_swaps_get_whole_answers(shop):
 LARGE_BATCH = """
 import numpy as np, resource, torch
 from bseq_plugin.indexes.exact import ExactIndex
-from bseq_plugin.serving.hits import Excluded
+from bseq_plugin.serving.hits import ExcludedPairs
 from bseq_plugin.serving.search import search_items
 torch.set_num_threads(1)
 generator = torch.Generator().manual_seed(0)
@@ -122,7 +122,7 @@ index = ExactIndex.build(vectors_VD)
 nothing = np.empty(0, np.int64)
 def peak(n_users):
     interests_BKD = torch.randn(n_users, 4, 8, generator=generator)
-    hits = search_items(index, index, interests_BKD, 50, Excluded.of(nothing, nothing, n_users, 20_000))
+    hits = search_items(index, index, interests_BKD, 50, ExcludedPairs.of(nothing, nothing, n_users, 20_000))
     assert len(hits.rows_N) == 50 * n_users
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, sum(
         column.nbytes for column in (hits.users_N, hits.rows_N, hits.scores_N, hits.interests_N)) / 2**20

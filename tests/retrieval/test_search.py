@@ -12,7 +12,7 @@ from bseq_plugin.errors import PluginError
 from bseq_plugin.indexes.exact import ExactIndex
 from bseq_plugin.schema.indexes import IndexCapabilities
 from bseq_plugin.serving import search
-from bseq_plugin.serving.hits import Excluded, Hits
+from bseq_plugin.serving.hits import ExcludedPairs, Hits
 from bseq_plugin.serving.search import search_items
 
 
@@ -74,7 +74,7 @@ def test_equals_brute_force(monkeypatch, kind, data):
     monkeypatch.setattr(search, "HITS_PER_SEARCH", data.draw(st.integers(1, 100)))
     vectors_VD, interests_BKD = whole((n_items, 3), seed), whole((n_users, n_interests, 3), seed + 1)
     users, rows = (np.array([p[i] for p in pairs], np.int64) for i in (0, 1))
-    excluded = Excluded.of(users, rows, n_users, n_items)
+    excluded = ExcludedPairs.of(users, rows, n_users, n_items)
     allowed = data.draw(st.none() | st.lists(st.booleans(), min_size=n_items, max_size=n_items))
     allowed_V = None if allowed is None else np.array(allowed)
     monkeypatch.setattr(search, "MIN_ALLOWED_SHARE", data.draw(st.sampled_from([0.0, 0.5])))
@@ -98,7 +98,7 @@ def test_equals_brute_force(monkeypatch, kind, data):
 
 def test_everything_excluded_gives_nothing_for_that_user_only():
     vectors_VD = whole((4, 2), 0)
-    excluded = Excluded.of(np.zeros(4, np.int64), np.arange(4), n_users=2, n_items=4)
+    excluded = ExcludedPairs.of(np.zeros(4, np.int64), np.arange(4), n_users=2, n_items=4)
     index = ExactIndex.build(vectors_VD)
     hits = search_items(index, index, whole((2, 1, 2), 1), 3, excluded)
     assert hits.users_N.tolist() == [1, 1, 1]
@@ -120,7 +120,7 @@ def test_no_exclusions_ask_for_k_only():
         ExactIndex.build(vectors_VD),
         whole((4, 2, 3), 1),
         7,
-        Excluded.of(nothing, nothing, 4, 50),
+        ExcludedPairs.of(nothing, nothing, 4, 50),
     )
     assert depths == [7]
 
@@ -140,7 +140,7 @@ def test_no_search_is_larger_than_promised(monkeypatch, masks):
     vectors_VD = whole((100, 3), 0)
     index = Spy.build(vectors_VD)
     users, rows = np.repeat(np.arange(30), 50), np.tile(np.arange(50), 30)
-    hits = search_items(index, index, whole((30, 2, 3), 1), 10, Excluded.of(users, rows, 30, 100))
+    hits = search_items(index, index, whole((30, 2, 3), 1), 10, ExcludedPairs.of(users, rows, 30, 100))
     assert len(hits.rows_N) == 300
     assert max(sizes) <= 200
 
@@ -171,7 +171,7 @@ def test_what_a_plugin_gives_is_checked(fault):
             ExactIndex.build(vectors_VD),
             whole((2, 1, 3), 1),
             3,
-            Excluded.of(nothing, nothing, 2, 10),
+            ExcludedPairs.of(nothing, nothing, 2, 10),
         )
 
 
@@ -179,7 +179,7 @@ def test_what_a_plugin_gives_is_checked(fault):
     st.lists(st.tuples(st.integers(0, 5), st.integers(0, 9))), st.lists(st.tuples(st.integers(0, 5), st.integers(0, 9)))
 )
 def test_excluded_is_a_set_of_pairs(pairs, asked):
-    excluded = Excluded.of(*(np.array([p[i] for p in pairs], np.int64) for i in (0, 1)), n_users=6, n_items=10)
+    excluded = ExcludedPairs.of(*(np.array([p[i] for p in pairs], np.int64) for i in (0, 1)), n_users=6, n_items=10)
     users, rows = (np.array([p[i] for p in asked], np.int64) for i in (0, 1))
     assert excluded.contains(users, rows).tolist() == [a in set(pairs) for a in asked]
     assert excluded.counts_B.tolist() == [len({r for u, r in pairs if u == user}) for user in range(6)]

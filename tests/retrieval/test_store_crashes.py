@@ -15,7 +15,7 @@ import time
 import pytest
 
 from bseq_plugin.errors import StoreError
-from bseq_plugin.store.disk import Disk
+from bseq_plugin.files import Disk
 from bseq_plugin.store.store import CURRENT, Store
 
 # A publisher that goes on for ever; each version's files hold one number. It says when it has begun.

@@ -95,9 +95,9 @@ def test_an_epoch_is_taken_up_in_its_middle(built, tiny_recipe):
     data, _ = streamed(
         built(8), tiny_recipe.replace(negatives={"n": 5, "kind": "uniform"}, training={"batch": {"users": 7}})
     )
-    whole = [(users_of(b), b.candidate_ids_N.tolist()) for b in data.batches(3)]
+    whole = [(users_of(b), b.negative_ids_N.tolist()) for b in data.batches(3)]
     for start in (1, 4, data.steps_per_epoch):
-        assert [(users_of(b), b.candidate_ids_N.tolist()) for b in data.batches(3, start)] == whole[start:]
+        assert [(users_of(b), b.negative_ids_N.tolist()) for b in data.batches(3, start)] == whole[start:]
 
 
 def test_what_streams_can_not_do(built, tiny_recipe):

@@ -275,7 +275,7 @@ def test_a_run_that_was_killed_while_it_was_begun_can_be_resumed(events, tiny_re
         [],
         ["recipe.json"],
         ["recipe.json", "vocabulary.parquet"],
-        [".run.json.tmp", "recipe.json", "sequences.parquet"],
+        [".tmp-run.json-12", "recipe.json", "sequences.parquet"],
     ):
         out.mkdir()
         for name in present:

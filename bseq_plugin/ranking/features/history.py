@@ -13,9 +13,10 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from bseq_plugin.schema.grid import on_grid, products, unit_vectors
 from bseq_plugin.schema.options import PartOptions
 from bseq_plugin.schema.part import OptionsT_co
-from bseq_plugin.schema.ranking import FeatureInputs, on_grid, products, unit_vectors
+from bseq_plugin.schema.ranking import FeatureInputs
 from bseq_plugin.schema.ranking_features import RankingFeature
 
 SECOND_US = 1_000_000

@@ -11,9 +11,10 @@ from pydantic import Field
 from torch import Tensor
 
 from bseq_plugin.ranking.features.interests import pooled_interest
+from bseq_plugin.schema.grid import unit_vectors
 from bseq_plugin.schema.options import PartOptions
 from bseq_plugin.schema.part import OptionsT_co
-from bseq_plugin.schema.ranking import FeatureInputs, unit_vectors
+from bseq_plugin.schema.ranking import FeatureInputs
 from bseq_plugin.schema.ranking_features import RankingFeature
 
 
