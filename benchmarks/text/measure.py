@@ -35,10 +35,8 @@ K = 10
 def one_seed(problem: Problem, seed: int, text_settings: list[str], id_settings: list[str]) -> dict[str, object]:
     """Figures of both models, and what a random ranking finds."""
     base = problem.recipe.replace(training={"seed": seed}).with_settings(id_settings)
-    options = {"text": {"columns": list(problem.columns)}}
-    text = base.replace(items={"encoders": @@["text"]@@options}).with_settings(
-        [*problem.settings, *text_settings]
-    )
+    encoder = {"name": "text", "columns": list(problem.columns)}
+    text = base.replace(items={"encoders": [encoder]}).with_settings([*problem.settings, *text_settings])
     models, seconds = {}, {}
     started = time.perf_counter()
     models["id + text"], models["id"] = trained(problem, text)
@@ -46,7 +44,7 @@ def one_seed(problem: Problem, seed: int, text_settings: list[str], id_settings:
     bare, new = models["id"], problem.items[problem.items["item_id"].isin(problem.cold)]
     models["id"] = with_untrained(bare, problem.cold, base, seed)
     if base.popularity_days:
-        models[COUNTED] = with_own(bare, problem, text.own_direction)
+        models[COUNTED] = with_own(bare, problem, text.items.own_direction)
     models["id + text"] = with_new_items(models["id + text"], new, log=problem.past)
     found: dict[str, dict[str, float]] = {name: {} for name in models}
     chance: dict[str, float] = {}
@@ -84,7 +82,7 @@ def of_ids(run: Run, model: InterestModel) -> InterestModel:
     )  # fmt: skip
     Checkpoints(run.path).load_plain(task, Position(run.info["best_epoch"]))
     state = {k: v for k, v in task.interest_encoder.state_dict().items() if not k.startswith("item_tower.encoded")}
-    bare = model.recipe.replace(items={"encoders": @@()@@{}, "own_direction": 0.0})
+    bare = model.recipe.replace(items=ItemSettings(**model.recipe.items.model_dump(exclude={"encoders", "own_direction", "prior_events"})))
     return InterestModel.from_state(bare, vocabulary, state, model.item_priors_VP, model.trained_until_us)
 
 
@@ -92,7 +90,7 @@ def with_untrained(model: InterestModel, cold: np.ndarray, recipe: Recipe, seed:
     """Rows as a table has them before training."""
     generator = torch.Generator().manual_seed(seed)
     rows_ND = torch.randn(len(cold), recipe.vectors.dim, generator=generator) * recipe.vectors.init
-    priors_NP = torch.zeros(len(cold), len(recipe.objective.popularity_days)) if recipe.objective.popularity_days else None
+    priors_NP = torch.zeros(len(cold), len(recipe.popularity_days)) if recipe.popularity_days else None
     return model.with_rows(np.sort(cold), rows_ND, priors_NP)
 
 
@@ -100,7 +98,7 @@ def with_own(model: InterestModel, problem: Problem, length: float) -> InterestM
     """Rows that tell new items from each other and say nothing else; popularity as the log has it."""
     cold, counts_V = np.sort(problem.cold), model.vocabulary.item_counts
     rows_ND = length * own_directions(cold.tolist(), model.item_table_VD, counts_V)
-    longer = model.with_rows(cold, rows_ND, torch.zeros(len(cold), len(model.recipe.objective.popularity_days)))
+    longer = model.with_rows(cold, rows_ND, torch.zeros(len(cold), len(model.recipe.popularity_days)))
     return with_popularity(longer, problem.past)
 
 

@@ -33,7 +33,7 @@ PER_USER = 2
 def tuning(problem: Problem, recipe: Recipe, options: ItemTuningOptions) -> dict[str, Any]:
     """Figures of each method, with parameters, seconds and memory: with the Transformer's vectors, and projected."""
     read = {"columns": list(problem.columns), "max_tokens": options.max_tokens}
-    recipe = recipe.replace(items={"encoders": @@["text"]@@{"text": read}})
+    recipe = recipe.replace(items={"encoders": [{"name": "text", **read}]})
     found: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder:
         run = train(problem.training, recipe, Path(folder) / "run", items=problem.items, progress=False)
@@ -46,7 +46,7 @@ def tuning(problem: Problem, recipe: Recipe, options: ItemTuningOptions) -> dict
                 costs = alone.submit(tuned, run.path, problem.items, given, out).result()
             for name, projected in ((method, False), (f"{method}, projected", True)):
                 own = {**read, "model": str(out), "projected": projected}
-                of_method = asked(problem, bare, recipe.replace(items={"encoders": @@None@@{"text": own}}))
+                of_method = asked(problem, bare, recipe.replace(items={"encoders": [{"name": "text", **own}]}))
                 tell(found, name, {**costs, **of_method})
     return {"seed": recipe.training.seed, **found}
 
@@ -90,13 +90,13 @@ def _peak_mb() -> float:
 @torch.no_grad()
 def placed(bare: InterestModel, items: pd.DataFrame, recipe: Recipe) -> InterestModel:
     """What an export with these item encoders would have left of a model of ids alone."""
-    vectors = ItemVectors.from_frame(items, recipe, bare.vocabulary, False)
+    vectors = ItemVectors.from_frame(items, recipe.items.encoders, bare.vocabulary, False)
     said = NeighbourItems(vectors.vectors_VE.shape[1], vectors)
     keys_VK = said.keys_of(torch.from_numpy(vectors.vectors_VE))
     table_VD, counts_V = bare.item_table_VD, bare.vocabulary.item_counts
     rows = [part for _, part in completed(keys_VK, counts_V, recipe.items.prior_events, lambda: blocks_of(table_VD))]
     model = bare.with_rows(bare.vocabulary.item_ids, torch.cat(rows)[1:])
-    own = bare.recipe.replace(items={"encoders": @@recipe.items.encoders@@recipe.item_encoder_options})
+    own = bare.recipe.replace(items={"encoders": recipe.items.encoders})
     state = dict(model.encoder.state_dict()) | {
         f"item_tower.encoded.{name}": value for name, value in said.state_dict().items()
     }

@@ -16,14 +16,18 @@ from bseq_plugin.recipe.recipe import Recipe
 from bseq_plugin.serving.retriever import Retriever
 from bseq_plugin.training.train import train
 
-OPTIONS = {"columns": {"categories": ["kind"], "numbers": ["place"], "buckets": 16}}
+COLUMNS = {"name": "columns", "categories": ["kind"], "numbers": ["place"], "buckets": 16}
 
 
 @pytest.fixture(scope="module")
 def recipe():
     return Recipe(
-        encoder={"name": "mean", "max_length": 10}, vectors={"dim": 8}, items={"encoders": @@["columns"]@@OPTIONS}, split="none", training={"epochs": 6, "batch": {"users": 16}, "dense": {"rate": 0.02}},
-    )  # fmt: skip
+        encoder={"name": "mean", "max_length": 10},
+        vectors={"dim": 8},
+        items={"encoders": [COLUMNS]},
+        split="none",
+        training={"epochs": 6, "batch": {"users": 16}, "dense": {"rate": 0.02}},
+    )
 
 
 @pytest.fixture(scope="module")
@@ -92,11 +96,11 @@ def test_what_does_not_fit_is_refused(by_kind, run, recipe, items, tmp_path, mon
     with pytest.raises(SchemaError, match="has none of the 30 items of the log"):
         prepare(events, recipe, items.iloc[-3:])
     with pytest.raises(UsageError, match="unknown item encoder 'pictures'"):
-        prepare(events, recipe.replace(items={"encoders": @@["pictures"]@@{}}), items)
+        prepare(events, recipe.replace(items={"encoders": ["pictures"]}), items)
     unfinished(run, tmp_path)
     with pytest.raises(RunError, match="begun with other vectors of its items"):
         train(events, recipe, tmp_path / "run", items=items.assign(place=3.0), progress=False, resume=True)
-    bare = recipe.replace(items={"encoders": @@()@@{}})
+    bare = recipe.replace(items={"encoders": ()})
     plain = train(events, bare, tmp_path / "plain", progress=False)
     with pytest.raises(UsageError, match="trained without item encoders"):
         with_new_items(InterestModel.from_run(plain.path), items)

@@ -116,14 +116,20 @@ def test_a_model_that_is_not_exported_or_whose_keys_are_others_is_refused(proble
         InterestModel.from_state(model.recipe, model.vocabulary, state, None, None)
 
 
-OPTIONS = {"columns": {"categories": ["kind"], "numbers": ["place"], "buckets": 16}}
+COLUMNS = {"name": "columns", "categories": ["kind"], "numbers": ["place"], "buckets": 16}
+STILL = {"table": {"rate": 1e-9}, "dense": {"rate": 1e-9}}  # as good as no learning
 
 
 @pytest.fixture(scope="module")
 def recipe():
     return Recipe(
-        encoder={"name": "mean", "max_length": 10}, vectors={"dim": 8}, items={"encoders": @@["columns"]@@OPTIONS}, negatives={"n": 16, "kind": "uniform"}, split="none", training={"epochs": 6, "batch": {"users": 16}, "dense": {"rate": 0.02}},
-    )  # fmt: skip
+        encoder={"name": "mean", "max_length": 10},
+        vectors={"dim": 8},
+        items={"encoders": [COLUMNS]},
+        negatives={"kind": "uniform", "n": 16},
+        split="none",
+        training={"epochs": 6, "batch": {"users": 16}, "dense": {"rate": 0.02}},
+    )
 
 
 @pytest.fixture(scope="module")
@@ -160,7 +166,7 @@ def test_the_export_completes_what_ids_have_learned(run, by_kind, recipe, items,
 
     log = prepare(Events.from_frame(by_kind), recipe, items)
     rows, model = trained_rows(run, log), InterestModel.from_run(run.path)
-    bare = recipe.replace(items={"encoders": @@()@@{}})
+    bare = recipe.replace(items={"encoders": ()})
     alone = train(Events.from_frame(by_kind), bare, tmp_path / "alone", progress=False)
     assert torch.equal(rows, InterestModel.from_run(alone.path).item_table_VD)  # the training is that of ids alone
     keys = load_file(run.path / "model" / "encoder.safetensors")[KEYS]
@@ -222,7 +228,8 @@ def test_who_had_a_new_item_since_is_told_from_who_had_its_twin(by_kind, recipe,
     twins = items[items["item_id"] < 1000]
     ids = [2000, 2001]
     twins = pd.concat([twins, pd.DataFrame({"item_id": ids, "kind": "a", "place": 0.5})], ignore_index=True)
-    own = recipe.replace(items={"own_direction": 2.0}, objective={"kind": "window", "days": 7.0, "popularity_days": [30.0, 365.0]})
+    window = {"kind": "window", "days": 7.0, "popularity_days": [30.0, 365.0]}
+    own = recipe.replace(items={"own_direction": 2.0}, objective=window)
     run = train(Events.from_frame(by_kind), own, tmp_path / "run", items=twins, progress=False)
     end = by_kind["timestamp"].max()
     since = pd.DataFrame({"user_id": np.repeat([1, 2, 3], 4), "item_id": np.repeat([2000, 2001, 2001], 4)})
@@ -261,7 +268,7 @@ def test_a_warm_start_keeps_rows_bit_by_bit_and_begins_new_items_among_their_nei
     later = by_kind.iloc[-4:].assign(item_id=[1000, 1001, 5, 15])
     later["timestamp"] += pd.Timedelta(days=400)
     new_log = Events.from_frame(pd.concat([by_kind.iloc[:40], later], ignore_index=True))
-    once = recipe.replace(negatives={"n": 1, "kind": "uniform"}, training={"epochs": 1, "table": {"rate": 1e-9}, "dense": {"rate": 1e-9}})
+    once = recipe.replace(negatives={"n": 1}, training={"epochs": 1, **STILL})
     again = train(new_log, once, tmp_path / "run", items=items, progress=False, warm_start=run.path)
     assert json.loads((again.path / "run.json").read_text())["warm_start"] == str(run.path)
     old, new = InterestModel.from_run(run.path), InterestModel.from_run(again.path)
@@ -276,7 +283,7 @@ def test_a_warm_start_keeps_rows_bit_by_bit_and_begins_new_items_among_their_nei
     served = store.load(lambda version: Served.load(version, None)).model
     assert len(served.vocabulary.item_ids) == 32
     assert rows_of_items(served, items).isfinite().all()
-    other = recipe.replace(items={"encoders": @@None@@{"columns": {**OPTIONS["columns"], "buckets": 8}}})
+    other = recipe.replace(items={"encoders": [{**COLUMNS, "buckets": 8}]})
     with pytest.raises(RecipeError, match="another item_encoder_options"):
         train(new_log, other, tmp_path / "x", items=items, progress=False, warm_start=run.path)
 
@@ -287,7 +294,7 @@ def test_a_warm_start_gives_a_new_item_the_direction_that_publishing_gave_it(by_
     later = by_kind.iloc[-1:].assign(item_id=1000)
     later["timestamp"] += pd.Timedelta(days=400)
     log = Events.from_frame(pd.concat([by_kind, later], ignore_index=True))
-    still = own.replace(negatives={"n": 1, "kind": "uniform"}, training={"table": {"rate": 1e-9}, "dense": {"rate": 1e-9}})
+    still = own.replace(negatives={"n": 1}, training=STILL)
     again = train(log, still, tmp_path / "again", items=items, progress=False, warm_start=first.path)
     old, new = InterestModel.from_run(first.path), InterestModel.from_run(again.path)
     said = rows_of_items(old, items[items["item_id"] == 1000])
