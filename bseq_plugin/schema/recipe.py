@@ -82,9 +82,6 @@ class Recipe(BaseModel):
     interest_method: Literal["self_attention", "routing"] = Field(
         "self_attention", description="how readout='multi' reads them: ComiRec-SA, or dynamic routing as MIND does"
     )
-    interests_by_length: bool = Field(
-        False, description="a history of n events has log2(n) interests, at least 1 and at most n_interests"
-    )
     interests_anchored: bool = Field(
         False,
         description="the first interest is that of readout='last', trained as if it were alone; the others add to it",
