@@ -227,8 +227,8 @@ def _multi_interests(recipe: Recipe) -> MultiInterests | AnchoredInterests | Non
     if interests.kind == "one":
         return None
     if interests.anchored:
-        return AnchoredInterests(recipe.vectors.dim, recipe.interest_dim, interests.n, interests.method, False)
-    return MultiInterests(recipe.vectors.dim, interests.n, interests.method, False)
+        return AnchoredInterests(recipe.vectors.dim, recipe.interest_dim, interests.n, interests.method)
+    return MultiInterests(recipe.vectors.dim, interests.n, interests.method)
 
 
 def _neighbour_items(recipe: Recipe, vectors: ItemVectors | int | None) -> NeighbourItems | None:

@@ -108,14 +108,13 @@ class Trainer:
         self.here.on_first(lambda: self._complete(state))
 
     def _export(self, best: Position, log: RunLog) -> None:
-        with self.sharded.averaged():
-            if best != self.state.position:
-                self.checkpoints.load_weights(self.sharded, best, self.here)
-            export_model(self.log, self.sharded, self.checkpoints, best, self.run, self.here)
-            if self.log.partitions is not None and not self._completes_rows:
-                with log.counting("interests of users", self.log.partitions.n_users // self.here.size) as count:
-                    encoder = self.sharded.task.interest_encoder
-                    export_interests(self.log, self.log.partitions, encoder, self.run, self.here, count)
+        if best != self.state.position:
+            self.checkpoints.load_weights(self.sharded, best, self.here)
+        export_model(self.log, self.sharded, self.checkpoints, best, self.run, self.here)
+        if self.log.partitions is not None and not self._completes_rows:
+            with log.counting("interests of users", self.log.partitions.n_users // self.here.size) as count:
+                encoder = self.sharded.task.interest_encoder
+                export_interests(self.log, self.log.partitions, encoder, self.run, self.here, count)
 
     @property
     def _completes_rows(self) -> bool:
@@ -148,8 +147,7 @@ class Trainer:
     def _save(self) -> None:
         state = self.state
         keep = {Position(state.best_epoch)}
-        with self.sharded.averaged():
-            self.checkpoints.save(self.sharded, asdict(state), state.position, keep, self.here)
+        self.checkpoints.save(self.sharded, asdict(state), state.position, keep, self.here)
 
     def _judge(self, state: Progress, line: dict[str, Any]) -> None:
         """Validate; without a validation set the newest epoch is the best."""
@@ -161,16 +159,8 @@ class Trainer:
             return
         self.sharded.model.eval()
         encoder = self.sharded.task.interest_encoder
-        with self.sharded.averaged():
-            metrics = validate(
-                encoder,
-                self.log.validation,
-                self.item_priors_VP,
-                self.log.vocabulary.n_items,
-                self.recipe,
-                split,
-                self.here,
-            )
+        n_items, priors_VP = self.log.vocabulary.n_items, self.item_priors_VP
+        metrics = validate(encoder, self.log.validation, priors_VP, n_items, self.recipe, split, self.here)
         line.update(metrics)
         if metrics[split.metric] > state.best_score:
             state.best_epoch, state.best_score = state.epoch, metrics[split.metric]
@@ -195,8 +185,6 @@ class Trainer:
             own = [own[0] + loss * n_targets, own[1] + n_targets, own[2] + n_events]
             report(loss, n_events)
             state.step += 1
-            if self.sharded.average is not None:
-                self.sharded.average.update(epoch * self.data.steps_per_epoch + state.step)
             if self.checkpoint_steps and state.step - saved_at >= self.checkpoint_steps:
                 self._add(own, started)
                 self._save()

@@ -104,7 +104,7 @@ def test_what_does_not_fit_is_refused(by_kind, run, recipe, items, tmp_path, mon
     plain = train(events, bare, tmp_path / "plain", progress=False)
     with pytest.raises(UsageError, match="trained without item encoders"):
         with_new_items(InterestModel.from_run(plain.path), items)
-    with pytest.raises(RecipeError, match="another item_encoders"):
+    with pytest.raises(RecipeError, match="another items.encoders"):
         train(events, recipe, tmp_path / "x", items=items, progress=False, warm_start=plain.path)
     monkeypatch.setattr(ColumnsItemEncoder, "identity", "cd" * 32)  # as if its weights had changed
     with pytest.raises(UsageError, match="give other vectors than those the model was trained with"):
@@ -129,11 +129,11 @@ def unfinished(run, folder):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"own_direction": 0.5}, "own_direction goes with item_encoders"),
-        ({"item_encoders": ["columns", "columns"]}, "names one twice"),
-        ({"item_encoders": ["columns"], "item_encoder_options": {"text": {}}}, "which item_encoders does not name"),
+        ({"own_direction": 0.5}, "own_direction = 0.5 goes with encoders, and there are none"),
+        ({"encoders": ["columns", "columns"]}, "names one twice"),
+        ({"encoders": ["columns"], "text": {}}, "unknown key 'items.text'; the keys are: .*encoders"),
     ],
 )
 def test_settings_that_contradict_each_other(settings, message):
     with pytest.raises(RecipeError, match=message):
-        Recipe(**settings)
+        Recipe(items=settings)

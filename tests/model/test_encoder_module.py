@@ -35,7 +35,6 @@ VARIANTS = {
         "popularity_days": (7.0,),
         "readout": "multi",
         "interest_method": "routing",
-        "interests_by_length": True,
     },
     "anchored": {
         "encoder": "causal",
@@ -55,7 +54,8 @@ VARIANTS = {
 
 @pytest.fixture(params=VARIANTS)
 def recipe(request):
-    return Recipe(encoder={"max_length": 6, "dropout": 0.5}, vectors={"dim": 8}, **VARIANTS[request.param])
+    small = Recipe(encoder={"max_length": 6, "dropout": 0.5}, vectors={"dim": 8})
+    return small.replace(**VARIANTS[request.param])
 
 
 @pytest.fixture
@@ -82,8 +82,8 @@ def histories(lengths, seed=0):
 
 def width(recipe):
     """K * D."""
-    n_interests = recipe.interests.n if recipe.readout == "multi" else 1
-    return n_interests * (recipe.vectors.dim + len(recipe.objective.popularity_days))
+    n_interests = recipe.interests.n if recipe.interests.kind == "several" else 1
+    return n_interests * (recipe.vectors.dim + len(recipe.popularity_days))
 
 
 def features(sequences, recipe):
@@ -152,7 +152,7 @@ def test_a_user_without_events_has_the_interest_of_a_state_of_zeros(encoder, rec
         expected = encoder.interest_head(torch.zeros(1, recipe.vectors.dim))[0].repeat(recipe.interests_per_user)
     for row in (1, 3):
         torch.testing.assert_close(found[row], expected)
-    if recipe.vectors.similarity.kind == "inner" and not recipe.objective.popularity_days:
+    if recipe.vectors.similarity.kind == "inner" and not recipe.popularity_days:
         assert not found[1].any()
 
 
@@ -168,7 +168,7 @@ def test_users_do_not_see_each_other(encoder, recipe):
 
 def test_a_history_beyond_max_length_is_refused(encoder, recipe):
     long = histories((2, 7))
-    with pytest.raises(ValueError, match=r"7 events, the encoder reads max_length = 6.*Sequences.latest"):
+    with pytest.raises(ValueError, match=r"7 events, the encoder reads encoder.max_length = 6.*Sequences.latest"):
         encoder(features(long, recipe))
     assert interests(encoder, recipe, long.latest(6)).shape[0] == 2
 
@@ -246,7 +246,7 @@ def test_wrong_settings_are_named():
     with pytest.raises(UsageError, match="unknown encoder 'gru5'; there are: .*causal"):
         SequenceInterestEncoder(Recipe(encoder="gru5"), N_ITEMS)
     with pytest.raises(
-        RecipeError, match="encoder_options of 'causal'.*unknown key 'n_bloks'; the keys are: .*n_blocks"
+        RecipeError, match="options of encoder 'causal': unknown key 'n_bloks'; the keys are: .*n_blocks"
     ):
         SequenceInterestEncoder(Recipe(encoder={"n_bloks": 2}), N_ITEMS)
     with pytest.raises(RecipeError, match="n_blocks = 0"):

@@ -19,7 +19,9 @@ def history(items, n_types=2):
 def model():
     """It looks back only, and counts positions from nowhere."""
     torch.manual_seed(0)
-    recipe = bseq.Recipe(encoder={"name": "gru", "max_length": 5}, vectors={"dim": 4}, events={"features": ("event_type",)})
+    recipe = bseq.Recipe(
+        encoder={"name": "gru", "max_length": 5}, vectors={"dim": 4}, events={"features": ("event_type",)}
+    )
     vocabulary = bseq.Vocabulary(np.arange(9), np.ones(9, np.int64), ("buy", "view"))
     encoder = bseq.SequenceInterestEncoder(recipe, 9, 2, device="cpu")
     state = {name: value + torch.randn(value.shape) for name, value in encoder.state_dict().items()}
@@ -54,10 +56,10 @@ def test_a_log_without_what_the_model_reads_is_refused(model):
         model.check_log(bare)
 
 
-@pytest.mark.parametrize("split", ["leave-one-out", "time", "none"])
+@pytest.mark.parametrize("split", ["leave_one_out", {"kind": "time", "horizon_days": 14.0}, "none"])
 def test_the_training_part_of_a_run_is_what_its_vocabulary_counted(tiny_frame, tiny_recipe, tmp_path, split):
     """Training counts the items of what it learns from, whatever the split."""
-    recipe = tiny_recipe.replace(split=split, training={"epochs": 1}, **{"horizon_days": 14.0} if split == "time" else {}))
+    recipe = tiny_recipe.replace(split=split, training={"epochs": 1})
     run = bseq.train(bseq.Events.from_frame(tiny_frame), recipe, tmp_path / "run", progress=False)
     items, vocabulary = bseq.Run(Path(run.path)).training_part().items, run.vocabulary()
     counts = np.bincount(items, minlength=vocabulary.n_items + 1)[1:]

@@ -21,34 +21,32 @@ from bseq_plugin.recipe.recipe import Recipe
 from bseq_plugin.training.checkpoint import Checkpoints, Position
 from bseq_plugin.training.train import train
 
-BY_COLUMNS = {
-    "prior_events": 0.0,  # else an export completes rows with those of their neighbours: test_neighbours.py
-    "item_encoders": ("columns",),
-    "item_encoder_options": {"columns": {"categories": ("shelf",), "numbers": ("brand",), "buckets": 8}},
-    "table_learning_rate": 0.1,
-}
+CAUSAL = {"name": "causal", "n_blocks": 1}
 VARIANTS = {
-    "next": {"encoder": "causal", "encoder_options": {"n_blocks": 1}},
-    "members": {"encoder": "causal", "encoder_options": {"n_blocks": 1}, "members": 2},
-    "attributes": {"encoder": "mean", "item_attributes": ("shelf", "brand")},
+    "next": {"encoder": CAUSAL},
+    "members": {"encoder": CAUSAL, "vectors": {"ensemble": 2}},
+    "attributes": {"encoder": "mean", "items": {"attributes": ("shelf", "brand")}},
     "everything": {
-        "encoder": "mean",
-        "encoder_options": {"feed_forward": 8, "half_life_days": 10.0},
-        "item_attributes": ("shelf", "brand"),
-        "score": "cosine",
-        "temperature": 0.3,
-        "targets": "window",
-        "window_days": 14,
-        "split": "time",
-        "horizon_days": 14,
-        "popularity_days": (7.0, 28.0),
-        "min_item_count": 2,
-        "event_features": ("event_type",),
-        "item_encoders": ("columns",),
-        "item_encoder_options": {"columns": {"numbers": ("brand",)}},
-        "prior_events": 0.0,
+        "encoder": {"name": "mean", "feed_forward": 8, "half_life_days": 10.0},
+        "vectors": {"similarity": {"kind": "cosine", "temperature": 0.3}},
+        "events": {"features": ("event_type",)},
+        "items": {
+            "min_count": 2,
+            "attributes": ("shelf", "brand"),
+            "encoders": [{"name": "columns", "numbers": ("brand",)}],
+            "prior_events": 0.0,
+        },
+        "objective": {"kind": "window", "days": 14, "popularity_days": (7.0, 28.0)},
+        "split": {"kind": "time", "horizon_days": 14},
     },
-    "encoders": {"encoder": "causal", "encoder_options": {"n_blocks": 1}, **BY_COLUMNS},
+    "encoders": {
+        "encoder": CAUSAL,
+        "items": {
+            "encoders": [{"name": "columns", "categories": ("shelf",), "numbers": ("brand",), "buckets": 8}],
+            "prior_events": 0.0,  # else an export completes rows with those of their neighbours: test_neighbours.py
+        },
+        "training": {"table": {"rate": 0.1}},
+    },
 }
 
 
@@ -63,10 +61,11 @@ def shelf():
 @pytest.fixture(scope="module", params=VARIANTS)
 def trained(request, tiny_frame, shelf, tmp_path_factory):
     """(prepared log, the task with the trained weights as training had them, the exported model)."""
-    settings = {"table_learning_rate": 0.5, **VARIANTS[request.param]}
     recipe = Recipe(
-        encoder={"max_length": 10}, vectors={"dim": 8}, training={"epochs": 2, "batch": {"users": 16}}, **settings
-    )
+        encoder={"max_length": 10},
+        vectors={"dim": 8},
+        training={"epochs": 2, "batch": {"users": 16}, "table": {"rate": 0.5}},
+    ).replace(**VARIANTS[request.param])
     events = Events.from_frame(tiny_frame)
     items = shelf if recipe.items.attributes or recipe.items.encoders else None
     said = pytest.warns(UserWarning, match="5 of 30 items") if recipe.items.encoders else nullcontext()
@@ -181,7 +180,8 @@ def test_an_incomplete_or_unfit_model_is_refused(trained, tmp_path):
         InterestModel.from_run(tmp_path / "nothing")
     model.save(tmp_path)
     header = json.loads((tmp_path / "recipe.json").read_text())
-    (tmp_path / "recipe.json").write_text(json.dumps({**header, "recipe": {**header["recipe"], "dim": 16}}))
+    header["recipe"]["vectors"]["dim"] = 16
+    (tmp_path / "recipe.json").write_text(json.dumps(header))
     with pytest.raises(RunError, match="does not fit its recipe"):
         InterestModel.load(tmp_path)
     (tmp_path / "items.safetensors").unlink()

@@ -118,10 +118,10 @@ def test_members_without_attention_have_none_together():
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"score": "cosine"}, "members = 3 average inner products"),
-        ({"members": 0}, "members = 0"),
+        ({"similarity": "cosine"}, "vectors: ensemble = 3 averages inner products"),
+        ({"ensemble": 0}, "vectors.ensemble = 0"),
     ],
 )
 def test_what_can_not_be_averaged_is_refused(values, message):
     with pytest.raises(RecipeError, match=message):
-        RECIPE.replace(**values)
+        RECIPE.replace(vectors=values)

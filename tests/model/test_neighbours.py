@@ -284,7 +284,7 @@ def test_a_warm_start_keeps_rows_bit_by_bit_and_begins_new_items_among_their_nei
     assert len(served.vocabulary.item_ids) == 32
     assert rows_of_items(served, items).isfinite().all()
     other = recipe.replace(items={"encoders": [{**COLUMNS, "buckets": 8}]})
-    with pytest.raises(RecipeError, match="another item_encoder_options"):
+    with pytest.raises(RecipeError, match="another items.encoders"):
         train(new_log, other, tmp_path / "x", items=items, progress=False, warm_start=run.path)
 
 
