@@ -190,16 +190,27 @@ def test_without_targets_there_is_nothing_to_learn():
     assert not interests.grad.any()
 
 
-@pytest.mark.parametrize("values", [{"readout": "last"}, {"readout": "multi", "n_interests": 1}])
-def test_there_is_something_beside_the_anchor(values):
-    with pytest.raises(RecipeError, match=r"interests beside the first one.*n_interests = 2 or more"):
-        Recipe(interests={"kind": "several", "anchored": True}, objective="prefix", **values)
+@pytest.mark.parametrize(
+    ("interests", "message"),
+    [
+        ({"kind": "one", "anchored": True}, "unknown key 'interests.anchored' with kind = 'one'"),
+        ({"kind": "several", "anchored": True, "n": 1}, "interests beside the first one; use n = 2 or more"),
+    ],
+)
+def test_there_is_something_beside_the_anchor(interests, message):
+    with pytest.raises(RecipeError, match=message):
+        Recipe(interests=interests, objective="prefix")
 
 
 RECIPE = Recipe(
-    encoder={"max_length": 8, "dropout": 0.2, "name": "causal", "n_blocks": 1}, vectors={"dim": DIM}, events={"features": ()}, interests={"kind": "several", "n": 4}, objective="prefix", split={"kind": "none", "mask_seen": False}, training={"epochs": 5, "batch": {"users": 64}, "table": {"rate": 0.2}, "dense": {"rate": 1e-2}},
-)  # fmt: skip
-ANCHORED = RECIPE.replace(interests={"kind": "several", "anchored": True})
+    encoder={"name": "causal", "n_blocks": 1, "max_length": 8, "dropout": 0.2},
+    vectors={"dim": DIM},
+    events={"features": ()},
+    objective="prefix",
+    split="none",
+    training={"epochs": 5, "batch": {"users": 64}, "table": {"rate": 0.2}, "dense": {"rate": 1e-2}},
+)
+ANCHORED = RECIPE.replace(interests={"kind": "several", "n": 4, "anchored": True})
 
 
 @pytest.fixture(scope="module")
@@ -218,7 +229,7 @@ def two_tastes():
 def test_the_anchor_learns_what_it_learns_alone_and_the_others_add_to_it(two_tastes, tmp_path, kind, loss, epochs):
     first = RECIPE.replace(loss=loss, training={"epochs": epochs})
     alone = InterestModel.from_run(train(two_tastes, first, tmp_path / "a", progress=False).path)
-    recipe = ANCHORED.replace(interests={"kind": "several", "method": kind}, loss=loss, training={"epochs": epochs})
+    recipe = ANCHORED.replace(interests={"method": kind}, loss=loss, training={"epochs": epochs})
     run = train(two_tastes, recipe, tmp_path / "b", progress=False)
     model = InterestModel.from_run(run.path)
     assert torch.equal(model.item_table_VD, alone.item_table_VD)

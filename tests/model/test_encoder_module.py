@@ -22,32 +22,34 @@ from bseq_plugin.training.distributed import world
 
 N_ITEMS, N_TYPES = 20, 2
 VARIANTS = {
-    "causal": {"encoder": "causal", "encoder_options": {"n_blocks": 1}},
+    "causal": {"encoder": {"name": "causal", "n_blocks": 1}},
     "mean": {"encoder": "mean"},
-    "cosine": {"encoder": "mean", "score": "cosine"},
-    "priors": {"encoder": "causal", "score": "cosine", "targets": "window", "popularity_days": (7.0, 28.0)},
-    "bare": {"encoder": "causal", "event_features": ()},
-    "several interests": {"encoder": "causal", "targets": "prefix", "readout": "multi", "n_interests": 3},
+    "cosine": {"encoder": "mean", "vectors": {"similarity": "cosine"}},
+    "priors": {
+        "encoder": "causal",
+        "vectors": {"similarity": "cosine"},
+        "objective": {"kind": "window", "popularity_days": (7.0, 28.0)},
+    },
+    "bare": {"encoder": "causal", "events": {"features": ()}},
+    "several interests": {"encoder": "causal", "objective": "prefix", "interests": {"kind": "several", "n": 3}},
     "routed": {
         "encoder": "mean",
-        "score": "cosine",
-        "targets": "window",
-        "popularity_days": (7.0,),
-        "readout": "multi",
-        "interest_method": "routing",
+        "vectors": {"similarity": "cosine"},
+        "objective": {"kind": "window", "popularity_days": (7.0,)},
+        "interests": {"kind": "several", "method": "routing"},
     },
     "anchored": {
         "encoder": "causal",
-        "score": "cosine",
-        "targets": "window",
-        "popularity_days": (7.0,),
-        "readout": "multi",
-        "interests_anchored": True,
+        "vectors": {"similarity": "cosine"},
+        "objective": {"kind": "window", "popularity_days": (7.0,)},
+        "interests": {"kind": "several", "anchored": True},
     },
     "all features": {
         "encoder": "causal",
-        "event_features": ("value", "session", "time_of_week", "event_type", "time_gap"),
-        "time_zone": "America/New_York",
+        "events": {
+            "features": ("value", "session", "time_of_week", "event_type", "time_gap"),
+            "time_zone": "America/New_York",
+        },
     },
 }
 

@@ -122,7 +122,7 @@ def test_a_target_goes_to_the_interest_that_fits_it_best(data):
 
 
 def test_a_position_has_no_several_interests():
-    with pytest.raises(RecipeError, match=r"interests.kind = 'several' reads a history as a whole.*'prefix' or 'window'"):
+    with pytest.raises(RecipeError, match=r"interests.kind = 'several' reads a history as a.*'prefix' or 'window'"):
         Recipe(interests="several")
 
 
