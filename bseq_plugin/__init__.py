@@ -58,8 +58,8 @@ if TYPE_CHECKING:
     from bseq_plugin.ranking.spec import FeatureSpec as FeatureSpec
     from bseq_plugin.readers.read_events import read_events as read_events
     from bseq_plugin.recipe.recipe import Recipe as Recipe
-    from bseq_plugin.schema.attach import HistoryEncoder as HistoryEncoder
     from bseq_plugin.schema.attach import USER_INTEREST as USER_INTEREST
+    from bseq_plugin.schema.attach import HistoryEncoder as HistoryEncoder
     from bseq_plugin.schema.encoders import SequenceEncoder as SequenceEncoder
     from bseq_plugin.schema.heads import BehaviourHead as BehaviourHead
     from bseq_plugin.schema.heads import BinaryHead as BinaryHead

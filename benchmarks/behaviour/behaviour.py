@@ -83,6 +83,11 @@ def summary(of_seeds: list[Values], others: dict[str, list[Values]]) -> dict[str
     return out
 
 
+def with_settings(recipe: Recipe, settings: dict[str, Any]) -> Recipe:
+    """Return the recipe with settings by dotted key."""
+    return recipe.with_settings(f"{key}={json.dumps(value)}" for key, value in settings.items())
+
+
 def main() -> int:
     """Trains what is missing, prints the tables, writes the file."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -100,8 +105,16 @@ def main() -> int:
     data = load("completejourney", chosen.every)
     seeds = [int(seed) for seed in chosen.seeds.split(",")]
     base = Recipe.load("completejourney").replace(
-        encoder={"max_length": 100, "name": "causal"}, split={"kind": "time", "validation_at": VALIDATION_AT, "test_at": TEST_AT, "horizon_days": DAYS, "patience": chosen.epochs}, training={"epochs": chosen.epochs},
-    )  # fmt: skip
+        encoder={"name": "causal", "max_length": 100},
+        split={
+            "kind": "time",
+            "validation_at": VALIDATION_AT,
+            "test_at": TEST_AT,
+            "horizon_days": DAYS,
+            "patience": chosen.epochs,
+        },
+        training={"epochs": chosen.epochs},
+    )
     figures: dict[str, Any] = harness.last("behaviour")["figures"]
     words = [word.strip() for word in chosen.rows.split(";") if word.strip()]
     for table in chosen.table or sorted(TABLES):
@@ -112,7 +125,7 @@ def main() -> int:
         for name, seed in track(jobs, description=table, console=note):
             settings = dict(TABLES[table][name])
             lists = Lists(**{key: settings.pop(key) for key in LISTS if key in settings})
-            values[name].append(trainings.values(base.replace(training={"seed": seed}, **settings), lists))
+            values[name].append(trainings.values(with_settings(base, {**settings, "training.seed": seed}), lists))
         bases = (next(iter(TABLES[table])), BEGUN_AS_A_MEAN, ANCHOR)
         others = {name: values[name] for name in bases if name in values}
         rows = {name: summary(of_seeds, others) for name, of_seeds in values.items()}

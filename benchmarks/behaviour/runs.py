@@ -112,7 +112,7 @@ class Trainings:
 
     def values(self, recipe: Recipe, lists: Lists) -> Values:
         """``measured`` of one training, read from the folder if it was done before."""
-        key = hashlib.sha256(json.dumps([recipe.model_dump(), self.every], sort_keys=True).encode()).hexdigest()[:16]
+        key = hashlib.sha256(json.dumps([recipe.as_dict(), self.every], sort_keys=True).encode()).hexdigest()[:16]
         month = "" if self.month == "december" else f"-{self.month}"
         path = self.folder / f"{key}{lists.suffix}{month}.npz"
         if not path.is_file():

@@ -31,32 +31,32 @@ from bseq_plugin.data.events import Events
 AS_AUTO = "as auto"
 # of each switch the values that `auto` does not have, as settings of a recipe
 SWITCHES: dict[str, dict[str, list[str]]] = {
-    "seed": {"1": ["seed=1"], "2": ["seed=2"]},  # what chance is worth
+    "seed": {"1": ["training.seed=1"], "2": ["training.seed=2"]},  # what chance is worth
     "loss": {
-        "not smoothed": ["loss_options.label_smoothing=0.0"],
-        "gbce": ["loss=gbce", "loss_options={}"],
-        "bce": ["loss=bce", "loss_options={}"],
+        "not smoothed": ["loss.label_smoothing=0.0"],
+        "gbce": ["loss=gbce"],
+        "bce": ["loss=bce"],
     },
-    "candidates": {"all": ["candidates=all"], "256": ["candidates=256", "sampling=mixed"]},
-    "targets": {"prefix": ["targets=prefix"]},
-    "dim": {"64": ["dim=64"], "128": ["dim=128"]},
-    "dropout": {share: [f"dropout={share}"] for share in ("0.2", "0.35", "0.5")},
-    "embedding dropout": {"0.2": ["encoder_options.embedding_dropout=0.2"]},
-    "event dropout": {"0.1": ["encoder_options.event_dropout=0.1"]},
-    "filter": {share: [f"encoder_options.filter_weight={share}"] for share in ("0.0", "0.4", "0.9")},
-    "blocks": {number: [f"encoder_options.n_blocks={number}"] for number in ("1", "3")},
-    "norm": {"post": ["encoder_options.norm=post"]},
-    "gate": {"gated": ["encoder_options.gated=true"]},
-    "feed-forward": {"swiglu": ["encoder_options.feed_forward_kind=swiglu"]},
-    "begin": {"mean": ["encoder_options.begin=mean"]},
+    "candidates": {"all": ["negatives=all"], "256": ["negatives=mixed", "negatives.n=256"]},
+    "targets": {"prefix": ["objective=prefix"]},
+    "dim": {"64": ["vectors.dim=64"], "128": ["vectors.dim=128"]},
+    "dropout": {share: [f"encoder.dropout={share}"] for share in ("0.2", "0.35", "0.5")},
+    "embedding dropout": {"0.2": ["encoder.embedding_dropout=0.2"]},
+    "event dropout": {"0.1": ["encoder.event_dropout=0.1"]},
+    "filter": {share: [f"encoder.filter_weight={share}"] for share in ("0.0", "0.4", "0.9")},
+    "blocks": {number: [f"encoder.n_blocks={number}"] for number in ("1", "3")},
+    "norm": {"post": ["encoder.norm=post"]},
+    "gate": {"gated": ["encoder.gated=true"]},
+    "feed-forward": {"swiglu": ["encoder.feed_forward_kind=swiglu"]},
+    "begin": {"mean": ["encoder.begin=mean"]},
     "positions": {
-        "relative": ["encoder_options.relative_position_bias=true"],
-        "none": ["encoder_options.position=none"],
+        "relative": ["encoder.relative_position_bias=true"],
+        "none": ["encoder.position=none"],
     },
-    "score": {"cosine": ["score=cosine"]},
-    "schedule": {"constant": ["schedule=constant"]},
-    "learning rate": {"0.0005": ["learning_rate=0.0005"], "0.002": ["learning_rate=0.002"]},
-    "table's learning rate": {"0.1": ["table_learning_rate=0.1"], "0.4": ["table_learning_rate=0.4"]},
+    "score": {"cosine": ["vectors.similarity=cosine"]},
+    "schedule": {"constant": ["training.schedule=constant"]},
+    "learning rate": {"0.0005": ["training.dense.rate=0.0005"], "0.002": ["training.dense.rate=0.002"]},
+    "table's learning rate": {"0.1": ["training.table.rate=0.1"], "0.4": ["training.table.rate=0.4"]},
 }
 
 
@@ -115,7 +115,7 @@ def main() -> None:
     )
     storage = optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(str(asked.log)))
     # other switches or another recipe are another study, in the same log
-    meaning = json.dumps([SWITCHES, base.model_dump(mode="json")], sort_keys=True)
+    meaning = json.dumps([SWITCHES, base.as_dict()], sort_keys=True)
     study = optuna.create_study(
         storage=storage,
         study_name=f"{Path(asked.sequences).name}-{hashlib.sha256(meaning.encode()).hexdigest()[:12]}",
@@ -138,7 +138,7 @@ def main() -> None:
     rows = results(study)
     for row in rows:
         print(f"{row['ndcg@10']:.4f}  {row['gain']:+.4f}  {row['train_seconds']:5.0f} s  {row['changed']}")
-    figures = {"base": base.model_dump(mode="json"), "trials": rows}
+    figures = {"base": base.as_dict(), "trials": rows}
     harness.write("search", figures, threads=asked.threads)
 
 

@@ -54,7 +54,8 @@ RANK = """
     from bseq_plugin import Recipe, train
     from bseq_plugin.data.partitions import PartitionedSequences
     dist.init_process_group("gloo", init_method="file://" + {store!r}, rank={rank}, world_size={size})
-    train(PartitionedSequences.open(Path({source!r})), Recipe(**{recipe!r}), {out!r}, progress=False)
+    log = PartitionedSequences.open(Path({source!r}))
+    train(log, Recipe(**{recipe!r}), {out!r}, progress=False, sharding="row_wise")
     dist.destroy_process_group()
 """
 PUBLISH = """
@@ -132,10 +133,13 @@ def catalogue(chosen: argparse.Namespace, work: Path) -> Measured:
     figures: dict[str, Any] = {"sequences": measured(SEQUENCES, out=str(parts), threads=chosen.threads, **how)}
     source.unlink()
     recipe = {
-        "dim": 64, "candidates": 1024, "split": "none", "epochs": 1, "event_features": (),
-        "batch_users": 256, "sharding": "row_wise", "loss_options": {"matmul": "float32"},
-        "encoder_options": {"n_blocks": 1, "n_heads": 2, "matmul": "float32"},
-    }  # fmt: skip
+        "encoder": {"n_blocks": 1, "n_heads": 2, "matmul": "float32"},
+        "events": {"features": []},
+        "loss": {"matmul": "float32"},
+        "negatives": {"kind": "uniform", "n": 1024},
+        "split": "none",
+        "training": {"epochs": 1, "batch": {"users": 256}},
+    }
     ranks = [
         begin(RANK, store=str(work / "group"), rank=rank, size=chosen.ranks, source=str(parts), recipe=recipe,
               out=str(work / "run"))
@@ -168,8 +172,15 @@ def users(chosen: argparse.Namespace, work: Path) -> Measured:
         make_log(folder / "events.parquet", argparse.Namespace(**{**vars(chosen), **sizes}))
         how = {"memory_mb": chosen.memory_mb, "partitions": chosen.partitions, "threads": chosen.threads}
         measured(SEQUENCES, source=str(folder / "events.parquet"), out=str(folder / "parts"), **how)
-        recipe = {"encoder": "mean", "dim": 32, "max_length": 20, "candidates": 256, "split": "none", "epochs": 1}
-        recipe |= {"event_features": (), "batch_users": 1024, "loss_options": {"matmul": "float32"}}
+        recipe = {
+            "encoder": {"name": "mean", "max_length": 20},
+            "vectors": {"dim": 32},
+            "events": {"features": []},
+            "loss": {"matmul": "float32"},
+            "negatives": {"kind": "uniform", "n": 256},
+            "split": "none",
+            "training": {"epochs": 1, "batch": {"users": 1024}},
+        }
         group = {"store": str(folder / "group"), "rank": 0, "size": 1}
         trained = measured(RANK, source=str(folder / "parts"), out=str(folder / "run"), recipe=recipe, **group)
         published = measured(PUBLISH_ALL, run=str(folder / "run"), store=str(folder / "store"))

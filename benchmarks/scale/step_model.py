@@ -81,11 +81,16 @@ def measure_rank(rank: int, ranks: int, n_items: int, store: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=ranks)
     recipe = Recipe(
-        encoder={"max_length": LENGTH, "n_blocks": BLOCKS, "n_heads": 2, "feed_forward": FEED_FORWARD}, vectors={"dim": DIM}, events={"features": ()}, loss={"matmul": "float32"}, negatives={"kind": "uniform", "n": CANDIDATES[0]}, split="none", sharding="row_wise",
-    )  # fmt: skip
+        encoder={"max_length": LENGTH, "n_blocks": BLOCKS, "n_heads": 2, "feed_forward": FEED_FORWARD},
+        vectors={"dim": DIM},
+        events={"features": ()},
+        loss={"matmul": "float32"},
+        negatives={"kind": "uniform", "n": CANDIDATES[0]},
+        split="none",
+    )
     vocabulary = Vocabulary(np.arange(n_items), np.ones(n_items, np.int64))
     with world() as here, pooled_row_update():
-        task = shard(SequenceInterestTask(recipe, n_items, 0, device="meta"), recipe, here)
+        task = shard(SequenceInterestTask(recipe, n_items, 0, device="meta"), recipe.training, "row_wise", here)
         pipeline = EpochPipeline(task, here)
         task.model.train()
         for n_events, n_candidates in itertools.product(EVENTS, CANDIDATES):

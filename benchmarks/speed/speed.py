@@ -43,7 +43,7 @@ from bseq_plugin.readers.read_events import read_events
 
 def own_epochs(sequences: Path, epochs: int) -> dict[str, Any]:
     """Of ``bseq train``: the epochs after the first, everything else of the command, and peak memory."""
-    settings = [*SETTINGS, f"epochs={epochs}", f"patience={epochs}"]
+    settings = [*SETTINGS, f"training.epochs={epochs}", f"split.patience={epochs}"]
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, "-m", "bseq_plugin.cli.main", "train", str(sequences), "--out", f"{folder}/run"]
         _, seconds, peak = run([*command, "--recipe", "reference", *(a for s in settings for a in ("--set", s))])

@@ -44,7 +44,7 @@ def step_parts(log: PreparedLog) -> dict[str, float]:
         data = TrainingData(log.training, log.vocabulary, log.recipe)
         task = build_task(log, device="meta")
         task.settle(task.machine_choices())
-        sharded = shard(task, log.recipe, here)
+        sharded = shard(task, log.recipe.training, "auto", here)
         sharded.model.train()
         batches = (batch for epoch in range(1_000) for batch in data.batches(epoch))
         outputs = EpochPipeline(sharded, here).outputs(batches)

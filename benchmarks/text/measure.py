@@ -24,6 +24,7 @@ from bseq_plugin.metrics import ranking_metrics
 from bseq_plugin.model.neighbours import own_directions
 from bseq_plugin.model.new_items import with_new_items, with_popularity
 from bseq_plugin.model.task import SequenceInterestTask
+from bseq_plugin.recipe.data import ItemSettings
 from bseq_plugin.training.checkpoint import Checkpoints, Position
 
 TAIL = 5  # events in training, at most
@@ -82,7 +83,8 @@ def of_ids(run: Run, model: InterestModel) -> InterestModel:
     )  # fmt: skip
     Checkpoints(run.path).load_plain(task, Position(run.info["best_epoch"]))
     state = {k: v for k, v in task.interest_encoder.state_dict().items() if not k.startswith("item_tower.encoded")}
-    bare = model.recipe.replace(items=ItemSettings(**model.recipe.items.model_dump(exclude={"encoders", "own_direction", "prior_events"})))
+    items = model.recipe.items
+    bare = model.recipe.replace(items=ItemSettings(min_count=items.min_count, attributes=items.attributes))
     return InterestModel.from_state(bare, vocabulary, state, model.item_priors_VP, model.trained_until_us)
 
 

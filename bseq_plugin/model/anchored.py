@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bseq_plugin.layers import ZeroLinear
-from bseq_plugin.schema.losses import Negatives, Targets
 from bseq_plugin.model.interests import RoutingPool, SelfAttentivePool
+from bseq_plugin.schema.losses import Negatives, Targets
 from bseq_plugin.schema.packed import PackedEvents
 
 CHUNK_ELEMENTS = 1 << 21  # scores of a chunk, of all interests
@@ -25,7 +25,8 @@ SHARPER = 4.0  # first weights of events differ by a factor of e or so, where to
 class AnchoredInterests(nn.Module):
     """K interests of each user: ``[Q * K, E]``, those of a user one after the other.
 
-    The first, the anchor, is the interest of ``interests.kind = "one"``. Each other one is the anchor plus ``W p_k``: ``p_k`` is pooled from the user's events, brought to length sqrt(D), and W begins at zero, so that all are the
+    The first, the anchor, is the interest of ``interests.kind = "one"``. Each other one is the anchor plus ``W p_k``:
+    ``p_k`` is pooled from the user's events, brought to length sqrt(D), and W begins at zero, so that all are the
     anchor at first. Events are pooled rather than states: a state of an encoder that sums up holds a little of
     everything, and states of one user are much alike.
 

@@ -186,8 +186,8 @@ class EventEmbedder(nn.Module):
         lengths_B = event.lengths().to(torch.int64)
         if len(lengths_B) and int(lengths_B.max()) > self.max_length:
             raise ValueError(
-                f"a history has {int(lengths_B.max())} events, the encoder reads {self.max_length} (encoder.max_length): "
-                "cut histories to the latest events first (Sequences.latest)"
+                f"a history has {int(lengths_B.max())} events, the encoder reads {self.max_length} "
+                "(encoder.max_length): cut histories to the latest events first (Sequences.latest)"
             )
         offsets_B1 = torch.nn.functional.pad(lengths_B.cumsum(0), (1, 0))
         keys = history.keys()

@@ -19,7 +19,6 @@ from torchrec.optim.rowwise_adagrad import RowWiseAdagrad
 
 from bseq_plugin.model.task import SequenceInterestTask
 from bseq_plugin.recipe.training import TrainingSettings
-from bseq_plugin.recipe.recipe import Recipe
 from bseq_plugin.training.distributed import World
 from bseq_plugin.training.plan import Sharding, check_device, make_plan
 

@@ -42,7 +42,9 @@ class InterestTwoTower(nn.Module):
         self.candidate_proj = host.candidate_proj
         last = [layer for layer in host.candidate_proj.modules() if isinstance(layer, nn.Linear)][-1:]  # type: ignore[union-attr]
         if not last:
-            raise bseq.UsageError("the host's candidate_proj has no linear layer, so the width of its towers is unknown")
+            raise bseq.UsageError(
+                "the host's candidate_proj has no linear layer, so the width of its towers is unknown"
+            )
         self.query_proj = nn.Linear(interest.width, last[0].out_features, device=last[0].weight.device)
         self.train(host.training)
 
