@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-SETTINGS = ["event_features=[]"]
+SETTINGS = ["events.features=[]"]
 
 
 def made_up_log(n_users: int, n_items: int, seed: int) -> str:
