@@ -107,9 +107,8 @@ class TrainingData:
         priors_VP = self.popularity.at(examples.at_us) if self.recipe.popularity_days else None
         n_users, weight = examples.histories.n_users, float(examples.target_weights.sum(dtype=np.float64))
         negatives_per_user = np.zeros(n_users, np.int64)
-        negatives_per_user[:1] = len(
-            drawn.ids
-        )  # the batch shares them; the first user's row of the jagged tensor holds them
+        # the batch shares them; the first user's row of the jagged tensor holds them
+        negatives_per_user[:1] = len(drawn.ids)
         features = history_features(
             examples.histories,
             self.inputs,
