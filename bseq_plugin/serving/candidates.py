@@ -140,9 +140,8 @@ def _ages_from(served: Served, histories: Sequences, at_us: int | None) -> int |
     """``at``, or for each user the newest event of the store or their own: never a function of the other users."""
     if at_us is not None or histories.timestamps is None:
         return at_us
-    newest_B: np.ndarray = histories.timestamps[
-        histories.offsets[1:] - 1
-    ]  # every user here has events, in order of time
+    # every user here has events, in order of time
+    newest_B: np.ndarray = histories.timestamps[histories.offsets[1:] - 1]
     return newest_B if served.watermark_us is None else np.maximum(newest_B, served.watermark_us)
 
 

@@ -216,7 +216,7 @@ def test_partitions_keep_values(tmp_path, suffix):
     read = PartitionedSequences.open(tmp_path / "parts").read_all(built.vocabulary)
     order = np.argsort(read.user_ids)
     np.testing.assert_array_equal(read.take(order).values, [1.5, np.nan, -2.0, 3.0, 0.0, 7.0])
-    assert resolved(built, Recipe(events={"features": ALL})).event_features == ALL
+    assert resolved(built, Recipe(events={"features": ALL})).events.features == ALL
 
 
 def test_values_that_are_no_numbers_are_refused_before_anything_is_written(tmp_path):
@@ -242,7 +242,8 @@ def test_an_encoder_of_sessions_needs_session_ids_or_times():
     recipe = Recipe(encoder={"name": "cross_session", "gap": False}, split="none")
     with pytest.raises(SchemaError, match="'cross_session' reads sessions, and the log has neither"):
         prepare(Events.in_order(np.array([1, 1]), np.array([1, 2])), recipe)
-    assert EventInputs.of(prepare(Events.from_frame(frame()), recipe).recipe).sessions
+    read = prepare(Events.from_frame(frame()), recipe).recipe
+    assert EventInputs.of(read.events, read.encoder).sessions
 
 
 def test_a_cut_history_has_the_features_of_what_is_read():

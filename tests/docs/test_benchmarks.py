@@ -102,3 +102,12 @@ def test_what_was_written_last_is_read_again(harness, tmp_path, monkeypatch):
     harness.write("tasks", {"churn": 0.8}, commit="1234567")
     assert harness.last("tasks")["figures"] == {"churn": 0.8}
     assert harness.last("tasks")["commit"] == "1234567"
+
+
+def test_the_log_is_newest_first_and_its_links_lead_somewhere():
+    log = (BENCHMARKS / "LOG.md").read_text(encoding="utf-8")
+    days = re.findall(r"^## (\d{4}-\d\d-\d\d)$", log, re.M)
+    assert days == sorted(days, reverse=True)
+    assert len(days) == len(set(days)) == log.count("\n## ")
+    for target in re.findall(r"\]\(([^)#]+)[^)]*\)", log):
+        assert (BENCHMARKS / target).exists(), target

@@ -87,7 +87,7 @@ def test_published_with_an_items_table_they_are_found_the_same_day(run, items, t
 
 def test_what_does_not_fit_is_refused(by_kind, run, recipe, items, tmp_path, monkeypatch):
     events, model = Events.from_frame(by_kind), InterestModel.from_run(run.path)
-    with pytest.raises(SchemaError, match="reads items with item_encoders; give the items table"):
+    with pytest.raises(SchemaError, match="reads items with items.encoders; give the items table"):
         prepare(events, recipe)
     with pytest.raises(SchemaError, match="lacks column 'place'"):
         prepare(events, recipe, items.drop(columns="place"))

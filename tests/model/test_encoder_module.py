@@ -170,7 +170,7 @@ def test_users_do_not_see_each_other(encoder, recipe):
 
 def test_a_history_beyond_max_length_is_refused(encoder, recipe):
     long = histories((2, 7))
-    with pytest.raises(ValueError, match=r"7 events, the encoder reads encoder.max_length = 6.*Sequences.latest"):
+    with pytest.raises(ValueError, match=r"7 events, the encoder reads 6 \(encoder.max_length\).*Sequences.latest"):
         encoder(features(long, recipe))
     assert interests(encoder, recipe, long.latest(6)).shape[0] == 2
 
