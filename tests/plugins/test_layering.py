@@ -5,6 +5,7 @@ docs/concepts.md shows.
 """
 
 import ast
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -204,6 +205,14 @@ def test_the_table_in_the_docs_is_this_one():
     section = CONCEPTS.read_text(encoding="utf-8").partition("\n## Layers\n")[2].partition("\n## ")[0]
     shown = section.partition("```\n")[2].partition("```")[0]
     assert shown == table(), f"docs/concepts.md, Layers: paste what `python {Path(__file__).name}` prints"
+
+
+def test_the_files_of_the_reading_order_are_there():
+    named = re.findall(
+        r"`([\w/]+\.py|[\w/]+/)`", CONCEPTS.read_text(encoding="utf-8").partition("in reading order\n")[2]
+    )
+    assert len(named) > 50
+    assert not [name for name in named if not (ROOT / name).exists()]
 
 
 # The tests above are worth something only if they would notice.
