@@ -112,5 +112,5 @@ def test_one_long_history_does_not_widen_the_mask_of_the_short_ones():
 
 
 def test_heads_must_divide_dim():
-    with pytest.raises(RecipeError, match="dim = 10 is not a multiple of encoder_options.n_heads = 4"):
+    with pytest.raises(RecipeError, match="dim = 10 is not a multiple of encoder.n_heads = 4"):
         CausalEncoder(10, 5, 0.0, CausalEncoder.Options(n_heads=4))

@@ -156,7 +156,7 @@ def test_what_is_hidden_is_what_is_asked_for(users, share, world_size, epoch):
 
 def test_the_share_of_hidden_events_and_of_histories_that_hide_the_last_one():
     log = sequences([[1, 2, 3, 4, 5, 6, 7, 8]] * 4000)
-    source = MaskedEvents(log, Recipe(encoder={"max_length": 8}, objective={"kind": "masked", "share": 0.3}))
+    source = MaskedEvents(log, 8, None, 0.3)
     found = source.examples(source.users, 0, 1, step_random(0, 0, 0))
     hidden = np.zeros(log.n_events, bool)
     hidden[found.state_rows] = True
@@ -181,23 +181,27 @@ def test_only_events_of_the_chosen_types_are_hidden():
 
 
 def test_other_encoders_and_several_interests_are_refused():
-    with pytest.raises(RecipeError, match=r"targets = 'masked' needs an encoder .* 'causal' does not"):
+    with pytest.raises(RecipeError, match=r"objective.kind = 'masked' needs an encoder .* 'causal' does not"):
         SequenceInterestTask(Recipe(objective="masked"), 5, 1)
-    with pytest.raises(RecipeError, match="readout = 'multi'"):
+    with pytest.raises(RecipeError, match="interests.kind = 'several'"):
         Recipe(encoder="masked", interests="several", objective="masked")
     with pytest.raises(RecipeError, match="dim = 9 is not a multiple"):
         MaskedEncoder(9, MAX_LENGTH, 0.0)
 
 
-@pytest.mark.parametrize("targets", ["masked", "prefix"])
-def test_it_learns_what_comes_next(tmp_path, targets):
+@pytest.mark.parametrize("objective", ["masked", "prefix"])
+def test_it_learns_what_comes_next(tmp_path, objective):
     """Two cycles, 1 2 3 and 4 5 6: whoever reads the last item knows the next one."""
     users = np.repeat(np.arange(60), 8)
     place = np.tile(np.arange(8), 60)
     items = 1 + 3 * (users // 3 % 2) + (users % 3 + place) % 3
     recipe = Recipe(
-        encoder={"name": "masked", "max_length": 7, "dropout": 0.0, "n_blocks": 1}, vectors={"dim": 16}, objective=targets, split={"patience": 14, "mask_seen": False}, training={"epochs": 14, "batch": {"users": 4}, "table": {"rate": 0.3}, "dense": {"rate": 1e-2}},
-    )  # fmt: skip
+        encoder={"name": "masked", "max_length": 7, "dropout": 0.0, "n_blocks": 1},
+        vectors={"dim": 16},
+        objective=objective,
+        split={"patience": 14, "mask_seen": False},
+        training={"epochs": 14, "batch": {"users": 4}, "table": {"rate": 0.3}, "dense": {"rate": 1e-2}},
+    )
     run = train(Events.in_order(users, items), recipe, tmp_path / "run", progress=False)
     assert run.info["validation"]["ndcg@10"] > 0.95
     model = InterestModel.from_run(run.path)
