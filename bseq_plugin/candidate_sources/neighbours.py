@@ -33,7 +33,7 @@ class ItemNeighbourSource(CandidateSource[NeighbourOptions]):
     description = "items whose vectors lie beside those of the user's latest events"
 
     def find(self, inputs: SourceInputs, k: int) -> SourceCandidates:
-        """See ``CandidateSource.find``."""
+        """Find candidates; see ``CandidateSource.find``."""
         vectors_VD = inputs.item_vectors_VD
         recent = sparse.recent_matrix(
             inputs.histories, len(vectors_VD) - 1, self.options.last, self.options.decay

@@ -1,1 +1,1 @@
-"""Events -> vocabulary and sequences -> batches."""
+"""From events to vocabulary and sequences, and from these to batches."""

@@ -25,7 +25,7 @@ from bseq_plugin.schema.recipe import Recipe
 
 @dataclass(frozen=True)
 class ItemVectors:
-    """What is known of items beside behaviour, as a vector each.
+    """A vector of each item, from what is known of it beside behaviour.
 
     Attributes:
         vectors_VE: float32 [V + 1, E]; zeros for row 0 and for items of which nothing is known.
@@ -37,7 +37,7 @@ class ItemVectors:
 
     @property
     def digest(self) -> str:
-        """sha256 of everything: two with the same one teach the same."""
+        """The sha256 of everything: two with the same one teach the same."""
         return hashlib.sha256(self.identity.encode() + np.ascontiguousarray(self.vectors_VE).tobytes()).hexdigest()
 
     @classmethod
@@ -76,7 +76,7 @@ class ItemVectors:
 
 
 def build_item_encoders(recipe: Recipe) -> list[ItemEncoder]:
-    """Those of the recipe, in order. Raises UsageError (unknown name) or RecipeError (bad options)."""
+    """Build the item encoders of the recipe, in order. Raises UsageError (unknown name) or RecipeError (options)."""
     encoders = []
     for name in recipe.item_encoders:
         part = plugin_manager().part("item encoder", name)
@@ -86,12 +86,12 @@ def build_item_encoders(recipe: Recipe) -> list[ItemEncoder]:
 
 
 def encoders_identity(encoders: Sequence[ItemEncoder]) -> str:
-    """sha256 of all of them, in order."""
+    """Return the sha256 of all encoders, in order."""
     return hashlib.sha256("".join(encoder.identity for encoder in encoders).encode()).hexdigest()
 
 
 def encode_items(encoders: Sequence[ItemEncoder], items: pd.DataFrame, progress: bool = False) -> np.ndarray:
-    """float32 [N, E], the vectors of all encoders side by side. Raises PluginError if one breaks its contract."""
+    """Return float32 [N, E], the vectors of all encoders side by side. Raises PluginError for a broken contract."""
     return np.concatenate([_checked(encoder, encoder.encode(items, progress), len(items)) for encoder in encoders], 1)
 
 

@@ -90,17 +90,17 @@ class PartitionedSequences:
 
     @property
     def n_users(self) -> int:
-        """In all partitions."""
+        """The number of users in all partitions."""
         return sum(partition.users for partition in self.partitions)
 
     @property
     def n_events(self) -> int:
-        """In all partitions."""
+        """The number of events in all partitions."""
         return sum(partition.events for partition in self.partitions)
 
     @property
     def digest(self) -> str:
-        """sha256 of what ``sequences.json`` says."""
+        """The sha256 of what ``sequences.json`` says."""
         head = json.dumps([self.columns, self.event_types, [asdict(partition) for partition in self.partitions]])
         return hashlib.sha256(head.encode()).hexdigest()
 
@@ -113,12 +113,12 @@ class PartitionedSequences:
         return Vocabulary(ids, table["count"].to_numpy(), tuple(self.event_types))
 
     def row_group_users(self, partition: int) -> np.ndarray:
-        """int64, the users of each row group of a partition."""
+        """Return int64, the number of users of each row group of a partition."""
         metadata = self._file(partition).metadata
         return np.array([metadata.row_group(n).num_rows for n in range(metadata.num_row_groups)], np.int64)
 
     def read(self, partition: int, row_groups: list[int], vocabulary: Vocabulary) -> Sequences:
-        """The histories of some row groups, in this order. Raises SchemaError if they can't be read."""
+        """Return the histories of some row groups, in this order. Raises SchemaError if they can't be read."""
         path = self.folder / self.partitions[partition].file
         try:
             table = self._file(partition).read_row_groups(row_groups, columns=[USER, *self.columns])
@@ -127,7 +127,7 @@ class PartitionedSequences:
         return Sequences.from_table(table, vocabulary, path.name)
 
     def read_all(self, vocabulary: Vocabulary) -> Sequences:
-        """The histories of all users, in memory: 8 bytes an event and column."""
+        """Return the histories of all users, in memory: 8 bytes an event and column."""
         parts = []
         for number, partition in enumerate(self.partitions):
             if partition.users:
@@ -198,7 +198,7 @@ def _flat(column: pa.ChunkedArray) -> pa.Array:
 
 
 def _add(counts: Any, found: pa.StructArray) -> pa.Table:
-    """Counts by item, merged so that memory is that of the items, not of the parts."""
+    """Add counts by item, merged so that memory is that of the items, not of the parts."""
     new = pa.table({ITEM: found.field("values"), "count": found.field("counts")})
     both = new if counts is None else pa.concat_tables([counts, new])
     merged = both.filter(pc.is_valid(both[ITEM])).group_by(ITEM).aggregate([("count", "sum")])

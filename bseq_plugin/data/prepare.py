@@ -46,7 +46,7 @@ class PreparedLog:
 
     @cached_property
     def item_priors(self) -> np.ndarray | None:
-        """float32 [V + 1, P], popularity at the end of the training part, or None if the recipe has no spans."""
+        """Popularity at the end of the training part, float32 [V + 1, P], or None if the recipe has no spans."""
         if not self.recipe.popularity_days:
             return None
         end_us = (self.trained_until_us or 0) + 1
@@ -54,7 +54,7 @@ class PreparedLog:
 
     @property
     def trained_until_us(self) -> int | None:
-        """Time of the newest training event."""
+        """The time of the newest training event."""
         if self.partitions is not None:
             return self.newest_us
         times = self.training.timestamps
@@ -84,7 +84,7 @@ def prepare(events: Events, recipe: Recipe, items: pd.DataFrame | None = None, p
 def what_is_known(
     items: pd.DataFrame | None, recipe: Recipe, vocabulary: Vocabulary, progress: bool = False
 ) -> tuple[ItemAttributes | None, ItemVectors | None]:
-    """What the recipe reads of the items table. Raises SchemaError if it reads something and there is none."""
+    """Return what the recipe reads of the items table. Raises SchemaError if it reads something and there is none."""
     if not recipe.item_attributes and not recipe.item_encoders:
         return None, None
     if items is None:
@@ -99,7 +99,7 @@ def what_is_known(
 
 
 def _split(events: Events, recipe: Recipe) -> tuple[Vocabulary, Sequences, Sequences]:
-    """(vocabulary, whole log, training part)."""
+    """Return (vocabulary, whole log, training part)."""
     if recipe.split == "time":
         cut_us = instant_us(recipe.validation_at, "validation_at")
         past = events.before(cut_us)
@@ -118,7 +118,7 @@ def _split(events: Events, recipe: Recipe) -> tuple[Vocabulary, Sequences, Seque
 
 
 def evaluation_set(sequences: Sequences, recipe: Recipe, part: Literal["validation", "test"]) -> EvaluationSet:
-    """The held-out part of a log, under a recipe that ``prepare`` has resolved.
+    """Return the held-out part of a log, under a recipe that ``prepare`` has resolved.
 
     With ``mask_seen`` the targets are the items new to the user.
     """
@@ -142,7 +142,7 @@ def evaluation_set(sequences: Sequences, recipe: Recipe, part: Literal["validati
 
 @dataclass(frozen=True)
 class LogColumns:
-    """Which optional columns a log has."""
+    """The optional columns that a log has."""
 
     event_types: bool
     session_ids: bool
@@ -150,7 +150,7 @@ class LogColumns:
 
 
 def resolve(recipe: Recipe, columns: LogColumns, newest_us: int | None) -> Recipe:
-    """The recipe with what a log lacks left out and the instants of a time split filled in.
+    """Return the recipe with what a log lacks left out and the instants of a time split filled in.
 
     ``newest_us``: time of the newest event, None for a log without times.
     """

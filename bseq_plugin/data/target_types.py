@@ -1,4 +1,4 @@
-"""Which event types a loss aims at, and how much each counts."""
+"""The event types that a loss aims at, and how much each counts."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from bseq_plugin.schema.recipe import Recipe
 
 
 def type_weights(recipe: Recipe, vocabulary: Vocabulary) -> np.ndarray | None:
-    """float32, the weight of a target by the row of its event type (0 = unknown type); None if all count alike.
+    """Return float32, the weight of a target by the row of its event type (0 = unknown type); None if all count alike.
 
     Raises RecipeError if the recipe names a type that the log does not have.
     """
@@ -34,7 +34,7 @@ def type_weights(recipe: Recipe, vocabulary: Vocabulary) -> np.ndarray | None:
 
 
 def target_weights(sequences: Sequences, of_type: np.ndarray | None) -> np.ndarray:
-    """float32 [T], what each event counts as a target: 0 for an unknown item or a type that is not aimed at."""
+    """Return float32 [T], what each event counts as a target: 0 for an unknown item or a type that is not aimed at."""
     known = (sequences.items > 0).astype(np.float32)
     if of_type is None or sequences.event_types is None:
         return known

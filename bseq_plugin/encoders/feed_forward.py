@@ -31,7 +31,7 @@ class FeedForward(nn.Module):
         self.out = (ZeroLinear if begin == "mean" else nn.Linear)(inner, dim)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Same shape, same type."""
+        """Return the layers' output, of the shape and type of ``x``."""
         if not self.training or self.matmul != "bfloat16" or x.dtype != torch.float32:
             return self._products(x)
         with torch.autocast(x.device.type, torch.bfloat16):
@@ -50,13 +50,13 @@ class FeedForward(nn.Module):
 
 
 def feed_forward_pays(dim: int, inner: int, swiglu: bool) -> bool:
-    """Whether training is measurably faster here with ``matmul = "bfloat16"``."""
+    """Return whether training is measurably faster on this machine with ``matmul = "bfloat16"``."""
     return halves_pay(torch.empty(0, dim), lambda: feed_forward_gain(dim, inner, swiglu))
 
 
 @cache
 def feed_forward_gain(dim: int, inner: int, swiglu: bool = False) -> float:
-    """Seconds of a forward and backward pass in float32 divided by those in bfloat16, on this machine."""
+    """Return the seconds of a forward and backward pass in float32 divided by those in bfloat16, on this machine."""
     kinds: tuple[Matmul, ...] = ("float32", "bfloat16")
     seconds = []
     # whoever asks may be in the midst of anything: their random numbers stay theirs, and gradients are needed here

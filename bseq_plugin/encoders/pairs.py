@@ -1,4 +1,4 @@
-"""What is known of a pair (event that looks, event that is looked at) beside their vectors.
+"""Features of pairs of events (the one that looks, the one that is looked at), beside their vectors.
 
 Shape letters: T packed events, G lines of W cells, H heads, S any shape of pairs: [G, W, W] inside a tile, [T] for each
 event seen from its user's newest.
@@ -37,7 +37,7 @@ class Wants:
 
 @dataclass(frozen=True)
 class Pairs:
-    """Facts of pairs; None where nobody wants them.
+    """Features of pairs; None for those that no block reads.
 
     Attributes:
         mask: float, 0 where the first event sees the second, -inf elsewhere; None: all events up to its own.
@@ -52,7 +52,7 @@ class Pairs:
     average: Tensor | None = None
 
     def moving_average(self) -> Tensor:
-        """``average``. Raises ValueError if it was not wanted."""
+        """Return ``average``. Raises ValueError if it was not asked for."""
         if self.average is None:
             raise ValueError("the pairs were made without a moving average: set Wants.half_life")
         return self.average
@@ -73,12 +73,12 @@ class PairBias(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Zeros."""
+        """Set both tables to zero."""
         for table in self.parameters(recurse=False):
             nn.init.zeros_(table)
 
     def forward(self, pairs: Pairs) -> Tensor | None:
-        """``[S, H]``, or None without tables."""
+        """Return ``[S, H]``, the bias of each pair and head, or None without tables."""
         # A line may be wider than any history: pairs of two users have buckets beyond the table, behind the mask.
         parts = [
             nn.functional.embedding(bucket.clamp_max(len(table) - 1), table)
@@ -89,26 +89,28 @@ class PairBias(nn.Module):
 
 
 def n_distance_buckets(max_length: int) -> int:
-    """Buckets of the distances 0..max_length - 1."""
+    """Return the number of buckets of the distances 0..max_length - 1."""
     return (
         int(distance_bucket(torch.tensor(max(max_length - 1, 0), device="cpu"))) + 1
     )  # made on the meta device or not
 
 
 def distance_bucket(distance: Tensor) -> Tensor:
-    """int64, ascending: the distance itself below ``NEAR``, then half octaves."""
+    """Return int64, the bucket of each distance: the distance itself below ``NEAR``, then half octaves."""
     far = NEAR + (2 * (distance.clamp_min(NEAR).double() / NEAR).log2()).floor().long()
     return torch.where(distance < NEAR, distance, far)
 
 
 def time_bucket(between_us: Tensor) -> Tensor:
-    """int64: 0 below a second (or for times out of order), else 1 + floor(log2(seconds)), at most 32."""
+    """Return int64, the bucket of each time: 0 below a second (or for times out of order), else 1 +
+    floor(log2(seconds)), at most 32.
+    """
     seconds = (between_us // SECOND_US).clamp_min(0)
     return (1 + seconds.clamp_min(1).double().log2().floor().long()).clamp_max(N_TIME_BUCKETS - 1) * (seconds > 0)
 
 
 def tile_pairs(events: PackedEvents, layout: Layout, tile: Tile, wants: Wants, hidden_T: Tensor | None) -> Pairs:
-    """Pairs [G, W, W] of a tile; ``hidden_T`` bool, events that only they themselves may see."""
+    """Return the pairs [G, W, W] of a tile; ``hidden_T`` bool, events that only they themselves may see."""
     if tile.alone and wants.nothing and hidden_T is None:
         return Pairs()
     shape = (tile.n_lines, tile.width)
@@ -126,7 +128,7 @@ def tile_pairs(events: PackedEvents, layout: Layout, tile: Tile, wants: Wants, h
 
 
 def user_pairs(events: PackedEvents, layout: Layout, tile: Tile) -> Pairs:
-    """Pairs [G, W, W] of a tile in which all events of a user see each other."""
+    """Return the pairs [G, W, W] of a tile in which all events of a user see each other."""
     user_GW = layout.users(events.user_T)[tile.cells].view(tile.n_lines, tile.width)
     visible = user_GW[:, :, None] == user_GW[:, None, :]  # cells without an event see each other: no row sees nothing
     mask = torch.zeros(visible.shape, dtype=events.x_TD.dtype, device=visible.device)
@@ -134,7 +136,7 @@ def user_pairs(events: PackedEvents, layout: Layout, tile: Tile) -> Pairs:
 
 
 def newest_pairs(events: PackedEvents, wants: Wants, hidden_T: Tensor | None) -> Pairs:
-    """Pairs [T]: each event seen from its user's newest. ``average`` is not yet divided by its sum."""
+    """Return the pairs [T], each event seen from its user's newest. ``average`` is not yet divided by its sum."""
     if wants.nothing and hidden_T is None:
         return Pairs()
     visible_T = torch.ones_like(events.age_T, dtype=torch.bool) if hidden_T is None else ~hidden_T | (events.age_T == 0)

@@ -37,7 +37,8 @@ def chunked_loss(
     matmul: str = "auto",
     narrow: bool = False,
 ) -> Tensor:
-    """Weighted mean of ``logit_loss`` over S targets, differentiable in states, targets and negative vectors.
+    """Return the weighted mean of ``logit_loss`` over S targets, differentiable in states, targets and negative
+    vectors.
 
     A state's own targets are struck from its negatives wherever they stand there; each counts once, as a positive.
     Targets with ``places_S`` are read from the negatives, and their gradient goes there.
@@ -58,7 +59,9 @@ def chunked_loss(
 
 
 def chunk_size(n_states: int, n_negatives: int, elements: int) -> int:
-    """States of a chunk: what fits ``elements`` logits, in even shares, and a few whatever the catalogue's size."""
+    """Return the number of states of a chunk: what fits ``elements`` logits, in even shares, and a few whatever the
+    catalogue's size.
+    """
     most = max(CHUNK_STEP, elements // max(1, n_negatives) // CHUNK_STEP * CHUNK_STEP)
     share = -(-n_states // -(-n_states // most))
     return -(-share // CHUNK_STEP) * CHUNK_STEP

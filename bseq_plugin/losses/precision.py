@@ -45,7 +45,9 @@ class Products:
 
     @classmethod
     def of(cls, vectors_ND: Tensor, chunk: int, halves: bool, narrow: bool = False) -> Products:
-        """For chunks of at most ``chunk`` states; in bfloat16 with ``halves``, and ``narrow`` logits too."""
+        """Make the buffers for chunks of at most ``chunk`` states; in bfloat16 with ``bfloat16``, and ``narrow`` logits
+        too.
+        """
         size = vectors_ND.shape[0] * chunk
         half_ND = vectors_ND.bfloat16() if halves else vectors_ND
         buffers = None
@@ -55,7 +57,7 @@ class Products:
         return cls(half_ND, torch.empty_like(vectors_ND), buffer, buffers, narrow)
 
     def logits(self, states_CD: Tensor) -> Tensor:
-        """``[N, C]`` in the model's type, or in bfloat16 if they are ``narrow``; valid until the next call."""
+        """Return ``[N, C]`` in the model's type, or in bfloat16 if they are ``narrow``; valid until the next call."""
         n, c = self.vectors_ND.shape[0], states_CD.shape[0]
         if self.halves is None:
             return torch.mm(self.vectors_ND, states_CD.T, out=self.buffer[: n * c].view(n, c))
@@ -96,7 +98,9 @@ def multiplies_in_halves(vectors_ND: Tensor, matmul: str) -> bool:
 
 @cache
 def bfloat16_gain(dim: int, n_negatives: int = 8192, chunk: int = 64) -> float:
-    """Seconds of a chunk's products in float32 divided by those in bfloat16, conversions included, on this machine."""
+    """Return the seconds of a chunk's products in float32 divided by those in bfloat16, conversions included, on this
+    machine.
+    """
     generator = torch.Generator().manual_seed(0)
     vectors_ND = torch.randn(n_negatives, dim, generator=generator)
     states_CD = torch.randn(chunk, dim, generator=generator)

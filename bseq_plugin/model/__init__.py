@@ -1,1 +1,1 @@
-"""Tables + encoder + readout + loss, composed into TorchRec modules."""
+"""Tables, encoder, readout and loss, composed into TorchRec modules."""

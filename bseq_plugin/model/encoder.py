@@ -35,7 +35,7 @@ FEATURE_ORDER = (EVENT_TYPE, *TABLE_ROWS)  # of the tables
 
 
 class SequenceInterestEncoder(HistoryEncoder):
-    """Sharded tables, event embedder, one sequence encoder part, readout.
+    """A TorchRec module of sharded tables, an event embedder, one sequence encoder part and a readout.
 
     Args:
         recipe: ``encoder``, ``encoder_options``, ``members``, ``dim``, ``max_length``, ``dropout`` and
@@ -91,7 +91,8 @@ class SequenceInterestEncoder(HistoryEncoder):
         return self.readout.width
 
     def forward(self, history: KeyedJaggedTensor) -> KeyedTensor:
-        """``{"user_interest": [B, K * D]}``, float32, D = ``recipe.interest_dim``, K = ``recipe.interests_per_user``.
+        """Return ``{"user_interest": [B, K * D]}``, float32, D = ``recipe.interest_dim``, K =
+        ``recipe.interests_per_user``.
 
         A user without events has the interest of a state of zeros: for inner-product scores without priors, zeros.
         """
@@ -102,7 +103,7 @@ class SequenceInterestEncoder(HistoryEncoder):
         return interest
 
     def interests(self, events: PackedEvents, rows_Q: Tensor | None = None) -> Tensor:
-        """``[Q * K, D]`` of the packed rows ``rows_Q``, or of all users; with K > 1 rows are newest events.
+        """Return ``[Q * K, D]`` of the packed rows ``rows_Q``, or of all users; with K > 1 rows are newest events.
 
         A straight line too, whatever the batch holds.
         """
@@ -116,7 +117,7 @@ def read_interests(
     events: PackedEvents,
     rows_Q: Tensor | None = None,
 ) -> Tensor:
-    """See ``SequenceInterestEncoder.interests``."""
+    """Read the interests off packed events; see ``SequenceInterestEncoder.interests``."""
     found: Tensor
     if isinstance(multi_interests, MultiInterests):
         found = interest_head(multi_interests(events, sequence_encoder(events, None, True), rows_Q))
@@ -135,8 +136,8 @@ class StateReader(nn.Module):
     def forward(
         self, events: PackedEvents, rows_Q: Tensor | None = None, every: bool = False, masked: bool = False
     ) -> Tensor:
-        """``[Q, D]``, the states of ``rows_Q``, with ``masked`` those in their places; with ``every`` ``[T, D]``, all;
-        else ``[B, D]``, each user's newest, zeros for one without events.
+        """Return ``[Q, D]``, the states of ``rows_Q``, with ``masked`` those in their places; with ``every`` ``[T,
+        D]``, all; else ``[B, D]``, each user's newest, zeros for one without events.
         """
         if masked and rows_Q is not None:
             return self._checked(self.part.masked_states_at(events, rows_Q), len(rows_Q), events)
@@ -157,7 +158,7 @@ class StateReader(nn.Module):
         return self._checked(self.part.states_at(events, rows_Q), len(rows_Q), events)
 
     def _checked(self, states_QD: object, n_rows: int, events: PackedEvents) -> Tensor:
-        """What the part gave: it may be a plugin's, and a wrong width would be found far from here."""
+        """Check the states of the part, which may be a plugin's: a wrong width would surface far from here."""
         wanted = (n_rows, events.x_TD.shape[1])
         if not isinstance(states_QD, Tensor) or states_QD.shape != wanted:
             found = tuple(states_QD.shape) if isinstance(states_QD, Tensor) else type(states_QD).__name__
@@ -169,7 +170,9 @@ class StateReader(nn.Module):
 
 
 class EventEmbedder(nn.Module):
-    """Sums the looked-up vectors of an event: its item's and those of its features (see ``event_features``)."""
+    """A module that sums the looked-up vectors of an event: its item's and those of its features (see
+    ``event_features``).
+    """
 
     def __init__(self, inputs: EventInputs, max_length: int) -> None:
         super().__init__()
@@ -177,7 +180,7 @@ class EventEmbedder(nn.Module):
         self.max_length = max_length
 
     def forward(self, item_TD: Tensor, looked_up: dict[str, JaggedTensor], history: KeyedJaggedTensor) -> PackedEvents:
-        """Packed events. Raises ValueError if a history is longer than ``max_length``."""
+        """Return the packed events. Raises ValueError if a history is longer than ``max_length``."""
         event = looked_up[EVENT]
         x_TD = item_TD
         for name in self.inputs.features:
@@ -197,20 +200,20 @@ class EventEmbedder(nn.Module):
 
 
 class Readout(nn.Module):
-    """A module of its own because the trace can't build a KeyedTensor."""
+    """A module that makes the KeyedTensor; one of its own because the trace can't build it."""
 
     def __init__(self, dim: int, n_interests: int) -> None:
         super().__init__()
         self.width = n_interests * dim
 
     def forward(self, interests_ND: Tensor) -> KeyedTensor:
-        """``{"user_interest": [B, K * D]}`` of ``[B * K, D]``."""
+        """Return ``{"user_interest": [B, K * D]}`` of ``[B * K, D]``."""
         values = interests_ND.reshape(-1, self.width)
         return KeyedTensor(keys=[USER_INTEREST], length_per_key=[self.width], values=values)
 
 
 def build_encoder_part(recipe: Recipe) -> SequenceEncoder:
-    """The sequence encoder named in the recipe, ``recipe.members`` times. Raises UsageError (unknown name) or
+    """Build the sequence encoder named in the recipe, ``recipe.members`` times. Raises UsageError (unknown name) or
     RecipeError (bad options).
     """
     part = plugin_manager().part("encoder", recipe.encoder)

@@ -65,7 +65,8 @@ class InterestModel:
         trained_until_us: int | None,
         copy: bool = True,
     ) -> InterestModel:
-        """From the state of a ``SequenceInterestEncoder`` without attributes. Raises RunError if it does not fit.
+        """Make a model of the state of a ``SequenceInterestEncoder`` without attributes. Raises RunError if it does not
+        fit.
 
         ``copy=False`` takes the tensors as they are: tables that are mapped files stay on the disk.
         """
@@ -92,13 +93,14 @@ class InterestModel:
 
     @property
     def item_table_VD(self) -> Tensor:
-        """float32 [V + 1, D], D = ``recipe.vector_dim``: the rows that histories are read with."""
+        """The rows that histories are read with, float32 [V + 1, D], D = ``recipe.vector_dim``."""
         weight: Tensor = self.encoder.embedding_collection.embeddings[ITEM_TABLE].weight.detach()
         return weight
 
     @cached_property
     def item_vectors_VD(self) -> Tensor:
-        """float32 [V + 1, D], D = ``recipe.interest_dim``: what an interest is multiplied with to score an item.
+        """The vectors that score an item by their inner product with an interest, float32 [V + 1,
+        ``recipe.interest_dim``].
 
         Row 0 is the unknown item's and no catalogue item.
         """
@@ -106,7 +108,7 @@ class InterestModel:
 
     @cached_property
     def digest(self) -> str:
-        """Hexadecimal sha256 of everything that decides on a vector: recipe, vocabulary, weights and item priors."""
+        """The hexadecimal sha256 of all that decides on a vector: recipe, vocabulary, weights and item priors."""
         digest = hashlib.sha256(json.dumps(self.recipe.model_dump(), sort_keys=True).encode())
         digest.update("\0".join(map(str, self.vocabulary.item_ids.tolist())).encode())
         state = {**self.encoder.state_dict(), "item_priors": self.item_priors_VP}
@@ -117,7 +119,7 @@ class InterestModel:
 
     @torch.no_grad()
     def encode(self, histories: Sequences, *, wide: bool = False) -> Tensor:
-        """``interests_BKD`` float32 of the latest ``recipe.max_length`` events of each history.
+        """Return ``interests_BKD`` float32 of the latest ``recipe.max_length`` events of each history.
 
         Without events it is what the head makes of zeros: zeros, or with popularity columns the taste of the crowd.
 
@@ -141,7 +143,7 @@ class InterestModel:
         return WideModules.of(self.encoder)
 
     def with_items(self, rows_G: np.ndarray) -> InterestModel:
-        """The same model with these items only, in this order: int64 [G], rows 0..V-1 (vocabulary row minus 1)."""
+        """Return the same model with these items only, in this order: int64 [G], rows 0..V-1 (vocabulary row - 1)."""
         table_rows = torch.from_numpy(np.concatenate([[0], rows_G + 1]))
         state = {name: value.detach().clone() for name, value in self.encoder.state_dict().items()}
         for name in state.keys() & {ITEM_WEIGHT, KEYS}:
@@ -155,8 +157,8 @@ class InterestModel:
         return InterestModel.from_state(self.recipe, chosen, state, priors, self.trained_until_us)
 
     def with_rows(self, item_ids: np.ndarray, rows_ND: Tensor, priors_NP: Tensor | None = None) -> InterestModel:
-        """The same model with other rows of the item table for these items; unknown ids come after all others, in the
-        order given, with no event counted. ``priors_NP``: their popularity columns, if the recipe has any.
+        """Return the same model with other rows of the item table for these items; unknown ids come after all others,
+        in the order given, with no event counted. ``priors_NP``: their popularity columns, if the recipe has any.
         """
         places = self.vocabulary.item_rows(item_ids) if len(item_ids) else np.empty(0, np.int64)
         new = places == 0
@@ -203,7 +205,7 @@ class InterestModel:
 
     @classmethod
     def from_run(cls, run: str | Path) -> InterestModel:
-        """The best model of a finished run. Raises RunError if the run is missing or not finished."""
+        """Load the best model of a finished run. Raises RunError if the run is missing or not finished."""
         folder = Path(run) / "model"
         if not folder.is_dir():
             raise RunError(f"{run} is not a finished run (no model/); train it first, or go on with --resume")
@@ -211,7 +213,7 @@ class InterestModel:
 
 
 def _with_rows(table_VD: Tensor, at_N: Tensor, rows_ND: Tensor, n_rows: int) -> Tensor:
-    """A copy of ``n_rows`` rows, those at ``at_N`` replaced."""
+    """Return a copy of ``n_rows`` rows, with those at ``at_N`` replaced."""
     longer_VD = table_VD.new_zeros(n_rows, table_VD.shape[1])
     longer_VD[: len(table_VD)] = table_VD.detach()
     longer_VD[at_N] = rows_ND.to(table_VD.dtype)
@@ -225,7 +227,7 @@ def save_parts(
     state: Mapping[str, Tensor],
     trained_until_us: int | None,
 ) -> None:
-    """The files of a model but ``items.safetensors``; ``state`` is the encoder's without the item table."""
+    """Write the files of a model but ``items.safetensors``; ``state`` is the encoder's without the item table."""
     save_file({name: value.contiguous() for name, value in state.items()}, folder / "encoder.safetensors")
     header = {"recipe": recipe.model_dump(), "trained_until_us": trained_until_us, "bseq_version": __version__}
     (folder / "recipe.json").write_text(json.dumps(header, indent=1), encoding="utf-8")
@@ -233,7 +235,9 @@ def save_parts(
 
 
 def _calls(histories: Sequences) -> list[np.ndarray]:
-    """Places of the users of each call: like lengths together, so that there is no padding and calls are even."""
+    """Return the places of the users of each call: like lengths together, so that there is no padding and calls are
+    even.
+    """
     if histories.n_users == 0:
         return []
     if histories.n_events <= EVENTS_PER_CALL:

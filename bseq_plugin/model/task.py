@@ -25,7 +25,7 @@ from bseq_plugin.schema.recipe import Recipe
 
 
 class SequenceInterestTask(nn.Module):
-    """A ``SequenceInterestEncoder`` with the recipe's loss. Arguments as there."""
+    """A ``SequenceInterestEncoder`` with the recipe's loss, for the same arguments."""
 
     def __init__(
         self,
@@ -64,7 +64,7 @@ class SequenceInterestTask(nn.Module):
         )
 
     def machine_choices(self) -> dict[str, dict[str, Any]]:
-        """What is best on this machine, by part; see ``MachineChoices``. Some of it is measured now."""
+        """Return what is best on this machine, by part; see ``MachineChoices``. Some of it is measured now."""
         return {name: part.machine_choices(self.recipe.dim) for name, part in self._choosing.items()}
 
     def settle(self, choices: Mapping[str, Mapping[str, Any]]) -> None:
@@ -77,7 +77,8 @@ class SequenceInterestTask(nn.Module):
         return {"encoder": self.interest_encoder.sequence_encoder.part, "loss": self.objective.loss}
 
     def forward(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        """``(loss, {"loss", "n_targets"})``; the loss is scaled so that its mean over ranks is the global batch's.
+        """Return ``(loss, {"loss", "n_targets"})``; the loss is scaled so that its mean over ranks is the global
+        batch's.
 
         ``n_targets`` float32, each target counted with its weight.
         """
@@ -95,7 +96,7 @@ class SequenceInterestTask(nn.Module):
 
 
 class Objective(nn.Module):
-    """Brings interests, targets and negatives together; a leaf of the trace."""
+    """A module that brings interests, targets and negatives together; a leaf of the trace."""
 
     def __init__(
         self, loss: SequenceLoss, cosine: bool, n_interests: int = 1, n_members: int = 1, *, anchored: bool = False
@@ -110,7 +111,7 @@ class Objective(nn.Module):
     def forward(
         self, interests_ND: Tensor, target_SD: Tensor, negative_ND: Tensor, batch: Batch
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """See ``SequenceInterestTask.forward``."""
+        """Return the loss and its figures; see ``SequenceInterestTask.forward``."""
         negative_ND = score_vectors(negative_ND, batch.negative_priors_NP, self.cosine)
         places_S = batch.target_places_S
         if places_S is None:
@@ -134,7 +135,7 @@ class Objective(nn.Module):
 
 
 def build_loss_part(recipe: Recipe) -> SequenceLoss:
-    """The loss named in the recipe. Raises UsageError (unknown name) or RecipeError (bad options)."""
+    """Build the loss named in the recipe. Raises UsageError (unknown name) or RecipeError (bad options)."""
     part = plugin_manager().part("loss", recipe.loss)
     loss: SequenceLoss = part(parse_options(part.Options, recipe.loss_options, f"loss_options of {recipe.loss!r}"))
     return loss
