@@ -42,7 +42,6 @@ INTERESTS: dict[str, dict[str, Any]] = {
     "one interest": HSTU,
     "self-attentive, K = 4": FOUR,
     "routing, K = 4": {**FOUR, "interest_method": "routing"},
-    "self-attentive, K by length": {**FOUR, "interests_by_length": True},
     "one interest, diversity 0.03": {**HSTU, "diversity": 0.03},
     "one interest, diversity 0.1": {**HSTU, "diversity": 0.1},
     "self-attentive, diversity 0.1": {**FOUR, "diversity": 0.1},

@@ -59,7 +59,6 @@ SWITCHES: dict[str, dict[str, list[str]]] = {
     },
     "score": {"cosine": ["score=cosine"]},
     "schedule": {"constant": ["schedule=constant"]},
-    "averaged weights": {"half-life 1 epoch": ["ema_half_life=1.0"]},
     "learning rate": {"0.0005": ["learning_rate=0.0005"], "0.002": ["learning_rate=0.002"]},
     "table's learning rate": {"0.1": ["table_learning_rate=0.1"], "0.4": ["table_learning_rate=0.4"]},
 }

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from bseq_plugin.encoders.dropout import dropout
 from bseq_plugin.encoders.layout import Layout, Tile, lay_out
-from bseq_plugin.encoders.pairs import PairBias, Pairs, Wants, newest_pairs, tile_pairs, user_pairs
+from bseq_plugin.encoders.pairs import PairBias, PairFeatures, Pairs, newest_pairs, tile_pairs, user_pairs
 from bseq_plugin.encoders.varlen import VarlenView
 from bseq_plugin.schema.packed import PackedEvents
 
@@ -30,10 +30,10 @@ class TileView:
     pairs: tuple[Pairs, ...]
 
     @classmethod
-    def of(cls, events: PackedEvents, wants: Wants, hidden_T: Tensor | None = None) -> TileView:
+    def of(cls, events: PackedEvents, features: PairFeatures, hidden_T: Tensor | None = None) -> TileView:
         """Lay out a batch once, for every block to read."""
         layout = lay_out(events)
-        return cls(layout, tuple(tile_pairs(events, layout, tile, wants, hidden_T) for tile in layout.tiles))
+        return cls(layout, tuple(tile_pairs(events, layout, tile, features, hidden_T) for tile in layout.tiles))
 
     @classmethod
     def both_ways(cls, events: PackedEvents) -> TileView:
@@ -71,9 +71,9 @@ class NewestView:
     pairs: Pairs
 
     @classmethod
-    def of(cls, events: PackedEvents, wants: Wants, hidden_T: Tensor | None = None) -> NewestView:
+    def of(cls, events: PackedEvents, features: PairFeatures, hidden_T: Tensor | None = None) -> NewestView:
         """Make the view of a batch that has at least one event."""
-        return cls((events.offsets_B1[1:] - 1).clamp_min(0), events.user_T, newest_pairs(events, wants, hidden_T))
+        return cls((events.offsets_B1[1:] - 1).clamp_min(0), events.user_T, newest_pairs(events, features, hidden_T))
 
     def queries(self, x_MD: Tensor) -> Tensor:
         """Return ``x_RD``, the events that look."""

@@ -13,7 +13,7 @@ from bseq_plugin.encoders.attention import NewestView, TileView, View
 from bseq_plugin.encoders.block import Begin, FrequencyFilter, Residual, SelfAttention
 from bseq_plugin.encoders.dropout import dropout
 from bseq_plugin.encoders.feed_forward import FeedForward, feed_forward_pays
-from bseq_plugin.encoders.pairs import N_TIME_BUCKETS, PairBias, Wants, n_distance_buckets
+from bseq_plugin.encoders.pairs import N_TIME_BUCKETS, PairBias, PairFeatures, n_distance_buckets
 from bseq_plugin.encoders.stack import BlockStack, Choose, PositionEmbedding
 from bseq_plugin.encoders.varlen import VarlenView, varlen_serves
 from bseq_plugin.errors import RecipeError
@@ -66,10 +66,10 @@ class CausalOptions(PartOptions):
         return self.feed_forward or 4 * dim
 
     @property
-    def wants(self) -> Wants:
+    def pair_features(self) -> PairFeatures:
         """What the blocks read of a pair of events."""
         half_life = self.filter_half_life if self.filter_weight else None
-        return Wants(self.relative_position_bias, self.relative_time_bias, half_life)
+        return PairFeatures(self.relative_position_bias, self.relative_time_bias, half_life)
 
 
 class CausalEncoder(BlockStack[CausalOptions]):
@@ -91,7 +91,7 @@ class CausalEncoder(BlockStack[CausalOptions]):
         super().__init__(dim, max_length, dropout, options)
         if dim % self.options.n_heads:
             raise RecipeError(f"dim = {dim} is not a multiple of encoder_options.n_heads = {self.options.n_heads}")
-        self.wants = self.options.wants
+        self.pair_features = self.options.pair_features
         self.position = PositionEmbedding(max_length, dim) if self.options.position != "none" else None
         self.blocks = nn.ModuleList(
             CausalBlock(dim, max_length, dropout, self.options) for _ in range(self.options.n_blocks)
@@ -127,7 +127,7 @@ class CausalEncoder(BlockStack[CausalOptions]):
         """Take a GPU's kernel for sequences of different lengths where it serves, else the tiles."""
         drops = self.training and self.options.share("attention", self.dropout) > 0
         head_width = events.x_TD.shape[1] // self.options.n_heads
-        if hidden_T is None and self.wants.nothing and not drops and varlen_serves(events.x_TD, head_width):
+        if hidden_T is None and self.pair_features.none and not drops and varlen_serves(events.x_TD, head_width):
             return VarlenView.of(events)
         return super().all_look(events, hidden_T)
 
@@ -142,12 +142,12 @@ class CausalEncoder(BlockStack[CausalOptions]):
         *first, last = self.blocks
         x_TD = self.embed(events)
         if first:
-            tiles = TileView.of(events, self.wants)
+            tiles = TileView.of(events, self.pair_features)
             x = tiles.layout.spread(x_TD)
             for block in first:
                 x = block(x, tiles)
             x_TD = tiles.layout.gather(x)
-        return cast(CausalBlock, last).shares(x_TD, NewestView.of(events, self.wants))
+        return cast(CausalBlock, last).shares(x_TD, NewestView.of(events, self.pair_features))
 
     def hidden(self, events: PackedEvents) -> Tensor | None:
         """Return bool [T], events of this batch that only they themselves see. They are drawn once, so that no block

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from bseq_plugin.encoders.attention import TileView
 from bseq_plugin.encoders.dropout import dropout
 from bseq_plugin.encoders.hstu import HstuBlock
-from bseq_plugin.encoders.pairs import N_TIME_BUCKETS, Wants, n_distance_buckets, time_bucket
+from bseq_plugin.encoders.pairs import N_TIME_BUCKETS, PairFeatures, n_distance_buckets, time_bucket
 from bseq_plugin.encoders.stack import PositionEmbedding
 from bseq_plugin.errors import RecipeError
 from bseq_plugin.layers import ZeroLinear
@@ -152,7 +152,7 @@ class CrossSessionEncoder(SequenceEncoder[CrossSessionOptions]):
         """Return ``[T, D]``, the short-term states; to the blocks every session is a user of its own."""
         own = PackedEvents(events.x_TD, sessions.offsets_S1)
         x_TD = dropout(own.x_TD + self.position(own.position_T), self.dropout, self.training)
-        return _through(self.session_blocks, own.with_x(x_TD), Wants(distance=True))
+        return _through(self.session_blocks, own.with_x(x_TD), PairFeatures(distance=True))
 
     def _joined(self, short_QD: Tensor, long_QD: Tensor, log_odds_Q1: Tensor) -> Tensor:
         if self.options.paths == "history":
@@ -167,7 +167,7 @@ class HistoryPath(nn.Module):
 
     def __init__(self, dim: int, max_length: int, dropout: float, options: CrossSessionOptions) -> None:
         super().__init__()
-        self.wants = Wants(distance=True, time=options.gap)
+        self.pair_features = PairFeatures(distance=True, time=options.gap)
         n_times = N_TIME_BUCKETS if options.gap else 0
         self.blocks = nn.ModuleList(
             HstuBlock(dim, options.n_heads, dropout, n_distance_buckets(max_length), n_times)
@@ -196,16 +196,20 @@ class HistoryPath(nn.Module):
             x_SD = x_SD + self.gap_before(gaps_S)
         values_TD = cast(HstuBlock, self.blocks[0]).values(events.x_TD)
         values_SD = values_TD.new_zeros(n_sessions, values_TD.shape[1]).index_add(0, sessions.of_event_T, values_TD)
-        behind_SD = _through(self.blocks, PackedEvents(x_SD, sessions.offsets_B1, times_S), self.wants, values_SD)
+        behind_SD = _through(
+            self.blocks, PackedEvents(x_SD, sessions.offsets_B1, times_S), self.pair_features, values_SD
+        )
         # looked up in one table with the vector for "nothing before", so that every weight has a gradient in any batch
         places_S = torch.arange(n_sessions, device=behind_SD.device).masked_fill(sessions.first_S, 0)
         before_SD = torch.cat([self.nothing_before.weight, behind_SD])[places_S]
         return before_SD if self.gap_since is None or gaps_S is None else before_SD + self.gap_since(gaps_S)
 
 
-def _through(blocks: nn.ModuleList, events: PackedEvents, wants: Wants, values_TD: Tensor | None = None) -> Tensor:
+def _through(
+    blocks: nn.ModuleList, events: PackedEvents, features: PairFeatures, values_TD: Tensor | None = None
+) -> Tensor:
     """Return ``[T, D]``, the output of the last block; ``values_TD`` are the values of the first one."""
-    view = TileView.of(events, wants)
+    view = TileView.of(events, features)
     x = view.layout.spread(events.x_TD)
     values = None if values_TD is None else view.layout.spread(values_TD)
     for block in blocks:

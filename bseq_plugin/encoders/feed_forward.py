@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from bseq_plugin.encoders.block import Begin
 from bseq_plugin.layers import ZeroLinear
-from bseq_plugin.matmul import Matmul, fastest, halves_pay
+from bseq_plugin.matmul import Matmul, bfloat16_pays, fastest
 
 ROWS = 1024  # about what a batch of short histories has
 
@@ -51,7 +51,7 @@ class FeedForward(nn.Module):
 
 def feed_forward_pays(dim: int, inner: int, swiglu: bool) -> bool:
     """Return whether training is measurably faster on this machine with ``matmul = "bfloat16"``."""
-    return halves_pay(torch.empty(0, dim), lambda: feed_forward_gain(dim, inner, swiglu))
+    return bfloat16_pays(torch.empty(0, dim), lambda: feed_forward_gain(dim, inner, swiglu))
 
 
 @cache

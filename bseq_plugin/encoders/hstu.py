@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from bseq_plugin.encoders.attention import OwnView
 from bseq_plugin.encoders.dropout import dropout
-from bseq_plugin.encoders.pairs import N_TIME_BUCKETS, PairBias, Wants, n_distance_buckets
+from bseq_plugin.encoders.pairs import N_TIME_BUCKETS, PairBias, PairFeatures, n_distance_buckets
 from bseq_plugin.encoders.pointwise import pointwise
 from bseq_plugin.encoders.stack import BlockStack, Choose, PositionEmbedding
 from bseq_plugin.errors import RecipeError
@@ -55,10 +55,10 @@ class HstuEncoder(BlockStack[HstuOptions]):
         super().__init__(dim, max_length, dropout, options)
         if dim % self.options.n_heads:
             raise RecipeError(f"dim = {dim} is not a multiple of encoder_options.n_heads = {self.options.n_heads}")
-        self.wants = Wants(self.options.relative_position_bias, self.options.relative_time_bias)
+        self.pair_features = PairFeatures(self.options.relative_position_bias, self.options.relative_time_bias)
         self.position = PositionEmbedding(max_length, dim) if self.options.position != "none" else None
-        n_distances = n_distance_buckets(max_length) if self.wants.distance else 0
-        n_times = N_TIME_BUCKETS if self.wants.time else 0
+        n_distances = n_distance_buckets(max_length) if self.pair_features.distance else 0
+        n_times = N_TIME_BUCKETS if self.pair_features.time else 0
         self.blocks = nn.ModuleList(
             HstuBlock(dim, self.options.n_heads, dropout, n_distances, n_times) for _ in range(self.options.n_blocks)
         )

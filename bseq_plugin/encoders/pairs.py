@@ -22,7 +22,7 @@ SECOND_US = 1_000_000
 
 
 @dataclass(frozen=True)
-class Wants:
+class PairFeatures:
     """Which facts of a pair an encoder reads."""
 
     distance: bool = False
@@ -30,7 +30,7 @@ class Wants:
     half_life: float | None = None
 
     @property
-    def nothing(self) -> bool:
+    def none(self) -> bool:
         """Whether who sees whom is enough."""
         return not self.distance and not self.time and self.half_life is None
 
@@ -54,7 +54,7 @@ class Pairs:
     def moving_average(self) -> Tensor:
         """Return ``average``. Raises ValueError if it was not asked for."""
         if self.average is None:
-            raise ValueError("the pairs were made without a moving average: set Wants.half_life")
+            raise ValueError("the pairs were made without a moving average: set PairFeatures.half_life")
         return self.average
 
 
@@ -109,9 +109,11 @@ def time_bucket(between_us: Tensor) -> Tensor:
     return (1 + seconds.clamp_min(1).double().log2().floor().long()).clamp_max(N_TIME_BUCKETS - 1) * (seconds > 0)
 
 
-def tile_pairs(events: PackedEvents, layout: Layout, tile: Tile, wants: Wants, hidden_T: Tensor | None) -> Pairs:
+def tile_pairs(
+    events: PackedEvents, layout: Layout, tile: Tile, features: PairFeatures, hidden_T: Tensor | None
+) -> Pairs:
     """Return the pairs [G, W, W] of a tile; ``hidden_T`` bool, events that only they themselves may see."""
-    if tile.alone and wants.nothing and hidden_T is None:
+    if tile.alone and features.none and hidden_T is None:
         return Pairs()
     shape = (tile.n_lines, tile.width)
     user_GW = layout.users(events.user_T)[tile.cells].view(shape)
@@ -121,10 +123,10 @@ def tile_pairs(events: PackedEvents, layout: Layout, tile: Tile, wants: Wants, h
     if hidden_T is not None:
         visible &= ~layout.spread(hidden_T)[tile.cells].view(shape)[:, None, :] | (distance_WW == 0)
     between = None
-    if wants.time:
+    if features.time:
         time_GW = layout.spread(_times(events))[tile.cells].view(shape)
         between = time_GW[:, :, None] - time_GW[:, None, :]
-    return _facts(visible, distance_WW.clamp_min(0), between, wants, events.x_TD.dtype)
+    return _facts(visible, distance_WW.clamp_min(0), between, features, events.x_TD.dtype)
 
 
 def user_pairs(events: PackedEvents, layout: Layout, tile: Tile) -> Pairs:
@@ -135,28 +137,33 @@ def user_pairs(events: PackedEvents, layout: Layout, tile: Tile) -> Pairs:
     return Pairs(mask.masked_fill_(~visible, -torch.inf))
 
 
-def newest_pairs(events: PackedEvents, wants: Wants, hidden_T: Tensor | None) -> Pairs:
+def newest_pairs(events: PackedEvents, features: PairFeatures, hidden_T: Tensor | None) -> Pairs:
     """Return the pairs [T], each event seen from its user's newest. ``average`` is not yet divided by its sum."""
-    if wants.nothing and hidden_T is None:
+    if features.none and hidden_T is None:
         return Pairs()
     visible_T = torch.ones_like(events.age_T, dtype=torch.bool) if hidden_T is None else ~hidden_T | (events.age_T == 0)
     between_T = None
-    if wants.time:
+    if features.time:
         times_T = _times(events)
         between_T = times_T[(events.offsets_B1[1:] - 1).clamp_min(0)][events.user_T] - times_T
-    return _facts(visible_T, events.age_T, between_T, wants, events.x_TD.dtype, divide=False)
+    return _facts(visible_T, events.age_T, between_T, features, events.x_TD.dtype, divide=False)
 
 
 def _facts(
-    visible: Tensor, distance: Tensor, between: Tensor | None, wants: Wants, dtype: torch.dtype, divide: bool = True
+    visible: Tensor,
+    distance: Tensor,
+    between: Tensor | None,
+    features: PairFeatures,
+    dtype: torch.dtype,
+    divide: bool = True,
 ) -> Pairs:
     average = None
-    if wants.half_life is not None:
-        average = torch.exp(distance.to(dtype) * (-math.log(2) / wants.half_life)) * visible
+    if features.half_life is not None:
+        average = torch.exp(distance.to(dtype) * (-math.log(2) / features.half_life)) * visible
         average = average / average.sum(-1, keepdim=True) if divide else average
     return Pairs(
         torch.zeros(visible.shape, dtype=dtype, device=visible.device).masked_fill_(~visible, -torch.inf),
-        distance_bucket(distance) if wants.distance else None,
+        distance_bucket(distance) if features.distance else None,
         time_bucket(between) if between is not None else None,
         average,
     )

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from bseq_plugin.encoders.attention import NewestView, TileView
-from bseq_plugin.encoders.pairs import Wants
+from bseq_plugin.encoders.pairs import PairFeatures
 from bseq_plugin.encoders.varlen import VarlenView
 from bseq_plugin.schema.encoders import SequenceEncoder
 from bseq_plugin.schema.packed import PackedEvents
@@ -35,7 +35,7 @@ class BlockStack(SequenceEncoder[OptionsT_co]):
     """
 
     blocks: nn.ModuleList
-    wants: Wants
+    pair_features: PairFeatures
 
     def forward(self, events: PackedEvents) -> Tensor:
         """Return ``states_TD``; see ``SequenceEncoder.forward``."""
@@ -63,7 +63,7 @@ class BlockStack(SequenceEncoder[OptionsT_co]):
 
     def all_look(self, events: PackedEvents, hidden_T: Tensor | None) -> TileView | VarlenView:
         """Return the view in which all events look; it is laid out once a batch and read by every block."""
-        return TileView.of(events, self.wants, hidden_T)
+        return TileView.of(events, self.pair_features, hidden_T)
 
     def _run(self, events: PackedEvents, rows_Q: Tensor | None) -> Tensor:
         x, hidden_T = self.embed(events), self.hidden(events)
@@ -79,7 +79,7 @@ class BlockStack(SequenceEncoder[OptionsT_co]):
                 return self.finish(last(x, tiles, tiles.layout.choose(rows_Q)))[:wanted]
             x = tiles.layout.gather(x)
         choose = partial(torch.index_select, dim=0, index=events.user_T[rows_Q])
-        return self.finish(last(x, NewestView.of(events, self.wants, hidden_T), choose))
+        return self.finish(last(x, NewestView.of(events, self.pair_features, hidden_T), choose))
 
 
 def are_newest(events: PackedEvents, rows_Q: Tensor) -> bool:

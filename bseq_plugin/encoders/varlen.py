@@ -18,7 +18,7 @@ from torch import Tensor
 from bseq_plugin.encoders.layout import Layout
 from bseq_plugin.schema.packed import PackedEvents
 
-HALVES = (torch.float16, torch.bfloat16)
+HALF_PRECISION = (torch.float16, torch.bfloat16)
 CAUSAL = (-1, 0)  # all events before, none behind
 HEAD_STEP, WIDEST_HEAD = 8, 256  # widths of heads that FlashAttention has kernels for
 AMPERE = (8, 0)  # the first compute capability that it runs on
@@ -74,4 +74,4 @@ def varlen_serves(x_TD: Tensor, head_width: int) -> bool:
     if x_TD.device.type != "cuda" or not len(x_TD) or head_width % HEAD_STEP or head_width > WIDEST_HEAD:
         return False
     dtype = torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled("cuda") else x_TD.dtype
-    return dtype in HALVES and torch.cuda.get_device_capability(x_TD.device) >= AMPERE
+    return dtype in HALF_PRECISION and torch.cuda.get_device_capability(x_TD.device) >= AMPERE

@@ -32,7 +32,7 @@ class ExactOptions(PartOptions):
 
 
 class ExactIndex(VectorIndex[ExactOptions]):
-    """Search by every inner product, in blocks of at most 256 queries x ``chunk`` vectors; it has no file of its own."""
+    """Search by every inner product, in blocks of at most 256 queries x ``chunk`` vectors; no file of its own."""
 
     name = "exact"
     capabilities = IndexCapabilities(exact=True, masks=True)

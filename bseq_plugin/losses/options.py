@@ -8,7 +8,7 @@ import torch
 from pydantic import Field
 from typing_extensions import TypeVar
 
-from bseq_plugin.losses.precision import multiplies_in_halves
+from bseq_plugin.losses.precision import multiplies_in_bfloat16
 from bseq_plugin.matmul import Matmul
 from bseq_plugin.schema.losses import SequenceLoss
 from bseq_plugin.schema.options import PartOptions
@@ -34,4 +34,4 @@ class MatmulLoss(SequenceLoss[MatmulOptionsT_co]):
         """Choose ``matmul`` where it is "auto": the type that is faster on this machine."""
         if self.options.matmul != "auto" or torch.cuda.is_available():
             return {}
-        return {"matmul": "bfloat16" if multiplies_in_halves(torch.empty(1, dim), "auto") else "float32"}
+        return {"matmul": "bfloat16" if multiplies_in_bfloat16(torch.empty(1, dim), "auto") else "float32"}

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bseq_plugin.layers import ZeroLinear
-from bseq_plugin.model.interests import RoutingPool, SelfAttentivePool, n_interests_of
+from bseq_plugin.model.interests import RoutingPool, SelfAttentivePool
 from bseq_plugin.schema.losses import Negatives, Targets
 from bseq_plugin.schema.packed import PackedEvents
 
@@ -33,8 +33,6 @@ class AnchoredInterests(nn.Module):
 
     Gradients end at the anchor and at the events. The anchor, and with it every table and the encoder, is trained as if
     it were alone, and learns the same bit for bit; pool and W are trained by ``merged_softmax``.
-
-    With ``by_length`` a user of n events has ``n_interests_of`` n; the others repeat the anchor.
     """
 
     def __init__(
@@ -43,10 +41,8 @@ class AnchoredInterests(nn.Module):
         interest_dim: int,
         n_interests: int,
         method: Literal["self_attention", "routing"],
-        by_length: bool,
     ) -> None:
         super().__init__()
-        self.n_interests, self.by_length = n_interests, by_length
         self.length = dim**0.5
         self.pool: SelfAttentivePool | RoutingPool
         if method == "self_attention":
@@ -64,10 +60,6 @@ class AnchoredInterests(nn.Module):
         if isinstance(self.pool, RoutingPool):  # squashed to lengths below 1, where means are as long as events
             pooled_BKD = pooled_BKD * self.length
         added_BKE = self.out(pooled_BKD)
-        if self.by_length:
-            place_K = torch.arange(1, self.n_interests, device=added_BKE.device)
-            own_BK = place_K < n_interests_of(events.lengths_B, self.n_interests)[:, None]
-            added_BKE = added_BKE * own_BK[..., None]
         added_QKE = added_BKE if rows_Q is None else added_BKE[events.user_T[rows_Q]]
         anchor_Q1E = anchor_QE[:, None]
         return torch.cat([anchor_Q1E, anchor_Q1E.detach() + added_QKE], 1).flatten(0, 1)

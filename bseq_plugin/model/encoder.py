@@ -227,7 +227,7 @@ def build_encoder_part(recipe: Recipe) -> SequenceEncoder:
 def _multi_interests(recipe: Recipe) -> MultiInterests | AnchoredInterests | None:
     if recipe.readout != "multi":
         return None
-    how = recipe.n_interests, recipe.interest_method, recipe.interests_by_length
+    how = recipe.n_interests, recipe.interest_method
     if recipe.interests_anchored:
         return AnchoredInterests(recipe.dim, recipe.interest_dim, *how)
     return MultiInterests(recipe.dim, *how)

@@ -18,38 +18,19 @@ ROUTING_STEPS = 3
 
 
 class MultiInterests(nn.Module):
-    """K interests of each user: ``[Q * K, D]``, those of a user one after the other; zeros for one without events.
+    """K interests of each user: ``[Q * K, D]``, those of a user one after the other; zeros for one without events."""
 
-    With ``by_length`` a user of n events has ``max(1, min(K, floor(log2 n)))`` interests (Li et al., "Multi-Interest
-    Network with Dynamic Routing for Recommendation at Tmall" (MIND), CIKM 2019, section 3.3); the others repeat the
-    first one, which finds the same items a second time and so changes nothing that is retrieved.
-    """
-
-    def __init__(
-        self, dim: int, n_interests: int, method: Literal["self_attention", "routing"], by_length: bool
-    ) -> None:
+    def __init__(self, dim: int, n_interests: int, method: Literal["self_attention", "routing"]) -> None:
         super().__init__()
-        self.n_interests, self.by_length = n_interests, by_length
         self.pool = SelfAttentivePool(dim, n_interests) if method == "self_attention" else RoutingPool(dim, n_interests)
 
     def forward(self, events: PackedEvents, states_TD: Tensor, rows_Q: Tensor | None = None) -> Tensor:
         """Return the interests of all users, or of those whose newest events are the packed rows ``rows_Q``."""
         interests_BKD = self.pool(events, states_TD)
-        if self.by_length:
-            place_K = torch.arange(self.n_interests, device=states_TD.device)
-            repeats_BK = place_K >= n_interests_of(events.lengths_B, self.n_interests)[:, None]
-            interests_BKD = torch.where(repeats_BK[..., None], interests_BKD[:, :1], interests_BKD)
         if rows_Q is not None:
             interests_BKD = interests_BKD[events.user_T[rows_Q]]
         found: Tensor = interests_BKD.flatten(0, 1)
         return found
-
-
-def n_interests_of(lengths_B: Tensor, n_interests: int) -> Tensor:
-    """Return int64 [B], the number of interests by MIND's rule, ``max(1, min(K, floor(log2 n)))``."""
-    # exact, where a logarithm in floats may fall on the wrong side of a power of two
-    powers = 2 ** torch.arange(1, n_interests + 1, device=lengths_B.device)
-    return (lengths_B[:, None] >= powers).sum(1).clamp(1, n_interests)
 
 
 class SelfAttentivePool(nn.Module):
@@ -74,7 +55,8 @@ class SelfAttentivePool(nn.Module):
 
 
 class RoutingPool(nn.Module):
-    """The pool of behaviour-to-interest dynamic routing (MIND, section 3.3; ComiRec-DR, section 3.2).
+    """The pool of behaviour-to-interest dynamic routing (Li et al., "Multi-Interest Network with Dynamic Routing for
+    Recommendation at Tmall" (MIND), CIKM 2019, section 3.3; ComiRec-DR, section 3.2).
 
     Every event is mapped by one matrix; three times, events are shared out among the interests by a softmax of their
     routing logits, each interest is the squashed sum of its events, and logits grow by the product of event and

@@ -82,9 +82,6 @@ class Recipe(BaseModel):
     interest_method: Literal["self_attention", "routing"] = Field(
         "self_attention", description="how readout='multi' reads them: ComiRec-SA, or dynamic routing as MIND does"
     )
-    interests_by_length: bool = Field(
-        False, description="a history of n events has log2(n) interests, at least 1 and at most n_interests"
-    )
     interests_anchored: bool = Field(
         False,
         description="the first interest is that of readout='last', trained as if it were alone; the others add to it",
@@ -143,12 +140,6 @@ class Recipe(BaseModel):
     learning_rate: float = Field(1e-3, gt=0, description="Adam, dense parameters")
     weight_decay: float = Field(0.0, ge=0)
     schedule: Literal["constant", "cosine"] = Field("constant", description="of both learning rates, over all epochs")
-    ema_half_life: float = Field(
-        0.0,
-        ge=0,
-        description="epochs; half-life of an exponential moving average of all weights, which is what is validated and "
-        "exported; 0 = the weights themselves",
-    )
     table_optimizer: Literal["rowwise_adagrad", "adagrad", "sgd", "adam"] = "rowwise_adagrad"
     table_init: float = Field(0.02, gt=0, description="standard deviation of new item and attribute rows")
     table_learning_rate: float = Field(0.05, gt=0)

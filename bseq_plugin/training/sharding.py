@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import warnings
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, cast
@@ -20,7 +19,6 @@ from torchrec.optim.rowwise_adagrad import RowWiseAdagrad
 
 from bseq_plugin.model.task import SequenceInterestTask
 from bseq_plugin.schema.recipe import Recipe
-from bseq_plugin.training.averaging import WeightAverage
 from bseq_plugin.training.distributed import World
 from bseq_plugin.training.plan import check_device, make_plan
 
@@ -37,14 +35,12 @@ RANK_STRIDE = 1_000_003  # seeds of ranks lie apart, and rank 0 keeps the recipe
 class ShardedTask:
     """The model under DistributedModelParallel with the optimizer of all its parameters.
 
-    ``dense_optimizers`` are the parts of it for dense parameters; a model may have none. While ``average.applied()``
-    the model has the averaged weights and ``average`` the ones that are trained.
+    ``dense_optimizers`` are the parts of it for dense parameters; a model may have none.
     """
 
     model: DistributedModelParallel
     optimizer: CombinedOptimizer
     dense_optimizers: list[KeyedOptimizerWrapper]
-    average: WeightAverage | None = None
 
     @property
     def task(self) -> SequenceInterestTask:
@@ -53,23 +49,13 @@ class ShardedTask:
         return cast(SequenceInterestTask, getattr(module, "module", module))
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint holds of the model and its optimizers: ``model`` is what is exported.
-
-        Call it while the average is applied.
-        """
-        trained = {} if self.average is None else {"trained": self.average.state()}
-        return {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict(), **trained}
-
-    def averaged(self) -> AbstractContextManager[None]:
-        """The model has its averaged weights within, if they are averaged."""
-        return nullcontext() if self.average is None else self.average.applied()
+        """What a checkpoint holds of the model and its optimizers: ``model`` is what is exported."""
+        return {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict()}
 
     def load(self, values: dict[str, Any]) -> None:
-        """What ``state`` gave; the average's copies were loaded in place."""
+        """Take over what ``state`` gave."""
         self.model.load_state_dict(values["model"])
         self.optimizer.load_state_dict(values["optimizer"])
-        if self.average is not None:
-            self.average.swap()
 
 
 def shard(task: SequenceInterestTask, recipe: Recipe, here: World) -> ShardedTask:

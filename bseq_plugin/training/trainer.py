@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
@@ -15,7 +15,6 @@ from bseq_plugin.data.training_data import TrainingData
 from bseq_plugin.errors import BseqError
 from bseq_plugin.model.task import SequenceInterestTask
 from bseq_plugin.schema.recipe import Recipe
-from bseq_plugin.training.averaging import WeightAverage
 from bseq_plugin.training.checkpoint import Checkpoints, Position, identity
 from bseq_plugin.training.distributed import World
 from bseq_plugin.training.export import export_model
@@ -90,9 +89,6 @@ class Trainer:
         priors = log.item_priors
         self.item_priors_VP = None if priors is None else torch.from_numpy(priors)
         self.base_rates = [float(group["lr"]) for group in sharded.optimizer.param_groups]
-        if self.recipe.ema_half_life:
-            average = WeightAverage(sharded.model, self.recipe.ema_half_life, data.steps_per_epoch)
-            self.sharded = replace(sharded, average=average)
         self.state = Progress()
         self._generator_restored = False
 
@@ -113,14 +109,13 @@ class Trainer:
         self.here.on_first(lambda: self._complete(state))
 
     def _export(self, best: Position, log: RunLog) -> None:
-        with self.sharded.averaged():
-            if best != self.state.position:
-                self.checkpoints.load_weights(self.sharded, best, self.here)
-            export_model(self.log, self.sharded, self.checkpoints, best, self.run, self.here)
-            if self.log.partitions is not None and not self._completes_rows:
-                with log.counting("interests of users", self.log.partitions.n_users // self.here.size) as count:
-                    encoder = self.sharded.task.interest_encoder
-                    export_interests(self.log, self.log.partitions, encoder, self.run, self.here, count)
+        if best != self.state.position:
+            self.checkpoints.load_weights(self.sharded, best, self.here)
+        export_model(self.log, self.sharded, self.checkpoints, best, self.run, self.here)
+        if self.log.partitions is not None and not self._completes_rows:
+            with log.counting("interests of users", self.log.partitions.n_users // self.here.size) as count:
+                encoder = self.sharded.task.interest_encoder
+                export_interests(self.log, self.log.partitions, encoder, self.run, self.here, count)
 
     @property
     def _completes_rows(self) -> bool:
@@ -153,8 +148,7 @@ class Trainer:
     def _save(self) -> None:
         state = self.state
         keep = {Position(state.best_epoch)}
-        with self.sharded.averaged():
-            self.checkpoints.save(self.sharded, asdict(state), state.position, keep, self.here)
+        self.checkpoints.save(self.sharded, asdict(state), state.position, keep, self.here)
 
     def _judge(self, state: Progress, line: dict[str, Any]) -> None:
         """Validate; without a validation set the newest epoch is the best."""
@@ -165,10 +159,9 @@ class Trainer:
             return
         self.sharded.model.eval()
         encoder = self.sharded.task.interest_encoder
-        with self.sharded.averaged():
-            metrics = validate(
-                encoder, self.log.validation, self.item_priors_VP, self.log.vocabulary.n_items, self.recipe, self.here
-            )
+        metrics = validate(
+            encoder, self.log.validation, self.item_priors_VP, self.log.vocabulary.n_items, self.recipe, self.here
+        )
         line.update(metrics)
         if metrics[self.recipe.validation_metric] > state.best_score:
             state.best_epoch, state.best_score = state.epoch, metrics[self.recipe.validation_metric]
@@ -193,8 +186,6 @@ class Trainer:
             own = [own[0] + loss * n_targets, own[1] + n_targets, own[2] + n_events]
             report(loss, n_events)
             state.step += 1
-            if self.sharded.average is not None:
-                self.sharded.average.update(epoch * self.data.steps_per_epoch + state.step)
             if self.checkpoint_steps and state.step - saved_at >= self.checkpoint_steps:
                 self._add(own, started)
                 self._save()

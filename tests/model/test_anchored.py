@@ -18,7 +18,6 @@ from bseq_plugin.errors import RecipeError
 from bseq_plugin.model import anchored
 from bseq_plugin.model.anchored import AnchoredInterests, merged_softmax
 from bseq_plugin.model.interest_model import InterestModel
-from bseq_plugin.model.interests import n_interests_of
 from bseq_plugin.publishing.publish import publish
 from bseq_plugin.schema.losses import Negatives, Targets
 from bseq_plugin.schema.packed import PackedEvents
@@ -31,9 +30,9 @@ E = DIM + 2  # two popularity columns
 KINDS = ["self_attention", "routing"]
 
 
-def build(kind, n_interests, by_length=False, begun=False):
+def build(kind, n_interests, begun=False):
     torch.manual_seed(0)
-    made = AnchoredInterests(DIM, E, n_interests, kind, by_length).double()
+    made = AnchoredInterests(DIM, E, n_interests, kind).double()
     if not begun:
         nn.init.normal_(made.out.weight, std=0.5)
     return made
@@ -66,18 +65,17 @@ def naive_pool(pool, kind, rows, n):
     return [math.sqrt(DIM) * x for x in found]
 
 
-@given(st.lists(st.integers(0, 9), min_size=1, max_size=4), st.sampled_from(KINDS), st.integers(2, 5), st.booleans())
+@given(st.lists(st.integers(0, 9), min_size=1, max_size=4), st.sampled_from(KINDS), st.integers(2, 5))
 @settings(max_examples=40, deadline=None)
 @torch.no_grad()
-def test_interests_are_the_anchor_and_what_is_added(lengths, kind, n_interests, by_length):
+def test_interests_are_the_anchor_and_what_is_added(lengths, kind, n_interests):
     """Also where K is larger than the history, and for users without events."""
-    (events, anchor), made = given_events(lengths), build(kind, n_interests, by_length)
+    (events, anchor), made = given_events(lengths), build(kind, n_interests)
     bounds, expected = events.offsets_B1.tolist(), []
     for user, (start, end) in enumerate(itertools.pairwise(bounds)):
         rows = [x / x.norm() * math.sqrt(DIM) for x in events.x_TD[start:end]]
         pooled = naive_pool(made.pool, kind, rows, n_interests - 1)
-        n_own = max(1, int(math.log2(max(1, len(rows))))) if by_length else n_interests
-        added = [made.out.weight @ p * (k < n_own) for k, p in enumerate(pooled, 1)]
+        added = [made.out.weight @ p for p in pooled]
         expected.append(torch.stack([anchor[user], *(anchor[user] + x for x in added)]))
     with torch.no_grad():
         found = made(events, anchor)
@@ -109,17 +107,14 @@ def test_users_and_events_may_come_in_any_order(kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("by_length", [True, False])
-def test_more_interests_than_events(kind, by_length):
-    """Without events all are the anchor; so they are with one event if their number goes by the length."""
-    (events, anchor), made = given_events((0, 1, 2)), build(kind, 5, by_length)
+def test_more_interests_than_events(kind):
+    """Without events all are the anchor."""
+    (events, anchor), made = given_events((0, 1, 2)), build(kind, 5)
     found = made(events, anchor).view(3, 5, E)
     assert torch.isfinite(found).all()
-    n_same = 3 if by_length else 1  # log2(2) = 1
-    assert torch.equal(found[:n_same], anchor[:n_same, None].expand(-1, 5, -1))
+    assert torch.equal(found[0], anchor[0].expand(5, -1))
     if kind == "self_attention":  # a mean of one event is that event
         torch.testing.assert_close(found[1, 1:], found[1, 1:2].expand(4, -1))
-    assert n_interests_of(events.lengths_B, 5).tolist() == [1, 1, 1]
 
 
 @pytest.mark.parametrize("kind", KINDS)

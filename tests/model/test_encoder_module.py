@@ -35,7 +35,6 @@ VARIANTS = {
         "popularity_days": (7.0,),
         "readout": "multi",
         "interest_method": "routing",
-        "interests_by_length": True,
     },
     "anchored": {
         "encoder": "causal",

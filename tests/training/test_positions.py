@@ -36,7 +36,7 @@ def stop_at(monkeypatch):
 
 @pytest.mark.parametrize(
     "values",
-    [{"dropout": 0.3, "ema_half_life": 0.4}, {"candidates": 7, "schedule": "cosine", "batch_events": 90}],
+    [{"dropout": 0.3}, {"candidates": 7, "schedule": "cosine", "batch_events": 90}],
 )
 def test_resumed_within_an_epoch_is_uninterrupted(
     tiny_frame, tiny_recipe, tmp_path, stop_at, read_lines, weights, values
@@ -75,7 +75,7 @@ def test_nonsense_is_refused(tiny_frame, tiny_recipe, tmp_path):
 def killed_and_resumed(ranks, read_lines, weights, source, recipe, folder, kills, kills_a_run):
     """The loss curve and the model of a pair of ranks killed again and again are those of a pair left alone."""
     # float32: what "auto" is gets measured, and the two runs may come to different ends
-    recipe = recipe.replace(loss_options={"matmul": "float32"}, ema_half_life=1.0)
+    recipe = recipe.replace(loss_options={"matmul": "float32"})
     run = {
         "do": "run", "world_size": 2, "source": str(source), "recipe": recipe.model_dump(), "resume": True,
         "checkpoint_steps": 2,

@@ -195,7 +195,6 @@ RESUMED = [
         "dropout": 0.3,
     },
     {"split": "none"},
-    {"ema_half_life": 0.7, "dropout": 0.3, "schedule": "cosine"},
 ]
 
 
@@ -310,7 +309,7 @@ def test_a_checkpoint_of_an_earlier_version_is_gone_on_from(events, tiny_recipe,
     state = tmp_path / "run" / "checkpoints" / "epoch-0001" / "state.json"
     document = json.loads(state.read_text())
     settings = json.loads(document["identity"]["recipe"])
-    for name in ("ema_half_life", "members", "item_encoders"):
+    for name in ("members", "item_encoders"):
         del settings[name]
     document["identity"]["recipe"] = json.dumps(settings, sort_keys=True)
     state.write_text(json.dumps(document))
@@ -422,9 +421,7 @@ def test_validation_may_come_every_few_epochs(events, tiny_recipe, tmp_path, mon
     assert (few.info["epochs"], few.info["best_epoch"]) == (5, 3)
 
 
-@pytest.mark.parametrize("half_life", [0.0, 0.7])
-def test_the_exported_model_is_that_of_the_best_epoch(events, tiny_recipe, tmp_path, monkeypatch, weights, half_life):
-    tiny_recipe = tiny_recipe.replace(ema_half_life=half_life)
+def test_the_exported_model_is_that_of_the_best_epoch(events, tiny_recipe, tmp_path, monkeypatch, weights):
     scores = iter([0.5, 0.4, 0.3])
     monkeypatch.setattr("bseq_plugin.training.trainer.validate", lambda *a: {"ndcg@10": next(scores, 0.0)})
     three = quietly(events, tiny_recipe.replace(epochs=3), tmp_path / "three")
