@@ -97,10 +97,10 @@ def encode_items(encoders: Sequence[ItemEncoder], items: pd.DataFrame, progress:
 
 def _checked(encoder: ItemEncoder, vectors_NE: np.ndarray, n_items: int) -> np.ndarray:
     wanted = (n_items, encoder.width)
-    found = getattr(vectors_NE, "shape", type(vectors_NE).__name__)
-    if found != wanted or vectors_NE.dtype != np.float32 or not np.isfinite(vectors_NE).all():
+    given = getattr(vectors_NE, "shape", type(vectors_NE).__name__)
+    if given != wanted or vectors_NE.dtype != np.float32 or not np.isfinite(vectors_NE).all():
         raise PluginError(
-            f"item encoder {encoder.name!r} gave {found} {getattr(vectors_NE, 'dtype', '')}; wanted finite float32 "
+            f"item encoder {encoder.name!r} gave {given} {getattr(vectors_NE, 'dtype', '')}; wanted finite float32 "
             f"{wanted}: repair the plugin it comes from"
         )
     return vectors_NE

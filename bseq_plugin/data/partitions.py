@@ -66,7 +66,7 @@ class PartitionedSequences:
             if document["schema"] != SCHEMA:
                 raise SchemaError(f"{folder / HEAD} has schema {document['schema']!r}, this bseq reads {SCHEMA}")
             partitions = [Partition(**entry) for entry in document["partitions"]]
-            found = cls(folder, partitions, document["columns"], document["event_types"], document["last_us"])
+            sequences = cls(folder, partitions, document["columns"], document["event_types"], document["last_us"])
         except FileNotFoundError:
             raise SchemaError(
                 f"{folder} has no {HEAD}; make it with `bseq sequences`, or, for parts of another engine, "
@@ -75,8 +75,8 @@ class PartitionedSequences:
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise SchemaError(f"{folder / HEAD} can't be read: {type(error).__name__}: {error}") from None
         for partition in partitions:
-            found._require_whole(partition)
-        return found
+            sequences._require_whole(partition)
+        return sequences
 
     def _require_whole(self, partition: Partition) -> None:
         path = self.folder / partition.file
@@ -187,9 +187,9 @@ def seal(folder: Path) -> PartitionedSequences:
     with whole_file(folder / ITEMS) as items:
         pq.write_table(counts.sort_by(ITEM), items)
     names = sorted(name for name in types if name)
-    found = PartitionedSequences(folder, partitions, columns, names, last_us)
-    found.save_head()
-    return found
+    sequences = PartitionedSequences(folder, partitions, columns, names, last_us)
+    sequences.save_head()
+    return sequences
 
 
 def _flat(column: pa.ChunkedArray) -> pa.Array:
@@ -197,9 +197,9 @@ def _flat(column: pa.ChunkedArray) -> pa.Array:
     return flat.combine_chunks() if isinstance(flat, pa.ChunkedArray) else flat
 
 
-def _add(counts: Any, found: pa.StructArray) -> pa.Table:
+def _add(counts: pa.Table | None, value_counts: pa.StructArray) -> pa.Table:
     """Add counts by item, merged so that memory is that of the items, not of the parts."""
-    new = pa.table({ITEM: found.field("values"), "count": found.field("counts")})
+    new = pa.table({ITEM: value_counts.field("values"), "count": value_counts.field("counts")})
     both = new if counts is None else pa.concat_tables([counts, new])
     merged = both.filter(pc.is_valid(both[ITEM])).group_by(ITEM).aggregate([("count", "sum")])
     return merged.rename_columns([ITEM, "count"])

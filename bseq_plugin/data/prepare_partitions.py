@@ -39,8 +39,8 @@ def count_partitions(log: PartitionedSequences, recipe: Recipe, numbers: list[in
     counts, newest = np.zeros(vocabulary.n_items + 1, np.int64), 0
     for histories in _all(log, vocabulary, numbers):
         part = cut(recipe, histories)
-        rows, found = np.unique(part.items, return_counts=True)
-        counts[rows] += found
+        rows, n_events = np.unique(part.items, return_counts=True)
+        counts[rows] += n_events
         if part.timestamps is not None and len(part.timestamps):
             newest = max(newest, int(part.timestamps.max()))
     return counts[1:], newest

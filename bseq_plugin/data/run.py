@@ -35,8 +35,8 @@ class Run:
         file = self.path / "run.json"
         if not file.is_file():
             raise RunError(f"{self.path} is not a run directory: it has no run.json")
-        found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-        return found
+        info: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        return info
 
     @property
     def is_half_begun(self) -> bool:

@@ -38,12 +38,12 @@ class Residual(nn.Module):
         """Return the input of the sublayer."""
         return x if self.post else self.norm(x)
 
-    def after(self, x: Tensor, found: Tensor) -> Tensor:
+    def after(self, x: Tensor, result: Tensor) -> Tensor:
         """Return the sum of ``x`` and the sublayer's result."""
-        found = dropout(found, self.share, self.training)
+        result = dropout(result, self.share, self.training)
         if self.gate is not None:
-            found = torch.sigmoid(self.gate(x)) * found
-        return self.norm(x + found) if self.post else x + found
+            result = torch.sigmoid(self.gate(x)) * result
+        return self.norm(x + result) if self.post else x + result
 
 
 class SelfAttention(nn.Module):

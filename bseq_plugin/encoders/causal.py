@@ -189,9 +189,9 @@ class CausalBlock(nn.Module):
         if choose is not None:
             x, attended = choose(x), choose(attended)
             filtered = None if filtered is None else choose(filtered)
-        found = self.attention.out(attended)
+        mixed = self.attention.out(attended)
         if filtered is not None:
-            found = torch.lerp(found, filtered, self.filter_weight)
-        x = self.attention_residual.after(x, found)
+            mixed = torch.lerp(mixed, filtered, self.filter_weight)
+        x = self.attention_residual.after(x, mixed)
         residual = self.feed_forward_residual
         return residual.after(x, self.feed_forward(residual.before(x)))

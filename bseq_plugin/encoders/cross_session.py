@@ -145,8 +145,8 @@ class CrossSessionEncoder(SequenceEncoder[CrossSessionOptions]):
             own_Q, before_Q = (known_T[rows].to(states_QD.dtype) for known_T in sessions.known(events.position_T))
             log_odds_Q = (own_Q / before_Q.clamp_min(1)).log()
             states_QD = self._joined(states_QD, long_QD, log_odds_Q[:, None])
-        found: Tensor = self.norm(states_QD)
-        return found
+        normed_QD: Tensor = self.norm(states_QD)
+        return normed_QD
 
     def _within(self, events: PackedEvents, sessions: Sessions) -> Tensor:
         """Return ``[T, D]``, the short-term states; to the blocks every session is a user of its own."""

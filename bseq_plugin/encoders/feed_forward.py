@@ -35,8 +35,8 @@ class FeedForward(nn.Module):
         if not self.training or self.matmul != "bfloat16" or x.dtype != torch.float32:
             return self._products(x)
         with torch.autocast(x.device.type, torch.bfloat16):
-            found = self._products(x)
-        return found.to(x.dtype)
+            product = self._products(x)
+        return product.to(x.dtype)
 
     def _products(self, x: Tensor) -> Tensor:
         inner = self.into(x)

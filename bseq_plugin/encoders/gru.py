@@ -58,6 +58,6 @@ class GruEncoder(SequenceEncoder[GruOptions]):
         order_T = (events.position_T * events.n_users + rank_B[events.user_T]).argsort()
         sizes = events.position_T.bincount().cpu()
         x_TD = dropout(events.x_TD, self.dropout, self.training)
-        found, _ = self.gru(PackedSequence(x_TD[order_T], sizes))
-        hidden_TH: Tensor = torch.empty_like(found.data).index_copy(0, order_T, found.data)
+        states, _ = self.gru(PackedSequence(x_TD[order_T], sizes))
+        hidden_TH: Tensor = torch.empty_like(states.data).index_copy(0, order_T, states.data)
         return hidden_TH

@@ -106,8 +106,8 @@ class HstuBlock(nn.Module):
         x = view.queries(x_MD)
         if choose is not None:
             x, gate, summed = choose(x), choose(gate), choose(summed)
-        found = dropout(self.norm_out(summed) * gate, self.share, self.training)
-        return torch.add(x, self.out(found))
+        gated = dropout(self.norm_out(summed) * gate, self.share, self.training)
+        return torch.add(x, self.out(gated))
 
     def values(self, x_TD: Tensor) -> Tensor:
         """Return ``[T, D]``, what each row adds to a sum with weight 1."""

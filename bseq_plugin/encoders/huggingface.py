@@ -58,8 +58,8 @@ class TransformersEncoder(SequenceEncoder[TransformersOptions]):
         ends_B = events.offsets_B1[1:][events.lengths_B > 0]  # a line without events would attend to nothing
         own = PackedEvents(self.into(events.x_TD), nn.functional.pad(ends_B, (1, 0)))
         x_BLD, mask_BL = own.padded()
-        found = self.backbone(inputs_embeds=x_BLD, attention_mask=mask_BL.long(), use_cache=False)
-        states: Tensor = self.out(own.packed(found.last_hidden_state))
+        output = self.backbone(inputs_embeds=x_BLD, attention_mask=mask_BL.long(), use_cache=False)
+        states: Tensor = self.out(own.packed(output.last_hidden_state))
         return states
 
     def _build(self) -> Any:

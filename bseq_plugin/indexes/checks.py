@@ -119,6 +119,6 @@ def inner_products(queries_BD: Tensor, vectors_VD: Tensor, rows_Bk: Tensor) -> T
     """
     blocks = []
     for queries_QD, rows_Qk in zip(torch.split(queries_BD, 64), torch.split(rows_Bk, 64), strict=True):
-        found_QkD = vectors_VD[rows_Qk.clamp_min(0)]
-        blocks.append(torch.einsum("qd,qkd->qk", queries_QD, found_QkD).masked_fill(rows_Qk < 0, -torch.inf))
+        vectors_QkD = vectors_VD[rows_Qk.clamp_min(0)]
+        blocks.append(torch.einsum("qd,qkd->qk", queries_QD, vectors_QkD).masked_fill(rows_Qk < 0, -torch.inf))
     return torch.cat(blocks)

@@ -241,10 +241,10 @@ def read_index(path: Path, vectors_VD: Tensor) -> Any:
 
 def _check(index: Any, vectors_VD: Tensor, error: type[UsageError] | type[StoreError], what: str) -> None:
     faiss = import_faiss()
-    found = (index.ntotal, index.d, index.metric_type)
+    given = (index.ntotal, index.d, index.metric_type)
     wanted = (*vectors_VD.shape, faiss.METRIC_INNER_PRODUCT)
-    if found != wanted:
-        raise error(f"{what} has (vectors, width, metric) = {found}, wanted {wanted}; publish again with another index")
+    if given != wanted:
+        raise error(f"{what} has (vectors, width, metric) = {given}, wanted {wanted}; publish again with another index")
 
 
 def _set_search_options(index: Any, options: FaissCpuOptions) -> None:

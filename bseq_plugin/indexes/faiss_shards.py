@@ -130,9 +130,9 @@ def _exactly(read: Callable[[int], bytes]) -> Callable[[int], bytes]:
     """Raise an error at the end of a file, where FAISS would ask for ever for the bytes that it did not get."""
 
     def more(n_bytes: int) -> bytes:
-        found = read(n_bytes)
-        if n_bytes and not found:
+        chunk = read(n_bytes)
+        if n_bytes and not chunk:
             raise RuntimeError("the file ends too early")
-        return found
+        return chunk
 
     return more

@@ -57,11 +57,11 @@ class LayeredIndex(VectorIndex):
         queries_BD = checked_queries(queries_BD, k, dim, n_vectors, self.capabilities.max_k)
         scores_Bn, rows_Bn = self._base.search(queries_BD, min(k + self._n_stale, self._n_base))
         gone_Bn = self._stale_V[rows_Bn] | (rows_Bn < 0)
-        found = [(scores_Bn.masked_fill(gone_Bn, -torch.inf), rows_Bn.masked_fill(gone_Bn, -1))]
+        hits = [(scores_Bn.masked_fill(gone_Bn, -torch.inf), rows_Bn.masked_fill(gone_Bn, -1))]
         if self._on_top is not None:
             scores_Bu, places_Bu = self._on_top.search(queries_BD, min(k, len(self._rows_U)))
-            found.append((scores_Bu, self._rows_U[places_Bu]))
-        scores_Bm, rows_Bm = (torch.cat(parts, dim=1) for parts in zip(*found, strict=True))
+            hits.append((scores_Bu, self._rows_U[places_Bu]))
+        scores_Bm, rows_Bm = (torch.cat(parts, dim=1) for parts in zip(*hits, strict=True))
         scores_Bm, rows_Bm = best_first(scores_Bm, rows_Bm)
         missing = max(0, k - scores_Bm.shape[1])
         pad = torch.nn.functional.pad

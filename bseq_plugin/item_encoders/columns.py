@@ -56,16 +56,15 @@ class ColumnsItemEncoder(ItemEncoder[ColumnsOptions]):
     @property
     def columns(self) -> tuple[str, ...]:
         """The columns of both kinds."""
-        found: tuple[str, ...] = (*self.options.categories, *self.options.numbers)
-        return found
+        return (*self.options.categories, *self.options.numbers)
 
     def encode(self, items: pd.DataFrame, progress: bool = False) -> np.ndarray:
         """Return float32 [N, E]. Raises SchemaError for a column of numbers that has something else."""
         vectors_NE = np.zeros((len(items), self.width), np.float32)
         for column in self.options.categories:
             codes, values = pd.factorize(items[column])
-            found = [_place(column, value, self.options.buckets) for value in values]
-            places = np.array(found, np.int64).reshape(-1, 2)
+            signed = [_place(column, value, self.options.buckets) for value in values]
+            places = np.array(signed, np.int64).reshape(-1, 2)
             known = codes >= 0
             np.add.at(vectors_NE, (np.flatnonzero(known), places[codes[known], 0]), places[codes[known], 1])
         first = self.width - len(self.options.numbers)

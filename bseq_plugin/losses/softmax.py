@@ -79,9 +79,9 @@ def _exponentials(logits_NC: Tensor, largest_C: Tensor) -> tuple[Tensor, Tensor]
     softmax(logits_NC.T, 1, out=logits_NC.T)
     share_C = few_KC.to(largest_C.dtype).amax(0)
     total_C = (logit_C - largest_C).exp_() / share_C
-    found_C = share_C > LOST
-    if not bool(found_C.all()):
-        total_C = torch.where(found_C, total_C, _total_by_largest(logits_NC, largest_C))
+    telling_C = share_C > LOST
+    if not bool(telling_C.all()):
+        total_C = torch.where(telling_C, total_C, _total_by_largest(logits_NC, largest_C))
     return total_C, total_C.clone()
 
 

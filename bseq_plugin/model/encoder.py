@@ -118,12 +118,12 @@ def read_interests(
     rows_Q: Tensor | None = None,
 ) -> Tensor:
     """Read the interests off packed events; see ``SequenceInterestEncoder.interests``."""
-    found: Tensor
+    interests: Tensor
     if isinstance(multi_interests, MultiInterests):
-        found = interest_head(multi_interests(events, sequence_encoder(events, None, True), rows_Q))
-        return found
-    found = interest_head(sequence_encoder(events, rows_Q))
-    return found if multi_interests is None else multi_interests(events, found, rows_Q)
+        interests = interest_head(multi_interests(events, sequence_encoder(events, None, True), rows_Q))
+        return interests
+    interests = interest_head(sequence_encoder(events, rows_Q))
+    return interests if multi_interests is None else multi_interests(events, interests, rows_Q)
 
 
 class StateReader(nn.Module):
@@ -161,9 +161,9 @@ class StateReader(nn.Module):
         """Check the states of the part, which may be a plugin's: a wrong width would surface far from here."""
         wanted = (n_rows, events.x_TD.shape[1])
         if not isinstance(states_QD, Tensor) or states_QD.shape != wanted:
-            found = tuple(states_QD.shape) if isinstance(states_QD, Tensor) else type(states_QD).__name__
+            given = tuple(states_QD.shape) if isinstance(states_QD, Tensor) else type(states_QD).__name__
             raise PluginError(
-                f"encoder {self.part.name!r} gave states {found}; wanted a float tensor {wanted}: repair the plugin it "
+                f"encoder {self.part.name!r} gave states {given}; wanted a float tensor {wanted}: repair the plugin it "
                 "comes from"
             )
         return states_QD

@@ -134,8 +134,8 @@ class InterestModel:
             # one call for all, as for a single user, reads the histories where they are
             chosen = histories if len(users) == histories.n_users else histories.take(users)
             where = slice(None) if chosen is histories else torch.from_numpy(users)
-            found = direct_interests(self.encoder, chosen, self._wide if wide else None)
-            interests_BKD[where] = found.float().view(len(users), n_interests, dim)
+            vectors = direct_interests(self.encoder, chosen, self._wide if wide else None)
+            interests_BKD[where] = vectors.float().view(len(users), n_interests, dim)
         return interests_BKD
 
     @cached_property

@@ -29,8 +29,8 @@ class MultiInterests(nn.Module):
         interests_BKD = self.pool(events, states_TD)
         if rows_Q is not None:
             interests_BKD = interests_BKD[events.user_T[rows_Q]]
-        found: Tensor = interests_BKD.flatten(0, 1)
-        return found
+        flat_ND: Tensor = interests_BKD.flatten(0, 1)
+        return flat_ND
 
 
 class SelfAttentivePool(nn.Module):

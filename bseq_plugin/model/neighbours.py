@@ -153,11 +153,11 @@ def completed(
         for start in range(0, len(rows_ND), ROWS):
             at = first + start
             own_ND = rows_ND[start : start + ROWS].float()
-            guess_ND, found_N = alike.guess(keys_VK[at : at + len(own_ND)], own_ND, at)
+            guess_ND, has_guess_N = alike.guess(keys_VK[at : at + len(own_ND)], own_ND, at)
             n_N1 = events_V[at : at + len(own_ND), None]
             own_share_N1 = 1.0 if whole else n_N1 / (n_N1 + prior_events)
             mixed_ND = own_share_N1 * own_ND + prior_events / (n_N1 + prior_events) * guess_ND
-            yield at, torch.where(found_N[:, None], mixed_ND, own_ND)
+            yield at, torch.where(has_guess_N[:, None], mixed_ND, own_ND)
 
 
 def own_directions(ids: Iterable[object], table_VD: Tensor, counts_V: np.ndarray) -> Tensor:
@@ -171,8 +171,8 @@ def own_directions(ids: Iterable[object], table_VD: Tensor, counts_V: np.ndarray
     known = np.flatnonzero(counts_V > 0) + 1
     parts = np.array_split(known, max(1, len(known) // ROWS))
     total = sum(float(table_VD[part].float().norm(dim=1).sum()) for part in parts if len(part))
-    found_ND = torch.from_numpy(np.array(drawn, np.float32).reshape(-1, table_VD.shape[1]))
-    return F.normalize(found_ND, dim=1) * (total / max(1, len(known)))
+    directions_ND = torch.from_numpy(np.array(drawn, np.float32).reshape(-1, table_VD.shape[1]))
+    return F.normalize(directions_ND, dim=1) * (total / max(1, len(known)))
 
 
 def directed(guess_ND: Tensor, ids: Iterable[object], table_VD: Tensor, counts_V: np.ndarray, length: float) -> Tensor:

@@ -89,9 +89,9 @@ class TargetAttention(nn.Module):
         return context_ND.index_add(0, candidate_P, weight_P[:, None] * events.x_TD[event_P])
 
     def _users(self, candidates_ND: Tensor, events: PackedEvents, user_N: Tensor | None) -> Tensor:
-        for name, found in (("candidates_ND", candidates_ND), ("events.x_TD", events.x_TD)):
-            if found.ndim != 2 or found.shape[1] != self.dim:
-                raise UsageError(f"{name} has shape {tuple(found.shape)}; this attention has dim = {self.dim}")
+        for name, vectors in (("candidates_ND", candidates_ND), ("events.x_TD", events.x_TD)):
+            if vectors.ndim != 2 or vectors.shape[1] != self.dim:
+                raise UsageError(f"{name} has shape {tuple(vectors.shape)}; this attention has dim = {self.dim}")
         if user_N is None:
             if len(candidates_ND) != events.n_users:
                 raise UsageError(

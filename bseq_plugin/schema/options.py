@@ -11,7 +11,7 @@ from bseq_plugin.errors import RecipeError
 
 
 class PartOptions(BaseModel):
-    """The base of every part's options: frozen, and an unknown key is an error."""
+    """Base of every part's options: frozen, and an unknown key is an error."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -28,7 +28,7 @@ def parse_options(model: type[AnyOptions], values: Mapping[str, Any], where: str
 
 
 def describe_errors(model: type[BaseModel], error: ValidationError) -> str:
-    """Say what is wrong with which key, in one line."""
+    """What is wrong with which key, in one line."""
     messages: dict[str, list[str]] = {}
     for item in error.errors():
         # the tail of loc names pydantic's own branches of a union ("int", "literal['all']"): no word for a user
