@@ -14,7 +14,7 @@ NARROWEST = 32  # below this width conversions cost as much as the products
 WORTH_IT = 1.15  # a measured gain below this is noise, and the extra rounding is not worth it
 
 
-def halves_pay(x: Tensor, gain: Callable[[], float]) -> bool:
+def bfloat16_pays(x: Tensor, gain: Callable[[], float]) -> bool:
     """Whether products with ``x`` [..., D] are better made in bfloat16: on a CPU that has instructions for it, for
     float32 of some width, if ``gain()``, the measured seconds in float32 divided by those in bfloat16, says that it
     pays.

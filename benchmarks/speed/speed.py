@@ -37,7 +37,7 @@ from bseq_plugin import Recipe
 from bseq_plugin.data.events import Events
 from bseq_plugin.data.prepare import PreparedLog, prepare
 from bseq_plugin.data.training_data import TrainingData
-from bseq_plugin.losses.precision import multiplies_in_halves
+from bseq_plugin.losses.precision import multiplies_in_bfloat16
 from bseq_plugin.readers.read_events import read_events
 
 
@@ -87,12 +87,12 @@ def rates(threads: int) -> dict[str, float]:
         flop = 2 * 12_288 * 64 * 64 / 1e9
         return max(2 * 1024**3 / 1e9 / best(lambda: a @ a), flop / best(lambda: torch.mm(b, c, out=d)))
 
-    halves = multiplies_in_halves(logits_NC, "auto")
+    bfloat16 = multiplies_in_bfloat16(logits_NC, "auto")
     return {
         "threads": threads,
-        "bfloat16": float(halves),
+        "bfloat16": float(bfloat16),
         "float32_gflops": gflops(torch.float32),
-        "gemm_gflops": gflops(torch.bfloat16 if halves else torch.float32),
+        "gemm_gflops": gflops(torch.bfloat16 if bfloat16 else torch.float32),
         "exp_gps": out.numel() / 1e9 / best(lambda: torch.exp(logits_NC, out=out)),
     }
 

@@ -5,7 +5,7 @@
     make bench-text ARGS="--only grocery --part validation --set training.epochs=4 --text-set items.prior_events=4"
 
 A tenth of the items (drawn by the seed) is hidden from training; a model of ids alone is trained, and one of ids and
-text, with the same settings (with item_fusion = "neighbours" that is one training). Both rank the whole catalogue: warm
+text, with the same settings (one training for both). Both rank the whole catalogue: warm
 targets, those of the tail (5 events or fewer in training; and the long tail, the items that are had least and have a
 fifth of all events), and cold targets, for which the one has rows as they are
 before training and the other what the text says. Settings are chosen with --part validation, which leaves out the

@@ -33,7 +33,7 @@ class PopularitySource(CandidateSource[PopularityOptions]):
 
     @classmethod
     def fit(cls, histories: Sequences, n_items: int, options: PopularityOptions | None = None) -> dict[str, Tensor]:
-        """Items with events, most first, and their scores."""
+        """Return the items with events, most first, and their scores."""
         days = cls.checked_options(options).days
         if days is not None and histories.timestamps is not None and histories.n_events:
             until = int(histories.timestamps.max()) + 1
@@ -48,7 +48,7 @@ class PopularitySource(CandidateSource[PopularityOptions]):
         }
 
     def find(self, inputs: SourceInputs, k: int) -> SourceCandidates:
-        """See ``CandidateSource.find``."""
+        """Find candidates; see ``CandidateSource.find``."""
         items, scores = self.state["items"][:k], self.state["scores"][:k]
         n_users = inputs.histories.n_users
         lengths_B = torch.from_numpy(inputs.histories.lengths.astype(np.float32))

@@ -45,7 +45,7 @@ class TransitionSource(CandidateSource[TransitionOptions]):
 
     @classmethod
     def fit(cls, histories: Sequences, n_items: int, options: TransitionOptions | None = None) -> dict[str, Tensor]:
-        """The strongest edges of each item: starts [V + 2], items [E], weights [E]."""
+        """Return the strongest edges of each item: starts [V + 2], items [E], weights [E]."""
         chosen = cls.checked_options(options)
         graph = sparse.transition_graph(histories.known(), n_items, popularity_power=chosen.popularity_power)
         rows, items, weights = best_of_rows(graph, chosen.edges)
@@ -57,6 +57,6 @@ class TransitionSource(CandidateSource[TransitionOptions]):
         }
 
     def find(self, inputs: SourceInputs, k: int) -> SourceCandidates:
-        """See ``CandidateSource.find``."""
+        """Find candidates; see ``CandidateSource.find``."""
         recent = sparse.recent_matrix(inputs.histories, self._n_items, self.options.last, self.options.decay)
         return candidates_of((recent @ self._graph).tocsr(), k)

@@ -63,12 +63,12 @@ class Batch(Pipelineable):  # type: ignore[misc]  # torchrec is not typed
 
     @property
     def n_events(self) -> int:
-        """Of all histories."""
+        """The number of events of all histories."""
         features = self.features
         return int(features.length_per_key()[features.keys().index(EVENT)])
 
     def to(self, device: torch.device, non_blocking: bool = False) -> Batch:
-        """A copy on ``device``; this very batch if its features are there."""
+        """Return a copy on ``device``; this very batch if its features are there."""
         if self.features.device() == device:
             return self
         return self._map(lambda value: value.to(device=device, non_blocking=non_blocking))
@@ -79,7 +79,7 @@ class Batch(Pipelineable):  # type: ignore[misc]  # torchrec is not typed
             value.record_stream(stream)
 
     def pin_memory(self) -> Batch:
-        """A copy in page-locked memory."""
+        """Return a copy in page-locked memory."""
         return self._map(lambda value: value.pin_memory())
 
     def _values(self) -> list[Any]:
@@ -98,7 +98,7 @@ def history_features(
     events: EventInputs | Recipe | Sequence[str],
     extra: dict[str, tuple[np.ndarray, np.ndarray]] | None = None,
 ) -> KeyedJaggedTensor:
-    """The KeyedJaggedTensor of histories as they are (cut them with ``latest`` first).
+    """Return the KeyedJaggedTensor of histories as they are (cut them with ``latest`` first).
 
     Args:
         events: the recipe of the encoder, or the names of its event features.

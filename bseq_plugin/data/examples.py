@@ -1,4 +1,4 @@
-"""What a history is asked to predict: the next event everywhere or of one prefix, or the window that follows.
+"""The objectives: a history predicts the next event everywhere, or after one prefix, or the window that follows.
 
 All give a rank's examples from a global batch of users, as a pure function of the users and a random generator.
 """
@@ -44,7 +44,7 @@ class Examples:
 
 
 def share(users: np.ndarray, rank: int, world_size: int) -> tuple[np.ndarray, bool]:
-    """(the rank's part of a global batch, True); or (some user, False) for a rank that gets none.
+    """Return (the rank's part of a global batch, True), or (some user, False) for a rank that gets none.
 
     Every rank takes part in a step's look-ups, so none may be without a user; but that user's targets are another
     rank's, and must not count twice.
@@ -69,7 +69,7 @@ class NextEvent:
         self.lengths = self.sequences.lengths[self.users] - 1
 
     def examples(self, users: np.ndarray, rank: int, world_size: int, random: RandomNumbers) -> Examples:
-        """This rank's examples from a global batch of users."""
+        """Return this rank's examples from a global batch of users."""
         part, counts = share(users, rank, world_size)
         starts, ends = self.sequences.offsets[:-1][part], self.sequences.offsets[1:][part]
         histories = self.sequences.slices(part, starts, ends - 1)
@@ -87,14 +87,14 @@ class NextEvent:
         )
 
     def _following(self, users: np.ndarray) -> np.ndarray:
-        """int64, the places of every event of the users but their first one."""
+        """Return int64, the places of every event of the users but their first one."""
         starts, ends = self.sequences.offsets[:-1][users] + 1, self.sequences.offsets[1:][users]
         lengths = ends - starts
         before = np.cumsum(lengths) - lengths
         return np.asarray(np.arange(lengths.sum()) + np.repeat(starts - before, lengths))
 
     def catalogue(self, at_us: int) -> np.ndarray | None:
-        """All items."""
+        """Return None: all items may be negatives."""
         return None
 
 
@@ -117,7 +117,7 @@ class NextOfPrefix:
         self.lengths = np.minimum(self.users - first[self.users], self.max_length)
 
     def examples(self, users: np.ndarray, rank: int, world_size: int, random: RandomNumbers) -> Examples:
-        """This rank's examples from a global batch of targets."""
+        """Return this rank's examples from a global batch of targets."""
         places, counts = share(users, rank, world_size)
         owners = self.user_index[places]
         starts = np.maximum(self.sequences.offsets[:-1][owners], places - self.max_length)
@@ -129,7 +129,7 @@ class NextOfPrefix:
         return Examples(histories, states, targets, own, self.weights[places][own], total_weight, every)
 
     def catalogue(self, at_us: int) -> np.ndarray | None:
-        """All items."""
+        """Return None: all items may be negatives."""
         return None
 
 
@@ -183,14 +183,14 @@ class TargetWindow:
 
     @cached_property
     def _times(self) -> np.ndarray:
-        """(user, time) as one ascending number, so that one searchsorted finds an instant in many histories."""
+        """User and time as one ascending number, so that one searchsorted finds an instant in many histories."""
         span = self.newest_us - self.origin_us + 1
         times = np.asarray(self.sequences.timestamps, dtype=np.int64)
         keys: np.ndarray = self.sequences.user_index * span + times - self.origin_us
         return keys
 
     def _place(self, users: np.ndarray, at_us: int) -> np.ndarray:
-        """Flat place of each user's first event at or after ``at_us``."""
+        """Return the flat place of each user's first event at or after ``at_us``."""
         at = min(max(at_us, self.origin_us), self.newest_us) - self.origin_us
         places: np.ndarray = np.searchsorted(self._times, users * (self.newest_us - self.origin_us + 1) + at)
         return places
@@ -209,7 +209,7 @@ class TargetWindow:
         return self._catalogues[at_us]
 
     def examples(self, users: np.ndarray, rank: int, world_size: int, random: RandomNumbers) -> Examples:
-        """This rank's examples from a global batch of users."""
+        """Return this rank's examples from a global batch of users."""
         cut = int(random().choice(self.cuts))
         offsets = self.sequences.offsets
         places, ends = self._place(users, cut), self._place(users, cut + self.window_us)
@@ -229,7 +229,9 @@ class TargetWindow:
     def _targets(
         self, users: np.ndarray, places: np.ndarray, ends: np.ndarray, at_us: int
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Distinct items of places..ends-1, the index of the user each belongs to, users ascending, and weights."""
+        """Return the distinct items of places..ends-1, the index of the user each belongs to, users ascending, and
+        weights.
+        """
         window = self.sequences.slices(users, places, ends)
         pairs, pair_T = np.unique(window.user_index * self._n_rows + window.items, return_inverse=True)
         weights, lengths = np.zeros(len(pairs), np.float32), ends - places

@@ -63,7 +63,7 @@ class TableStream:
 
 
 def interest_table(histories: Sequences, interests_UKD: Tensor) -> pa.Table:
-    """The rows of users with events, user by user."""
+    """Return the rows of users with events, user by user."""
     users = np.flatnonzero(histories.lengths)
     _, n_interests, dim = interests_UKD.shape
     repeated = np.repeat(users, n_interests)
@@ -102,7 +102,7 @@ class InterestFiles:
         write_json(self.folder / HEAD, document)
 
     def fits(self, model: Path, log_sha256: str) -> bool:
-        """Whether the files were written to the end, and of this model and log."""
+        """Return whether the files were written to the end, and of this model and log."""
         try:
             head = self._head()
         except SchemaError:
@@ -112,7 +112,7 @@ class InterestFiles:
         return bool(head.get("model_blake3") == _digest(model / name for name in MODEL_FILES))
 
     def open(self, partition: str) -> InterestFile:
-        """The file of a partition, by the partition's file name. Raises SchemaError if it is not what was sealed."""
+        """Open the file of a partition, by the partition's file name. Raises SchemaError if it was changed since."""
         path, entry = self.folder / partition, self._head().get("files", {}).get(partition)
         try:
             if entry != {"bytes": path.stat().st_size, "blake3": _digest([path])}:
@@ -139,7 +139,7 @@ class InterestFile:
     parquet: pq.ParquetFile
 
     def read(self, row_group: int, histories: Sequences, recipe: Recipe) -> Tensor:
-        """float32 ``[U, K, D]`` of the users of ``histories``, zeros without an event.
+        """Return float32 ``[U, K, D]`` of the users of ``histories``, zeros without an event.
 
         Raises SchemaError if the row group is of other users or of another width.
         """

@@ -25,7 +25,7 @@ from bseq_plugin.schema.options import parse_options
 
 @dataclass(frozen=True)
 class ItemVectors:
-    """What is known of items beside behaviour, as a vector each.
+    """A vector of each item, from what is known of it beside behaviour.
 
     Attributes:
         vectors_VE: float32 [V + 1, E]; zeros for row 0 and for items of which nothing is known.
@@ -37,7 +37,7 @@ class ItemVectors:
 
     @property
     def digest(self) -> str:
-        """sha256 of everything: two with the same one teach the same."""
+        """The sha256 of everything: two with the same one teach the same."""
         return hashlib.sha256(self.identity.encode() + np.ascontiguousarray(self.vectors_VE).tobytes()).hexdigest()
 
     @classmethod
@@ -90,21 +90,21 @@ def build_item_encoders(chosen: Sequence[ItemEncoderSettings]) -> list[ItemEncod
 
 
 def encoders_identity(encoders: Sequence[ItemEncoder]) -> str:
-    """sha256 of all of them, in order."""
+    """Return the sha256 of all encoders, in order."""
     return hashlib.sha256("".join(encoder.identity for encoder in encoders).encode()).hexdigest()
 
 
 def encode_items(encoders: Sequence[ItemEncoder], items: pd.DataFrame, progress: bool = False) -> np.ndarray:
-    """float32 [N, E], the vectors of all encoders side by side. Raises PluginError if one breaks its contract."""
+    """Return float32 [N, E], the vectors of all encoders side by side. Raises PluginError for a broken contract."""
     return np.concatenate([_checked(encoder, encoder.encode(items, progress), len(items)) for encoder in encoders], 1)
 
 
 def _checked(encoder: ItemEncoder, vectors_NE: np.ndarray, n_items: int) -> np.ndarray:
     wanted = (n_items, encoder.width)
-    found = getattr(vectors_NE, "shape", type(vectors_NE).__name__)
-    if found != wanted or vectors_NE.dtype != np.float32 or not np.isfinite(vectors_NE).all():
+    given = getattr(vectors_NE, "shape", type(vectors_NE).__name__)
+    if given != wanted or vectors_NE.dtype != np.float32 or not np.isfinite(vectors_NE).all():
         raise PluginError(
-            f"item encoder {encoder.name!r} gave {found} {getattr(vectors_NE, 'dtype', '')}; wanted finite float32 "
+            f"item encoder {encoder.name!r} gave {given} {getattr(vectors_NE, 'dtype', '')}; wanted finite float32 "
             f"{wanted}: repair the plugin it comes from"
         )
     return vectors_NE

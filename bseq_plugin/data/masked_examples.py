@@ -28,7 +28,7 @@ class MaskedEvents:
         self.lengths = self.sequences.lengths[self.users]
 
     def examples(self, users: np.ndarray, rank: int, world_size: int, random: RandomNumbers) -> Examples:
-        """This rank's examples from a global batch of users."""
+        """Return this rank's examples from a global batch of users."""
         every = self.sequences.take(users)
         weights = self._weights(users)
         hidden = self._hidden(every, weights, random())
@@ -47,13 +47,13 @@ class MaskedEvents:
         )
 
     def _weights(self, users: np.ndarray) -> np.ndarray:
-        """float32 [T], what the events of these users count as targets."""
+        """Return float32 [T], what the events of these users count as targets."""
         starts, lengths = self.sequences.offsets[:-1][users], self.sequences.lengths[users]
         before = np.cumsum(lengths) - lengths
         return np.asarray(self.weights[np.arange(lengths.sum()) + np.repeat(starts - before, lengths)])
 
     def _hidden(self, histories: Sequences, weights: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        """bool [T], which events of a global batch are hidden."""
+        """Return bool [T], which events of a global batch are hidden."""
         may = weights > 0
         hidden = (rng.random(histories.n_events) < self.mask_share) & may
         users = histories.user_index
@@ -66,5 +66,5 @@ class MaskedEvents:
         return hidden
 
     def catalogue(self, at_us: int) -> np.ndarray | None:
-        """All items."""
+        """Return None: all items may be negatives."""
         return None

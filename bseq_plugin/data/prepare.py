@@ -48,7 +48,7 @@ class PreparedLog:
 
     @cached_property
     def item_priors(self) -> np.ndarray | None:
-        """float32 [V + 1, P], popularity at the end of the training part, or None if the recipe has no spans."""
+        """Popularity at the end of the training part, float32 [V + 1, P], or None if the recipe has no spans."""
         if not self.recipe.popularity_days:
             return None
         end_us = (self.trained_until_us or 0) + 1
@@ -56,7 +56,7 @@ class PreparedLog:
 
     @property
     def trained_until_us(self) -> int | None:
-        """Time of the newest training event."""
+        """The time of the newest training event."""
         if self.partitions is not None:
             return self.newest_us
         times = self.training.timestamps
@@ -160,7 +160,7 @@ def evaluation_set(sequences: Sequences, split: SplitSettings, part: Literal["va
 
 @dataclass(frozen=True)
 class LogColumns:
-    """Which optional columns a log has."""
+    """The optional columns that a log has."""
 
     event_types: bool
     session_ids: bool
@@ -168,7 +168,7 @@ class LogColumns:
 
 
 def resolve(recipe: Recipe, columns: LogColumns, newest_us: int | None) -> Recipe:
-    """The recipe with what a log lacks left out and the instants of a time split filled in.
+    """Return the recipe with what a log lacks left out and the instants of a time split filled in.
 
     ``newest_us``: time of the newest event, None for a log without times.
     """

@@ -19,19 +19,19 @@ SAMPLED_USERS = 10_000  # that validation and `bseq evaluate` see: a log of this
 
 
 def resolved(log: PartitionedSequences, recipe: Recipe) -> Recipe:
-    """The recipe with what the log lacks left out and the instants of a time split filled in."""
+    """Return the recipe with what the log lacks left out and the instants of a time split filled in."""
     has = LogColumns(*(name in log.columns for name in ("event_types", "session_ids", "values")))
     return resolve(recipe, has, log.last_us)
 
 
 def count_partitions(log: PartitionedSequences, recipe: Recipe, numbers: list[int]) -> tuple[np.ndarray, int]:
-    """(events of each item of the log in the training part, int64 [V]; time of its newest event, 0 for none)."""
+    """Return (events of each item of the log in the training part, int64 [V]; time of its newest event, 0 for none)."""
     vocabulary = log.vocabulary
     counts, newest = np.zeros(vocabulary.n_items + 1, np.int64), 0
     for histories in _all(log, vocabulary, numbers):
         part = training_histories(histories, recipe.split)
-        rows, found = np.unique(part.items, return_counts=True)
-        counts[rows] += found
+        rows, n_events = np.unique(part.items, return_counts=True)
+        counts[rows] += n_events
         if part.timestamps is not None and len(part.timestamps):
             newest = max(newest, int(part.timestamps.max()))
     return counts[1:], newest
@@ -45,7 +45,8 @@ def prepare_partitions(
     items: pd.DataFrame | None = None,
     progress: bool = False,
 ) -> PreparedLog:
-    """``prepare`` for a resolved recipe, with what ``count_partitions`` found in all partitions.
+    """Prepare a log in partitions, as ``prepare`` does, under a resolved recipe, with the counts of
+    ``count_partitions``.
 
     ``sequences`` are those of a sample of users, ``training`` is empty: it is read as it is trained on.
     """
@@ -72,7 +73,7 @@ def prepare_partitions(
 
 
 def _sample(log: PartitionedSequences, vocabulary: Vocabulary) -> Sequences:
-    """The first users of every partition: partitions are made by a hash, so that they are like any others."""
+    """Return the first users of every partition: partitions are made by a hash, so that they are like any others."""
     share, parts = max(1, SAMPLED_USERS // len(log.partitions)), []
     for number, partition in enumerate(log.partitions):
         if partition.users:

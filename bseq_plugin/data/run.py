@@ -31,16 +31,16 @@ class Run:
 
     @property
     def info(self) -> dict[str, Any]:
-        """``run.json``. Raises RunError if there is none."""
+        """The content of ``run.json``. Raises RunError if there is none."""
         file = self.path / "run.json"
         if not file.is_file():
             raise RunError(f"{self.path} is not a run directory: it has no run.json")
-        found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-        return found
+        info: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        return info
 
     @property
     def is_half_begun(self) -> bool:
-        """True if all there is may come from a ``begin`` that was killed: ``run.json`` is what it writes last."""
+        """Whether all there is may come from a ``begin`` that was killed: ``run.json`` is what it writes last."""
         if not self.path.is_dir():
             return False
         names = {path.name for path in self.path.iterdir() if not path.name.startswith(SCRATCH)}
@@ -52,11 +52,11 @@ class Run:
         return Recipe.stored(json.loads((self.path / "recipe.json").read_text(encoding="utf-8")), self.path)
 
     def vocabulary(self) -> Vocabulary:
-        """The item and event-type ids."""
+        """Load the item and event-type ids."""
         return Vocabulary.load(self.path / "vocabulary.parquet")
 
     def sequences(self) -> Sequences:
-        """The whole log, held-out part included; of a log in partitions, a sample of users."""
+        """Load the whole log, held-out part included; of a log in partitions, a sample of users."""
         return Sequences.load(self.path / "sequences.parquet", self.vocabulary())
 
     def training_part(self) -> Sequences:

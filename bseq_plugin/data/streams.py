@@ -70,11 +70,11 @@ class StreamedData(TrainingData):
 
     @property
     def steps_per_epoch(self) -> int:
-        """Batches of an epoch, equal on every rank."""
+        """The number of batches of an epoch, equal on every rank."""
         return max(1, self.recipe.training.batch.n_batches(self.log.n_users, self.log.n_events))
 
     def batches(self, epoch: int, start: int = 0) -> Iterator[Batch]:
-        """This rank's batches of ``epoch``, from step ``start`` on."""
+        """Yield this rank's batches of ``epoch``, from step ``start`` on."""
         steps = self.steps_per_epoch
         parts = [stream.parts(epoch, start, steps) for stream in self.streams]
         for step in range(start, steps):
@@ -98,7 +98,7 @@ class StreamedData(TrainingData):
 
 
 def check_streams(n_partitions: int, world_size: int, recipe: Recipe) -> None:
-    """Raises UsageError or RecipeError for what ``StreamedData`` can't do."""
+    """Raise UsageError or RecipeError for what ``StreamedData`` can't do."""
     if n_partitions % world_size:
         fitting = [n for n in range(1, n_partitions + 1) if n_partitions % n == 0]
         raise UsageError(
@@ -113,7 +113,7 @@ def check_streams(n_partitions: int, world_size: int, recipe: Recipe) -> None:
 
 
 def nobody(log: PartitionedSequences) -> Sequences:
-    """One user without events, with the columns of the log."""
+    """Return one user without events, with the columns of the log."""
     none = np.empty(0, np.int64)
     columns = [none if name in log.columns else None for name in COLUMNS[1:]]
     return Sequences(np.zeros(1, np.int64), np.zeros(2, np.int64), none, *columns)
@@ -137,7 +137,7 @@ class Stream:
         self.groups_at_once = max(1, BUFFERED_USERS // n_streams // largest)
 
     def parts(self, epoch: int, start: int, steps: int) -> Iterator[Sequences | None]:
-        """What steps ``start``... take: users from ``step * n // steps`` on, None where that is nobody."""
+        """Yield what the steps from ``start`` on take: users from ``step * n // steps`` on, None for no users."""
         first = start * self.n_users // steps
         users = self._users(epoch, first)
         held: list[Sequences] = []
@@ -153,7 +153,7 @@ class Stream:
             held = [joined.take(np.arange(wanted, joined.n_users))]
 
     def _users(self, epoch: int, first: int) -> Iterator[Sequences]:
-        """The users from place ``first`` of the epoch's order on, one buffer after the other."""
+        """Yield the users from place ``first`` of the epoch's order on, one buffer after the other."""
         rng = np.random.default_rng([self.seed, ORDER_STREAM, epoch, self.number])
         order = rng.permutation(len(self.group_users))
         passed = 0

@@ -1,4 +1,4 @@
-"""Which event types a loss aims at, and how much each counts."""
+"""The event types that a loss aims at, and how much each counts."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def type_weights(objective: ObjectiveSettings, vocabulary: Vocabulary) -> np.nda
 
 
 def target_weights(sequences: Sequences, of_type: np.ndarray | None) -> np.ndarray:
-    """float32 [T], what each event counts as a target: 0 for an unknown item or a type that is not aimed at."""
+    """Return float32 [T], what each event counts as a target: 0 for an unknown item or a type that is not aimed at."""
     known = (sequences.items > 0).astype(np.float32)
     if of_type is None or sequences.event_types is None:
         return known

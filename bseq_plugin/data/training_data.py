@@ -72,16 +72,16 @@ class TrainingData:
 
     @property
     def steps_per_epoch(self) -> int:
-        """Batches of an epoch, equal on every rank."""
+        """The number of batches of an epoch, equal on every rank."""
         return self.recipe.training.batch.n_batches(len(self.source.users) * self.source.passes, self._n_events)
 
     @property
     def _n_events(self) -> int:
-        """Events of all histories of an epoch."""
+        """The number of events of all histories of an epoch."""
         return int(self.source.lengths.sum()) * self.source.passes
 
     def batches(self, epoch: int, start: int = 0) -> Iterator[Batch]:
-        """This rank's batches of ``epoch``, from step ``start`` on."""
+        """Yield this rank's batches of ``epoch``, from step ``start`` on."""
         order = self._order(epoch)
         bounds = self._bounds(order)
         for step in range(start, self.steps_per_epoch):
@@ -89,12 +89,12 @@ class TrainingData:
             yield self._batch(chosen, step_random(self.recipe.training.seed, epoch, step))
 
     def _order(self, epoch: int) -> np.ndarray:
-        """Places in ``source.users``."""
+        """Return places in ``source.users``, in the order of the epoch."""
         rng = np.random.default_rng([self.recipe.training.seed, ORDER_STREAM, epoch])
         return np.concatenate([rng.permutation(len(self.source.users)) for _ in range(self.source.passes)])
 
     def _bounds(self, order: np.ndarray) -> np.ndarray:
-        """int64 [steps + 1], where each batch begins in ``order``.
+        """Return int64 [steps + 1], where each batch begins in ``order``.
 
         With ``batch.events`` all events are laid in a row and cut into equal parts; a user belongs to the part in which
         its first event falls. No history is longer than a part, so that no batch is empty.
@@ -145,7 +145,7 @@ def _tensor(values: np.ndarray | None) -> torch.Tensor | None:
 
 
 def _looked_up_targets(examples: Examples, places: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
-    """(ids, how many a user): none where the targets are found among the negatives."""
+    """Return (ids, how many a user): none where the targets are among the negatives."""
     n_users = examples.histories.n_users
     if places is not None:
         return np.empty(0, np.int64), np.zeros(n_users, np.int64)

@@ -35,11 +35,11 @@ class GruEncoder(SequenceEncoder[GruOptions]):
         self.out = nn.Linear(hidden, dim)
 
     def forward(self, events: PackedEvents) -> Tensor:
-        """``states_TD``; see ``SequenceEncoder.forward``."""
+        """Return ``states_TD``; see ``SequenceEncoder.forward``."""
         return self._finish(self._hidden(events))
 
     def states_at(self, events: PackedEvents, rows_Q: Tensor) -> Tensor:
-        """``states_QD``; only these go through the output layer."""
+        """Return ``states_QD``; only these rows go through the output layer."""
         return self._finish(self._hidden(events).index_select(0, rows_Q))
 
     def _finish(self, hidden_NH: Tensor) -> Tensor:
@@ -47,7 +47,7 @@ class GruEncoder(SequenceEncoder[GruOptions]):
         return states
 
     def _hidden(self, events: PackedEvents) -> Tensor:
-        """``[T, hidden]``."""
+        """Return ``[T, hidden]``, the recurrent states."""
         if events.x_TD.shape[0] == 0:
             return events.x_TD.new_zeros(0, self.gru.hidden_size)
         # step by step, in each the users with the longest histories first: what PackedSequence wants
@@ -58,6 +58,6 @@ class GruEncoder(SequenceEncoder[GruOptions]):
         order_T = (events.position_T * events.n_users + rank_B[events.user_T]).argsort()
         sizes = events.position_T.bincount().cpu()
         x_TD = dropout(events.x_TD, self.dropout, self.training)
-        found, _ = self.gru(PackedSequence(x_TD[order_T], sizes))
-        hidden_TH: Tensor = torch.empty_like(found.data).index_copy(0, order_T, found.data)
+        states, _ = self.gru(PackedSequence(x_TD[order_T], sizes))
+        hidden_TH: Tensor = torch.empty_like(states.data).index_copy(0, order_T, states.data)
         return hidden_TH

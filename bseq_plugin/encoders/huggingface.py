@@ -52,18 +52,20 @@ class TransformersEncoder(SequenceEncoder[TransformersOptions]):
                 module.reset_parameters = _Reset(self, name)
 
     def forward(self, events: PackedEvents) -> Tensor:
-        """``states_TD``; see ``SequenceEncoder.forward``."""
+        """Return ``states_TD``; see ``SequenceEncoder.forward``."""
         if events.x_TD.shape[0] == 0:
             return events.x_TD
         ends_B = events.offsets_B1[1:][events.lengths_B > 0]  # a line without events would attend to nothing
         own = PackedEvents(self.into(events.x_TD), nn.functional.pad(ends_B, (1, 0)))
         x_BLD, mask_BL = own.padded()
-        found = self.backbone(inputs_embeds=x_BLD, attention_mask=mask_BL.long(), use_cache=False)
-        states: Tensor = self.out(own.packed(found.last_hidden_state))
+        output = self.backbone(inputs_embeds=x_BLD, attention_mask=mask_BL.long(), use_cache=False)
+        states: Tensor = self.out(own.packed(output.last_hidden_state))
         return states
 
     def _build(self) -> Any:
-        """A model with fresh weights and without an embedding of words, in memory also where others are on meta."""
+        """Build a model with fresh weights and without word embeddings; in memory, even while other modules are on the
+        meta device.
+        """
         try:
             from transformers import AutoConfig, AutoModel
         except ImportError:
@@ -84,7 +86,7 @@ class TransformersEncoder(SequenceEncoder[TransformersOptions]):
         return model
 
     def _values(self, defaults: Any) -> dict[str, Any]:
-        """Fields that follow from the recipe, as far as the architecture has them."""
+        """Return the fields that follow from the recipe, as far as the architecture has them."""
         chosen = self.options
         values = {
             "hidden_size": self.dim,
@@ -106,7 +108,7 @@ class TransformersEncoder(SequenceEncoder[TransformersOptions]):
 
     @torch.no_grad()
     def _refuse_foresight(self, width: int) -> None:
-        """Raises RecipeError unless the state of an event is the same whatever comes after it."""
+        """Raise RecipeError unless the state of an event is the same whatever comes after it."""
         generator = torch.Generator("cpu").manual_seed(0)
         x_BLD = torch.randn(2, min(2, self.max_length), width, generator=generator, device="cpu")
         x_BLD[1, 0] = x_BLD[0, 0]
@@ -128,7 +130,7 @@ class TransformersEncoder(SequenceEncoder[TransformersOptions]):
 
 
 class _Reset:
-    """``reset_parameters`` of one module of a backbone: values of a fresh one, and the buffers of the whole."""
+    """The ``reset_parameters`` of one module of a backbone: it copies the values of a fresh model, and all buffers."""
 
     def __init__(self, encoder: TransformersEncoder, name: str) -> None:
         self.encoder, self.name = encoder, name

@@ -52,11 +52,11 @@ class MaskedEncoder(SequenceEncoder[MaskedOptions]):
         self.norm = nn.LayerNorm(dim)
 
     def forward(self, events: PackedEvents) -> Tensor:
-        """``states_TD``; see ``SequenceEncoder.forward``."""
+        """Return ``states_TD``; see ``SequenceEncoder.forward``."""
         return self.states_at(events, torch.arange(events.x_TD.shape[0], device=events.x_TD.device))
 
     def states_at(self, events: PackedEvents, rows_Q: Tensor) -> Tensor:
-        """``states_QD``: a history for each row, which ends with that event and a mask token."""
+        """Return ``states_QD``, from a history for each row, which ends with that event and a mask token."""
         if not len(rows_Q):
             return events.x_TD.new_zeros(0, self.dim)
         lengths_Q = events.position_T[rows_Q] + 2
@@ -71,7 +71,9 @@ class MaskedEncoder(SequenceEncoder[MaskedOptions]):
         return self._run(prefixes, masks_Q)
 
     def masked_states_at(self, events: PackedEvents, rows_Q: Tensor) -> Tensor:
-        """``states_QD`` of the packed rows ``rows_Q``, whose events are hidden; the others of the user are seen."""
+        """Return ``states_QD`` of the packed rows ``rows_Q``, whose events are hidden; the user's other events are
+        seen.
+        """
         hidden_T = torch.zeros(events.x_TD.shape[0], dtype=torch.bool, device=rows_Q.device).index_fill(0, rows_Q, True)
         x_TD = torch.where(hidden_T[:, None], self.mask.weight.to(events.x_TD.dtype), events.x_TD)
         return self._run(events.with_x(x_TD), rows_Q)

@@ -41,9 +41,9 @@ MAX_TRAIN_PER_LIST = 64  # FAISS's k-means would draw 256 vectors a list itself,
 
 
 class FaissCpuOptions(PartOptions):
-    """``factory``: a FAISS factory string, or ``ivf_flat``, ``ivf_pq``, ``hnsw``. ``nprobe`` and ``ef_search``: how far
-    IVF and HNSW indexes look. ``refine``: a compressing index is asked for so many times k, and the best k of them are
-    chosen by the vectors themselves (default: 8 for ``ivf_pq``, else 1).
+    """Options of ``faiss_cpu``. ``factory``: a FAISS factory string, or ``ivf_flat``, ``ivf_pq``, ``hnsw``. ``nprobe``
+    and ``ef_search``: how far IVF and HNSW indexes look. ``refine``: a compressing index is asked for so many times k,
+    and the best k of them are chosen by the vectors themselves (default: 8 for ``ivf_pq``, else 1).
     """
 
     factory: str = Field(FLAT, min_length=1)
@@ -97,7 +97,7 @@ class FaissCpuIndex(VectorIndex[FaissCpuOptions]):
 
     @torch.no_grad()
     def search(self, queries_BD: Tensor, k: int) -> tuple[Tensor, Tensor]:
-        """``(scores_Bk float32, rows_Bk int64)``, best first. See ``VectorIndex``."""
+        """Return ``(scores_Bk float32, rows_Bk int64)``, best first. See ``VectorIndex``."""
         n_vectors, dim = self._vectors_VD.shape
         queries_BD = checked_queries(queries_BD, k, dim, n_vectors)
         if queries_BD.shape[0] == 0:
@@ -119,16 +119,16 @@ class FaissCpuIndex(VectorIndex[FaissCpuOptions]):
 
     @property
     def n_vectors(self) -> int:
-        """V."""
+        """The number of vectors, V."""
         return len(self._vectors_VD)
 
     @property
     def faiss_index(self) -> Any:
-        """What FAISS has built."""
+        """The index object of FAISS."""
         return self._index
 
     def efforts(self) -> list[dict[str, Any]]:
-        """``nprobe`` of an IVF index, ``ef_search`` of a graph, in powers of two."""
+        """Return ``nprobe`` of an IVF index, ``ef_search`` of a graph, in powers of two."""
         factory = sized_factory(self._options.factory, self._index.ntotal, self._index.d)
         lists = re.match(r"IVF(\d+)", factory)
         if lists:
@@ -136,7 +136,9 @@ class FaissCpuIndex(VectorIndex[FaissCpuOptions]):
         return [{"ef_search": 2**power} for power in range(4, 11)] if factory.startswith("HNSW") else []
 
     def with_effort(self, effort: dict[str, Any]) -> FaissCpuIndex:
-        """The same FAISS index, which changes: all its wrappers look as far as the latest effort says."""
+        """Return this FAISS index in a new wrapper. The FAISS index changes: all its wrappers look as far as the latest
+        effort says.
+        """
         parsed = self.checked_options({**self._options.model_dump(exclude_none=True), **effort})
         _set_search_options(self._index, parsed)
         return FaissCpuIndex(self._index, self._vectors_VD, parsed)
@@ -156,7 +158,7 @@ class FaissCpuIndex(VectorIndex[FaissCpuOptions]):
 
     @classmethod
     def over(cls, index: Any, vectors_VD: Tensor, options: FaissCpuOptions | None, what: str) -> FaissCpuIndex:
-        """A FAISS index that was read from ``what``. Raises StoreError if it is not one over these vectors."""
+        """Wrap a FAISS index that was read from ``what``. Raises StoreError if it is not one over these vectors."""
         parsed = cls.checked_options(options)
         _check(index, vectors_VD, StoreError, what)
         _set_search_options(index, parsed)
@@ -164,7 +166,7 @@ class FaissCpuIndex(VectorIndex[FaissCpuOptions]):
 
 
 def sized_factory(factory: str, n_vectors: int, dim: int) -> str:
-    """The FAISS factory string of a kind over [V, D]; any other string as it is.
+    """Return the FAISS factory string of a kind over [V, D]; any other string as it is.
 
     About 4 sqrt(V) lists, a power of two, and at least 39 vectors a list, below which FAISS warns that its k-means has
     too few (autofaiss's rule). Codes take 4 bits for two numbers, where the width allows that.
@@ -180,7 +182,7 @@ def _refine(options: FaissCpuOptions) -> int:
 
 
 def training_part(x_VD: Any, factory: str) -> Any:
-    """Evenly spread rows, as many as the lists need: the same ones whenever the same vectors come."""
+    """Return evenly spread rows, as many as the lists need: the same ones whenever the same vectors come."""
     lists = re.match(r"IVF(\d+)", factory)
     wanted = MAX_TRAIN_PER_LIST * int(lists[1]) if lists else len(x_VD)
     step = max(1, len(x_VD) // max(wanted, 20_000))
@@ -188,7 +190,7 @@ def training_part(x_VD: Any, factory: str) -> Any:
 
 
 def import_faiss() -> Any:
-    """The faiss module. Raises MissingDependencyError with the remedy."""
+    """Return the faiss module. Raises MissingDependencyError with the remedy."""
     try:
         import faiss
     except ImportError as error:
@@ -213,7 +215,7 @@ def write_index(index: Any, path: Path) -> None:
 
 @contextmanager
 def byte_limit(path: Path) -> Iterator[None]:
-    """No vector in a file can be longer than the file: a damaged length must not allocate FAISS's default of 1 TB."""
+    """Limit vectors in a file to the file's length: a damaged length must not allocate FAISS's default of 1 TB."""
     faiss = import_faiss()
     limit = faiss.get_deserialization_vector_byte_limit()
     faiss.set_deserialization_vector_byte_limit(path.stat().st_size)
@@ -239,10 +241,10 @@ def read_index(path: Path, vectors_VD: Tensor) -> Any:
 
 def _check(index: Any, vectors_VD: Tensor, error: type[UsageError] | type[StoreError], what: str) -> None:
     faiss = import_faiss()
-    found = (index.ntotal, index.d, index.metric_type)
+    given = (index.ntotal, index.d, index.metric_type)
     wanted = (*vectors_VD.shape, faiss.METRIC_INNER_PRODUCT)
-    if found != wanted:
-        raise error(f"{what} has (vectors, width, metric) = {found}, wanted {wanted}; publish again with another index")
+    if given != wanted:
+        raise error(f"{what} has (vectors, width, metric) = {given}, wanted {wanted}; publish again with another index")
 
 
 def _set_search_options(index: Any, options: FaissCpuOptions) -> None:
@@ -269,5 +271,5 @@ def _set_search_options(index: Any, options: FaissCpuOptions) -> None:
 
 
 def last_words(error: BaseException) -> str:
-    """What went wrong without FAISS's C++ signature and build path."""
+    """Return the message of an error without FAISS's C++ signature and build path."""
     return str(error).rsplit(".cpp:", 1)[-1].partition(": ")[2].strip() or str(error) or type(error).__name__

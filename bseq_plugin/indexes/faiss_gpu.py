@@ -57,7 +57,7 @@ class FaissGpuIndex(VectorIndex[FaissGpuOptions]):
 
     @staticmethod
     def why_not(kind: str = "flat") -> str | None:
-        """Why this machine can't use the backend, None if it can."""
+        """Say why this machine can't use the backend; None if it can."""
         try:
             faiss = import_faiss()
         except MissingDependencyError as error:
@@ -100,7 +100,7 @@ class FaissGpuIndex(VectorIndex[FaissGpuOptions]):
 
     @torch.no_grad()
     def search(self, queries_BD: Tensor, k: int) -> tuple[Tensor, Tensor]:
-        """``(scores_Bk float32, rows_Bk int64)``, best first. Safe to call from any thread. See ``VectorIndex``."""
+        """Return ``(scores_Bk float32, rows_Bk int64)``, best first; safe from any thread. See ``VectorIndex``."""
         n_vectors, dim = self._vectors_VD.shape
         queries_BD = checked_queries(queries_BD, k, dim, n_vectors, MAX_K)
         if queries_BD.shape[0] == 0:
@@ -122,7 +122,8 @@ class FaissGpuIndex(VectorIndex[FaissGpuOptions]):
         return torch.from_numpy(scores_Bk).masked_fill(rows_Bk < 0, -torch.inf), rows_Bk
 
     def save(self, path: Path) -> None:
-        """The CPU form of an ``ivf_flat`` built on the CPU; else nothing: a store published with a GPU opens anywhere.
+        """Write the CPU form of an ``ivf_flat`` built on the CPU, else nothing: a store published with a GPU opens
+        anywhere.
 
         Raises StoreError if writing fails.
         """
@@ -131,7 +132,9 @@ class FaissGpuIndex(VectorIndex[FaissGpuOptions]):
 
     @classmethod
     def load(cls, path: Path, vectors_VD: Tensor, options: FaissGpuOptions | None = None) -> FaissGpuIndex:
-        """The index saved at ``path``, whose bytes the caller has verified, on the GPU; without a file as ``build``."""
+        """Put the index saved at ``path``, whose bytes the caller has verified, on the GPU; without a file build it
+        anew.
+        """
         return cls._make(vectors_VD, options, path if path.is_file() else None)
 
 
@@ -146,7 +149,9 @@ def _import_gpu_faiss(options: FaissGpuOptions) -> Any:
 
 
 def _worker(device: int) -> ThreadPoolExecutor:
-    """The one thread that owns a GPU's resources in this process (the pid keeps a forked child from inheriting it)."""
+    """Return the one thread that owns a GPU's resources in this process (the pid keeps a forked child from inheriting
+    it).
+    """
     with _workers_lock:
         key = (device, os.getpid())
         if key not in _workers:
@@ -156,12 +161,12 @@ def _worker(device: int) -> ThreadPoolExecutor:
 
 @cache
 def _resources(device: int, pid: int) -> Any:
-    """Made in the worker, once: it takes about 0.1 s and holds the scratch memory."""
+    """Make the scratch memory of a GPU, in the worker and once: it takes about 0.1 s."""
     return import_faiss().StandardGpuResources()
 
 
 def _to_gpu(on_cpu: Any, vectors_VD: Tensor, options: FaissGpuOptions) -> Any:
-    """Runs in the worker, which owns the resources."""
+    """Copy an index to the GPU; runs in the worker, which owns the resources."""
     resources = _resources(options.device, os.getpid())
     resources.setTempMemory(options.temp_memory_mb * 2**20)
     return faiss_gpu_build.on_gpu(on_cpu, vectors_VD, options, resources)

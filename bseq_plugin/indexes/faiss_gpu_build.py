@@ -39,7 +39,7 @@ class FaissGpuOptions(PartOptions):
 
 
 def cpu_part(vectors_VD: Tensor, options: FaissGpuOptions, path: Path | None) -> Any:
-    """The index on the CPU that is copied to the GPU: full, or for ``build_on="gpu"`` empty; None for CAGRA.
+    """Return the index on the CPU that is copied to the GPU: full, or for ``build_on="gpu"`` empty; None for CAGRA.
 
     ``path``: a saved index, read instead of built. Raises StoreError if it does not fit the vectors.
     """
@@ -65,7 +65,7 @@ def cpu_part(vectors_VD: Tensor, options: FaissGpuOptions, path: Path | None) ->
 
 
 def on_gpu(index: Any, vectors_VD: Tensor, options: FaissGpuOptions, resources: Any) -> Any:
-    """The index on the GPU; called in the thread that owns ``resources``."""
+    """Return the index on the GPU; called in the thread that owns ``resources``."""
     faiss = import_faiss()
     if options.kind == "cagra":
         settings = faiss.GpuIndexCagraConfig()

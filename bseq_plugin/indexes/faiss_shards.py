@@ -30,15 +30,17 @@ from bseq_plugin.schema.indexes import IndexCapabilities, VectorIndex
 
 
 class FaissShardsOptions(FaissCpuOptions):
-    """``shards``: parts of the rows, one behind the other and equally large. The rest are the options of ``faiss_cpu``,
-    for each part; ``ivf_flat`` and ``ivf_pq`` have as many lists as a part needs.
+    """Options of ``faiss_shards``. ``shards``: parts of the rows, one behind the other and equally large. The rest are
+    the options of ``faiss_cpu``, for each part; ``ivf_flat`` and ``ivf_pq`` have as many lists as a part needs.
     """
 
     shards: int = Field(2, ge=1)
 
 
 class FaissShardsIndex(VectorIndex[FaissShardsOptions]):
-    """Exact where its parts are: with the factory ``Flat``, or with IVF lists that are all probed."""
+    """FAISS indexes over parts of the rows; exact where they are: with the factory ``Flat``, or with IVF lists that are
+    all probed.
+    """
 
     name = "faiss_shards"
     capabilities = IndexCapabilities(exact=True)  # with the default factory
@@ -57,7 +59,7 @@ class FaissShardsIndex(VectorIndex[FaissShardsOptions]):
 
     @torch.no_grad()
     def search(self, queries_BD: Tensor, k: int) -> tuple[Tensor, Tensor]:
-        """``(scores_Bk float32, rows_Bk int64)``, best first. See ``VectorIndex``."""
+        """Return ``(scores_Bk float32, rows_Bk int64)``, best first. See ``VectorIndex``."""
         n_vectors, dim = self._vectors_VD.shape
         queries_BD = checked_queries(queries_BD, k, dim, n_vectors)
         scores, rows, first = [], [], 0
@@ -70,11 +72,11 @@ class FaissShardsIndex(VectorIndex[FaissShardsOptions]):
         return scores_Bm[:, :k], rows_Bm[:, :k]
 
     def efforts(self) -> list[dict[str, Any]]:
-        """Those of a part."""
+        """Return the efforts of a part."""
         return self._parts[0].efforts()
 
     def with_effort(self, effort: dict[str, Any]) -> FaissShardsIndex:
-        """The same parts, which change; see ``FaissCpuIndex.with_effort``."""
+        """Return the same parts with that effort; they change, see ``FaissCpuIndex.with_effort``."""
         parsed = self.checked_options({**self._options.model_dump(exclude_none=True), **effort})
         return FaissShardsIndex([part.with_effort(effort) for part in self._parts], self._vectors_VD, parsed)
 
@@ -118,19 +120,19 @@ def _options_of_parts(options: FaissShardsOptions) -> FaissCpuOptions:
 def _split(
     vectors_VD: Tensor, options: FaissShardsOptions, error: type[UsageError] | type[StoreError]
 ) -> tuple[Tensor, ...]:
-    """Views of the rows of each part."""
+    """Return views of the rows of each part."""
     if options.shards > len(vectors_VD):
         raise error(f"shards = {options.shards}, but there are {len(vectors_VD)} vectors; take fewer shards")
     return torch.tensor_split(vectors_VD, options.shards)
 
 
 def _exactly(read: Callable[[int], bytes]) -> Callable[[int], bytes]:
-    """FAISS asks again when it gets less than it wanted, for ever at the end of a file: that is an error instead."""
+    """Raise an error at the end of a file, where FAISS would ask for ever for the bytes that it did not get."""
 
     def more(n_bytes: int) -> bytes:
-        found = read(n_bytes)
-        if n_bytes and not found:
+        chunk = read(n_bytes)
+        if n_bytes and not chunk:
             raise RuntimeError("the file ends too early")
-        return found
+        return chunk
 
     return more

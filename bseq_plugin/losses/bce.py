@@ -16,7 +16,8 @@ from bseq_plugin.schema.losses import Negatives, Targets
 
 
 class BCELoss(MatmulLoss):
-    """``-log sigmoid(s_target) - mean over negatives of log(1 - sigmoid(s_negative))`` (SASRec, ICDM 2018, eq. 7).
+    """Binary cross-entropy ``-log sigmoid(s_target) - mean over negatives of log(1 - sigmoid(s_negative))`` (SASRec,
+    ICDM 2018, eq. 7).
 
     Scores are taken as they are: the sampling distribution is not corrected for.
     """
@@ -24,7 +25,7 @@ class BCELoss(MatmulLoss):
     name = "bce"
 
     def forward(self, states_QD: Tensor, targets: Targets, negatives: Negatives) -> Tensor:
-        """Scalar; see ``SequenceLoss.forward``."""
+        """Return the scalar loss; see ``SequenceLoss.forward``."""
         return chunked_loss(_binary_cross_entropy, states_QD, targets, _uncorrected(negatives), self.options.matmul)
 
 
@@ -47,21 +48,21 @@ class GeneralisedBCELoss(MatmulLoss[GeneralisedBCEOptions]):
     name = "gbce"
 
     def forward(self, states_QD: Tensor, targets: Targets, negatives: Negatives) -> Tensor:
-        """Scalar; see ``SequenceLoss.forward``."""
+        """Return the scalar loss; see ``SequenceLoss.forward``."""
         beta = 1.0 - self.options.calibration * (1.0 - _sampled_share(negatives))
         logit_loss = partial(_binary_cross_entropy, exponent=beta, summed=True)
         return chunked_loss(logit_loss, states_QD, targets, _uncorrected(negatives), self.options.matmul)
 
 
 def _sampled_share(negatives: Negatives) -> float:
-    """N / V; V is the sum of 1 / expected count over the drawn, on average."""
+    """Return N / V; V is estimated by the sum of 1 / expected count over the sample."""
     if negatives.log_expected_count_N is None:
         return 1.0
     return min(1.0, len(negatives.ids_N) / float((-negatives.log_expected_count_N).exp().sum()))
 
 
 def _uncorrected(negatives: Negatives) -> Negatives:
-    """Zeros still say "sampled", without moving the logits."""
+    """Return the negatives with a correction of zero, which still says "sampled" without moving the logits."""
     if negatives.log_expected_count_N is None:
         return negatives
     return replace(negatives, log_expected_count_N=torch.zeros_like(negatives.log_expected_count_N))

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from bseq_plugin.losses.precision import Products, multiplies_in_halves
+from bseq_plugin.losses.precision import Products, multiplies_in_bfloat16
 from bseq_plugin.schema.losses import Negatives, Targets
 
 CHUNK_ELEMENTS = 3 << 18  # logits of one chunk: 3 MiB in float32
@@ -37,13 +37,14 @@ def chunked_loss(
     matmul: str = "auto",
     narrow: bool = False,
 ) -> Tensor:
-    """Weighted mean of ``logit_loss`` over S targets, differentiable in states, targets and negative vectors.
+    """Return the weighted mean of ``logit_loss`` over S targets, differentiable in states, targets and negative
+    vectors.
 
     A state's own targets are struck from its negatives wherever they stand there; each counts once, as a positive.
     Targets with ``places_S`` are read from the negatives, and their gradient goes there.
 
     Args:
-        matmul: "float32", "bfloat16" (products with float32 sums) or "auto"; see ``multiplies_in_halves``.
+        matmul: "float32", "bfloat16" (products with float32 sums) or "auto"; see ``multiplies_in_bfloat16``.
         narrow: ``logit_loss`` takes bfloat16 logits as well, as bfloat16 products leave them. A sample's logits are
             widened all the same: they are still to be corrected, and rounded twice.
     """
@@ -58,7 +59,9 @@ def chunked_loss(
 
 
 def chunk_size(n_states: int, n_negatives: int, elements: int) -> int:
-    """States of a chunk: what fits ``elements`` logits, in even shares, and a few whatever the catalogue's size."""
+    """Return the number of states of a chunk: what fits ``elements`` logits, in even shares, and a few whatever the
+    catalogue's size.
+    """
     most = max(CHUNK_STEP, elements // max(1, n_negatives) // CHUNK_STEP * CHUNK_STEP)
     share = -(-n_states // -(-n_states // most))
     return -(-share // CHUNK_STEP) * CHUNK_STEP
@@ -79,14 +82,14 @@ class _ChunkedLoss(torch.autograd.Function):
         narrow: bool,
     ) -> Tensor:
         n_states, n_negatives = states_QD.shape[0], vectors_ND.shape[0]
-        halves = multiplies_in_halves(vectors_ND, matmul)
-        narrow = narrow and halves and negatives.log_expected_count_N is None
+        bfloat16 = multiplies_in_bfloat16(vectors_ND, matmul)
+        narrow = narrow and bfloat16 and negatives.log_expected_count_N is None
         # logits of 2 bytes leave room for more of them than of 4, or of 4 with a copy of 2; factors were measured
-        chunk = chunk_size(n_states, n_negatives, CHUNK_ELEMENTS * (6 if narrow else 2 if halves else 1))
-        products = Products.of(vectors_ND, chunk, halves, narrow)
+        chunk = chunk_size(n_states, n_negatives, CHUNK_ELEMENTS * (6 if narrow else 2 if bfloat16 else 1))
+        products = Products.of(vectors_ND, chunk, bfloat16, narrow)
         # oneDNN compiles a kernel for each shape of a bfloat16 product and keeps it: a last chunk of any length would
         # be a new shape almost every step. States of zeros without targets fill it up.
-        filled = -(-n_states // CHUNK_STEP) * CHUNK_STEP if halves else n_states
+        filled = -(-n_states // CHUNK_STEP) * CHUNK_STEP if bfloat16 else n_states
         states_QD = pad(states_QD, (0, 0, 0, filled - n_states))
         d_states_QD, d_target_SD = torch.empty_like(states_QD), torch.empty_like(target_SD)
         loss = states_QD.new_zeros(())

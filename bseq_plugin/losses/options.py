@@ -1,4 +1,4 @@
-"""What the built-in losses share."""
+"""The options that the built-in losses share."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ import torch
 from pydantic import Field
 from typing_extensions import TypeVar
 
-from bseq_plugin.losses.precision import multiplies_in_halves
+from bseq_plugin.losses.precision import multiplies_in_bfloat16
 from bseq_plugin.matmul import Matmul
 from bseq_plugin.schema.losses import SequenceLoss
 from bseq_plugin.schema.options import PartOptions
 
 
 class MatmulOptions(PartOptions):
-    """How scores are multiplied out."""
+    """The type in which scores are multiplied."""
 
     matmul: Matmul = Field(
         "auto",
@@ -31,7 +31,7 @@ class MatmulLoss(SequenceLoss[MatmulOptionsT_co]):
     """A loss whose products may be made in bfloat16."""
 
     def machine_choices(self, dim: int) -> dict[str, Any]:
-        """``matmul`` where it is "auto": what is faster here."""
+        """Choose ``matmul`` where it is "auto": the type that is faster on this machine."""
         if self.options.matmul != "auto" or torch.cuda.is_available():
             return {}
-        return {"matmul": "bfloat16" if multiplies_in_halves(torch.empty(1, dim), "auto") else "float32"}
+        return {"matmul": "bfloat16" if multiplies_in_bfloat16(torch.empty(1, dim), "auto") else "float32"}

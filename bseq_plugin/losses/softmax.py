@@ -39,7 +39,7 @@ class SoftmaxLoss(MatmulLoss[SoftmaxOptions]):
     name = "softmax"
 
     def forward(self, states_QD: Tensor, targets: Targets, negatives: Negatives) -> Tensor:
-        """Scalar; see ``SequenceLoss.forward``."""
+        """Return the scalar loss; see ``SequenceLoss.forward``."""
         loss = chunked_loss(_cross_entropy, states_QD, targets, negatives, self.options.matmul, narrow=True)
         if self.options.label_smoothing and len(targets.ids_S):
             loss = loss + self.options.label_smoothing * _above_average(states_QD, targets, negatives)
@@ -65,7 +65,9 @@ def _cross_entropy(
 
 
 def _exponentials(logits_NC: Tensor, largest_C: Tensor) -> tuple[Tensor, Tensor]:
-    """(sum of exp(logit - largest) a state, factor a state): entries become the exponentials, up to that factor."""
+    """Replace the entries by their exponentials up to a factor a state; return (sum of exp(logit - largest), that
+    factor) a state.
+    """
     if not logits_NC.T.is_contiguous():
         total_C = logits_NC.sub_(largest_C).exp_().sum(0)
         return total_C, ones_like(total_C)
@@ -77,14 +79,16 @@ def _exponentials(logits_NC: Tensor, largest_C: Tensor) -> tuple[Tensor, Tensor]
     softmax(logits_NC.T, 1, out=logits_NC.T)
     share_C = few_KC.to(largest_C.dtype).amax(0)
     total_C = (logit_C - largest_C).exp_() / share_C
-    found_C = share_C > LOST
-    if not bool(found_C.all()):
-        total_C = torch.where(found_C, total_C, _total_by_largest(logits_NC, largest_C))
+    telling_C = share_C > LOST
+    if not bool(telling_C.all()):
+        total_C = torch.where(telling_C, total_C, _total_by_largest(logits_NC, largest_C))
     return total_C, total_C.clone()
 
 
 def _total_by_largest(shares_NC: Tensor, largest_C: Tensor) -> Tensor:
-    """The sum of a state's exponentials, from its largest share; without any negative 0, and its entries become 0."""
+    """Return the sum of a state's exponentials, from its largest share; without any negative it is 0, and so are the
+    entries.
+    """
     share_C = _largest(shares_NC).to(largest_C.dtype)
     none_C = (share_C != share_C) & (largest_C == finfo(largest_C.dtype).min)  # 0 / 0; another NaN is the caller's
     shares_NC[:, none_C] = 0.0
@@ -92,7 +96,7 @@ def _total_by_largest(shares_NC: Tensor, largest_C: Tensor) -> Tensor:
 
 
 def _largest(logits_NC: Tensor) -> Tensor:
-    """The largest entry of each state, ``amax(0)``."""
+    """Return the largest entry of each state, ``amax(0)``."""
     if logits_NC.dtype != torch.bfloat16:
         return logits_NC.amax(0)
     # Positive numbers are in the order of their bits, and torch compares integers seven times as fast as bfloat16.
@@ -104,7 +108,9 @@ def _largest(logits_NC: Tensor) -> Tensor:
 
 
 def _above_average(states_QD: Tensor, targets: Targets, negatives: Negatives) -> Tensor:
-    """Weighted mean of a target's score minus the mean score of the catalogue: what smoothing adds, per unit."""
+    """Return the weighted mean of a target's score minus the mean score of the catalogue: the term that smoothing adds,
+    per unit.
+    """
     if negatives.log_expected_count_N is None:
         average_D = negatives.vectors_ND.mean(0)
     else:

@@ -1,4 +1,5 @@
-"""The whole interest of a user, and beside it specialised ones that add to it what a part of the history says.
+"""Anchored interests: the whole interest of a user, and specialised ones that add to it what a part of the history
+says.
 
 Shape letters: B users, T packed events, Q users that are asked for, K interests, D width of tables, E of interests,
 S targets, N negatives, C users of a chunk.
@@ -53,7 +54,7 @@ class AnchoredInterests(nn.Module):
         self.out = ZeroLinear(dim, interest_dim, bias=False)
 
     def forward(self, events: PackedEvents, anchor_QE: Tensor, rows_Q: Tensor | None = None) -> Tensor:
-        """Of all users, or of those whose newest events are the packed rows ``rows_Q``."""
+        """Return the interests of all users, or of those whose newest events are the packed rows ``rows_Q``."""
         x_TD = F.normalize(events.x_TD.detach(), dim=1) * self.length
         pooled_BKD = self.pool(events, x_TD)
         if isinstance(self.pool, RoutingPool):  # squashed to lengths below 1, where means are as long as events
@@ -65,7 +66,8 @@ class AnchoredInterests(nn.Module):
 
 
 def merged_softmax(interests_QKE: Tensor, targets: Targets, negatives: Negatives) -> Tensor:
-    """Softmax cross-entropy of the scores that retrieval ranks by, of each item the largest of a user's K, softened.
+    """Return the softmax cross-entropy of the scores that retrieval ranks by: of each item the largest of a user's K,
+    softened.
 
     Both targets and the items they are told apart from are scored so, as by Weston, Weiss and Yee ("Nonlinear Latent
     Factorization by Embedding Multiple User Interests", RecSys 2013): an interest that puts the wrong items
@@ -110,7 +112,7 @@ def _chunk(
     vectors_NE: Tensor,
     scale_S: Tensor,
 ) -> Tensor:
-    """Summed loss of the targets ``own`` of the users ``start``..."""
+    """Return the summed loss of the targets ``own`` of the users from ``start`` on."""
     state_S = targets.state_S[own] - start
     target_SE = targets.vectors_SD[own].detach()
     positive_SK = torch.einsum("ske,se->sk", interests_CKE[state_S], target_SE)
@@ -130,7 +132,7 @@ def _chunk(
 
 
 def _own_targets(state_S: Tensor, ids_S: Tensor, n_users: int, ids_N: Tensor) -> Tensor:
-    """bool [C, N], whether a negative is a target of the user."""
+    """Return bool [C, N], whether an item is a target of the user."""
     n_ids = int(torch.cat([ids_S, ids_N]).max()) + 1
     keys_CN = torch.arange(n_users, device=ids_N.device)[:, None] * n_ids + ids_N
     return torch.isin(keys_CN, state_S * n_ids + ids_S)

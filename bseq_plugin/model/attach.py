@@ -12,7 +12,7 @@ from bseq_plugin.schema.attach import HistoryEncoder
 def attach(
     host: nn.Module, interest: HistoryEncoder, *, frozen: bool = False, manager: PluginManager | None = None
 ) -> nn.Module:
-    """A model that reads a history beside what ``host`` reads; ``host`` itself keeps its weights.
+    """Return a model that reads a history beside what ``host`` reads; ``host`` itself keeps its weights.
 
     Args:
         host: a model that an installed plugin knows: TorchRec's DLRM with bseq-dlrm, a two-tower with bseq-two-tower.

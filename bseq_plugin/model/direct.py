@@ -36,7 +36,7 @@ class WideModules:
 
     @classmethod
     def of(cls, encoder: SequenceInterestEncoder) -> WideModules:
-        """Copies of ``encoder``'s modules."""
+        """Copy the modules of ``encoder``."""
         multi = encoder.multi_interests
         return cls(
             copy.deepcopy(encoder.sequence_encoder).double().eval(),
@@ -45,13 +45,13 @@ class WideModules:
         )
 
     def interests(self, events: PackedEvents) -> Tensor:
-        """``[B * K, D]`` float64, as ``SequenceInterestEncoder.interests``."""
+        """Return ``[B * K, D]`` float64, as ``SequenceInterestEncoder.interests``."""
         events = replace(events, x_TD=events.x_TD.double())
         return read_interests(self.sequence_encoder, self.multi_interests, self.interest_head, events)
 
 
 def direct_interests(encoder: SequenceInterestEncoder, histories: Sequences, wide: WideModules | None = None) -> Tensor:
-    """``[B, K * D]`` float32, what ``encoder(history_features(histories, ...))`` gives.
+    """Return ``[B, K * D]`` float32, the result of ``encoder(history_features(histories, ...))``.
 
     Args:
         encoder: unsharded and without item attributes, as an ``InterestModel`` has it.
@@ -92,7 +92,9 @@ def event_attention(encoder: SequenceInterestEncoder, histories: Sequences) -> T
 
 
 def packed_events(encoder: SequenceInterestEncoder, histories: Sequences) -> PackedEvents:
-    """The embedded events, ``x_TD`` summed in the order of the ``EventEmbedder``. Raises as ``direct_interests``."""
+    """Return the embedded events, ``x_TD`` summed in the order of the ``EventEmbedder``. Raises as
+    ``direct_interests``.
+    """
     tables = encoder.embedding_collection.embeddings
     inputs = encoder.event_embedder.inputs
     x_TD = F.embedding(_tensor(histories.items), tables[ITEM_TABLE].weight)

@@ -36,7 +36,7 @@ FEATURE_ORDER = (EVENT_TYPE, *TABLE_ROWS)  # of the tables
 
 
 class SequenceInterestEncoder(HistoryEncoder):
-    """Sharded tables, event embedder, one sequence encoder part, readout.
+    """A TorchRec module of sharded tables, an event embedder, one sequence encoder part and a readout.
 
     Args:
         recipe: the sections ``encoder``, ``vectors``, ``events``, ``items`` and ``interests`` are used, and
@@ -92,7 +92,8 @@ class SequenceInterestEncoder(HistoryEncoder):
         return self.readout.width
 
     def forward(self, history: KeyedJaggedTensor) -> KeyedTensor:
-        """``{"user_interest": [B, K * D]}``, float32, D = ``recipe.interest_dim``, K = ``recipe.interests_per_user``.
+        """Return ``{"user_interest": [B, K * D]}``, float32, D = ``recipe.interest_dim``, K =
+        ``recipe.interests_per_user``.
 
         A user without events has the interest of a state of zeros: for inner-product scores without priors, zeros.
         """
@@ -103,7 +104,7 @@ class SequenceInterestEncoder(HistoryEncoder):
         return interest
 
     def interests(self, events: PackedEvents, rows_Q: Tensor | None = None) -> Tensor:
-        """``[Q * K, D]`` of the packed rows ``rows_Q``, or of all users; with K > 1 rows are newest events.
+        """Return ``[Q * K, D]`` of the packed rows ``rows_Q``, or of all users; with K > 1 rows are newest events.
 
         A straight line too, whatever the batch holds.
         """
@@ -117,13 +118,13 @@ def read_interests(
     events: PackedEvents,
     rows_Q: Tensor | None = None,
 ) -> Tensor:
-    """See ``SequenceInterestEncoder.interests``."""
-    found: Tensor
+    """Read the interests off packed events; see ``SequenceInterestEncoder.interests``."""
+    interests: Tensor
     if isinstance(multi_interests, MultiInterests):
-        found = interest_head(multi_interests(events, sequence_encoder(events, None, True), rows_Q))
-        return found
-    found = interest_head(sequence_encoder(events, rows_Q))
-    return found if multi_interests is None else multi_interests(events, found, rows_Q)
+        interests = interest_head(multi_interests(events, sequence_encoder(events, None, True), rows_Q))
+        return interests
+    interests = interest_head(sequence_encoder(events, rows_Q))
+    return interests if multi_interests is None else multi_interests(events, interests, rows_Q)
 
 
 class StateReader(nn.Module):
@@ -136,8 +137,8 @@ class StateReader(nn.Module):
     def forward(
         self, events: PackedEvents, rows_Q: Tensor | None = None, every: bool = False, masked: bool = False
     ) -> Tensor:
-        """``[Q, D]``, the states of ``rows_Q``, with ``masked`` those in their places; with ``every`` ``[T, D]``, all;
-        else ``[B, D]``, each user's newest, zeros for one without events.
+        """Return ``[Q, D]``, the states of ``rows_Q``, with ``masked`` those in their places; with ``every`` ``[T,
+        D]``, all; else ``[B, D]``, each user's newest, zeros for one without events.
         """
         if masked and rows_Q is not None:
             return self._checked(self.part.masked_states_at(events, rows_Q), len(rows_Q), events)
@@ -158,12 +159,12 @@ class StateReader(nn.Module):
         return self._checked(self.part.states_at(events, rows_Q), len(rows_Q), events)
 
     def _checked(self, states_QD: object, n_rows: int, events: PackedEvents) -> Tensor:
-        """What the part gave: it may be a plugin's, and a wrong width would be found far from here."""
+        """Check the states of the part, which may be a plugin's: a wrong width would surface far from here."""
         wanted = (n_rows, events.x_TD.shape[1])
         if not isinstance(states_QD, Tensor) or states_QD.shape != wanted:
-            found = tuple(states_QD.shape) if isinstance(states_QD, Tensor) else type(states_QD).__name__
+            given = tuple(states_QD.shape) if isinstance(states_QD, Tensor) else type(states_QD).__name__
             raise PluginError(
-                f"encoder {self.part.name!r} gave states {found}; wanted a float tensor {wanted}: repair the plugin it "
+                f"encoder {self.part.name!r} gave states {given}; wanted a float tensor {wanted}: repair the plugin it "
                 "comes from"
             )
         return states_QD
@@ -178,7 +179,7 @@ class EventEmbedder(nn.Module):
         self.max_length = max_length
 
     def forward(self, item_TD: Tensor, looked_up: dict[str, JaggedTensor], history: KeyedJaggedTensor) -> PackedEvents:
-        """Packed events. Raises ValueError if a history is longer than ``max_length``."""
+        """Return the packed events. Raises ValueError if a history is longer than ``max_length``."""
         event = looked_up[EVENT]
         x_TD = item_TD
         for name in self.inputs.features:
@@ -198,14 +199,14 @@ class EventEmbedder(nn.Module):
 
 
 class Readout(nn.Module):
-    """A module of its own because the trace can't build a KeyedTensor."""
+    """A module that makes the KeyedTensor; one of its own because the trace can't build it."""
 
     def __init__(self, dim: int, n_interests: int) -> None:
         super().__init__()
         self.width = n_interests * dim
 
     def forward(self, interests_ND: Tensor) -> KeyedTensor:
-        """``{"user_interest": [B, K * D]}`` of ``[B * K, D]``."""
+        """Return ``{"user_interest": [B, K * D]}`` of ``[B * K, D]``."""
         values = interests_ND.reshape(-1, self.width)
         return KeyedTensor(keys=[USER_INTEREST], length_per_key=[self.width], values=values)
 

@@ -65,7 +65,8 @@ class InterestModel:
         trained_until_us: int | None,
         copy: bool = True,
     ) -> InterestModel:
-        """From the state of a ``SequenceInterestEncoder`` without attributes. Raises RunError if it does not fit.
+        """Make a model of the state of a ``SequenceInterestEncoder`` without attributes. Raises RunError if it does not
+        fit.
 
         ``copy=False`` takes the tensors as they are: tables that are mapped files stay on the disk.
         """
@@ -98,7 +99,8 @@ class InterestModel:
 
     @cached_property
     def item_vectors_VD(self) -> Tensor:
-        """float32 [V + 1, D], D = ``recipe.interest_dim``: what an interest is multiplied with to score an item.
+        """The vectors that score an item by their inner product with an interest, float32 [V + 1,
+        ``recipe.interest_dim``].
 
         Row 0 is the unknown item's and no catalogue item.
         """
@@ -137,8 +139,8 @@ class InterestModel:
             # one call for all, as for a single user, reads the histories where they are
             chosen = histories if len(users) == histories.n_users else histories.take(users)
             where = slice(None) if chosen is histories else torch.from_numpy(users)
-            found = direct_interests(self.encoder, chosen, self._wide if wide else None)
-            interests_BKD[where] = found.float().view(len(users), n_interests, dim)
+            vectors = direct_interests(self.encoder, chosen, self._wide if wide else None)
+            interests_BKD[where] = vectors.float().view(len(users), n_interests, dim)
         return interests_BKD
 
     @cached_property
@@ -146,7 +148,7 @@ class InterestModel:
         return WideModules.of(self.encoder)
 
     def with_items(self, rows_G: np.ndarray) -> InterestModel:
-        """The same model with these items only, in this order: int64 [G], rows 0..V-1 (vocabulary row minus 1)."""
+        """Return the same model with these items only, in this order: int64 [G], rows 0..V-1 (vocabulary row - 1)."""
         table_rows = torch.from_numpy(np.concatenate([[0], rows_G + 1]))
         state = {name: value.detach().clone() for name, value in self.encoder.state_dict().items()}
         for name in state.keys() & {ITEM_WEIGHT, KEYS}:
@@ -160,8 +162,8 @@ class InterestModel:
         return InterestModel.from_state(self.recipe, chosen, state, priors, self.trained_until_us)
 
     def with_rows(self, item_ids: np.ndarray, rows_ND: Tensor, priors_NP: Tensor | None = None) -> InterestModel:
-        """The same model with other rows of the item table for these items; unknown ids come after all others, in the
-        order given, with no event counted. ``priors_NP``: their popularity columns, if the recipe has any.
+        """Return the same model with other rows of the item table for these items; unknown ids come after all others,
+        in the order given, with no event counted. ``priors_NP``: their popularity columns, if the recipe has any.
         """
         places = self.vocabulary.item_rows(item_ids) if len(item_ids) else np.empty(0, np.int64)
         new = places == 0
@@ -208,7 +210,7 @@ class InterestModel:
 
     @classmethod
     def from_run(cls, run: str | Path) -> InterestModel:
-        """The best model of a finished run. Raises RunError if the run is missing or not finished."""
+        """Load the best model of a finished run. Raises RunError if the run is missing or not finished."""
         folder = Path(run) / "model"
         if not folder.is_dir():
             raise RunError(f"{run} is not a finished run (no model/); train it first, or go on with --resume")
@@ -216,7 +218,7 @@ class InterestModel:
 
 
 def _with_rows(table_VD: Tensor, at_N: Tensor, rows_ND: Tensor, n_rows: int) -> Tensor:
-    """A copy of ``n_rows`` rows, those at ``at_N`` replaced."""
+    """Return a copy of ``n_rows`` rows, with those at ``at_N`` replaced."""
     longer_VD = table_VD.new_zeros(n_rows, table_VD.shape[1])
     longer_VD[: len(table_VD)] = table_VD.detach()
     longer_VD[at_N] = rows_ND.to(table_VD.dtype)
@@ -230,7 +232,7 @@ def save_parts(
     state: Mapping[str, Tensor],
     trained_until_us: int | None,
 ) -> None:
-    """The files of a model but ``items.safetensors``; ``state`` is the encoder's without the item table."""
+    """Write the files of a model but ``items.safetensors``; ``state`` is the encoder's without the item table."""
     save_file({name: value.contiguous() for name, value in state.items()}, folder / "encoder.safetensors")
     header = {"recipe": recipe.as_dict(), "trained_until_us": trained_until_us, "bseq_version": __version__}
     (folder / "recipe.json").write_text(json.dumps(header, indent=1), encoding="utf-8")
@@ -238,7 +240,9 @@ def save_parts(
 
 
 def _calls(histories: Sequences) -> list[np.ndarray]:
-    """Places of the users of each call: like lengths together, so that there is no padding and calls are even."""
+    """Return the places of the users of each call: like lengths together, so that there is no padding and calls are
+    even.
+    """
     if histories.n_users == 0:
         return []
     if histories.n_events <= EVENTS_PER_CALL:

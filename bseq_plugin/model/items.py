@@ -16,7 +16,7 @@ from bseq_plugin.recipe.model import SimilaritySettings
 
 
 class ItemTower(nn.Module):
-    """Adds the vectors of an item's attributes to its looked-up row.
+    """A module that adds the vectors of an item's attributes to its looked-up row.
 
     What item encoders say of an item changes its row once training is over; until then the tower only holds their
     ``NeighbourItems`` as ``encoded``, so that they are saved with the model.
@@ -47,7 +47,7 @@ class ItemTower(nn.Module):
             self.register_buffer("membership_transposed", matrix.t().to_sparse_csr(), persistent=False)
 
     def forward(self, looked_up: dict[str, JaggedTensor], features: KeyedJaggedTensor, keys: list[str]) -> list[Tensor]:
-        """``[N, D]`` for each of ``keys``: the item rows of that key of the batch."""
+        """Return ``[N, D]`` for each of ``keys``: the item rows of that key of the batch."""
         rows = [looked_up[key].values() for key in keys]
         if self.attribute_table is None:
             return rows
@@ -64,7 +64,9 @@ class ItemTower(nn.Module):
 
     @torch.no_grad()
     def folded(self, rows_ND: Tensor, first_row: int = 0, columns: slice = slice(None)) -> Tensor:
-        """Rows ``first_row``... of the item table, or some of their columns, with the vectors of their attributes."""
+        """Return rows of the item table from ``first_row`` on, or some of their columns, with the vectors of their
+        attributes.
+        """
         if self.attribute_table is None:
             return rows_ND
         starts = self.membership.crow_indices()[first_row : first_row + len(rows_ND) + 1]
@@ -74,7 +76,7 @@ class ItemTower(nn.Module):
 
 
 def _membership(attributes: ItemAttributes) -> Tensor:
-    """Sparse CSR float32 [V + 1, codes], 1 where an item has a value."""
+    """Return sparse CSR float32 [V + 1, codes], 1 where an item has a value."""
     n_rows, n_attributes = attributes.codes_VA.shape
     starts = torch.arange(0, n_rows * n_attributes + 1, n_attributes)
     codes = torch.from_numpy(attributes.codes_VA).flatten()
@@ -85,7 +87,9 @@ def _membership(attributes: ItemAttributes) -> Tensor:
 
 
 class _SparseProduct(torch.autograd.Function):
-    """Constant sparse matrix times dense parameter; the transpose is kept, where autograd would make it every step."""
+    """The product of a constant sparse matrix and a dense parameter; the transpose is kept, where autograd would make
+    it every step.
+    """
 
     @staticmethod
     def forward(ctx: Any, matrix: Tensor, transposed: Tensor, dense: Tensor) -> Tensor:
@@ -98,13 +102,15 @@ class _SparseProduct(torch.autograd.Function):
 
 
 def score_vectors(rows_ND: Tensor, priors_NP: Tensor | None, cosine: bool) -> Tensor:
-    """``[N, D + P]``: what an interest is multiplied with; rows of length 1 for cosine scores, then the priors."""
+    """Return ``[N, D + P]``, what an interest is multiplied with: rows of length 1 for cosine similarity, then the
+    priors.
+    """
     vectors_ND = F.normalize(rows_ND, dim=-1) if cosine else rows_ND
     return vectors_ND if priors_NP is None else torch.cat([vectors_ND, priors_NP], dim=1)
 
 
 class InterestHead(nn.Module):
-    """From an encoder state to an interest vector: the left-hand side of every score.
+    """A module from an encoder state to an interest vector, the left-hand side of every score.
 
     For cosine scores the state is brought to length 1 / temperature (learned). With P priors, P weights are
     read off the state and appended: how much this user follows the crowd.
@@ -117,7 +123,7 @@ class InterestHead(nn.Module):
         self.prior_weights = PriorWeights(dim, n_priors) if n_priors else None
 
     def forward(self, states_ND: Tensor) -> Tensor:
-        """``[N, D]`` to ``[N, D + P]``."""
+        """Bring ``[N, D]`` to ``[N, D + P]``."""
         if self.cosine:
             states_ND = F.normalize(states_ND, dim=-1)
         interests = states_ND if self.scale is None else self.scale(states_ND)
@@ -127,16 +133,16 @@ class InterestHead(nn.Module):
 
 
 class PriorWeights(nn.Linear):
-    """Begins the same for everybody: 0.3 of each popularity column, whatever the state."""
+    """A linear layer that begins the same for everybody: 0.3 of each popularity column, whatever the state."""
 
     def reset_parameters(self) -> None:
-        """Back to that; also called when a model made on the meta device gets its memory."""
+        """Set weights to 0 and biases to 0.3; also called when a model made on the meta device gets its memory."""
         nn.init.zeros_(self.weight)
         nn.init.constant_(self.bias, 0.3)
 
 
 class ScaleParameter(nn.Module):
-    """Multiplies by a learned positive number."""
+    """A module that multiplies by a learned positive number."""
 
     def __init__(self, initial: float) -> None:
         super().__init__()
@@ -145,10 +151,10 @@ class ScaleParameter(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Back to the initial scale; also called when a model made on the meta device gets its memory."""
+        """Set the initial scale; also called when a model made on the meta device gets its memory."""
         with torch.no_grad():
             self.log_scale.fill_(torch.tensor(self.initial).log().item())
 
     def forward(self, x: Tensor) -> Tensor:
-        """Same shape."""
+        """Return ``x`` times the scale."""
         return x * self.log_scale.exp()

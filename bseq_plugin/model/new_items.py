@@ -23,7 +23,7 @@ from bseq_plugin.model.neighbours import NeighbourItems, directed
 
 @torch.no_grad()
 def rows_of_items(model: InterestModel, items: pd.DataFrame, progress: bool = False) -> Tensor:
-    """float32 [N, D], rows of the item table for the rows of an items table, as ``publish_delta`` takes them.
+    """Return float32 [N, D], rows of the item table for the rows of an items table, as ``publish_delta`` takes them.
 
     Raises:
         UsageError: the model was trained without item encoders, or with other weights or options of theirs.
@@ -47,7 +47,7 @@ def rows_of_items(model: InterestModel, items: pd.DataFrame, progress: bool = Fa
 def with_new_items(
     model: InterestModel, items: pd.DataFrame, progress: bool = False, log: Events | None = None
 ) -> InterestModel:
-    """The model with those of ``items`` that it does not have, ids ascending; itself if it has them all.
+    """Return the model with those of ``items`` that it does not have, ids ascending; itself if it has them all.
 
     An item of which nothing is known is left out. Raises as ``rows_of_items``.
 
@@ -70,7 +70,9 @@ def with_new_items(
 
 
 def with_popularity(model: InterestModel, log: Events) -> InterestModel:
-    """The model with the popularity columns of all its items at the end of a log, or of training if that is later."""
+    """Return the model with the popularity columns of all its items at the end of a log, or of training if that is
+    later.
+    """
     sequences = Sequences.from_events(log, model.vocabulary)
     popularity = PopularityPrior(sequences, model.vocabulary.n_items, model.recipe.popularity_days)
     newest_us = max(model.trained_until_us or 0, int(log.frame["timestamp"].max()) if len(log) else 0)

@@ -25,7 +25,7 @@ from bseq_plugin.schema.part import MachineChoices
 
 
 class SequenceInterestTask(nn.Module):
-    """A ``SequenceInterestEncoder`` with the recipe's loss. Arguments as there."""
+    """A ``SequenceInterestEncoder`` with the recipe's loss, for the same arguments."""
 
     def __init__(
         self,
@@ -77,7 +77,8 @@ class SequenceInterestTask(nn.Module):
         return {"encoder": self.interest_encoder.sequence_encoder.part, "loss": self.objective.loss}
 
     def forward(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        """``(loss, {"loss", "n_targets"})``; the loss is scaled so that its mean over ranks is the global batch's.
+        """Return ``(loss, {"loss", "n_targets"})``; the loss is scaled so that its mean over ranks is the global
+        batch's.
 
         ``n_targets`` float32, each target counted with its weight.
         """
@@ -95,7 +96,7 @@ class SequenceInterestTask(nn.Module):
 
 
 class Objective(nn.Module):
-    """Brings interests, targets and negatives together; a leaf of the trace."""
+    """A module that brings interests, targets and negatives together; a leaf of the trace."""
 
     def __init__(
         self, loss: SequenceLoss, cosine: bool, n_interests: int = 1, n_members: int = 1, *, anchored: bool = False
@@ -110,7 +111,7 @@ class Objective(nn.Module):
     def forward(
         self, interests_ND: Tensor, target_SD: Tensor, negative_ND: Tensor, batch: Batch
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """See ``SequenceInterestTask.forward``."""
+        """Return the loss and its figures; see ``SequenceInterestTask.forward``."""
         negative_ND = score_vectors(negative_ND, batch.negative_priors_NP, self.cosine)
         places_S = batch.target_places_S
         if places_S is None:

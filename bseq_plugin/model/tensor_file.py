@@ -25,7 +25,9 @@ ROWS_PER_WRITE = 1 << 16  # what is mapped at a time counts as memory of the pro
 
 
 def create(path: Path, shapes: Mapping[str, tuple[int, int]]) -> None:
-    """Make a file of float32 matrices, all zeros, its space on the device reserved. Raises OSError if there is none."""
+    """Make a file of float32 matrices, all zeros, with its space on the device reserved. Raises OSError if there is
+    none.
+    """
     header: dict[str, object] = {}
     end = 0
     for name, (rows, columns) in shapes.items():
@@ -73,7 +75,7 @@ def save_sealed(path: Path, tensors: Mapping[str, Tensor], told: Mapping[str, st
 
 
 def load_sealed(path: Path, writer: str) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """(tensors, told) as they were given to ``save_sealed``.
+    """Return (tensors, told) as they were given to ``save_sealed``.
 
     Raises RunError if the file is not there, not one of these (``writer`` says whose it is to be), or damaged.
     """
@@ -92,6 +94,6 @@ def load_sealed(path: Path, writer: str) -> tuple[dict[str, Tensor], dict[str, s
 
 
 def _digest(tensors: Mapping[str, Tensor], told: Mapping[str, str]) -> str:
-    """sha256 of the tensors and of what is told beside them."""
+    """Return the sha256 of the tensors and of what is told beside them."""
     weights = save(dict(sorted(tensors.items())))
     return hashlib.sha256(weights + json.dumps(dict(told), sort_keys=True).encode()).hexdigest()

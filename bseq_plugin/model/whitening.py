@@ -1,4 +1,4 @@
-"""Whitening of the vectors that item encoders give."""
+"""Whitening of the vectors of item encoders."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ LEAST = 0.1  # of the mean variance is added to that of each direction
 
 
 def whitening(vectors_VE: np.ndarray) -> tuple[Tensor, Tensor]:
-    """(mean float32 [E], axes float32 [E, E]) of the vectors that are not zero.
+    """Return (mean float32 [E], axes float32 [E, E]) of the vectors that are not zero.
 
     Sentence vectors share a large common part and lie in few directions (Su et al., "Whitening Sentence
     Representations", 2021). The directions of most variance come first; those of little are not blown up to 1: what

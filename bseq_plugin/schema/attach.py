@@ -1,4 +1,4 @@
-"""What a host model is given when an encoder is attached to it (``bseq_attach``).
+"""The contract of an encoder that is attached to a host model (``bseq_attach``).
 
 Shape letters: B users, I width of a user's interests side by side.
 """
@@ -16,13 +16,17 @@ USER_INTEREST = "user_interest"  # the one key of what comes out
 
 
 class HistoryEncoder(nn.Module):
-    """Histories in, interests out. It owns its embedding tables, which may be on the meta device, to be sharded."""
+    """A module from histories to interests. It owns its embedding tables, which may be on the meta device, to be
+    sharded.
+    """
 
     @property
     def width(self) -> int:
-        """I: the number of interests of a user times the width of one."""
+        """The width I: the number of interests of a user times the width of one."""
         raise NotImplementedError
 
     def forward(self, history: KeyedJaggedTensor) -> KeyedTensor:
-        """``{"user_interest": [B, I]}``, float32. A straight line, so that TorchRec's pipeline can trace it."""
+        """Return ``{"user_interest": [B, I]}``, float32. It is a straight line, so that TorchRec's pipeline can trace
+        it.
+        """
         raise NotImplementedError

@@ -15,7 +15,8 @@ from bseq_plugin.schema.part import MachineChoices, OptionsT_co
 
 
 class SequenceEncoder(nn.Module, MachineChoices[OptionsT_co], ABC):
-    """Events in, one state an event out; a state may depend on its own user's events up to and including its own.
+    """The base of encoders: events in, one state an event out. A state depends on its own user's events up to and
+    including its own.
 
     Subclasses set ``name``; one with settings names their class as the type argument. All tensors live where the inputs
     live, and every module with parameters of its own has ``reset_parameters`` (it may be created on the meta device).
@@ -33,10 +34,12 @@ class SequenceEncoder(nn.Module, MachineChoices[OptionsT_co], ABC):
 
     @abstractmethod
     def forward(self, events: PackedEvents) -> Tensor:
-        """``states_TD`` float, for ``events.x_TD`` [T, D]; T may be 0, histories are at most ``max_length`` long."""
+        """Return ``states_TD`` float, for ``events.x_TD`` [T, D]; T may be 0, histories have at most ``max_length``
+        events.
+        """
 
     def states_at(self, events: PackedEvents, rows_Q: Tensor) -> Tensor:
-        """``states_QD`` of the packed rows ``rows_Q`` (int64) alone, equal to ``self(events)[rows_Q]``.
+        """Return ``states_QD`` of the packed rows ``rows_Q`` (int64) alone, equal to ``self(events)[rows_Q]``.
 
         Serving needs one state a user, training some: override it where that saves work.
         """
@@ -44,14 +47,15 @@ class SequenceEncoder(nn.Module, MachineChoices[OptionsT_co], ABC):
         return states_QD
 
     def attention(self, events: PackedEvents) -> Tensor | None:
-        """``[T]``, what share of each user's newest state comes from each event, summing to 1 a user; for pictures.
+        """Return ``[T]``, the share of each user's newest state that comes from each event, summing to 1 a user; for
+        pictures.
 
         None, the default: the part has no such weights.
         """
         return None
 
     def masked_states_at(self, events: PackedEvents, rows_Q: Tensor) -> Tensor:
-        """``states_QD`` in the places of hidden events, from the user's other events on both sides.
+        """Return ``states_QD`` in the places of hidden events, from the user's other events on both sides.
 
         ``events.x_TD[rows_Q]`` are the hidden events themselves: they must not be read. Asked for in training only.
         """

@@ -17,7 +17,7 @@ from bseq_plugin.schema.part import OptionsT_co, Part
 
 @dataclass(frozen=True)
 class IndexCapabilities:
-    """What a backend can do; what it lacks is done by the retrieval layer."""
+    """What a backend can do; serving does the rest."""
 
     exact: bool
     device: str = "cpu"  # "cpu" or "cuda"
@@ -27,7 +27,7 @@ class IndexCapabilities:
 
 @dataclass(frozen=True)
 class RowMask:
-    """Which rows a masked search may return.
+    """The rows that a masked search may return.
 
     Attributes:
         allowed_V: bool [V], None = all rows.
@@ -39,7 +39,8 @@ class RowMask:
 
 
 class VectorIndex(Part[OptionsT_co], ABC):
-    """Maximum-inner-product search over row-numbered vectors. Knows no item ids; filters only if it says so.
+    """The base of indexes: maximum-inner-product search over row-numbered vectors. It knows no item ids, and filters
+    only if it says so.
 
     ``options`` come from the recipe of ``publish``; vectors and queries are float32 tensors on CPU. ``capabilities``
     of an instance may differ from those of its class where options decide.
@@ -54,22 +55,27 @@ class VectorIndex(Part[OptionsT_co], ABC):
 
     @abstractmethod
     def search(self, queries_BD: Tensor, k: int) -> tuple[Tensor, Tensor]:
-        """``(scores_Bk float32, rows_Bk int64)``, best first; 1 <= k <= V. A missing hit has row -1, score -inf.
+        """Return ``(scores_Bk float32, rows_Bk int64)``, best first, for 1 <= k <= V. A missing hit has row -1 and
+        score -inf.
 
         Equal scores are in ascending row order where the backend is exact. Raises UsageError for a wrong width,
         k out of range, or NaN in the queries.
         """
 
     def search_masked(self, queries_BD: Tensor, k: int, mask: RowMask) -> tuple[Tensor, Tensor]:
-        """``search`` among the rows that ``mask`` leaves; asked only of a backend with ``capabilities.masks``."""
+        """Search as ``search`` among the rows that ``mask`` leaves; asked only of a backend with
+        ``capabilities.masks``.
+        """
         raise NotImplementedError(f"index {self.name!r} has no masked search: capabilities.masks is False")
 
     def efforts(self) -> list[dict[str, Any]]:
-        """Options that say how far a search looks, from quick to thorough; none if there is nothing to say."""
+        """Return the options that say how far a search looks, from quick to thorough; none if there are no such
+        options.
+        """
         return []
 
     def with_effort(self, effort: dict[str, Any]) -> Self:
-        """This index, looking as far as one of ``efforts`` says; it may change and return itself."""
+        """Return this index, looking as far as one of ``efforts`` says; it may change and return itself."""
         raise NotImplementedError(f"index {self.name!r} has no efforts to choose from")
 
     @abstractmethod
@@ -79,4 +85,4 @@ class VectorIndex(Part[OptionsT_co], ABC):
     @classmethod
     @abstractmethod
     def load(cls, path: Path, vectors_VD: Tensor, options: OptionsT_co | None = None) -> Self:
-        """The index saved at ``path`` over the same vectors."""
+        """Return the index saved at ``path`` over the same vectors."""

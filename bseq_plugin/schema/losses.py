@@ -1,4 +1,4 @@
-"""The contract of losses: states against their targets and what these are told apart from.
+"""The contract of losses: states against their targets and negatives.
 
 Shape letters: Q states, S targets, N negatives, D width.
 """
@@ -15,7 +15,8 @@ from bseq_plugin.schema.part import MachineChoices, OptionsT_co
 
 @dataclass(frozen=True)
 class Targets:
-    """S targets; a state may have one (next item) or many distinct ones (everything in the days that follow).
+    """The S targets of a batch; a state may have one (next item) or many distinct ones (everything in the days that
+    follow).
 
     Attributes:
         vectors_SD: float, item vectors.
@@ -51,7 +52,7 @@ class Negatives:
 
 
 class SequenceLoss(nn.Module, MachineChoices[OptionsT_co], ABC):
-    """Scalar loss of states against their targets and negatives. Score = inner product."""
+    """The base of losses: a scalar of states against their targets and negatives. Score = inner product."""
 
     def __init__(self, options: OptionsT_co | None = None) -> None:
         super().__init__()
@@ -59,7 +60,7 @@ class SequenceLoss(nn.Module, MachineChoices[OptionsT_co], ABC):
 
     @abstractmethod
     def forward(self, states_QD: Tensor, targets: Targets, negatives: Negatives) -> Tensor:
-        """Weighted mean over S targets (``sum(w * loss) / sum(w)``); 0 with a gradient of zeros when S = 0.
+        """Return the weighted mean over S targets (``sum(w * loss) / sum(w)``); 0 with a gradient of zeros when S = 0.
 
         An item of ``negatives`` that is a target of the same state (an accidental hit) must not count as its negative:
         what a state's targets do to each other is for the loss to say, from ``targets`` alone.

@@ -1,4 +1,4 @@
-"""What a ranking feature may read. Events at or after a request's ``at`` are cut off before a feature sees anything.
+"""The inputs of ranking features. Events at or after a request's ``at`` are cut off before a feature sees anything.
 
 Shape letters: R requests (one user at one instant), N candidate rows, T history events of all requests, K interests,
 V catalogue items, D width, M vectors a request.
@@ -74,17 +74,17 @@ class FeatureInputs:
     log_ends_R: Tensor | None = None
 
     def item_vectors(self, rows: Tensor) -> Tensor:
-        """float32 [..., D] for vocabulary rows [...]; NaN for row 0."""
+        """Return float32 [..., D] for vocabulary rows [...]; NaN for row 0."""
         return torch.where((rows > 0)[..., None], self.item_vectors_VD[rows], torch.nan)
 
     def item_units(self, rows: Tensor) -> Tensor:
-        """float64 [..., D] on the grid, the L2-normalised item vectors e(.); NaN for row 0 and for zero vectors."""
+        """Return float64 [..., D] on the grid, the L2-normalised item vectors e(.); NaN for row 0 and zero vectors."""
         if self.item_units_VD is None:
             return unit_vectors(self.item_vectors(rows))
         return rows_of(self.item_units_VD, rows).double()
 
     def once(self, function: Callable[[FeatureInputs], Shared]) -> Shared:
-        """``function(self)``, computed at the first call: what several features share."""
+        """Return ``function(self)``, computed at the first call: for what several features share."""
         if function not in self._shared:
             self._shared[function] = function(self)
         return cast(Shared, self._shared[function])
@@ -95,16 +95,18 @@ class FeatureInputs:
 
     @cached_property
     def lengths_R(self) -> Tensor:
-        """int64 [R], events of each request's history that were read."""
+        """The number of events of each request's history that were read, int64 [R]."""
         return self.offsets_R1[1:] - self.offsets_R1[:-1]
 
     @cached_property
     def request_T(self) -> Tensor:
-        """int64 [T], the request each event belongs to."""
+        """The request each event belongs to, int64 [T]."""
         return torch.repeat_interleave(self.lengths_R, output_size=self.items_T.shape[0])
 
     def count_before(self, limit_R: Tensor) -> Tensor:
-        """int64 [R], how many of all events that a request may know are strictly before ``limit_R`` (microseconds)."""
+        """Return int64 [R], how many of all events that a request may know are strictly before ``limit_R``
+        (microseconds).
+        """
         times, starts_R, ends_R = self.log_times, self.log_starts_R, self.log_ends_R
         if times is None or starts_R is None or ends_R is None:
             times, starts_R, ends_R = self.timestamps_T, self.offsets_R1[:-1], self.offsets_R1[1:]
@@ -113,17 +115,17 @@ class FeatureInputs:
 
     @cached_property
     def candidate_units_ND(self) -> Tensor:
-        """float64 [N, D], e(candidate); NaN for an unknown item."""
+        """The unit vector e(candidate) of each row, float64 [N, D]; NaN for an unknown item."""
         return self.item_units(self.candidate_N)
 
     @cached_property
     def history_units_TD(self) -> Tensor:
-        """float64 [T, D], e(.) of each event; NaN for an unknown item."""
+        """The unit vector e(.) of each event's item, float64 [T, D]; NaN for an unknown item."""
         return self.item_units(self.items_T)
 
     @cached_property
     def interest_units_RKD(self) -> Tensor:
-        """float64 [R, K, D], L2-normalised interests; NaN where there is none."""
+        """The L2-normalised interests, float64 [R, K, D]; NaN where there is none."""
         return unit_vectors(self.interests_RKD)
 
     @cached_property
@@ -138,7 +140,7 @@ class FeatureInputs:
         return [piece for group in self.groups for piece in group.pieces]
 
     def cosines(self, vectors_RMD: Tensor) -> Tensor:
-        """float64 [N, M], inner products of e(candidate) with its request's vectors, clamped to [-1, 1]; NaN stays NaN.
+        """Return float64 [N, M], e(candidate) times its request's vectors, clamped to [-1, 1]; NaN stays NaN.
 
         Args:
             vectors_RMD: float64 on the grid, of length 1 or less.
@@ -151,5 +153,5 @@ class FeatureInputs:
 
     @cached_property
     def cosine_NK(self) -> Tensor:
-        """float64 [N, K], cosine of each candidate to each interest of its user; NaN where either is missing."""
+        """The cosine of each candidate to each interest of its user, float64 [N, K]; NaN where either is missing."""
         return self.cosines(self.interest_units_RKD)

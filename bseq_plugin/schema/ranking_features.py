@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 
 
 class RankingFeature(Part[OptionsT_co], ABC):
-    """Columns for rows of (user, candidate, at): a scalar, a fixed-length vector, or several named scalars.
+    """The base of ranking features: columns for rows of (user, candidate, at), a scalar, a fixed-length vector, or
+    several named scalars.
 
     ``options`` come from ``FeatureSpec.options``. ``group`` is what an ablation takes away together.
     """
@@ -32,7 +33,7 @@ class RankingFeature(Part[OptionsT_co], ABC):
         self.options: OptionsT_co = self.checked_options(options)
 
     def columns(self, event_types: tuple[str, ...]) -> tuple[str, ...]:
-        """Names of the columns; one: a scalar or a vector, several: as many scalars.
+        """Return the names of the columns; one: a scalar or a vector, several: as many scalars.
 
         Args:
             event_types: those of the model's vocabulary, ascending.
@@ -41,13 +42,13 @@ class RankingFeature(Part[OptionsT_co], ABC):
 
     @classmethod
     def summary(cls) -> str:
-        """Definition, unit and null rule in one line."""
+        """Return definition, unit and null rule in one line."""
         unit = f", {cls.unit}" if cls.unit else ""
         return f"{cls.description}{unit}{'; ' if cls.null_rule else ''}{cls.null_rule}"
 
     @abstractmethod
     def compute(self, inputs: FeatureInputs) -> Tensor:
-        """float32 [N] for a scalar, [N, width] for a vector, [N, columns] for several; N candidate rows.
+        """Return float32 [N] for a scalar, [N, width] for a vector, [N, columns] for several; N candidate rows.
 
         NaN where undefined.
         """

@@ -43,12 +43,12 @@ class RowGroup:
 
     @cached_property
     def lengths_g(self) -> np.ndarray:
-        """int64 [g], known events of each request."""
+        """The number of known events of each request, int64 [g]."""
         return np.asarray(self.is_event_gL.sum(1))
 
     @cached_property
     def pieces(self) -> list[RowGroup]:
-        """The same requests, a few at a time: for work on all candidates x events. None for a group without events."""
+        """The same requests, a few at a time: for work on all candidates x events. Empty for a group without events."""
         (n_requests, n_rows), length = self.row_gn.shape, self.event_gL.shape[1]
         if length == 0:
             return []
@@ -58,12 +58,12 @@ class RowGroup:
 
     @cached_property
     def largest_gn(self) -> np.ndarray:
-        """float32, the largest cosine to an event."""
+        """The largest cosine to an event, float32."""
         return torch.from_numpy(self.cosine_gnL).amax(2).numpy()  # torch's is several times as fast as NumPy's
 
     @cached_property
     def scale_g(self) -> np.ndarray:
-        """float64, powers of two: weights in [0, 1] as multiples of 1 / scale, times events, add up exactly.
+        """Powers of two, float64: weights in [0, 1] as multiples of 1 / scale, times events, add up exactly.
 
         It follows from the request's own number of events, so that a row's value does not depend on others.
         """
@@ -76,7 +76,7 @@ class RowGroup:
 
     @cached_property
     def cosine_gnL(self) -> np.ndarray:
-        """float32, cosine of each candidate with each event, ``PADDING`` for padding; NaN for an unknown candidate.
+        """The cosine of each candidate with each event, float32; ``PADDING`` for padding, NaN for an unknown candidate.
 
         Exact up to the rounding to float32; may exceed 1 by as much as the grid allows: clamp what is made of it.
         """
@@ -134,12 +134,12 @@ def row_groups(
 
 
 def _padded(starts_g: np.ndarray, lengths_g: np.ndarray, step: int) -> tuple[np.ndarray, np.ndarray]:
-    """``(places [g, longest], real [g, longest])``: start, start + step, ... of each; 0 where not real."""
+    """Return ``(places [g, longest], real [g, longest])``: start, start + step, ... of each; 0 where not real."""
     count = np.arange(lengths_g.max())
     real = count < lengths_g[:, None]
     return np.where(real, starts_g[:, None] + step * count, 0), real
 
 
 def _log2(counts: np.ndarray) -> np.ndarray:
-    """int64, 1 + the power of two at or above; 0 for 0."""
+    """Return int64, 1 + the power of two at or above; 0 for 0."""
     return np.where(counts > 0, 1 + np.ceil(np.log2(np.maximum(counts, 1))), 0).astype(np.int64)

@@ -11,7 +11,6 @@ from bseq_plugin.errors import RecipeError
 from bseq_plugin.losses import chunked, precision
 from bseq_plugin.losses.bce import BCELoss, GeneralisedBCELoss
 from bseq_plugin.losses.softmax import SoftmaxLoss, SoftmaxOptions
-from bseq_plugin.schema import matmul as machine
 from bseq_plugin.schema.losses import Negatives, Targets
 from bseq_plugin.schema.parts import Negatives, Targets
 from bseq_plugin.testing.losses import LossTests
@@ -273,15 +272,15 @@ def test_bfloat16_is_taken_only_where_it_gains(monkeypatch):
     for gain, expected in ((1.0, False), (3.0, True)):
         monkeypatch.setattr(precision, "bfloat16_gain", lambda dim, gain=gain: gain)
         monkeypatch.setattr(machine, "_has_bfloat16_unit", lambda: True)
-        assert precision.multiplies_in_halves(vectors, "auto") == expected
-        assert not precision.multiplies_in_halves(vectors.double(), "auto")
-        assert not precision.multiplies_in_halves(vectors[:, :16], "auto")
+        assert precision.multiplies_in_bfloat16(vectors, "auto") == expected
+        assert not precision.multiplies_in_bfloat16(vectors.double(), "auto")
+        assert not precision.multiplies_in_bfloat16(vectors[:, :16], "auto")
         monkeypatch.setattr(machine, "_has_bfloat16_unit", lambda: False)
-        assert not precision.multiplies_in_halves(vectors, "auto")
+        assert not precision.multiplies_in_bfloat16(vectors, "auto")
     monkeypatch.undo()
     assert precision.bfloat16_gain(8, n_negatives=64) > 0
     with pytest.raises(RecipeError, match="'float8'; choose one of auto, float32, bfloat16"):
-        precision.multiplies_in_halves(vectors, "float8")
+        precision.multiplies_in_bfloat16(vectors, "float8")
 
 
 def test_chunks_are_even_and_bounded():
