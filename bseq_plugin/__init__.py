@@ -12,16 +12,23 @@ from typing import TYPE_CHECKING, Any
 from bseq_plugin.hookspecs import hookimpl
 
 if TYPE_CHECKING:
+    from bseq_plugin.data.auto_recipe import auto_recipe as auto_recipe
     from bseq_plugin.data.events import Events as Events
     from bseq_plugin.data.pseudonyms import Pseudonymiser as Pseudonymiser
     from bseq_plugin.data.sequences import Sequences as Sequences
     from bseq_plugin.data.vocabulary import Vocabulary as Vocabulary
+    from bseq_plugin.evaluation.benchmark import BenchmarkReport as BenchmarkReport
+    from bseq_plugin.evaluation.benchmark import benchmark as benchmark
+    from bseq_plugin.evaluation.evaluate import EvaluationReport as EvaluationReport
+    from bseq_plugin.evaluation.evaluate import evaluate as evaluate
     from bseq_plugin.model.attach import attach as attach
     from bseq_plugin.model.encoder import SequenceInterestEncoder as SequenceInterestEncoder
     from bseq_plugin.model.interest_model import InterestModel as InterestModel
+    from bseq_plugin.model.run import Run as Run
     from bseq_plugin.model.target_attention import TargetAttention as TargetAttention
     from bseq_plugin.model.task import SequenceInterestTask as SequenceInterestTask
     from bseq_plugin.plugins import plugin_manager as plugin_manager
+    from bseq_plugin.publishing.choose import IndexTarget as IndexTarget
     from bseq_plugin.publishing.delta import merge_delta as merge_delta
     from bseq_plugin.publishing.delta import publish_delta as publish_delta
     from bseq_plugin.publishing.delta_run import publish_run_delta as publish_run_delta
@@ -53,6 +60,7 @@ if TYPE_CHECKING:
     from bseq_plugin.schema.sources import CandidateSource as CandidateSource
     from bseq_plugin.schema.sources import SourceCandidates as SourceCandidates
     from bseq_plugin.schema.sources import SourceInputs as SourceInputs
+    from bseq_plugin.serving.blend import Blend as Blend
     from bseq_plugin.serving.diversity import Diversity as Diversity
     from bseq_plugin.serving.filters import Filters as Filters
     from bseq_plugin.serving.fit_blend import fit_blend as fit_blend
@@ -63,12 +71,15 @@ __version__ = "0.1.0"
 
 _HOME = {
     "BehaviourHead": "schema.heads",
+    "BenchmarkReport": "evaluation.benchmark",
     "BinaryHead": "schema.heads",
+    "Blend": "serving.blend",
     "CandidateSource": "schema.sources",
     "Candidates": "schema.parts",
     "CatalogueHead": "schema.heads",
     "CountHead": "schema.heads",
     "DecoderMemory": "schema.heads",
+    "EvaluationReport": "evaluation.evaluate",
     "Events": "data.events",
     "FeatureEngine": "ranking.engine",
     "FeatureInputs": "schema.ranking",
@@ -76,6 +87,7 @@ _HOME = {
     "Diversity": "serving.diversity",
     "Filters": "serving.filters",
     "IndexCapabilities": "schema.parts",
+    "IndexTarget": "publishing.choose",
     "InterestModel": "model.interest_model",
     "ItemEncoder": "schema.item_encoders",
     "PackedEvents": "schema.packed",
@@ -85,6 +97,7 @@ _HOME = {
     "Recipe": "schema.recipe",
     "Retriever": "serving.retriever",
     "RowMask": "schema.parts",
+    "Run": "model.run",
     "SequenceEncoder": "schema.parts",
     "SequenceHead": "schema.heads",
     "SequenceInterestEncoder": "model.encoder",
@@ -99,6 +112,9 @@ _HOME = {
     "VectorIndex": "schema.parts",
     "Vocabulary": "data.vocabulary",
     "attach": "model.attach",
+    "auto_recipe": "data.auto_recipe",
+    "benchmark": "evaluation.benchmark",
+    "evaluate": "evaluation.evaluate",
     "fit_blend": "serving.fit_blend",
     "merge_delta": "publishing.delta",
     "plugin_manager": "plugins",

@@ -15,10 +15,7 @@ from bseq_plugin.errors import UsageError
 if TYPE_CHECKING:
     import pandas as pd
 
-    from bseq_plugin.data.events import Events
-    from bseq_plugin.data.partitions import PartitionedSequences
     from bseq_plugin.data.pseudonyms import Pseudonymiser
-    from bseq_plugin.schema.recipe import Recipe
 
 out = Console()  # results
 note = Console(stderr=True)  # everything else, so that results can be piped
@@ -45,55 +42,23 @@ Items = Annotated[
 ]
 
 
-def load_recipe(
-    name: str | None, settings: list[str] | None, events: Events | PartitionedSequences | None = None
-) -> Recipe:
-    """The recipe of the options ``--recipe`` and ``--set``; "auto" needs the events, in memory."""
-    from bseq_plugin.data.auto_recipe import AUTO, auto_recipe, wants_window
-    from bseq_plugin.schema.recipe import Recipe
-    from bseq_plugin.schema.recipe_files import assign
-
-    if name != AUTO:
-        recipe = Recipe() if name is None else Recipe.load(name)
-        return recipe.with_settings(settings or [])
-    from bseq_plugin.data.partitions import PartitionedSequences
-
-    if isinstance(events, PartitionedSequences):
-        raise UsageError("--recipe auto needs the log in memory; name another recipe for partitioned sequences")
-    asked: dict[str, Any] = {}
-    for setting in settings or []:
-        assign(asked, setting)
-    # also without events, to see whether the settings can be right at all
-    checked = Recipe(targets="window" if wants_window(asked) else "next").with_settings(settings or [])
-    return checked if events is None else auto_recipe(events, asked).with_settings(settings or [])
-
-
 def column_mapping(columns: list[str] | None) -> dict[str, str]:
-    """``["user_id=household_id"]`` as a dict. Raises UsageError."""
-    mapping = {}
-    for text in columns or []:
-        ours, separator, theirs = text.partition("=")
-        if not separator:
-            raise UsageError(f"--column {text!r}: write ours=theirs, for example user_id=household_id")
-        mapping[ours] = theirs
-    return mapping
+    """Return ``["user_id=household_id"]`` as a dict. Raises UsageError."""
+    from bseq_plugin.schema.recipe_files import split_setting
+
+    return dict(split_setting(text, "--column", "user_id=household_id") for text in columns or [])
 
 
 def head_options(settings: list[str] | None) -> dict[str, Any]:
-    """``["n_experts=8"]`` as a dict. Raises UsageError."""
-    from bseq_plugin.schema.recipe_files import parse_value
+    """Return ``["n_experts=8"]`` as a dict. Raises UsageError."""
+    from bseq_plugin.schema.recipe_files import parse_value, split_setting
 
-    options = {}
-    for setting in settings or []:
-        key, separator, text = (part.strip() for part in setting.partition("="))
-        if not separator or not key:
-            raise UsageError(f"--head-option {setting!r}: write key=value, for example n_experts=8")
-        options[key] = parse_value(text)
-    return options
+    pairs = (split_setting(setting, "--head-option", "n_experts=8") for setting in settings or [])
+    return {key: parse_value(text) for key, text in pairs}
 
 
 def pseudonymiser(key_file: Path | None) -> Pseudonymiser | None:
-    """Of the option ``--pseudonymise``. Raises UsageError."""
+    """Return what the option ``--pseudonymise`` names. Raises UsageError."""
     from bseq_plugin.data.pseudonyms import Pseudonymiser
 
     return None if key_file is None else Pseudonymiser.from_file(key_file)
@@ -148,12 +113,17 @@ def check_output(path: Path | None) -> None:
         raise UsageError(f"{str(path)!r} can't be written: {str(parent)!r} is no folder one may write to")
 
 
-def parse_ks(text: str) -> list[int]:
-    """``"5,10,20"`` as numbers. Raises UsageError."""
+def whole_numbers(text: str, option: str, example: str) -> list[int]:
+    """Return ``"5,10,20"`` as numbers. Raises UsageError."""
     try:
-        ks = sorted({int(part) for part in text.split(",")})
+        return [int(part) for part in text.split(",")]
     except ValueError:
-        raise UsageError(f"--k {text!r}: write numbers separated by commas, for example 5,10,20") from None
+        raise UsageError(f"{option} {text!r}: write numbers separated by commas, for example {example}") from None
+
+
+def parse_ks(text: str) -> list[int]:
+    """Return the cut-offs of ``--k``, ascending. Raises UsageError."""
+    ks = sorted(set(whole_numbers(text, "--k", "5,10,20")))
     if ks[0] < 1:
         raise UsageError(f"--k {text!r}: every k is 1 or more")
     return ks

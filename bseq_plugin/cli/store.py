@@ -127,11 +127,13 @@ def delta(
     from bseq_plugin.errors import UsageError
     from bseq_plugin.publishing.delta import publish_delta
     from bseq_plugin.publishing.delta_run import publish_run_delta
+    from bseq_plugin.serving.blend import Blend
 
     if run is not None:
         if items is not None or removed is not None:
             raise UsageError("--run brings its own items; give --items and --removed in a delta of their own")
-        note.print(f"published {publish_run_delta(run, _store(store))} in {store}")
+        version = publish_run_delta(run, _store(store), blend=Blend.of_run(run))
+        note.print(f"published {version} in {store}")
         return
     given = None if items is None else read_table(items)
     gone = None if removed is None else read_table(removed)

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from bseq_plugin.data.events import DAY_US, ITEM, TIME, USER, Events, instant_us
+from bseq_plugin.data.partitions import PartitionedSequences
+from bseq_plugin.errors import UsageError
 from bseq_plugin.schema.recipe import Recipe
+from bseq_plugin.schema.recipe_files import assign
 
 AUTO = "auto"
 AUTO_DESCRIPTION = (
@@ -34,17 +38,57 @@ WINDOW_EPOCHS, FEWEST_WINDOW_EPOCHS, USERS_OF_AN_EPOCH = 16, 4, 100_000
 USERS_OF_A_SMALL_EPOCH = 16_000  # a pass over few users is a handful of batches: then there are more of them
 
 
-def auto_recipe(events: Events, asked: Mapping[str, Any] | None = None) -> Recipe:
-    """The recipe for ``events`` and what is asked of them.
+def auto_recipe(events: Events, asked: Mapping[str, Any] | None = None, *, horizon_days: float | None = None) -> Recipe:
+    """Return the recipe for ``events`` and what is asked of them.
 
     Only counts of users, items and events decide, and for windows the log's span; never what comes last. With a time
     split all of them are those of the log before the validation.
 
     Args:
-        asked: settings by hand, which the caller puts over the recipe. ``split``, ``horizon_days`` and
-            ``validation_at`` say what is held out; with ``wants_window`` it is ``window_recipe``, else ``next_recipe``.
+        asked: settings by hand, which stand in the recipe. ``split``, ``horizon_days`` and ``validation_at`` say what
+            is held out; with ``wants_window`` it is ``window_recipe``, else ``next_recipe``.
+        horizon_days: predict all that is wanted within so many days: a time split of that horizon.
+
+    Raises RecipeError for settings that are unknown or contradict the recipe.
     """
-    asked = asked or {}
+    held_out = {} if horizon_days is None else {"split": "time", "horizon_days": horizon_days}
+    asked = held_out | dict(asked or {})
+    return Recipe.parse(_over(_suited(events, asked).model_dump(), asked), AUTO)
+
+
+def choose_recipe(
+    recipe: Recipe | str | Path | None,
+    settings: Iterable[str] = (),
+    events: Events | PartitionedSequences | None = None,
+) -> Recipe:
+    """Return the recipe that is named, with ``key=value`` settings over it: what ``--recipe`` and ``--set`` choose.
+
+    Args:
+        recipe: a recipe, the name of a shipped one, a .toml file, or "auto"; None: the default.
+        events: the log that "auto" looks at. Without it the answer only shows whether the settings can be right.
+
+    Raises RecipeError for an unknown name or setting, UsageError for "auto" and partitions.
+    """
+    settings = list(settings)
+    if recipe != AUTO:
+        chosen = recipe if isinstance(recipe, Recipe) else Recipe() if recipe is None else Recipe.load(recipe)
+        return chosen.with_settings(settings)
+    if isinstance(events, PartitionedSequences):
+        raise UsageError("--recipe auto needs the log in memory; name another recipe for partitioned sequences")
+    asked: dict[str, Any] = {}
+    for setting in settings:
+        assign(asked, setting)
+    checked = Recipe(targets="window" if wants_window(asked) else "next").with_settings(settings)
+    return checked if events is None else auto_recipe(events, asked).with_settings(settings)
+
+
+def _over(values: dict[str, Any], asked: Mapping[str, Any]) -> dict[str, Any]:
+    """Return ``values`` with what is asked instead, key by key also below options."""
+    lower = {key: values[key] for key, value in asked.items() if isinstance(value, Mapping) and key in values}
+    return values | {key: _over(lower[key], value) if key in lower else value for key, value in asked.items()}
+
+
+def _suited(events: Events, asked: Mapping[str, Any]) -> Recipe:
     days = float(asked.get("horizon_days", Recipe().horizon_days))
     known = _before_validation(events, asked, days) if asked.get("split") == "time" else events
     if wants_window(asked) and known.has_times and ("targets" in asked or _spans(known, days)):
@@ -53,7 +97,7 @@ def auto_recipe(events: Events, asked: Mapping[str, Any] | None = None) -> Recip
 
 
 def wants_window(asked: Mapping[str, Any]) -> bool:
-    """Whether what is asked goes with ``window_recipe``: those targets, or a time split and nothing against them."""
+    """Return whether what is asked goes with ``window_recipe``: those targets, or a time split and nothing else."""
     if "targets" in asked:
         return bool(asked["targets"] == "window")
     return asked.get("split") == "time" and asked.get("encoder", "mean") == "mean" and asked.get("members", 1) == 1

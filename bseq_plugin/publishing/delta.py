@@ -25,7 +25,7 @@ from bseq_plugin.publishing.history_parts import InMemory
 from bseq_plugin.publishing.publish import publish_model
 from bseq_plugin.publishing.publishable import rows_after
 from bseq_plugin.publishing.write_version import INDEX_FILE, Prepared, prepared, write_version
-from bseq_plugin.serving.blend import BlendWeights
+from bseq_plugin.serving.blend import Blend
 from bseq_plugin.serving.served import Served, load_index
 from bseq_plugin.store.overlay import Overlay
 from bseq_plugin.store.store import Store
@@ -104,7 +104,7 @@ def merge_delta(store: Store | str | Path, *, index: str | None = None, index_op
     )
 
 
-def write_delta(store: Store, served: Served, made: Prepared, overlay: Overlay, blend: BlendWeights) -> str:
+def write_delta(store: Store, served: Served, made: Prepared, overlay: Overlay, blend: Blend) -> str:
     """A version with the index of ``served``; raises StoreError as ``publish``."""
     vectors_VD, index = made.model.item_vectors_VD[1:], served.version.manifest["index"]
     if not served.version.has(INDEX_FILE):  # nothing was built that could be kept

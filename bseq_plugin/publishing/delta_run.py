@@ -19,12 +19,13 @@ from torch import Tensor
 from bseq_plugin.data.sequences import EVENT_COLUMNS, Sequences
 from bseq_plugin.errors import UsageError
 from bseq_plugin.model.interest_model import ITEM_WEIGHT, KEYS, InterestModel
+from bseq_plugin.model.run import Run
 from bseq_plugin.publishing.delta import check_on_top, write_delta
 from bseq_plugin.publishing.history_parts import InMemory
-from bseq_plugin.publishing.publish import RunLike, histories_of_run
+from bseq_plugin.publishing.publish import histories_of_run
 from bseq_plugin.publishing.publishable import require_finite, rows_after
 from bseq_plugin.publishing.write_version import prepared
-from bseq_plugin.serving.blend import BlendWeights
+from bseq_plugin.serving.blend import Blend
 from bseq_plugin.serving.served import Served
 from bseq_plugin.store.overlay import Overlay
 from bseq_plugin.store.store import Store
@@ -32,11 +33,12 @@ from bseq_plugin.store.store import Store
 ROWS = 1 << 18  # of the item vectors, compared at a time
 
 
-def publish_run_delta(run: RunLike | str | Path, store: Store | str | Path) -> str:
-    """Publish a run's model over the index of the current version; returns the version's name.
+def publish_run_delta(run: Run | str | Path, store: Store | str | Path, *, blend: Blend | None = None) -> str:
+    """Publish a run's model over the index of the current version; return the version's name.
 
     Items that the run does not know keep their rows; what was removed stays removed. Histories are those of the
     version, and behind them the run's events that are newer than its newest one; without times, those of the run.
+    ``blend``: None keeps the version's.
 
     Raises:
         UsageError: vectors that can't lie in one index with the version's (another width or score), ids of another
@@ -46,9 +48,9 @@ def publish_run_delta(run: RunLike | str | Path, store: Store | str | Path) -> s
     """
     opened = store if isinstance(store, Store) else Store(store)
     served = opened.load(lambda version: Served.load(version, None))
-    folder = Path(run) if isinstance(run, str | Path) else run.path
-    new = InterestModel.from_run(folder)
-    _check_pair(served.model, new, folder)
+    finished = Run.open(run)
+    new = finished.model()
+    _check_pair(served.model, new, finished.path)
     model = composed(served.model, new)
     changed_C = changed_rows(served.model.item_vectors_VD[1:], model.item_vectors_VD[1:])
     require_finite(model.item_vectors_VD[1:][changed_C], model.vocabulary.item_ids[changed_C], "item vectors", "items")
@@ -57,9 +59,8 @@ def publish_run_delta(run: RunLike | str | Path, store: Store | str | Path) -> s
     overlay = Overlay(before.n_base, stale_S, before.removed_R)
     check_on_top(overlay, model.vocabulary.n_items)
     rows = rows_after(*(pd.Index(m.vocabulary.item_ids) for m in (new, model)))
-    histories = _continued(served, histories_of_run(folder, new).moved(rows).whole(), model)
-    blend = BlendWeights.load(folder / "blend.json") if (folder / "blend.json").is_file() else served.blend
-    return write_delta(opened, served, prepared(model, InMemory(histories)), overlay, blend)
+    histories = _continued(served, histories_of_run(finished, new).moved(rows).whole(), model)
+    return write_delta(opened, served, prepared(model, InMemory(histories)), overlay, blend or served.blend)
 
 
 def composed(old: InterestModel, new: InterestModel) -> InterestModel:

@@ -8,7 +8,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from bseq_plugin.errors import RecipeError
+from bseq_plugin.errors import RecipeError, UsageError
 
 
 def shipped_recipes() -> list[str]:
@@ -67,13 +67,19 @@ def _plain(value: Any) -> Any:
 
 
 def assign(values: dict[str, Any], setting: str) -> None:
-    """Put a ``key=value`` setting into ``values``; see ``Recipe.with_settings``. Raises RecipeError."""
-    key, separator, text = setting.partition("=")
-    if not separator:
-        raise RecipeError(f"--set {setting!r}: write key=value")
-    *parents, leaf = key.strip().split(".")
+    """Put a ``key=value`` setting into ``values``; see ``Recipe.with_settings``. Raises UsageError, RecipeError."""
+    key, text = split_setting(setting, "--set", "epochs=5")
+    *parents, leaf = key.split(".")
     for parent in parents:
         values = values.setdefault(parent, {})
         if not isinstance(values, dict):
             raise RecipeError(f"--set {setting!r}: {parent!r} has no keys below it")
-    values[leaf] = parse_value(text.strip())
+    values[leaf] = parse_value(text)
+
+
+def split_setting(setting: str, option: str, example: str) -> tuple[str, str]:
+    """Return key and text of a ``key=value``. Raises UsageError that names the option and gives the example."""
+    key, separator, text = (part.strip() for part in setting.partition("="))
+    if not separator or not key:
+        raise UsageError(f"{option} {setting!r}: write key=value, for example {example}")
+    return key, text

@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch.utils.tensorboard import SummaryWriter
 
-from bseq_plugin.data.run import replace_text
+from bseq_plugin.model.run import replace_text
 
 Report = Callable[[float, int], None]  # (loss, events of the step)
 

@@ -15,10 +15,10 @@ from bseq_plugin.data.interest_files import InterestFiles, TableStream
 from bseq_plugin.data.partitions import PartitionedSequences
 from bseq_plugin.data.prepare import prepare
 from bseq_plugin.data.prepare_partitions import count_partitions, cut, prepare_partitions, resolved
-from bseq_plugin.data.run import Run
 from bseq_plugin.data.streams import StreamedData
 from bseq_plugin.errors import RecipeError, UsageError
 from bseq_plugin.model.interest_model import InterestModel
+from bseq_plugin.model.run import Run
 from bseq_plugin.readers.build_sequences import build_sequences
 from bseq_plugin.training.train import train
 

@@ -10,7 +10,6 @@ from torchrec.distributed.train_pipeline import TrainPipelineBase, TrainPipeline
 
 from bseq_plugin.data.events import Events
 from bseq_plugin.data.prepare import evaluation_set, prepare
-from bseq_plugin.data.run import Run
 from bseq_plugin.data.training_data import TrainingData
 from bseq_plugin.encoders.causal import CausalEncoder
 from bseq_plugin.encoders.feed_forward import FeedForward
@@ -18,6 +17,7 @@ from bseq_plugin.errors import BseqError, RecipeError, RunError, SchemaError, Us
 from bseq_plugin.losses.softmax import SoftmaxLoss
 from bseq_plugin.metrics import ranking_metrics, top_k_items
 from bseq_plugin.model.interest_model import InterestModel
+from bseq_plugin.model.run import Run
 from bseq_plugin.schema.recipe import Recipe
 from bseq_plugin.training.distributed import world
 from bseq_plugin.training.log import RunLog

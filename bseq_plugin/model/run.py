@@ -1,4 +1,4 @@
-"""A run directory.
+"""A run directory, and its one reader.
 
 RUN/run.json             {"status": "training" or "complete", "best_epoch", "metrics", ...}; replaced atomically
 RUN/recipe.json          the resolved recipe
@@ -20,6 +20,7 @@ from bseq_plugin.data.prepare import PreparedLog
 from bseq_plugin.data.sequences import Sequences
 from bseq_plugin.data.vocabulary import Vocabulary
 from bseq_plugin.errors import RunError
+from bseq_plugin.model.interest_model import InterestModel
 from bseq_plugin.schema.recipe import Recipe
 
 
@@ -29,33 +30,63 @@ class Run:
 
     path: Path
 
+    @classmethod
+    def open(cls, run: Run | str | Path) -> Run:
+        """Return the run in a folder, or the run that is given. Raises RunError for a folder that is no run."""
+        if isinstance(run, Run):
+            return run
+        opened = cls(Path(run))
+        opened.info  # noqa: B018, raises for another folder
+        return opened
+
     @property
     def info(self) -> dict[str, Any]:
-        """``run.json``. Raises RunError if there is none."""
+        """Return the content of ``run.json``. Raises RunError if there is none."""
         file = self.path / "run.json"
         if not file.is_file():
             raise RunError(f"{self.path} is not a run directory: it has no run.json")
-        found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-        return found
+        content: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        return content
+
+    @property
+    def files(self) -> dict[str, Path]:
+        """Return all files of the run by their names within it, for example ``model/items.safetensors``."""
+        paths = sorted(path for path in self.path.rglob("*") if path.is_file())
+        return {path.relative_to(self.path).as_posix(): path for path in paths}
+
+    def model(self) -> InterestModel:
+        """Return the best model. Raises RunError if the run is not finished."""
+        return InterestModel.from_run(self.path)
+
+    def epochs(self) -> list[dict[str, Any]]:
+        """Return what ``metrics.jsonl`` says of each epoch."""
+        lines = (self.path / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+        return [json.loads(line) for line in lines]
 
     @property
     def is_half_begun(self) -> bool:
-        """True if all there is may come from a ``begin`` that was killed: ``run.json`` is what it writes last."""
+        """Return whether all there is may come from a killed ``begin``, which writes ``run.json`` last."""
         written = {"recipe.json", "vocabulary.parquet", "sequences.parquet", ".recipe.json.tmp", ".run.json.tmp"}
         return self.path.is_dir() and {path.name for path in self.path.iterdir()} <= written
 
     @property
     def recipe(self) -> Recipe:
-        """The resolved recipe."""
+        """Return the resolved recipe."""
         return Recipe.parse(json.loads((self.path / "recipe.json").read_text(encoding="utf-8")), str(self.path))
 
     def vocabulary(self) -> Vocabulary:
-        """The item and event-type ids."""
+        """Return the item and event-type ids."""
         return Vocabulary.load(self.path / "vocabulary.parquet")
 
     def sequences(self) -> Sequences:
-        """The whole log, held-out part included; of a log in partitions, a sample of users."""
-        return Sequences.load(self.path / "sequences.parquet", self.vocabulary())
+        """Return the whole log, held-out part included; of a log in partitions, a sample of users.
+
+        Raises RunError if the run has none.
+        """
+        file = self.path / "sequences.parquet"
+        if not file.is_file():
+            raise RunError(f"{self.path} has no sequences.parquet; is it a run directory?")
+        return Sequences.load(file, self.vocabulary())
 
     def begin(self, log: PreparedLog, warm_start: str | Path | None = None) -> None:
         """Write what training starts from; ``warm_start`` is the run whose weights it begins with."""
