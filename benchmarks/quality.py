@@ -35,8 +35,6 @@ def claims(document: dict[str, Any]) -> list[dict[str, Any]]:
         ("NDCG@10 of the blend, mean", document["blend_mean"]["ndcg@10"], 0.064, True),
         ("minutes of the longest training", slowest, MINUTES, False),
     ]
-    if "average_blend" in document:
-        values.append(("NDCG@10 of all seeds averaged, blended", document["average_blend"]["ndcg@10"], 0.064, True))
     return [
         {"name": name, "value": value, "target": target, "holds": value >= target if more else value <= target}
         for name, value, target, more in values
