@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from bseq_plugin.hookspecs import hookimpl
 
 if TYPE_CHECKING:
+    from bseq_plugin.data.auto_recipe import auto_recipe as auto_recipe
     from bseq_plugin.data.batches import history_features as history_features
     from bseq_plugin.data.event_features import session_starts as session_starts
     from bseq_plugin.data.events import Events as Events
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
     from bseq_plugin.data.items import PopularityPrior as PopularityPrior
     from bseq_plugin.data.items import check_items as check_items
     from bseq_plugin.data.pseudonyms import Pseudonymiser as Pseudonymiser
-    from bseq_plugin.data.run import Run as Run
     from bseq_plugin.data.sequences import Sequences as Sequences
     from bseq_plugin.data.vocabulary import Vocabulary as Vocabulary
     from bseq_plugin.encoders.dropout import dropout as dropout
@@ -31,6 +31,10 @@ if TYPE_CHECKING:
     from bseq_plugin.errors import SchemaError as SchemaError
     from bseq_plugin.errors import StoreError as StoreError
     from bseq_plugin.errors import UsageError as UsageError
+    from bseq_plugin.evaluation.benchmark import BenchmarkReport as BenchmarkReport
+    from bseq_plugin.evaluation.benchmark import benchmark as benchmark
+    from bseq_plugin.evaluation.evaluate import EvaluationReport as EvaluationReport
+    from bseq_plugin.evaluation.evaluate import evaluate as evaluate
     from bseq_plugin.layers import IdentityLinear as IdentityLinear
     from bseq_plugin.layers import ZeroLinear as ZeroLinear
     from bseq_plugin.metrics import ranking_metrics as ranking_metrics
@@ -42,12 +46,14 @@ if TYPE_CHECKING:
     from bseq_plugin.model.encoder import SequenceInterestEncoder as SequenceInterestEncoder
     from bseq_plugin.model.interest_model import InterestModel as InterestModel
     from bseq_plugin.model.items import score_vectors as score_vectors
+    from bseq_plugin.model.run import Run as Run
     from bseq_plugin.model.target_attention import TargetAttention as TargetAttention
     from bseq_plugin.model.task import SequenceInterestTask as SequenceInterestTask
     from bseq_plugin.model.tensor_file import load_sealed as load_sealed
     from bseq_plugin.model.tensor_file import save_sealed as save_sealed
     from bseq_plugin.plugins import PluginManager as PluginManager
     from bseq_plugin.plugins import plugin_manager as plugin_manager
+    from bseq_plugin.publishing.choose import IndexTarget as IndexTarget
     from bseq_plugin.publishing.delta import merge_delta as merge_delta
     from bseq_plugin.publishing.delta import publish_delta as publish_delta
     from bseq_plugin.publishing.publish import publish as publish
@@ -81,6 +87,7 @@ if TYPE_CHECKING:
     from bseq_plugin.schema.sources import CandidateSource as CandidateSource
     from bseq_plugin.schema.sources import SourceCandidates as SourceCandidates
     from bseq_plugin.schema.sources import SourceInputs as SourceInputs
+    from bseq_plugin.serving.blend import Blend as Blend
     from bseq_plugin.serving.diversity import Diversity as Diversity
     from bseq_plugin.serving.filters import Filters as Filters
     from bseq_plugin.serving.fit_blend import fit_blend as fit_blend
@@ -91,13 +98,16 @@ __version__ = "0.1.0"
 
 _HOME = {
     "BehaviourHead": "schema.heads",
+    "BenchmarkReport": "evaluation.benchmark",
     "BinaryHead": "schema.heads",
+    "Blend": "serving.blend",
     "BseqError": "errors",
     "CandidateSource": "schema.sources",
     "CatalogueHead": "schema.heads",
     "CountHead": "schema.heads",
     "DecoderMemory": "schema.heads",
     "Diversity": "serving.diversity",
+    "EvaluationReport": "evaluation.evaluate",
     "Events": "data.events",
     "FeatureEngine": "ranking.engine",
     "FeatureInputs": "schema.ranking",
@@ -107,6 +117,7 @@ _HOME = {
     "ITEM_TABLE": "model.encoder",
     "IdentityLinear": "layers",
     "IndexCapabilities": "schema.indexes",
+    "IndexTarget": "publishing.choose",
     "InterestModel": "model.interest_model",
     "ItemEncoder": "schema.item_encoders",
     "MissingDependencyError": "errors",
@@ -122,7 +133,7 @@ _HOME = {
     "RecipeError": "errors",
     "Retriever": "serving.retriever",
     "RowMask": "schema.indexes",
-    "Run": "data.run",
+    "Run": "model.run",
     "RunError": "errors",
     "SchemaError": "errors",
     "SequenceEncoder": "schema.encoders",
@@ -143,8 +154,11 @@ _HOME = {
     "Vocabulary": "data.vocabulary",
     "ZeroLinear": "layers",
     "attach": "model.attach",
+    "auto_recipe": "data.auto_recipe",
+    "benchmark": "evaluation.benchmark",
     "check_items": "data.items",
     "dropout": "encoders.dropout",
+    "evaluate": "evaluation.evaluate",
     "event_attention": "model.direct",
     "event_states": "model.direct",
     "fit_blend": "serving.fit_blend",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -95,6 +96,31 @@ def dotted(values, prefix=""):
 def tiny_settings():
     """``tiny_recipe`` as arguments of the command line."""
     return [word for key, value in dotted(TINY) for word in ("--set", f"{key}={value}")]
+
+
+def toml(value):
+    """A plain value as TOML writes it."""
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{key} = {toml(entry)}" for key, entry in value.items()) + "}"
+    if isinstance(value, list):
+        return "[" + ", ".join(map(toml, value)) + "]"
+    return json.dumps(value)
+
+
+@pytest.fixture(scope="session")
+def as_settings():
+    """A function that gives every key of a recipe as arguments of the command line."""
+
+    def settings(recipe):
+        return [word for key, value in dotted(recipe.as_dict()) for word in ("--set", f"{key}={toml(value)}")]
+
+    return settings
+
+
+@pytest.fixture(scope="session")
+def as_toml():
+    """A function that gives a recipe as a TOML file has it."""
+    return lambda recipe: "".join(f"{key} = {toml(value)}\n" for key, value in dotted(recipe.as_dict()))
 
 
 @pytest.fixture(scope="session")

@@ -32,9 +32,6 @@ def claims(document: dict[str, Any]) -> list[harness.Claim]:
         harness.at_least("NDCG@10 of the blend, mean", document["blend_mean"]["ndcg@10"], 0.064),
         harness.at_most("minutes of the longest training", slowest, MINUTES),
     ]
-    if "average_blend" in document:
-        averaged = document["average_blend"]["ndcg@10"]
-        made.append(harness.at_least("NDCG@10 of all seeds averaged, blended", averaged, 0.064))
     return made
 
 

@@ -17,8 +17,8 @@ from pathlib import Path
 
 from benchmarks import harness
 from bseq_plugin import InterestModel, Sequences, train
-from bseq_plugin.cli.common import load_recipe
 from bseq_plugin.cli.main import quiet
+from bseq_plugin.data.auto_recipe import choose_recipe
 from bseq_plugin.data.events import DAY_US, instant_us
 from bseq_plugin.data.splits import time_window
 from bseq_plugin.demo.data import DemoData, load
@@ -58,7 +58,7 @@ def main() -> None:
     parser.add_argument("--windows", default="2017-09,2017-10,2017-11")
     chosen = parser.parse_args()
     quiet()
-    recipe = load_recipe("completejourney", chosen.settings).replace(split="none")
+    recipe = choose_recipe("completejourney", chosen.settings).replace(split="none")
     data = load("completejourney")
     rows = {month: one_window(data, recipe, month) for month in chosen.windows.split(",")}
     rows["mean"] = {name: sum(row[name] for row in rows.values()) / len(rows) for name in next(iter(rows.values()))}

@@ -26,9 +26,11 @@ from benchmarks import harness
 from benchmarks.speed.job import SETTINGS, sequences_file
 from benchmarks.speed.programs import peer, run
 from bseq_plugin import Recipe, read_events, train
-from bseq_plugin.data.run import Run
+from bseq_plugin.model.run import Run
 from bseq_plugin.evaluation.evaluate import evaluate_run
+from bseq_plugin import Recipe, evaluate, read_events, train
 from bseq_plugin.model.interest_model import InterestModel
+from bseq_plugin.model.run import Run
 
 AIMS = {
     "evaluate all users, s": 1.5,
@@ -60,7 +62,7 @@ def figures(sequences: Path, folder: Path) -> dict[str, float]:
     few.write_text("".join(sequences.read_text(encoding="utf-8").splitlines(keepends=True)[:100]), encoding="utf-8")
     command = [sys.executable, "-m", "bseq_plugin.cli.main", "train", str(few), "--recipe", "reference", "--out"]
     return {
-        "evaluate all users, s": median(lambda: evaluate_run(trained.path, "test", [10], baselines=False), 5),
+        "evaluate all users, s": median(lambda: evaluate(trained, "test", [10], baselines=False), 5),
         "interests of all users, s": median(lambda: model.encode(histories), 5),
         "interest of one user, ms": 1e3 * median(lambda: model.encode(longest), 500),
         "bseq train on 100 users, s": statistics.median(run([*command, str(folder / f"few{i}")])[1] for i in range(3)),

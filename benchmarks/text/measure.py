@@ -17,12 +17,12 @@ import torch
 
 from benchmarks.text.problems import Problem, only
 from bseq_plugin import InterestModel, Recipe, Sequences, train
-from bseq_plugin.data.run import Run
 from bseq_plugin.data.splits import EvaluationSet
 from bseq_plugin.evaluation.rankers import interest_ranker
 from bseq_plugin.metrics import ranking_metrics
 from bseq_plugin.model.neighbours import own_directions
 from bseq_plugin.model.new_items import with_new_items, with_popularity
+from bseq_plugin.model.run import Run
 from bseq_plugin.model.task import SequenceInterestTask
 from bseq_plugin.recipe.data import ItemSettings
 from bseq_plugin.training.checkpoint import Checkpoints, Position

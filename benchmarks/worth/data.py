@@ -8,11 +8,13 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from bseq_plugin import FeatureEngine, FeatureSpec, InterestModel, Recipe, Retriever, fit_blend, publish, train
+from bseq_plugin import FeatureEngine, FeatureSpec, Recipe, Retriever, publish, train
 from bseq_plugin.data.events import DAY_US, Events, instant_us
+from bseq_plugin.data.held_out import HeldOut
 from bseq_plugin.data.sequences import Sequences
 from bseq_plugin.data.splits import time_window
 from bseq_plugin.demo.data import DemoData
+from bseq_plugin.serving.fit_blend import search_blend
 
 ENCODER_UNTIL = "2017-09-01"  # the encoder knows nothing after it, so that no request is answered with its own future
 BLEND_FROM = "2017-08-01"
@@ -49,11 +51,11 @@ def encoder_store(data: DemoData, recipe: Recipe, folder: Path) -> Retriever:
     blend_from = instant_us(pd.Timestamp(BLEND_FROM, tz="UTC"))
     fixed = recipe.replace(split="none", training={"stop_after": recipe.training.epochs})
     early = train(data.events.before(blend_from), fixed, folder / "early", items=data.items)
-    log = Sequences.from_events(data.events.before(until), InterestModel.from_run(early.path).vocabulary)
-    fit = fit_blend(InterestModel.from_run(early.path), time_window(log, blend_from, 28.0), blend_from)
+    log = Sequences.from_events(data.events.before(until), early.vocabulary())
+    held_out = HeldOut(time_window(log, blend_from, 28.0), log.between(None, blend_from), blend_from, "keep")
+    blend = search_blend(early.model(), held_out).blend
     run = train(data.events.before(until), fixed, folder / "final", items=data.items)
-    fit.weights.save(run.path / "blend.json")
-    publish(run, folder / "store", index="exact")
+    publish(run, folder / "store", index="exact", blend=blend)
     return Retriever.open(folder / "store")
 
 

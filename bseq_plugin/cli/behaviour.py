@@ -58,9 +58,9 @@ def opened(
     hide, SchemaError if the log lacks what the model reads.
     """
     from bseq_plugin.data.event_features import EventInputs
-    from bseq_plugin.data.run import Run
     from bseq_plugin.data.sequences import Sequences
     from bseq_plugin.model.interest_model import InterestModel
+    from bseq_plugin.model.run import Run
     from bseq_plugin.readers.read_events import read_events
     from bseq_plugin.serving.retriever import Retriever
 

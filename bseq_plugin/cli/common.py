@@ -15,10 +15,7 @@ from bseq_plugin.files import output_file
 if TYPE_CHECKING:
     import pandas as pd
 
-    from bseq_plugin.data.events import Events
-    from bseq_plugin.data.partitions import PartitionedSequences
     from bseq_plugin.data.pseudonyms import Pseudonymiser
-    from bseq_plugin.recipe.recipe import Recipe
 
 out = Console()  # results
 note = Console(stderr=True)  # everything else, so that results can be piped
@@ -45,49 +42,19 @@ Items = Annotated[
 ]
 
 
-def load_recipe(
-    name: str | None, settings: list[str] | None, events: Events | PartitionedSequences | None = None
-) -> Recipe:
-    """The recipe of the options ``--recipe`` and ``--set``; "auto" needs the events, in memory."""
-    from bseq_plugin.data.auto_recipe import AUTO, auto_recipe, wants_window
-    from bseq_plugin.recipe.merge import apply_settings
-    from bseq_plugin.recipe.recipe import Recipe
-
-    if name != AUTO:
-        recipe = Recipe() if name is None else Recipe.load(name)
-        return recipe.with_settings(settings or [])
-    from bseq_plugin.data.partitions import PartitionedSequences
-
-    if isinstance(events, PartitionedSequences):
-        raise UsageError("--recipe auto needs the log in memory; name another recipe for partitioned sequences")
-    asked = apply_settings(Recipe, {}, settings or [])
-    # also without events, to see whether the settings can be right at all
-    checked = Recipe(objective="window" if wants_window(asked) else "next").with_settings(settings or [])
-    return checked if events is None else auto_recipe(events, asked).with_settings(settings or [])
-
-
-def key_values(texts: list[str] | None, option: str, how: str) -> dict[str, str]:
-    """Return ``["user_id=household_id"]`` as a dict. Raises UsageError that says how to write it."""
-    pairs = {}
-    for text in texts or []:
-        key, separator, value = text.partition("=")
-        if not separator or not key.strip():
-            raise UsageError(f"{option} {text!r}: write {how}")
-        pairs[key] = value
-    return pairs
-
-
 def column_mapping(columns: list[str] | None) -> dict[str, str]:
-    """Return the mapping that the option ``--column`` writes. Raises UsageError."""
-    return key_values(columns, "--column", "ours=theirs, for example user_id=household_id")
+    """Return ``["user_id=household_id"]`` as a dict. Raises UsageError."""
+    from bseq_plugin.recipe.files import split_setting
+
+    return dict(split_setting(text, "--column", "user_id=household_id") for text in columns or [])
 
 
 def option_values(settings: list[str] | None, option: str, example: str) -> dict[str, Any]:
     """Return the settings of a part as typed values: ``["n_experts=8"]`` is ``{"n_experts": 8}``. Raises UsageError."""
-    from bseq_plugin.recipe.files import parse_value
+    from bseq_plugin.recipe.files import parse_value, split_setting
 
-    pairs = key_values(settings, option, f"key=value, for example {example}")
-    return {key.strip(): parse_value(text.strip()) for key, text in pairs.items()}
+    pairs = (split_setting(setting, option, example) for setting in settings or [])
+    return {key: parse_value(text) for key, text in pairs}
 
 
 def sharding_of(settings: list[str] | None) -> str | dict[str, str]:
@@ -101,7 +68,7 @@ def sharding_of(settings: list[str] | None) -> str | dict[str, str]:
 
 
 def pseudonymiser(key_file: Path | None) -> Pseudonymiser | None:
-    """Of the option ``--pseudonymise``. Raises UsageError."""
+    """Return what the option ``--pseudonymise`` names. Raises UsageError."""
     from bseq_plugin.data.pseudonyms import Pseudonymiser
 
     return None if key_file is None else Pseudonymiser.from_file(key_file)
@@ -158,12 +125,17 @@ def as_id(text: str, known: object, option: str) -> int | str:
         raise UsageError(f"{option} {text!r}: ids of this store are whole numbers") from None
 
 
-def parse_ks(text: str) -> list[int]:
-    """``"5,10,20"`` as numbers. Raises UsageError."""
+def whole_numbers(text: str, option: str, example: str) -> list[int]:
+    """Return ``"5,10,20"`` as numbers. Raises UsageError."""
     try:
-        ks = sorted({int(part) for part in text.split(",")})
+        return [int(part) for part in text.split(",")]
     except ValueError:
-        raise UsageError(f"--k {text!r}: write numbers separated by commas, for example 5,10,20") from None
+        raise UsageError(f"{option} {text!r}: write numbers separated by commas, for example {example}") from None
+
+
+def parse_ks(text: str) -> list[int]:
+    """Return the cut-offs of ``--k``, ascending. Raises UsageError."""
+    ks = sorted(set(whole_numbers(text, "--k", "5,10,20")))
     if ks[0] < 1:
         raise UsageError(f"--k {text!r}: every k is 1 or more")
     return ks

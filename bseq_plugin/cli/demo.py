@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.table import Table
 
-from bseq_plugin.cli.common import Settings, load_recipe, note, out
+from bseq_plugin.cli.common import Settings, note, out
 from bseq_plugin.cli.process import keep_freed_memory, loading
 
 if TYPE_CHECKING:
     import pandas as pd
 
     from bseq_plugin.demo.job import Demo
+    from bseq_plugin.serving.blend import Blend
     from bseq_plugin.serving.retriever import Retriever
 
 QUICK_EVERY = 6
@@ -41,7 +42,9 @@ def demo(
 
     Example: `bseq demo --out demo`
     """
-    recipe = load_recipe("completejourney", [*(QUICK_SETTINGS if quick else []), *(settings or [])])
+    from bseq_plugin.data.auto_recipe import choose_recipe
+
+    recipe = choose_recipe("completejourney", [*(QUICK_SETTINGS if quick else []), *(settings or [])])
     with loading():
         from bseq_plugin.demo.data import check_name, load
         from bseq_plugin.demo.job import Demo, take_folder
@@ -60,17 +63,17 @@ def demo(
     with job.step("training", f"3/7 Training through November, {epochs} epochs"):
         final = job.final(epochs)
     with job.step("blend", "4/7 Weighing interest against personal history on November"):
-        weights = job.blend(selection)
-    note.print(f"score = interest + {describe(weights)}")
+        blend = job.blend(selection)
+    note.print(f"score = interest + {describe(blend)}")
     with job.step("publish", "5/7 Publishing vectors, index and encoder"):
-        retriever = job.publish(final)
+        retriever = job.publish(final, blend)
     with job.step("evaluate", "6/7 Evaluating on December, beside the no-training baselines"):
         comparisons = job.evaluate(retriever)
     with job.step("features", "7/7 Candidates and ranking features of every household"):
         candidates = job.write_candidates(retriever)
         job.write_features(retriever, candidates)
     pictured = job.draw(comparisons)
-    job.write_metrics(comparisons, {"epochs": epochs, "blend": weights})
+    job.write_metrics(comparisons, epochs, blend)
     out.print(comparisons["new"].table("December 2017, products new to the household"))
     out.print(comparisons["all"].table("December 2017, all products"))
     _show_examples(job, retriever)
@@ -81,11 +84,11 @@ def demo(
     note.print(f"{total:.0f} s: {steps}")
 
 
-def describe(weights: dict[str, float]) -> str:
-    """The history part of a blend in words."""
-    parts = f"{weights['history']:.3g} x history (half life {weights['half_life_days']:g} days)"
-    if weights["recent"]:
-        parts += f" + {weights['recent']:.3g} x recent history ({weights['recent_half_life_days']:g} days)"
+def describe(blend: Blend) -> str:
+    """Return the history part of a blend in words."""
+    parts = f"{blend.history:.3g} x history (half life {blend.half_life_days:g} days)"
+    if blend.recent:
+        parts += f" + {blend.recent:.3g} x recent history ({blend.recent_half_life_days:g} days)"
     return parts
 
 

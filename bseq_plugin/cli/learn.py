@@ -1,10 +1,10 @@
-"""``bseq train`` and ``bseq evaluate``."""
+"""``bseq train``, ``bseq evaluate`` and ``bseq fit-blend``."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
@@ -18,7 +18,6 @@ from bseq_plugin.cli.common import (
     Unit,
     check_output,
     column_mapping,
-    load_recipe,
     note,
     out,
     parse_ks,
@@ -30,11 +29,21 @@ from bseq_plugin.cli.process import keep_freed_memory, loading
 from bseq_plugin.errors import UsageError
 from bseq_plugin.files import write_json
 
+if TYPE_CHECKING:
+    from bseq_plugin.data.events import Events
+    from bseq_plugin.data.held_out import Part
+    from bseq_plugin.data.partitions import PartitionedSequences
+    from bseq_plugin.data.pseudonyms import Pseudonymiser
+    from bseq_plugin.model.run import Run
+
+Finished = Annotated[Path, typer.Argument(help="A finished run directory.")]
+
 
 def register(app: typer.Typer) -> None:
     """Add the commands of this module."""
     app.command()(train)
     app.command()(evaluate)
+    app.command("fit-blend")(fit_blend)
 
 
 def train(
@@ -69,27 +78,18 @@ def train(
     On several processes: `torchrun --nproc-per-node 2 -m bseq_plugin.cli.main train events.parquet --out runs/today`
     """
     hide = pseudonymiser(pseudonymise)
-    load_recipe(recipe, settings)  # wrong settings end here, before a long log is read
+    from bseq_plugin.data.auto_recipe import choose_recipe
+
+    choose_recipe(recipe, settings or [])  # wrong settings end here, before a long log is read
     with loading():
-        from bseq_plugin.data.events import Events
-        from bseq_plugin.data.partitions import PartitionedSequences
-        from bseq_plugin.readers.read_events import read_events
         from bseq_plugin.training.train import train as run_training
 
     keep_freed_memory()
     table = None if items is None else read_table(items)
-    events: Events | PartitionedSequences
-    if Path(source).is_dir():
-        if hide is not None:
-            raise UsageError("--pseudonymise belongs to `bseq sequences`, which reads the raw ids; leave it away here")
-        events = PartitionedSequences.open(Path(source))
-        chosen = load_recipe(recipe, settings, events)
-    else:
-        events = read_events(source, columns=column_mapping(columns), timestamp_unit=timestamp_unit, pseudonymise=hide)
-        chosen = load_recipe(recipe, settings, events)
+    events = _log(source, columns, timestamp_unit, hide)
     done = run_training(
         events,
-        chosen,
+        choose_recipe(recipe, settings or [], events),
         run,
         items=table,
         resume=resume,
@@ -97,19 +97,39 @@ def train(
         warm_start=warm_start,
         sharding=sharding_of(sharding),
     )
-    if int(os.environ.get("RANK", "0")):  # under torchrun one rank speaks for all
-        return
-    info = done.info
+    if not int(os.environ.get("RANK", "0")):  # under torchrun one rank speaks for all
+        _show_training(done)
+
+
+def _log(
+    source: str, columns: list[str] | None, timestamp_unit: str | None, hide: Pseudonymiser | None
+) -> Events | PartitionedSequences:
+    """Return the log, in memory; of a folder the partitions that lie in it."""
+    from bseq_plugin.data.partitions import PartitionedSequences
+    from bseq_plugin.readers.read_events import read_events
+
+    if not Path(source).is_dir():
+        return read_events(source, columns=column_mapping(columns), timestamp_unit=timestamp_unit, pseudonymise=hide)
+    if hide is not None:
+        raise UsageError("--pseudonymise belongs to `bseq sequences`, which reads the raw ids; leave it out here")
+    return PartitionedSequences.open(Path(source))
+
+
+def _show_training(run: Run) -> None:
+    info = run.info
     if info.get("validation"):
         figures = "  ".join(f"{name} {value:.4f}" for name, value in info["validation"].items())
         note.print(f"best epoch {info['best_epoch']} of {info['epochs']}: {figures}")
-    note.print(f"run: {done.path}")
+    note.print(f"run: {run.path}")
 
 
 def evaluate(
-    run: Annotated[Path, typer.Argument(help="A finished run directory.")],
+    run: Finished,
     split: Annotated[str, typer.Option("--split", help="test or validation.")] = "test",
     k: Annotated[str, typer.Option("--k", help="Cut-offs, separated by commas.")] = "5,10,20",
+    blend: Annotated[
+        Path | None, typer.Option("--blend", help="Also measure this blend (`bseq fit-blend`), as a store serves it.")
+    ] = None,
     json_file: Annotated[Path | None, typer.Option("--json", help="Also write the figures to this file.")] = None,
 ) -> None:
     """Measure a run and the no-training baselines on its held-out events, over the whole catalogue.
@@ -119,10 +139,40 @@ def evaluate(
     ks = parse_ks(k)
     check_output(json_file)
     with loading():
-        from bseq_plugin.evaluation.evaluate import evaluate_run
+        from bseq_plugin.evaluation.evaluate import evaluate as run_evaluation
+        from bseq_plugin.serving.blend import Blend
 
-    comparison, document = evaluate_run(run, split, ks)
-    out.print(comparison.table(f"{run} on {split}"))
+    weights = None if blend is None else Blend.load(blend)
+    result = run_evaluation(run, cast("Part", split), ks, blend=weights)
+    out.print(result.table(f"{run} on {split}"))
     if json_file is not None:
-        write_json(json_file, document)
+        write_json(json_file, result.to_dict())
         note.print(f"wrote {json_file}")
+
+
+def fit_blend(
+    run: Finished,
+    sources: Annotated[
+        list[str] | None, typer.Option("--source", help="Candidate source to weigh (`bseq plugins`); repeat it.")
+    ] = None,
+    k: Annotated[int, typer.Option("--k", help="The weights of largest NDCG at this cut-off.")] = 20,
+    output: Annotated[
+        Path | None, typer.Option("--out", help="File to write; default: blend.json in the run, for `bseq publish`.")
+    ] = None,
+) -> None:
+    """Weigh interest, personal history and candidate sources against each other on the run's validation.
+
+    Example: `bseq fit-blend runs/today --source transitions`, then `bseq publish runs/today --store store`
+    """
+    check_output(output)
+    with loading():
+        from bseq_plugin.serving.blend import FILE
+        from bseq_plugin.serving.fit_blend import fit_blend as run_fit
+
+    path = output or run / FILE
+    blend = run_fit(run, sources=sources or [], k=k)
+    blend.save(path)
+    for name, weight in {**blend.weights(), **blend.sources, **blend.reached}.items():
+        if name != "sources":
+            out.print(f"{name} {weight:.4g}", highlight=False)
+    note.print(f"wrote {path}")

@@ -41,7 +41,7 @@ def sequences(
     """
     if seal:
         if folder is not None:
-            raise UsageError("--seal describes a folder as it is: leave --out away")
+            raise UsageError("--seal describes a folder as it is: give no --out")
         if pseudonymise is not None:
             raise UsageError("--seal describes a folder as it is: --pseudonymise can't change its user ids")
         from bseq_plugin.data.partitions import seal as describe

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal, cast
 
 import typer
 from rich.progress import Progress
@@ -29,6 +29,7 @@ from bseq_plugin.errors import UsageError
 if TYPE_CHECKING:
     import pandas as pd
 
+    from bseq_plugin.data.events import Events
     from bseq_plugin.serving.retriever import Retriever
 
 FEAST_VIEW = "bseq_features"
@@ -65,6 +66,10 @@ def publish(
     on_bad: Annotated[
         str, typer.Option("--on-bad", help="Items without a usable vector: error, or drop them.")
     ] = "error",
+    blend: Annotated[
+        Path | None,
+        typer.Option("--blend", help="Blend to serve (`bseq fit-blend`); default: the run's, if any."),
+    ] = None,
     dedup: Annotated[
         str, typer.Option("--dedup", help="Item ids that are there twice: error, or keep the last.")
     ] = "error",
@@ -79,47 +84,51 @@ def publish(
     With this morning's new items: `bseq publish runs/today --store store --items items.parquet`, and if people had
     some of them since: `--log events.parquet`
     """
-    from typing import cast
-
-    from rich.progress import Progress
-
     with loading():
         from bseq_plugin.publishing.choose import IndexTarget
         from bseq_plugin.publishing.publish import publish as run_publish
         from bseq_plugin.publishing.publishable import Dedup, OnBad
-        from bseq_plugin.readers.read_events import read_events
+        from bseq_plugin.serving.blend import Blend
         from bseq_plugin.store.retention import collect_garbage
         from bseq_plugin.store.store import Store
 
     if keep is not None and keep < 1:
         raise UsageError(f"--keep {keep}: give a whole number of 1 or more")
     target = IndexTarget(recall=recall, memory_mb=memory_mb, p99_ms=p99_ms)
-    bad, twice = cast(OnBad, on_bad), cast(Dedup, dedup)
+    weights = Blend.of_run(run) if blend is None else Blend.load(blend)
     table = None if items is None else read_table(items)
-    hide = pseudonymiser(pseudonymise)
-    if log is None and (columns or timestamp_unit or hide):
-        raise UsageError("--column, --timestamp-unit and --pseudonymise say how --log is read; give it, or leave them")
-    events = None
-    if log is not None:
-        mapping = column_mapping(columns)
-        events = read_events(log, columns=mapping, timestamp_unit=timestamp_unit, pseudonymise=hide)
+    events = _log_by_now(log, columns, timestamp_unit, pseudonymise)
     with Progress(console=note, transient=True, disable=not note.is_terminal) as bar:
         users = bar.add_task("users", total=None)
         version = run_publish(
             run,
             store,
+            blend=weights,
             index=index,
             items=table,
             log=events,
             target=target,
-            on_bad=bad,
-            dedup=twice,
+            on_bad=cast(OnBad, on_bad),
+            dedup=cast(Dedup, dedup),
             report=lambda what, done, of: bar.update(users, completed=done, total=of),
         )
     note.print(f"published {version} in {store}")
     if keep is not None:
         removed = collect_garbage(Store(store), keep).removed
         note.print(f"removed {len(removed)} old version(s)")
+
+
+def _log_by_now(
+    log: Path | None, columns: list[str] | None, timestamp_unit: str | None, key_file: Path | None
+) -> Events | None:
+    hide = pseudonymiser(key_file)
+    if log is not None:
+        from bseq_plugin.readers.read_events import read_events
+
+        return read_events(log, columns=column_mapping(columns), timestamp_unit=timestamp_unit, pseudonymise=hide)
+    if columns or timestamp_unit or hide:
+        raise UsageError("--column, --timestamp-unit and --pseudonymise say how --log is read; give it, or omit them")
+    return None
 
 
 def retrieve(
@@ -154,25 +163,23 @@ def retrieve(
     if user is not None and hide is not None:
         user = hide.pseudonym(user)
     retriever = Retriever.open(store)
-    found = _answer(retriever, user, items, k, exclude)
+    candidates = _answer(retriever, user, items, k, exclude)
     if retriever.n_unknown_items:
         note.print(f"{retriever.n_unknown_items} event(s) of items that the catalogue does not have")
     if as_json:
         typer.echo(
-            json.dumps({"version": retriever.version, "candidates": json.loads(found.to_json(orient="records"))})
+            json.dumps({"version": retriever.version, "candidates": json.loads(candidates.to_json(orient="records"))})
         )
         return
     table = Table(title=f"{store} {retriever.version}", title_justify="left")
-    for name in found.columns:
+    for name in candidates.columns:
         table.add_column(name, justify="left" if name == "source" else "right")
-    for row in found.itertuples(index=False):
+    for row in candidates.itertuples(index=False):
         table.add_row(*(f"{value:.4f}" if isinstance(value, float) else str(value) for value in row))
     out.print(table)
 
 
 def _answer(retriever: Retriever, user: str | None, items: str | None, k: int, exclude: str) -> pd.DataFrame:
-    from typing import Literal, cast
-
     how = cast(Literal["seen", "none"], exclude)
     if user is not None:
         return retriever.retrieve([as_id(user, retriever.histories.user_ids, "--user")], k, how)

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from bseq_plugin.data.events import DAY_US, ITEM, TIME, USER, Events, instant_us
+from bseq_plugin.data.partitions import PartitionedSequences
+from bseq_plugin.errors import UsageError
 from bseq_plugin.recipe.data import TimeSplit
-from bseq_plugin.recipe.merge import value_at
+from bseq_plugin.recipe.merge import apply_settings, replaced, value_at
 from bseq_plugin.recipe.recipe import Recipe
 
 AUTO = "auto"
@@ -36,18 +39,51 @@ WINDOW_EPOCHS, FEWEST_WINDOW_EPOCHS, USERS_OF_AN_EPOCH = 16, 4, 100_000
 USERS_OF_A_SMALL_EPOCH = 16_000  # a pass over few users is a handful of batches: then there are more of them
 
 
-def auto_recipe(events: Events, asked: Mapping[str, Any] | None = None) -> Recipe:
-    """The recipe for ``events`` and what is asked of them.
+def auto_recipe(events: Events, asked: Mapping[str, Any] | None = None, *, horizon_days: float | None = None) -> Recipe:
+    """Return the recipe for ``events`` and what is asked of them.
 
     Only counts of users, items and events decide, and for windows the log's span; never what comes last. With a time
     split all of them are those of the log before the validation.
 
     Args:
-        asked: settings by hand, as a recipe has them (``{"split": {"kind": "time", "horizon_days": 7}}``), which the
-            caller puts over the recipe. ``split`` says what is held out; with ``wants_window`` it is
+        asked: settings by hand, which stand in the recipe, as a recipe has them: ``{"split": {"kind": "time"},
+            "encoder": {"dropout": 0.3}}``. ``split`` says what is held out; with ``wants_window`` it is
             ``window_recipe``, else ``next_recipe``.
+        horizon_days: predict all that is wanted within so many days: a time split of that horizon.
+
+    Raises RecipeError for settings that are unknown or contradict the recipe.
     """
-    asked = asked or {}
+    held_out = {} if horizon_days is None else {"split": {"kind": "time", "horizon_days": horizon_days}}
+    given = replaced(Recipe, held_out, asked or {})
+    return _suited(events, given).replace(**given)
+
+
+def choose_recipe(
+    recipe: Recipe | str | Path | None,
+    settings: Iterable[str] = (),
+    events: Events | PartitionedSequences | None = None,
+) -> Recipe:
+    """Return the recipe that is named, with ``key=value`` settings over it: what ``--recipe`` and ``--set`` choose.
+
+    Args:
+        recipe: a recipe, the name of a shipped one, a .toml file, or "auto"; None: the default.
+        events: the log that "auto" looks at. Without it the answer only shows whether the settings can be right.
+
+    Raises RecipeError for an unknown name or setting, UsageError for "auto" and partitions.
+    """
+    settings = list(settings)
+    if recipe != AUTO:
+        chosen = recipe if isinstance(recipe, Recipe) else Recipe() if recipe is None else Recipe.load(recipe)
+        return chosen.with_settings(settings)
+    if isinstance(events, PartitionedSequences):
+        raise UsageError("--recipe auto needs the log in memory; name another recipe for partitioned sequences")
+    asked = apply_settings(Recipe, {}, settings)
+    # also without events, to see whether the settings can be right at all
+    checked = Recipe(objective="window" if wants_window(asked) else "next").with_settings(settings)
+    return checked if events is None else _suited(events, asked).with_settings(settings)
+
+
+def _suited(events: Events, asked: Mapping[str, Any]) -> Recipe:
     days = float(value_at(asked, "split.horizon_days") or TimeSplit().horizon_days)
     timed = value_at(asked, "split.kind") == "time"
     known = _before_validation(events, value_at(asked, "split.validation_at"), days) if timed else events
@@ -57,7 +93,7 @@ def auto_recipe(events: Events, asked: Mapping[str, Any] | None = None) -> Recip
 
 
 def wants_window(asked: Mapping[str, Any]) -> bool:
-    """Whether what is asked goes with ``window_recipe``: that objective, or a time split and nothing against it."""
+    """Return whether ``window_recipe`` is asked for: by that objective, or a time split and nothing against it."""
     kind = value_at(asked, "objective.kind")
     if kind is not None:
         return bool(kind == "window")

@@ -8,26 +8,25 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import pandas as pd
 
 from bseq_plugin.data.events import instant_us
-from bseq_plugin.data.run import Run
 from bseq_plugin.data.sequences import Sequences
 from bseq_plugin.data.splits import EvaluationSet, time_window
 from bseq_plugin.demo.data import DemoData
 from bseq_plugin.errors import MissingDependencyError, UsageError
 from bseq_plugin.evaluation.defaults import default_baselines, fitted_rankers
 from bseq_plugin.evaluation.picture import draw_comparisons
-from bseq_plugin.evaluation.rankers import Ranker, interest_ranker
+from bseq_plugin.evaluation.rankers import interest_ranker, served_ranker
 from bseq_plugin.evaluation.report import MODEL, Comparison, compare, metrics_document
 from bseq_plugin.files import write_json
-from bseq_plugin.model.interest_model import InterestModel
+from bseq_plugin.model.run import Run
 from bseq_plugin.publishing.publish import publish
 from bseq_plugin.ranking.engine import ranking_features
 from bseq_plugin.recipe.recipe import Recipe
+from bseq_plugin.serving.blend import FILE as BLEND_FILE
+from bseq_plugin.serving.blend import Blend
 from bseq_plugin.serving.fit_blend import fit_blend
 from bseq_plugin.serving.retriever import Retriever
 from bseq_plugin.training.train import train
@@ -71,13 +70,9 @@ class Demo:
         run = train(known, recipe, self._fresh("runs/selection"), items=self.data.items)
         return int(run.info["best_epoch"]), run
 
-    def blend(self, selection: Run) -> dict[str, Any]:
+    def blend(self, selection: Run) -> Blend:
         """Choose blend weights on November, with the model that has not seen it."""
-        cut_us = instant_us(VALIDATION_AT)
-        november = time_window(selection.sequences(), cut_us, HORIZON_DAYS)
-        fit = fit_blend(InterestModel.from_run(selection.path), november, cut_us)
-        fit.weights.save(self.out / "runs" / "final" / "blend.json")
-        return {**fit.weights.__dict__, "ndcg@20": fit.metric}
+        return fit_blend(selection, k=max(KS))
 
     def final(self, epochs: int) -> Run:
         """Train through November with the number of epochs chosen on it."""
@@ -85,10 +80,11 @@ class Demo:
         recipe = self.recipe.replace(split="none", training={"stop_after": epochs})
         return train(known, recipe, self._fresh("runs/final"), items=self.data.items)
 
-    def publish(self, run: Run) -> Retriever:
-        """Vectors, ids, FAISS index, encoder and histories, as one version of a store."""
+    def publish(self, run: Run, blend: Blend) -> Retriever:
+        """Publish vectors, ids, FAISS index, encoder, histories and blend as one version of a store."""
         store = self._fresh("store")
-        publish(run, store, index="faiss_cpu")
+        blend.save(run.path / BLEND_FILE)  # so that `bseq publish demo/runs/final` takes it along as well
+        publish(run, store, index="faiss_cpu", blend=blend)
         return Retriever.open(store)
 
     def evaluate(self, retriever: Retriever) -> dict[str, Comparison]:
@@ -100,7 +96,7 @@ class Demo:
         known = log.between(None, cut_us)
         n_items = model.vocabulary.n_items
         rankers = fitted_rankers(default_baselines(known, cut_us), known, n_items)
-        rankers |= {MODEL: interest_ranker(model), SERVED: served_ranker(retriever)}
+        rankers |= {MODEL: interest_ranker(model), SERVED: served_ranker(retriever, TEST_AT)}
         sets: dict[str, EvaluationSet] = {"new": december.new_items_only(), "all": december}
         return {
             name: compare(part, rankers, n_items, KS, "mask" if name == "new" else "keep", (MODEL, SERVED))
@@ -118,8 +114,9 @@ class Demo:
         table = ranking_features(candidates, retriever.histories, TEST_AT, model=retriever.model)
         table.to_parquet(self.out / "ranking_features.parquet")
 
-    def write_metrics(self, comparisons: dict[str, Comparison], chosen: dict[str, Any]) -> None:
-        """``metrics.json``."""
+    def write_metrics(self, comparisons: dict[str, Comparison], epochs: int, blend: Blend) -> None:
+        """Write ``metrics.json``."""
+        chosen = {"epochs": epochs, "blend": {**blend.weights(), **blend.reached}}
         protocol = {
             "data": "completejourney", "split": "time", "validation_at": VALIDATION_AT, "test_at": TEST_AT,
             "horizon_days": HORIZON_DAYS, "recipe": self.recipe.as_dict(), "chosen_on_validation": chosen,
@@ -155,21 +152,3 @@ def take_folder(out: Path) -> None:
         raise UsageError(f"--out {str(out)!r} is there and holds no demo; give a new folder")
     out.mkdir(parents=True, exist_ok=True)
     marker.write_text("made by `bseq demo`, which replaces runs/ and store/ here\n", encoding="utf-8")
-
-
-def served_ranker(retriever: Retriever) -> Ranker:
-    """What the retriever hands out, as a ranker: new items by interest, all items blended with personal history."""
-
-    def rank(histories: Sequences, k: int, mask_seen: bool) -> np.ndarray:
-        numbered = Sequences(
-            np.arange(histories.n_users), histories.offsets, histories.items, histories.timestamps,
-            histories.event_types, histories.session_ids, values=histories.values,
-        )  # fmt: skip
-        hits = retriever.retrieve(numbered, k, exclude="seen" if mask_seen else "none", at=TEST_AT)
-        top_UK = np.full((histories.n_users, k), -1, np.int64)
-        top_UK[hits["user_id"].to_numpy(), hits["rank"].to_numpy() - 1] = retriever.model.vocabulary.item_rows(
-            hits["item_id"]
-        )
-        return top_UK
-
-    return rank

@@ -1,125 +1,113 @@
-"""Evaluation of a run, shared by ``evaluate`` and ``benchmark``."""
+"""Evaluation of a run on its held-out events, beside baselines."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import TYPE_CHECKING, Any
 
 import torch
 
-from bseq_plugin.data.events import Events, instant_us
+from bseq_plugin.data.held_out import HeldOut, Part
 from bseq_plugin.data.items import PopularityPrior
-from bseq_plugin.data.prepare import evaluation_set
-from bseq_plugin.data.run import Run
-from bseq_plugin.data.sequences import Sequences
-from bseq_plugin.data.splits import EvaluationSet, training_part
-from bseq_plugin.errors import UsageError
-from bseq_plugin.evaluation.blended import AveragedScorer, best_weight
-from bseq_plugin.evaluation.defaults import default_baselines, default_graph, fitted_rankers
-from bseq_plugin.evaluation.neighbour_baselines import TransitionGraph
-from bseq_plugin.evaluation.rankers import InterestScorer, Ranker, interest_ranker
-from bseq_plugin.evaluation.report import MODEL, Comparison, compare
+from bseq_plugin.evaluation.defaults import default_baselines, fitted_rankers
+from bseq_plugin.evaluation.picture import draw_comparisons
+from bseq_plugin.evaluation.rankers import blend_ranker, interest_ranker
+from bseq_plugin.evaluation.report import BLEND, MODEL, Comparison, compare
 from bseq_plugin.model.interest_model import InterestModel
-from bseq_plugin.recipe.data import SplitSettings
-from bseq_plugin.recipe.recipe import Recipe
+from bseq_plugin.model.run import Run
+from bseq_plugin.serving.blend import Blend
 
-Part = Literal["test", "validation"]
-
-
-def scorer_of(paths: Sequence[Path]) -> InterestScorer:
-    """The model of a run, or the average of those of several runs that differ by their seed."""
-    models = [InterestModel.from_run(path) for path in paths]
-    return models[0] if len(models) == 1 else AveragedScorer(models)
+if TYPE_CHECKING:
+    from rich.table import Table
 
 
 @dataclass(frozen=True)
-class HeldOut:
-    """What a model is measured on.
+class EvaluationReport:
+    """What a run reaches on its held-out events, beside the baselines, with 95 % intervals over users.
 
     Attributes:
-        evaluation: histories and what came after them, in rows of the model's vocabulary.
-        known: what baselines may learn from: all before the cut of a time split, else what the model was trained on.
-        cut_us: where a time split begins the part, microseconds UTC; None with another split.
-        protocol: split, part, whether seen items are masked, size of the catalogue and recipe, JSON-ready.
+        comparison: the figures of each ranker, user by user; the run is called "model", with a blend also "blend".
+        protocol: split, part, treatment of seen items, size of the catalogue and recipe, JSON-ready.
     """
 
-    evaluation: EvaluationSet
-    known: Sequences
-    cut_us: int | None
-    protocol: dict[str, Any]
+    comparison: Comparison
+    protocol: Mapping[str, Any]
 
-    @classmethod
-    def of_run(cls, path: Path, part: Part) -> HeldOut:
-        """The held-out part of a finished run."""
-        run = Run(path)
-        return cls._held_out(run.sequences(), run.recipe, part, run.vocabulary().n_items)
+    def mean(self, metric: str, ranker: str = MODEL) -> float:
+        """Return the mean over users of, for example, ``mean("ndcg@20")``, of the model or of a baseline by name."""
+        return self.comparison.mean(ranker, metric)
 
-    @classmethod
-    def after(cls, events: Events, selection: Path, final: Path) -> HeldOut:
-        """The test of ``selection``'s time split, for the run ``final`` that was trained on all that lies before it."""
-        vocabulary = Run(final).vocabulary()
-        sequences = Sequences.from_events(events, vocabulary)
-        return cls._held_out(sequences, Run(selection).recipe, "test", vocabulary.n_items)
+    def table(self, title: str = "", k: int | None = None) -> Table:
+        """Return a rich table at one cut-off, the largest by default. Raises UsageError for one not measured."""
+        return self.comparison.table(title, k)
 
-    @classmethod
-    def _held_out(cls, sequences: Sequences, recipe: Recipe, part: Part, n_items: int) -> HeldOut:
-        cut_us = _cut_us(recipe.split, part)
-        known = training_part(sequences) if cut_us is None else sequences.between(None, cut_us)
-        seen = "mask" if recipe.split.kind != "none" and recipe.split.mask_seen else "keep"
-        protocol = {
-            "split": recipe.split.kind, "part": part, "seen": seen, "catalogue": n_items, "recipe": recipe.as_dict()
-        }  # fmt: skip
-        return cls(evaluation_set(sequences, recipe.split, part), known, cut_us, protocol)
+    def to_dict(self) -> dict[str, Any]:
+        """Return all figures, JSON-ready: what ``bseq evaluate --json`` writes (docs/formats.md)."""
+        return {"protocol": dict(self.protocol), **self.comparison.to_dict()}
 
-    def compare(
-        self, scorer: InterestScorer, ks: Sequence[int], baselines: bool, others: Mapping[str, Ranker] | None = None
-    ) -> tuple[Comparison, dict[str, Any]]:
-        """(comparison, JSON-ready figures) of a model, and of ``others`` made from it."""
-        n_items, seen = self.protocol["catalogue"], self.protocol["seen"]
-        rankers = fitted_rankers(default_baselines(self.known, self.cut_us), self.known, n_items) if baselines else {}
-        rankers |= {MODEL: interest_ranker(scorer), **(others or {})}
-        comparison = compare(self.evaluation, rankers, n_items, ks, seen, models=[MODEL, *(others or {})])
-        return comparison, {"protocol": self.protocol, **comparison.to_dict()}
+    def draw(self, path: str | Path, metric: str | None = None) -> None:
+        """Write a picture (PNG): a bar a ranker with its interval, by default of NDCG at the largest cut-off.
 
-    def up_to_date(self, model: InterestModel) -> InterestModel:
-        """The model with its popularity columns, if it has any, as of the cut."""
-        days = model.recipe.popularity_days
-        if not days or self.cut_us is None:
-            return model
-        popularity = PopularityPrior(self.known, model.vocabulary.n_items, days).at(self.cut_us)
-        return replace(model, item_priors_VP=torch.from_numpy(popularity))
-
-    def graph(self) -> TransitionGraph:
-        """The item-transition graph of what is known."""
-        graph = default_graph(self.known, self.cut_us)
-        graph.fit(self.known, self.protocol["catalogue"])
-        return graph
-
-    def blend_weight(self, scorer: InterestScorer, k: int) -> float:
-        """The graph's weight beside the interests of largest NDCG@k."""
-        weight, _ = best_weight(scorer, self.graph(), self.evaluation, k, self.protocol["seen"] == "mask")
-        return weight
+        Raises MissingDependencyError if matplotlib is not installed.
+        """
+        title = f"{self.protocol['part']} of the {self.protocol['split']} split"
+        draw_comparisons({title: self.comparison}, metric or f"ndcg@{max(self.comparison.ks)}", path)
 
 
-def evaluate_run(
-    path: Path, split: str, ks: Sequence[int], baselines: bool = True
-) -> tuple[Comparison, dict[str, Any]]:
-    """(comparison, JSON-ready figures) of a finished run on its held-out part.
+def evaluate(
+    run: Run | str | Path,
+    split: Part = "test",
+    ks: Sequence[int] = (10, 20),
+    *,
+    baselines: bool = True,
+    blend: Blend | None = None,
+) -> EvaluationReport:
+    """Measure a finished run on its held-out part, over the whole catalogue.
 
     Baselines see what the model may see: with a time split everything before the cut, in histories and popularity
     columns, else the training part. The model's weights come from before the validation all the same.
+
+    Args:
+        run: a run, or its folder.
+        split: the part to measure on.
+        ks: cut-offs, 1 or more.
+        baselines: measure those too; without them there is no difference to tell from noise.
+        blend: weights that are also measured, by the code that a store serves with.
+
+    Raises:
+        RunError: the run is missing or not finished.
+        UsageError: another split, or a cut-off below 1.
+        SchemaError: the run held nothing out.
     """
-    if split not in ("test", "validation"):
-        raise UsageError(f"--split {split!r}: use test or validation")
-    model = InterestModel.from_run(path)  # first of all: it says what is wrong with a folder that is no finished run
-    held_out = HeldOut.of_run(path, cast(Part, split))
-    return held_out.compare(held_out.up_to_date(model), ks, baselines)
+    opened = Run.open(run)
+    model = opened.model()
+    held_out = HeldOut.of(opened.sequences(), opened.recipe.split, split)
+    comparison = measured(up_to_date(model, held_out), held_out, ks, baselines, blend)
+    protocol = {
+        "split": opened.recipe.split.kind, "part": split, "seen": held_out.seen, "catalogue": model.vocabulary.n_items,
+        "recipe": opened.recipe.as_dict(),
+    }  # fmt: skip
+    return EvaluationReport(comparison, protocol)
 
 
-def _cut_us(split: SplitSettings, part: Part) -> int | None:
-    """Where a time split begins a part, microseconds UTC; None with another split."""
-    if split.kind != "time":
-        return None
-    return instant_us(split.validation_at if part == "validation" else split.test_at)
+def measured(
+    model: InterestModel, held_out: HeldOut, ks: Sequence[int], baselines: bool = True, blend: Blend | None = None
+) -> Comparison:
+    """Return the comparison of a model, and of its blend, with the baselines of the log."""
+    known, n_items = held_out.known, model.vocabulary.n_items
+    rankers = fitted_rankers(default_baselines(known, held_out.cut_us), known, n_items) if baselines else {}
+    rankers[MODEL] = interest_ranker(model)
+    if blend is not None:
+        rankers[BLEND] = blend_ranker(model, blend, held_out)
+    return compare(held_out.evaluation, rankers, n_items, ks, held_out.seen, models=(MODEL, BLEND))
+
+
+def up_to_date(model: InterestModel, held_out: HeldOut) -> InterestModel:
+    """Return the model with its popularity columns, if it has any, as of the cut."""
+    days = model.recipe.popularity_days
+    if not days or held_out.cut_us is None:
+        return model
+    popularity = PopularityPrior(held_out.known, model.vocabulary.n_items, days).at(held_out.cut_us)
+    return replace(model, item_priors_VP=torch.from_numpy(popularity))

@@ -12,8 +12,8 @@ from bseq_plugin.evaluation.report import Comparison
 MODEL_COLOUR, BASELINE_COLOUR = "#1f6fb4", "#b9c2cc"
 
 
-def draw_comparisons(comparisons: Mapping[str, Comparison], metric: str, path: Path) -> None:
-    """One panel for each comparison: a bar a ranker, best on top, with its 95 % interval; written as PNG.
+def draw_comparisons(comparisons: Mapping[str, Comparison], metric: str, path: str | Path) -> None:
+    """Write a PNG with one panel for each comparison: a bar a ranker, best on top, with its 95 % interval.
 
     Raises MissingDependencyError if matplotlib is not installed.
     """

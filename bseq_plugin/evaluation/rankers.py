@@ -1,4 +1,4 @@
-"""Rankers: what is measured. A baseline or a model becomes one with a helper of this file.
+"""Rankers: what is measured. A baseline, a model or its blend becomes one with a helper of this file.
 
 Shape letters: U users, b users of one block, K interests, V items (row 0 = unknown), D width.
 """
@@ -6,14 +6,20 @@ Shape letters: U users, b users of one block, K interests, V items (row 0 = unkn
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Protocol
 
 import numpy as np
 from torch import Tensor
 
+from bseq_plugin.data.held_out import HeldOut
 from bseq_plugin.data.sequences import Sequences
 from bseq_plugin.evaluation.baselines import Baseline
 from bseq_plugin.metrics import MAX_BLOCK_SCORES, top_k_items, top_k_scores
+from bseq_plugin.model.interest_model import InterestModel
+from bseq_plugin.serving.blend import Blend
+from bseq_plugin.serving.blended_model import BlendedModel
+from bseq_plugin.serving.retriever import Retriever
 
 # a baseline holds a sparse product beside the dense block, so that its blocks are smaller than a model's
 MAX_BASELINE_USERS = 256
@@ -23,7 +29,7 @@ Ranker = Callable[[Sequences, int, bool], np.ndarray]
 
 
 def baseline_ranker(baseline: Baseline, n_items: int) -> Ranker:
-    """A fitted baseline as a ``Ranker``; scores exist for one block of users at a time."""
+    """Return a fitted baseline as a ``Ranker``; scores exist for one block of users at a time."""
     block = max(1, min(MAX_BASELINE_USERS, MAX_BLOCK_SCORES // (n_items + 1)))
 
     def rank(histories: Sequences, k: int, mask_seen: bool) -> np.ndarray:
@@ -49,10 +55,37 @@ class InterestScorer(Protocol):
 
 
 def interest_ranker(model: InterestScorer) -> Ranker:
-    """The model's interest vectors alone: an item's score is its largest inner product with an interest."""
+    """Return a ranker by interest alone: an item's score is its largest inner product with an interest."""
 
     def rank(histories: Sequences, k: int, mask_seen: bool) -> np.ndarray:
         excluded = (histories.offsets, histories.items) if mask_seen else None
         return top_k_items(model.encode(histories), model.item_vectors_VD, k, excluded)
+
+    return rank
+
+
+def blend_ranker(model: InterestModel, blend: Blend, held_out: HeldOut) -> Ranker:
+    """Return a ranker by what a store would serve of a model and a blend, as of the held-out part's beginning.
+
+    The blend's sources are fitted on what is known. Raises as ``fitted_sources``.
+    """
+    blended = BlendedModel.fitted(model, blend, held_out.known)
+
+    def rank(histories: Sequences, k: int, mask_seen: bool) -> np.ndarray:
+        return blended.top(histories, k, mask_seen, held_out.cut_us)
+
+    return rank
+
+
+def served_ranker(retriever: Retriever, at: object) -> Ranker:
+    """Return a ranker by what a retriever hands out at a request time: unseen items, or all with personal history."""
+
+    def rank(histories: Sequences, k: int, mask_seen: bool) -> np.ndarray:
+        numbered = replace(histories, user_ids=np.arange(histories.n_users))
+        hits = retriever.retrieve(numbered, k, exclude="seen" if mask_seen else "none", at=at)
+        top_UK = np.full((histories.n_users, k), -1, np.int64)
+        rows_N = retriever.model.vocabulary.item_rows(hits["item_id"])
+        top_UK[hits["user_id"].to_numpy(), hits["rank"].to_numpy() - 1] = rows_N
+        return top_UK
 
     return rank

@@ -8,10 +8,11 @@ from __future__ import annotations
 import time
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from bseq_plugin.data.held_out import Seen
 from bseq_plugin.data.splits import EvaluationSet
 from bseq_plugin.errors import UsageError
 from bseq_plugin.evaluation.bootstrap import bootstrap_intervals
@@ -21,8 +22,7 @@ from bseq_plugin.metrics import item_coverage, ranking_metrics
 if TYPE_CHECKING:
     from rich.table import Table
 
-MODEL = "model"
-Seen = Literal["keep", "mask"]
+MODEL, BLEND = "model", "blend"
 SHOWN = ("recall", "ndcg")  # in a table 80 columns wide; the figures have the rest
 
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import json
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import pandas as pd
 
@@ -15,26 +15,32 @@ from bseq_plugin.data.sequences import Sequences
 from bseq_plugin.errors import RunError, SchemaError, UsageError
 from bseq_plugin.model.interest_model import InterestModel
 from bseq_plugin.model.new_items import with_new_items
-from bseq_plugin.publishing.choose import IndexTarget, choose_index, named_index
+from bseq_plugin.model.run import Run
+from bseq_plugin.publishing.choose import Choice, IndexTarget, choose_index, named_index
 from bseq_plugin.publishing.history_parts import HistoryParts, InMemory, InPartitions
 from bseq_plugin.publishing.publishable import Dedup, OnBad, exportable, rows_after
-from bseq_plugin.publishing.write_version import Report, prepared, write_version
-from bseq_plugin.serving.blend import BlendWeights
+from bseq_plugin.publishing.write_version import Prepared, Report, prepared, write_version
+from bseq_plugin.serving.blend import Blend
 from bseq_plugin.store.store import Store
 
 
-class RunLike(Protocol):
-    """What ``train`` returns, as far as publishing needs it."""
+@dataclass(frozen=True)
+class _Rules:
+    """How a version is made, whatever it holds; see ``publish``."""
 
-    @property
-    def path(self) -> Path:
-        """The run directory."""
+    index: str = "auto"
+    index_options: dict[str, Any] | None = None
+    target: IndexTarget | None = None
+    blend: Blend = field(default_factory=Blend)
+    on_bad: OnBad = "error"
+    dedup: Dedup = "error"
 
 
 def publish(
-    run: RunLike | str | Path,
+    run: Run | str | Path,
     store: Store | str | Path,
     *,
+    blend: Blend | None = None,
     index: str = "auto",
     index_options: dict[str, Any] | None = None,
     histories: Sequences | None = None,
@@ -45,9 +51,11 @@ def publish(
     target: IndexTarget | None = None,
     report: Report = lambda what, done, of: None,
 ) -> str:
-    """Publish the best model of a finished run as the store's current version; returns the version's name.
+    """Publish the best model of a finished run as the store's current version; return the version's name.
 
     Args:
+        run: a finished run, or its folder.
+        blend: how interest, personal history and candidate sources count (``fit_blend``); None: interest alone.
         index: name of an index (see ``bseq plugins``), or "auto": see ``choose_index``.
         histories: the users' histories to serve, in rows of the run's vocabulary; default: the whole log of the run,
             of a run on partitions a part at a time, with the interests that its processes left.
@@ -72,38 +80,23 @@ def publish(
     """
     if log is not None and (items is None or histories is not None):
         raise UsageError("log brings the events of new items: give items with it, and no histories")
-    folder = Path(run) if isinstance(run, str | Path) else run.path
-    model = InterestModel.from_run(folder)
-    served = histories_of_run(folder, model) if histories is None else _once_each(histories)
-    weights = BlendWeights.load(folder / "blend.json") if (folder / "blend.json").is_file() else BlendWeights()
-    return _publish(
-        model,
-        served,
-        store,
-        index=index,
-        index_options=index_options,
-        blend=weights,
-        items=items,
-        log=log,
-        on_bad=on_bad,
-        dedup=dedup,
-        target=target,
-        report=report,
-    )
+    opened = Run.open(run)
+    model = opened.model()
+    served = histories_of_run(opened, model) if histories is None else _once_each(histories)
+    rules = _Rules(index, index_options, target, blend or Blend(), on_bad, dedup)
+    return _publish(model, served, store, rules, items, log, report)
 
 
-def histories_of_run(run: Path, model: InterestModel) -> HistoryParts:
-    """The whole log of a run; of one that was trained on partitions, from these, with the interests the run has."""
-    if not (run / "sequences.parquet").is_file():
-        raise RunError(f"{run} has no sequences.parquet; is it a run directory?")
-    info = json.loads((run / "run.json").read_text(encoding="utf-8")) if (run / "run.json").is_file() else {}
+def histories_of_run(run: Run, model: InterestModel) -> HistoryParts:
+    """Return the whole log of a run; of one trained on partitions, from these, with the interests that the run has."""
+    info = run.info
     if "partitions" not in info:
-        return _once_each(Sequences.load(run / "sequences.parquet", model.vocabulary))
+        return _once_each(run.sequences())
     log = PartitionedSequences.open(Path(info["partitions"]))
     if log.digest != info["log_sha256"]:
-        raise RunError(f"{log.folder} is not what {run} was trained on; give the histories to serve: histories=")
-    known = InterestFiles(run / "interests")
-    fits = known.fits(run / "model", log.digest)
+        raise RunError(f"{log.folder} is not what {run.path} was trained on; give the histories to serve: histories=")
+    known = InterestFiles(run.path / "interests")
+    fits = known.fits(run.path / "model", log.digest)
     return InPartitions(log, model, known if fits else None)
 
 
@@ -126,7 +119,7 @@ def _require_later(log: Events, model: InterestModel) -> None:
 
 
 def _by_now(log: Events, model: InterestModel, known: HistoryParts) -> InMemory:
-    """The histories of a log, in rows of ``model``.
+    """Return the histories of a log, in rows of ``model``.
 
     Raises UsageError if no user of the run is in it: ids are written otherwise, or one of both has pseudonyms, and raw
     ids would be stored. Raises SchemaError if the model reads what the log does not have.
@@ -149,43 +142,27 @@ def publish_model(
     *,
     index: str = "auto",
     index_options: dict[str, Any] | None = None,
-    blend: BlendWeights | None = None,
+    blend: Blend | None = None,
     items: pd.DataFrame | None = None,
     on_bad: OnBad = "error",
     dedup: Dedup = "error",
     target: IndexTarget | None = None,
 ) -> str:
-    """``publish`` for a model in memory."""
-    return _publish(
-        model,
-        _once_each(histories),
-        store,
-        index=index,
-        index_options=index_options,
-        blend=blend or BlendWeights(),
-        items=items,
-        on_bad=on_bad,
-        dedup=dedup,
-        target=target,
-    )
+    """Publish a model in memory with these histories; see ``publish``."""
+    rules = _Rules(index, index_options, target, blend or Blend(), on_bad, dedup)
+    return _publish(model, _once_each(histories), store, rules, items)
 
 
 def _publish(
     model: InterestModel,
     histories: HistoryParts,
     store: Store | str | Path,
-    *,
-    index: str,
-    index_options: dict[str, Any] | None,
-    blend: BlendWeights,
-    items: pd.DataFrame | None,
+    rules: _Rules,
+    items: pd.DataFrame | None = None,
     log: Events | None = None,
-    on_bad: OnBad,
-    dedup: Dedup,
-    target: IndexTarget | None,
     report: Report = lambda what, done, of: None,
 ) -> str:
-    model, rows = exportable(model, on_bad, dedup)
+    model, rows = exportable(model, rules.on_bad, rules.dedup)
     if rows is not None:
         histories = histories.moved(rows)
     if log is not None:
@@ -197,12 +174,17 @@ def _publish(
         model = longer
         if log is not None:
             histories = _by_now(log, model, histories)
+    made, choice = _with_index(model, histories, rules)
+    return write_version(store, made, choice, rules.blend, report=report)
+
+
+def _with_index(model: InterestModel, histories: HistoryParts, rules: _Rules) -> tuple[Prepared, Choice]:
+    """Return the encoded sample of the histories, and the index: "auto" is chosen by the interests of the sample."""
     vectors_VD = model.item_vectors_VD[1:]
-    if index != "auto":  # before a history is encoded: an unusable index is told at once
-        choice = named_index(index, vectors_VD, index_options)
+    if rules.index != "auto":  # before a history is encoded: an unusable index is told at once
+        choice = named_index(rules.index, vectors_VD, rules.index_options)
+        return prepared(model, histories), choice
     made = prepared(model, histories)
-    if index == "auto":
-        if index_options:
-            raise UsageError(f"index_options = {index_options} need the index they are for; 'auto' chooses its own")
-        choice = choose_index(vectors_VD, made.sample_NKD.flatten(0, 1), target)
-    return write_version(store, made, choice, blend, report=report)
+    if rules.index_options:
+        raise UsageError(f"index_options = {rules.index_options} need the index they are for; 'auto' chooses its own")
+    return made, choose_index(vectors_VD, made.sample_NKD.flatten(0, 1), rules.target)

@@ -9,7 +9,7 @@ Files of a version, beside MANIFEST.json:
     sequences.parquet       the users' histories, as ``Sequences`` writes them
     interests.parquet       user_id, event_timestamp (newest event), n_events, interest_idx, vector
     popular.parquet         item_id, n_events in the training part of the log, most first
-    blend.json              BlendWeights
+    blend.json              Blend
     overlay.safetensors     only in a delta version: what lies on top of the index (``overlay.py``)
     sources.safetensors     what the candidate sources that ``blend.json`` names remember, if it names any
 """
@@ -42,7 +42,7 @@ from bseq_plugin.publishing.choose import Choice
 from bseq_plugin.publishing.golden import golden_queries
 from bseq_plugin.publishing.history_parts import HistoryParts, hashed, repeated_users
 from bseq_plugin.publishing.publishable import require_finite
-from bseq_plugin.serving.blend import BlendWeights
+from bseq_plugin.serving.blend import Blend
 from bseq_plugin.serving.sources import fitted_sources, save_sources
 from bseq_plugin.store.disk import sha256
 from bseq_plugin.store.overlay import Overlay
@@ -89,7 +89,7 @@ def write_version(
     store: Store | str | Path,
     made: Prepared,
     choice: Choice,
-    blend: BlendWeights,
+    blend: Blend,
     overlay: Overlay | None = None,
     report: Report = lambda what, done, of: None,
 ) -> str:

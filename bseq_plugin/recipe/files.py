@@ -8,7 +8,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from bseq_plugin.errors import RecipeError
+from bseq_plugin.errors import RecipeError, UsageError
 
 
 def shipped_recipes() -> list[str]:
@@ -64,3 +64,11 @@ def parse_value(text: str) -> Any:
 def _plain(value: Any) -> Any:
     """TOML has times of its own; a recipe keeps the text."""
     return value.isoformat() if isinstance(value, datetime) else value
+
+
+def split_setting(setting: str, option: str, example: str) -> tuple[str, str]:
+    """Return key and text of a ``key=value``. Raises UsageError that names the option and gives the example."""
+    key, separator, text = (part.strip() for part in setting.partition("="))
+    if not separator or not key:
+        raise UsageError(f"{option} {setting!r}: write key=value, for example {example}")
+    return key, text

@@ -6,20 +6,18 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from bseq_plugin.errors import RecipeError
-from bseq_plugin.recipe.files import parse_value
+from bseq_plugin.recipe.files import parse_value, split_setting
 from bseq_plugin.recipe.section import Choice, Section
 
 Path = tuple[str, ...]
 
 
 def apply_settings(model: type[Section], values: Mapping[str, Any], settings: Iterable[str]) -> dict[str, Any]:
-    """Return ``values`` of a ``model`` with ``key=value`` settings. Raises RecipeError for one that can't be read."""
+    """Return ``values`` of a ``model`` with ``key=value`` settings. Raises UsageError for one without =."""
     changes: dict[Path, Any] = {}
     for setting in settings:
-        key, separator, text = setting.partition("=")
-        if not separator or not key.strip():
-            raise RecipeError(f"--set {setting!r}: write key=value, for example encoder.max_length=100")
-        changes.update(_leaves(model, tuple(key.strip().split(".")), parse_value(text.strip())))
+        key, text = split_setting(setting, "--set", "encoder.max_length=100")
+        changes.update(_leaves(model, tuple(key.split(".")), parse_value(text)))
     return changed(model, values, changes)
 
 

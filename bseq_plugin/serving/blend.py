@@ -1,5 +1,7 @@
-"""Interest scores blended with what the user has done before and with what other candidate sources find: pure
-functions, used by serving and by evaluation.
+"""The blend: interest scores with what the user has done before and with what candidate sources find.
+
+One formula, computed by the same functions where weights are fitted, where a benchmark measures, and where a store
+serves:
 
     count(h) = sum of 0.5 ** (age / h) over the user's events of the item
     score = interest * (interest score) + history * log1p(count(half_life)) + recent * log1p(count(recent_half_life))
@@ -17,7 +19,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from torch import Tensor
@@ -27,14 +29,20 @@ from bseq_plugin.data.sequences import Sequences
 from bseq_plugin.errors import UsageError
 
 Scores = TypeVar("Scores", np.ndarray, Tensor)
+FILE = "blend.json"  # in a run directory and in a store version
 
 
 @dataclass(frozen=True)
-class BlendWeights:
-    """How much each part counts (0 or more) and in how many days an event loses half of its weight.
+class Blend:
+    """How much each part of a score counts (0 or more) and in how many days an event loses half of its weight.
 
-    ``sources``: candidate source by name -> weight; a source that is not named, or has weight 0, is not asked.
-    Unless fitted (``fit_blend``) the interest stands alone: what a history is worth depends on the scale of the scores.
+    ``bseq.fit_blend`` learns one from held-out events, and ``bseq.publish(blend=)`` takes it into a store. Without one
+    the interest stands alone: what a history is worth depends on the scale of the scores.
+
+    Attributes:
+        sources: candidate source by name -> weight; a source that is not named, or has weight 0, is not asked.
+        reached: metric -> what the blend had on the events it was fitted on, empty for weights by hand; it is told to
+            people, not saved and not compared.
     """
 
     interest: float = 1.0
@@ -43,9 +51,10 @@ class BlendWeights:
     recent: float = 0.0
     recent_half_life_days: float = 15.0
     sources: Mapping[str, float] = field(default_factory=dict)
+    reached: Mapping[str, float] = field(default_factory=dict, compare=False)
 
     def __post_init__(self) -> None:
-        numbers = asdict(self)
+        numbers = self.weights()
         if not isinstance(numbers.pop("sources"), dict):
             raise UsageError(f"blend weight sources = {self.sources!r}; give {{name of a candidate source: weight}}")
         for name, value in [*numbers.items(), *self.sources.items()]:
@@ -56,24 +65,33 @@ class BlendWeights:
 
     @property
     def asked(self) -> dict[str, float]:
-        """The sources that count for something."""
+        """Return the sources that count for something, with their weights."""
         return {name: weight for name, weight in self.sources.items() if weight > 0}
 
-    def save(self, path: Path) -> None:
-        """Write JSON."""
-        path.write_text(json.dumps(asdict(self), indent=1), encoding="utf-8")
+    def weights(self) -> dict[str, Any]:
+        """Return everything that decides on a score, JSON-ready."""
+        return {name: value for name, value in asdict(self).items() if name != "reached"}
+
+    def save(self, path: str | Path) -> None:
+        """Write the weights as JSON."""
+        Path(path).write_text(json.dumps(self.weights(), indent=1), encoding="utf-8")
 
     @classmethod
-    def load(cls, path: Path) -> BlendWeights:
-        """Read what ``save`` wrote. Raises UsageError for other keys or values."""
+    def load(cls, path: str | Path) -> Blend:
+        """Read what ``save`` wrote. Raises UsageError if the file is missing, or has other keys or values."""
         try:
-            values = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise UsageError(f"{str(path)!r} is not valid JSON: {error}") from error
-        known = {one.name for one in fields(cls)}
+            values = json.loads(Path(path).read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise UsageError(f"{str(path)!r} is no blend: {error}; write it with Blend.save") from error
+        known = {one.name for one in fields(cls)} - {"reached"}
         if not isinstance(values, dict) or set(values) - known:
-            raise UsageError(f"{str(path)!r} has other keys than {sorted(known)}; write it with BlendWeights.save")
+            raise UsageError(f"{str(path)!r} has other keys than {sorted(known)}; write it with Blend.save")
         return cls(**values)
+
+    @classmethod
+    def of_run(cls, run: Path) -> Blend | None:
+        """Return the blend that was saved in a run directory, None if there is none."""
+        return cls.load(run / FILE) if (run / FILE).is_file() else None
 
 
 @dataclass(frozen=True)
@@ -92,12 +110,12 @@ class HistoryScores:
 
 
 def history_scores(histories: Sequences, at_us: int | np.ndarray | None, half_life_days: float) -> HistoryScores:
-    """``log1p`` of each item's decayed number of events.
+    """Return ``log1p`` of each item's decayed number of events.
 
     Args:
         histories: B users; events at or after ``at_us`` must have been cut off (``Sequences.between``).
-        at_us: the instant from which ages count (microseconds, UTC), one for all or int64 [B]. Nothing decays if it is
-            None or the log has no times.
+        at_us: the request time, from which ages count (microseconds, UTC), one for all or int64 [B]. Nothing decays if
+            it is None or the log has no times.
     """
     known = histories.known()
     n_rows = int(known.items.max(initial=0)) + 1
@@ -115,19 +133,19 @@ def history_scores(histories: Sequences, at_us: int | np.ndarray | None, half_li
 def blend_scores(
     interest_scores: Scores,
     history_scores: Scores | float,
-    weights: BlendWeights,
+    blend: Blend,
     recent_scores: Scores | float = 0.0,
     source_scores: Mapping[str, Scores] | None = None,
 ) -> Scores:
-    """The blended score, element by element.
+    """Return the blended score, element by element.
 
     Args:
-        history_scores: of ``history_scores`` at ``weights.half_life_days``; 0 where the item is not in the history.
-        recent_scores: the same at ``weights.recent_half_life_days``.
+        history_scores: those of ``history_scores`` at ``blend.half_life_days``; 0 where the item is not in the history.
+        recent_scores: the same at ``blend.recent_half_life_days``.
         source_scores: of each candidate source; 0 where it did not find the item.
     """
-    blended = interest_scores * weights.interest + history_scores * weights.history
-    blended = blended + recent_scores * weights.recent
+    blended = interest_scores * blend.interest + history_scores * blend.history
+    blended = blended + recent_scores * blend.recent
     for name, scores in (source_scores or {}).items():
-        blended = blended + scores * weights.sources.get(name, 0.0)
+        blended = blended + scores * blend.sources.get(name, 0.0)
     return blended

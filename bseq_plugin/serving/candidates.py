@@ -5,23 +5,63 @@ Shape letters: B users, K interests, D width, N hits, P (user, item) pairs. Rows
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from bseq_plugin.data.sequences import Sequences
-from bseq_plugin.schema.sources import SourceInputs
-from bseq_plugin.serving.blend import blend_scores, history_scores
+from bseq_plugin.indexes.exact import ExactIndex
+from bseq_plugin.model.interest_model import InterestModel
+from bseq_plugin.schema.indexes import VectorIndex
+from bseq_plugin.schema.sources import CandidateSource, SourceInputs
+from bseq_plugin.serving.blend import Blend, blend_scores, history_scores
 from bseq_plugin.serving.filters import RowFilters
 from bseq_plugin.serving.hits import ExcludedPairs, Hits
 from bseq_plugin.serving.search import search_items
-from bseq_plugin.serving.served import Served
-from bseq_plugin.serving.sources import Found, ask_sources, searcher
+from bseq_plugin.serving.sources import SourceScores, ask_sources, searcher
 
 INTEREST, HISTORY, POPULAR = "interest", "history", "popular"
 PAIRS_PER_BLOCK = 1 << 15
+
+
+class Answering(Protocol):
+    """What candidates come from: a version of a store, or a model whose blend is measured before it is published."""
+
+    @property
+    def model(self) -> InterestModel:
+        """The encoder, item vectors and vocabulary."""
+
+    @property
+    def index(self) -> VectorIndex:
+        """The index that is searched."""
+
+    @property
+    def oracle(self) -> ExactIndex:
+        """The exact index over the same vectors, for what the other can't answer."""
+
+    @property
+    def blend(self) -> Blend:
+        """The weights of interest, history and sources."""
+
+    @property
+    def sources(self) -> Mapping[str, CandidateSource]:
+        """The fitted sources that the blend asks."""
+
+    @property
+    def watermark_us(self) -> int | None:
+        """Time of the newest event, from which ages count where no request time is given; None: of the user's own."""
+
+    @property
+    def popular_rows(self) -> np.ndarray:
+        """Index rows of the items, most events first."""
+
+    @property
+    def popular_counts(self) -> np.ndarray:
+        """How many events they have."""
 
 
 @dataclass(frozen=True)
@@ -47,8 +87,8 @@ class Candidates:
         return Candidates(hits.take(order), np.concatenate([part.sources_N for part in parts])[order])
 
 
-def popular_candidates(served: Served, users: np.ndarray, k: int, filters: RowFilters) -> Candidates:
-    """The k items with the most events that may be shown, for each of ``users``; the score is the number of events.
+def popular_candidates(served: Answering, users: np.ndarray, k: int, filters: RowFilters) -> Candidates:
+    """Return the k items with the most events that may be shown, for each of ``users``; the score is their number.
 
     ``filters``: of these users, numbered from 0.
     """
@@ -65,7 +105,7 @@ def popular_candidates(served: Served, users: np.ndarray, k: int, filters: RowFi
 
 
 def interest_candidates(
-    served: Served,
+    served: Answering,
     histories: Sequences,
     k: int,
     exclude_seen: bool,
@@ -73,7 +113,10 @@ def interest_candidates(
     at_us: int | None,
     filters: RowFilters,
 ) -> Candidates:
-    """The k best items by interest, blended with other sources if asked for; every user has a known item."""
+    """Return the k best items by interest, blended with other sources if asked for; every user has a known item.
+
+    ``at_us``: the request time; None: the newest event of ``served`` or of the user, whichever is later.
+    """
     n_items = served.model.vocabulary.n_items
     known = histories.known()
     n_seen = known.n_events if exclude_seen else 0
@@ -85,59 +128,63 @@ def interest_candidates(
     if not blend:
         return Candidates(hits, np.full(len(hits.users_N), INTEREST, object))
     inputs = SourceInputs(known, interests_BKD, served.model.item_vectors_VD, searcher(served.index, n_items))
-    found = ask_sources(served.sources, inputs, k, excluded, filters.allowed_V)
+    answers = ask_sources(served.sources, inputs, k, excluded, filters.allowed_V)
     past = []
     if not exclude_seen:
         shown_P = ~excluded.contains(known.user_index, known.items - 1)
         if filters.allowed_V is not None:
             shown_P &= filters.allowed_V[known.items - 1]
         past = _past(served, known.where(shown_P), _ages_from(served, histories, at_us))
-    if not found and not past:  # nothing that could change the order of interest
+    if not answers and not past:  # nothing that could change the order of interest
         return Candidates(hits, np.full(len(hits.users_N), INTEREST, object))
-    return _blended(served, interests_BKD, hits, past, found, k)
+    return _blended(served, interests_BKD, hits, past, answers, k)
 
 
-def _past(served: Served, histories: Sequences, ages_from: int | np.ndarray | None) -> list[Found]:
-    """The user's own history, with both half lives: the same pairs twice."""
-    n_items, found = served.model.vocabulary.n_items, []
-    for days in (served.blend.half_life_days, served.blend.recent_half_life_days):
-        past = history_scores(histories, ages_from, days)
-        found.append(Found(past.users_P * n_items + past.items_P - 1, past.scores_P))
-    return found
+def _past(served: Answering, histories: Sequences, ages_from: int | np.ndarray | None) -> list[SourceScores]:
+    """Return the scores of the users' own histories with both half lives: the same pairs twice."""
+    n_items = served.model.vocabulary.n_items
+    half_lives = served.blend.half_life_days, served.blend.recent_half_life_days
+    pasts = [history_scores(histories, ages_from, days) for days in half_lives]
+    return [SourceScores(past.users_P * n_items + past.items_P - 1, past.scores_P) for past in pasts]
 
 
 def _blended(
-    served: Served, interests_BKD: Tensor, hits: Hits, past: list[Found], found: dict[str, Found], k: int
+    served: Answering,
+    interests_BKD: Tensor,
+    hits: Hits,
+    past: list[SourceScores],
+    answers: dict[str, SourceScores],
+    k: int,
 ) -> Candidates:
-    """The best k of (the top k by interest) and (history and sources): nothing else can be among the best k of all.
+    """Return the best k of (the top k by interest) and (history and sources): nothing else can be among the best k.
 
     An item that none of them has keeps its interest score, so whatever beats it by interest beats it in the blend.
     """
     n_items = served.model.vocabulary.n_items
     keys_N = hits.users_N * n_items + hits.rows_N
-    rest_R = np.setdiff1d(np.concatenate([one.keys_N for one in [*past, *found.values()]]), keys_N)
+    rest_R = np.setdiff1d(np.concatenate([one.keys_N for one in [*past, *answers.values()]]), keys_N)
     scores_R, interests_R = _interest_scores(served, interests_BKD, rest_R // n_items, rest_R % n_items)
     union = Hits.join([hits, Hits(rest_R // n_items, rest_R % n_items, scores_R, interests_R)])
     keys_U = np.concatenate([keys_N, rest_R])
     old_U, recent_U = [one.at(keys_U)[0] for one in past] if past else [np.zeros_like(union.scores_N)] * 2
-    of_sources = {name: one.at(keys_U)[0] for name, one in found.items()}
+    of_sources = {name: one.at(keys_U)[0] for name, one in answers.items()}
     blended_U = blend_scores(union.scores_N, old_U, served.blend, recent_U, of_sources)
     best = replace(union, scores_N=blended_U.astype(np.float32)).top(k)
     keys_B = best.users_N * n_items + best.rows_N
     sources = {INTEREST: np.isin(keys_B, keys_N), **({HISTORY: past[0].at(keys_B)[1]} if past else {})}
-    return Candidates(best, _labels(sources | {name: one.at(keys_B)[1] for name, one in found.items()}))
+    return Candidates(best, _labels(sources | {name: one.at(keys_B)[1] for name, one in answers.items()}))
 
 
-def _labels(found: dict[str, np.ndarray]) -> np.ndarray:
-    """str [N]: the names of those that found it (bool [N] each), joined by "+"."""
-    masks_N = sum(there.astype(np.int64) << bit for bit, there in enumerate(found.values()))
+def _labels(finders: dict[str, np.ndarray]) -> np.ndarray:
+    """Return str [N]: the names of those that found each hit (bool [N] a name), joined by "+"."""
+    masks_N = sum(there.astype(np.int64) << bit for bit, there in enumerate(finders.values()))
     kinds, places_N = np.unique(masks_N, return_inverse=True)
-    texts = ["+".join(name for bit, name in enumerate(found) if kind >> bit & 1) for kind in kinds.tolist()]
+    texts = ["+".join(name for bit, name in enumerate(finders) if kind >> bit & 1) for kind in kinds.tolist()]
     return np.array([*texts, ""], object)[places_N.ravel()]
 
 
-def _ages_from(served: Served, histories: Sequences, at_us: int | None) -> int | np.ndarray | None:
-    """``at``, or for each user the newest event of the store or their own: never a function of the other users."""
+def _ages_from(served: Answering, histories: Sequences, at_us: int | None) -> int | np.ndarray | None:
+    """Return ``at``, or for each user the newest event of the store or their own: no function of the other users."""
     if at_us is not None or histories.timestamps is None:
         return at_us
     # every user here has events, in order of time
@@ -146,9 +193,9 @@ def _ages_from(served: Served, histories: Sequences, at_us: int | None) -> int |
 
 
 def _interest_scores(
-    served: Served, interests_BKD: Tensor, users_P: np.ndarray, rows_P: np.ndarray
+    served: Answering, interests_BKD: Tensor, users_P: np.ndarray, rows_P: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """float32 [P], the best score over a user's interests, and int64 [P], which interest that is."""
+    """Return float32 [P], the best score over a user's interests, and int64 [P], which interest that is."""
     vectors_VD = served.model.item_vectors_VD[1:]
     scores, interests = [np.empty(0, np.float32)], [np.empty(0, np.int64)]
     for start in range(0, len(users_P), PAIRS_PER_BLOCK):

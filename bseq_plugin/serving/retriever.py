@@ -8,8 +8,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import cached_property
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,10 +19,11 @@ from bseq_plugin.data.events import ITEM, USER, instant_us
 from bseq_plugin.data.sequences import Sequences
 from bseq_plugin.errors import StoreError, UsageError
 from bseq_plugin.model.interest_model import InterestModel
-from bseq_plugin.serving.candidates import Candidates, interest_candidates, popular_candidates
-from bseq_plugin.serving.diversity import Diversity, RowDiversity
-from bseq_plugin.serving.filters import Filters, RowFilters, until_enough
-from bseq_plugin.serving.histories import History, anonymous, read_history, readable
+from bseq_plugin.serving.candidates import Candidates
+from bseq_plugin.serving.diversity import Diversity
+from bseq_plugin.serving.filters import Filters
+from bseq_plugin.serving.histories import History, anonymous, read_history
+from bseq_plugin.serving.request import Request
 from bseq_plugin.serving.served import Served
 from bseq_plugin.store.store import Store
 
@@ -152,10 +152,10 @@ class Retriever:
         allowed_V = served.overlay.allowed(rules.allowed_V, served.model.vocabulary.n_items)
         rules = replace(rules, allowed_V=allowed_V)
         spread = None if diversity is None else diversity.resolve(served.model.vocabulary)
-        ask = _Asked(served, histories, exclude == "seen", blend, at_us, rules)
+        request = Request(served, histories, exclude == "seen", blend, at_us, rules)
         with self._lock:
-            self._n_unknown_items += ask.n_unknown
-        return _frame(ask.answer(int(k), spread), histories, served, int(k))
+            self._n_unknown_items += request.n_unknown
+        return _frame(request.answer(int(k), spread), histories, served, int(k))
 
     def retrieve_items(
         self,
@@ -180,70 +180,13 @@ class Retriever:
             )
 
 
-@dataclass(frozen=True)
-class _Asked:
-    """One question: whose candidates, and under which rules."""
-
-    served: Served
-    histories: Sequences
-    exclude_seen: bool
-    blend: bool
-    at_us: int | None
-    filters: RowFilters
-
-    @cached_property
-    def _known_lengths_B(self) -> np.ndarray:
-        known = self.histories.user_index[self.histories.items > 0]
-        return np.bincount(known, minlength=self.histories.n_users)
-
-    @property
-    def n_unknown(self) -> int:
-        """Events of unknown items."""
-        return self.histories.n_events - int(self._known_lengths_B.sum())
-
-    def answer(self, k: int, spread: RowDiversity | None = None) -> Candidates:
-        """The k best of each user; with ``spread`` they are chosen from a longer list."""
-        if spread is None:
-            return self._within_quota(k)
-        found = self._within_quota(min(k * spread.pool, self.served.model.vocabulary.n_items))
-        return found.take(spread.chosen(found.hits, k))
-
-    def _within_quota(self, k: int) -> Candidates:
-        """The k best of each user, within the quota if there is one."""
-        quota, n_users = self.filters.quota, self.histories.n_users
-        if quota is None:
-            return self._best(np.arange(n_users), k)
-
-        def find(users: np.ndarray, depth: int) -> tuple[np.ndarray, np.ndarray]:
-            hits = self._best(users, depth).hits
-            return hits.users_N, hits.rows_N
-
-        depths_B = until_enough(find, quota, n_users, k, self.served.model.vocabulary.n_items)
-        parts = [self._best(np.flatnonzero(depths_B == depth), int(depth)) for depth in np.unique(depths_B)]
-        found = Candidates.join(parts) if parts else self._best(np.arange(n_users), k)
-        found = found.take(quota.keeps(found.hits.users_N, found.hits.rows_N))
-        return found.take(found.hits.ranks() <= k)
-
-    def _best(self, users: np.ndarray, k: int) -> Candidates:
-        """The k best of the users at these places, without quota."""
-        cold, active = (users[self._known_lengths_B[users] == 0], users[self._known_lengths_B[users] > 0])
-        n_users = self.histories.n_users
-        parts = [popular_candidates(self.served, cold, k, self.filters.of_users(cold, n_users))]
-        if len(active):
-            chosen = readable(self.histories.take(active), self.served.model.encoder.event_embedder.inputs)
-            rules = self.filters.of_users(active, n_users)
-            found = interest_candidates(self.served, chosen, k, self.exclude_seen, self.blend, self.at_us, rules)
-            parts.append(found.of_users(active))
-        return Candidates.join(parts)
-
-
 def _check_k(k: int) -> None:
     if isinstance(k, bool) or not isinstance(k, int | np.integer) or k < 1:
         raise UsageError(f"k = {k!r}; give a whole number of 1 or more")
 
 
-def _frame(found: Candidates, histories: Sequences, served: Served, k: int) -> pd.DataFrame:
-    hits = found.hits
+def _frame(candidates: Candidates, histories: Sequences, served: Served, k: int) -> pd.DataFrame:
+    hits = candidates.hits
     exhausted_B = np.bincount(hits.users_N, minlength=histories.n_users) < k
     return pd.DataFrame(
         {
@@ -252,7 +195,7 @@ def _frame(found: Candidates, histories: Sequences, served: Served, k: int) -> p
             "rank": hits.ranks(),
             "score": hits.scores_N,
             "interest": pd.arrays.IntegerArray(hits.interests_N, hits.interests_N < 0),
-            "source": found.sources_N,
+            "source": candidates.sources_N,
             "exhausted": exhausted_B[hits.users_N],
         }
     )

@@ -30,7 +30,7 @@ from bseq_plugin.model.interest_model import InterestModel
 from bseq_plugin.plugins import plugin_manager
 from bseq_plugin.schema.indexes import VectorIndex
 from bseq_plugin.schema.sources import CandidateSource
-from bseq_plugin.serving.blend import BlendWeights
+from bseq_plugin.serving.blend import Blend
 from bseq_plugin.serving.sources import SOURCES_FILE, load_sources
 from bseq_plugin.store.overlay import Overlay
 from bseq_plugin.store.version import INDEX_FILE, StoreVersion
@@ -52,7 +52,7 @@ class Served:
     users: pd.Index
     popular_rows: np.ndarray
     popular_counts: np.ndarray
-    blend: BlendWeights
+    blend: Blend
     sources: dict[str, CandidateSource]
     overlay: Overlay
 
@@ -111,9 +111,9 @@ class Served:
             )
 
 
-def _load_blend(version: StoreVersion) -> BlendWeights:
+def _load_blend(version: StoreVersion) -> Blend:
     try:
-        return BlendWeights.load(version.file("blend.json"))
+        return Blend.load(version.file("blend.json"))
     except UsageError as error:  # of whoever wrote it, not of whoever opens the store
         raise StoreError(f"version {version.name} can't be served: {error}") from error
 

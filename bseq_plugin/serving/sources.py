@@ -23,17 +23,20 @@ from bseq_plugin.serving.hits import ExcludedPairs
 
 SOURCES_FILE = "sources.safetensors"
 MAX_EXTRA = 512  # of seen and filtered items that a source is asked for in excess
+# What a source says of items that interest ranks high counts too, also where it has k better ones of its own: asked for
+# ten alone, a blend of the ten best loses a third to a half of what the source is worth (docs/retrieval.md).
+LEAST_DEPTH = 100
 
 
 @dataclass(frozen=True)
-class Found:
+class SourceScores:
     """What one source gave and may be shown: ascending ``user * V + index row``, and a score 0..1 of each."""
 
     keys_N: np.ndarray
     scores_N: np.ndarray
 
     def at(self, keys_M: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """(scores float32 [M], 0 where the source has nothing; bool [M], whether it has)."""
+        """Return (scores float32 [M], 0 where the source has nothing; bool [M], whether it has)."""
         if len(self.keys_N) == 0:
             return np.zeros(len(keys_M), np.float32), np.zeros(len(keys_M), bool)
         places = np.searchsorted(self.keys_N, keys_M).clip(max=len(self.keys_N) - 1)
@@ -42,44 +45,45 @@ class Found:
 
 
 def fitted_sources(names: Iterable[str], histories: Sequences, n_items: int) -> dict[str, CandidateSource]:
-    """Sources by name, fitted on these histories. Raises UsageError for an unknown name, PluginError that names one
-    that fails.
+    """Return sources by name, fitted on these histories.
+
+    Raises UsageError for an unknown name, PluginError that names a source that fails.
     """
-    found = {}
+    sources = {}
     for name in names:
         part = plugin_manager().part("candidate source", name)
         try:
             state = part.fit(histories, n_items)
             if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
                 raise TypeError("fit has to give a dict of tensors")  # told with the source's name below
-            found[name] = part({key: value.contiguous() for key, value in state.items()})
+            sources[name] = part({key: value.contiguous() for key, value in state.items()})
         except BseqError:
             raise
         except Exception as error:
             raise PluginError(f"candidate source {name!r} failed to fit: {type(error).__name__}: {error}") from error
-    return found
+    return sources
 
 
 def save_sources(sources: Mapping[str, CandidateSource], folder: Path) -> None:
-    """One safetensors file, tensors named SOURCE/KEY."""
+    """Write one safetensors file, its tensors named SOURCE/KEY."""
     state = {f"{name}/{key}": value for name, source in sources.items() for key, value in source.state.items()}
     save_file(state, folder / SOURCES_FILE)
 
 
 def load_sources(names: Iterable[str], path: Path) -> dict[str, CandidateSource]:
-    """What ``save_sources`` wrote. Raises StoreError if it does not fit the sources that are installed."""
-    state, found = load_file(path), {}
+    """Read what ``save_sources`` wrote. Raises StoreError if it does not fit the sources that are installed."""
+    state, sources = load_file(path), {}
     for name in names:
         part = plugin_manager().part("candidate source", name)
         own = {key.partition("/")[2]: value for key, value in state.items() if key.partition("/")[0] == name}
         try:
-            found[name] = part(own)
+            sources[name] = part(own)
         except Exception as error:
             raise StoreError(
                 f"candidate source {name!r} can't read what it was published with ({type(error).__name__}: {error}); "
                 "is another version of its plugin installed? Publish again"
             ) from error
-    return found
+    return sources
 
 
 def ask_sources(
@@ -88,8 +92,9 @@ def ask_sources(
     k: int,
     excluded: ExcludedPairs,
     allowed_V: np.ndarray | None,
-) -> dict[str, Found]:
-    """The best k of each source that may be shown."""
+) -> dict[str, SourceScores]:
+    """Return the best ``max(k, LEAST_DEPTH)`` of each source that may be shown."""
+    k = max(k, LEAST_DEPTH)
     depth = min(k + min(int(excluded.counts_B.max(initial=0)), MAX_EXTRA), excluded.n_items)
     if allowed_V is not None:
         depth = min(depth + MAX_EXTRA, excluded.n_items)
@@ -97,7 +102,7 @@ def ask_sources(
 
 
 def searcher(index: VectorIndex, n_items: int) -> Callable[[Tensor, int], tuple[Tensor, Tensor]]:
-    """``SourceInputs.search``: in vocabulary rows, and as deep as the index goes."""
+    """Return ``SourceInputs.search`` of an index: in vocabulary rows, and as deep as the index goes."""
 
     def search(queries_QD: Tensor, m: int) -> tuple[Tensor, Tensor]:
         limit = index.capabilities.max_k or n_items
@@ -111,45 +116,45 @@ def searcher(index: VectorIndex, n_items: int) -> Callable[[Tensor, int], tuple[
 
 
 def _asked(source: CandidateSource, inputs: SourceInputs, k: int) -> SourceCandidates:
-    """A source's answer, checked: it may be a plugin's. Raises PluginError that names it."""
+    """Return a source's answer, checked: it may be a plugin's. Raises PluginError that names the source."""
     try:
-        found = source.find(inputs, k)
+        answer = source.find(inputs, k)
     except BseqError:
         raise
     except Exception as error:
         raise PluginError(f"candidate source {source.name!r} failed: {type(error).__name__}: {error}") from error
-    problem = _problem(found, inputs, k)
+    problem = _problem(answer, inputs, k)
     if problem:
         raise PluginError(f"candidate source {source.name!r} gave {problem}: repair the plugin it comes from")
-    return found
+    return answer
 
 
-def _problem(found: object, inputs: SourceInputs, k: int) -> str | None:
-    if not isinstance(found, SourceCandidates):
-        return f"{type(found).__name__}, not SourceCandidates"
-    columns = (found.users_N, found.rows_N, found.scores_N)
+def _problem(answer: object, inputs: SourceInputs, k: int) -> str | None:
+    if not isinstance(answer, SourceCandidates):
+        return f"{type(answer).__name__}, not SourceCandidates"
+    columns = (answer.users_N, answer.rows_N, answer.scores_N)
     kinds = [(tuple(column.shape), column.dtype) for column in columns]
-    n = len(found.users_N)
+    n = len(answer.users_N)
     if kinds != [((n,), torch.int64), ((n,), torch.int64), ((n,), torch.float32)]:
         return f"columns {kinds}; wanted int64, int64 and float32 of one length"
     if not n:
         return None
     n_users, n_rows = inputs.histories.n_users, len(inputs.item_vectors_VD)
-    if not (int(found.users_N.min()) >= 0 and int(found.users_N.max()) < n_users):
-        return f"users {int(found.users_N.min())}..{int(found.users_N.max())} of {n_users}"
-    if not (int(found.rows_N.min()) >= 1 and int(found.rows_N.max()) < n_rows):
-        return f"items in rows {int(found.rows_N.min())}..{int(found.rows_N.max())}; wanted 1..{n_rows - 1}"
-    if not bool(((found.scores_N >= 0) & (found.scores_N <= 1)).all()):
+    if not (int(answer.users_N.min()) >= 0 and int(answer.users_N.max()) < n_users):
+        return f"users {int(answer.users_N.min())}..{int(answer.users_N.max())} of {n_users}"
+    if not (int(answer.rows_N.min()) >= 1 and int(answer.rows_N.max()) < n_rows):
+        return f"items in rows {int(answer.rows_N.min())}..{int(answer.rows_N.max())}; wanted 1..{n_rows - 1}"
+    if not bool(((answer.scores_N >= 0) & (answer.scores_N <= 1)).all()):
         return "a score outside 0..1"
-    if len(torch.unique(found.users_N * n_rows + found.rows_N)) != n:
+    if len(torch.unique(answer.users_N * n_rows + answer.rows_N)) != n:
         return "an item twice for one user"
-    most = int(torch.bincount(found.users_N).max())
+    most = int(torch.bincount(answer.users_N).max())
     return f"{most} candidates for one user, asked for {k}" if most > k else None
 
 
-def _shown(found: SourceCandidates, excluded: ExcludedPairs, allowed_V: np.ndarray | None, k: int) -> Found:
-    """What may be shown of it, at most k a user."""
-    users, rows, scores = found.users_N.numpy(), found.rows_N.numpy() - 1, found.scores_N.numpy()
+def _shown(answer: SourceCandidates, excluded: ExcludedPairs, allowed_V: np.ndarray | None, k: int) -> SourceScores:
+    """Return what may be shown of a source's answer, at most k a user."""
+    users, rows, scores = answer.users_N.numpy(), answer.rows_N.numpy() - 1, answer.scores_N.numpy()
     kept = ~excluded.contains(users, rows)
     if allowed_V is not None:
         kept &= allowed_V[rows]
@@ -158,4 +163,4 @@ def _shown(found: SourceCandidates, excluded: ExcludedPairs, allowed_V: np.ndarr
     best_first = best_first[np.arange(len(best_first)) - np.searchsorted(sorted_users, sorted_users) < k]
     keys = users[best_first] * excluded.n_items + rows[best_first]
     ascending = np.argsort(keys)
-    return Found(keys[ascending], scores[best_first][ascending])
+    return SourceScores(keys[ascending], scores[best_first][ascending])

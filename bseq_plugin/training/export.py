@@ -11,10 +11,10 @@ from safetensors import safe_open
 from torch import Tensor
 
 from bseq_plugin.data.prepare import PreparedLog
-from bseq_plugin.data.run import Run
 from bseq_plugin.files import put_in_place
 from bseq_plugin.model.interest_model import ITEM_WEIGHT, KEYS, save_parts
 from bseq_plugin.model.neighbours import NeighbourItems, completed
+from bseq_plugin.model.run import Run
 from bseq_plugin.model.task import SequenceInterestTask
 from bseq_plugin.model.tensor_file import create, write
 from bseq_plugin.training.checkpoint import Checkpoints, Position

@@ -10,9 +10,9 @@ from typing import Any
 import torch
 
 from bseq_plugin.data.prepare import PreparedLog
-from bseq_plugin.data.run import Run
 from bseq_plugin.data.training_data import TrainingData
 from bseq_plugin.errors import BseqError
+from bseq_plugin.model.run import Run
 from bseq_plugin.model.task import SequenceInterestTask
 from bseq_plugin.recipe.recipe import Recipe
 from bseq_plugin.training.checkpoint import Checkpoints, Position, identity

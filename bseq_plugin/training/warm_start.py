@@ -22,12 +22,12 @@ from bseq_plugin.data.event_features import TABLE_ROWS
 from bseq_plugin.data.events import EVENT_TYPE
 from bseq_plugin.data.item_vectors import ItemVectors
 from bseq_plugin.data.prepare import PreparedLog
-from bseq_plugin.data.run import Run
 from bseq_plugin.data.vocabulary import Vocabulary
 from bseq_plugin.errors import RecipeError
 from bseq_plugin.model.encoder import ITEM_TABLE
 from bseq_plugin.model.interest_model import InterestModel
 from bseq_plugin.model.neighbours import NeighbourItems, directed
+from bseq_plugin.model.run import Run
 from bseq_plugin.recipe.merge import different_keys, value_at
 from bseq_plugin.recipe.recipe import Recipe
 from bseq_plugin.training.checkpoint import Checkpoints, Position

@@ -8,20 +8,23 @@ import pandas as pd
 import pytest
 import torch
 
-from bseq_plugin import __version__
+from bseq_plugin import Retriever, __version__, benchmark, evaluate
 from bseq_plugin.data.events import DAY_US, instant_us
-from bseq_plugin.data.run import Run
+from bseq_plugin.data.held_out import HeldOut
 from bseq_plugin.data.sequences import Sequences
 from bseq_plugin.data.splits import time_window
-from bseq_plugin.evaluation.blended import best_weight, blended_ranker
-from bseq_plugin.evaluation.defaults import default_baselines, default_graph, fitted_rankers
-from bseq_plugin.evaluation.rankers import interest_ranker
+from bseq_plugin.evaluation.defaults import default_baselines, fitted_rankers
+from bseq_plugin.evaluation.rankers import interest_ranker, served_ranker
 from bseq_plugin.evaluation.report import compare
 from bseq_plugin.model.interest_model import InterestModel
+from bseq_plugin.model.run import Run
+from bseq_plugin.publishing.publish import publish_model
 from bseq_plugin.readers.read_events import read_events
+from bseq_plugin.serving.fit_blend import search_blend
 from bseq_plugin.training.train import train
 
-COMMANDS = ["demo", "train", "evaluate", "publish", "retrieve", "features", "benchmark", "plugins", "recipes", "doctor"]
+COMMANDS = ["demo", "train", "evaluate", "fit-blend", "publish", "retrieve", "features", "benchmark"]
+COMMANDS += ["plugins", "recipes", "doctor"]
 
 
 def test_help_lists_the_commands(bseq):
@@ -91,6 +94,8 @@ def test_evaluate_writes_what_it_shows(bseq, tiny_run, tmp_path):
     document = json.loads((tmp_path / "deep" / "figures.json").read_text())
     assert document["protocol"]["part"] == "test"
     assert set(document["baselines"]) >= {"popularity"}
+    same = json.loads(json.dumps(evaluate(tiny_run, "test", [5, 10]).to_dict()))
+    assert {**document, "seconds": None} == {**same, "seconds": None}
     for name in ("recall@5", "recall@10", "ndcg@10", "mrr@5", "coverage@10"):
         assert 0 <= document["model"][name] <= 1
     assert f"{document['model']['ndcg@10']:.4f}" in out
@@ -217,9 +222,10 @@ def test_benchmark_of_a_sequence_file(bseq, tiny_frame, tmp_path, tiny_settings)
     for metric, mean in document["mean"].items():
         assert mean == pytest.approx(np.mean([row[metric] for row in document["seeds"]]))
         assert document["blend_mean"][metric] == pytest.approx(np.mean([r["blend"][metric] for r in document["seeds"]]))
-        for row in [*document["seeds"], document["average"], document["average_blend"]]:
-            low, high = row["intervals"][metric]
-            assert low <= row[metric] <= high
+        for seed in document["seeds"]:
+            for row in (seed, seed["blend"]):
+                low, high = row["intervals"][metric]
+                assert low <= row[metric] <= high
     assert {"popularity", "transition_graph"} <= set(document["baselines"])
     needed = {
         "recall@5",
@@ -233,6 +239,14 @@ def test_benchmark_of_a_sequence_file(bseq, tiny_frame, tmp_path, tiny_settings)
         "peak_rss_mb",
     }
     assert needed <= set(document["seeds"][0])
+    assert "\u2502 mean, blend" in out
+    settings = [word for word in tiny_settings if word != "--set"]
+    result = benchmark(str(tmp_path / "log.txt"), "reference", seeds=[0, 1], settings=settings, sources=["transitions"])
+    timed = {"train_seconds", "seconds_per_epoch", "events_per_second", "peak_rss_mb"}
+    again = json.loads(json.dumps(result.to_dict()))
+    for one in (document, again):
+        one["seeds"] = [{key: value for key, value in row.items() if key not in timed} for row in one["seeds"]]
+    assert document == again
 
 
 def test_benchmark_with_a_time_split_trains_again_up_to_the_test(bseq, tiny_source, tmp_path, tiny_settings):
@@ -255,24 +269,26 @@ def test_benchmark_with_a_time_split_trains_again_up_to_the_test(bseq, tiny_sour
     known = log.between(None, cut_us)
     baselines = fitted_rankers(default_baselines(known, cut_us), known, model.vocabulary.n_items)
     new = time_window(log, cut_us, 14.0).new_items_only()
-    # the blend's weight is that of the first model on the validation, its scores are those of the second
-    stopped, early = InterestModel.from_run(first.path), instant_us(first.recipe.split.validation_at)
+    # the blend's weight is that of the first model on the validation, its scores are those of the second in a store
+    early = instant_us(first.recipe.validation_at)
     before = first.sequences()
-    graph = default_graph(before.between(None, early), early)
-    graph.fit(before.between(None, early), stopped.vocabulary.n_items)
-    weight, _ = best_weight(stopped, graph, time_window(before, early, 14.0).new_items_only(), 10, True)
-    late_graph = default_graph(known, cut_us)
-    late_graph.fit(known, model.vocabulary.n_items)
-    rankers = {"model": interest_ranker(model), "blend": blended_ranker(model, late_graph, weight), **baselines}
+    validation = time_window(before, early, 14.0).new_items_only()
+    held_out = HeldOut(validation, before.between(None, early), early, "mask")
+    blend = search_blend(first.model(), held_out, 10, ["transitions"]).blend
+    publish_model(model, known, tmp_path / "store", index="exact", blend=blend)
+    rankers = {
+        "model": interest_ranker(model),
+        "blend": served_ranker(Retriever.open(tmp_path / "store"), first.recipe.test_at),
+        **baselines,
+    }
     wanted = compare(new, rankers, model.vocabulary.n_items, (5, 10), "mask")
     seed = found["seeds"][0]
-    assert seed["blend"]["weight"] == weight
+    assert seed["blend"]["sources"] == blend.sources
     for metric in ("recall@5", "ndcg@10"):
         assert seed[metric] == pytest.approx(wanted.mean("model", metric), abs=1e-9)
         assert seed["blend"][metric] == pytest.approx(wanted.mean("blend", metric), abs=1e-9)
         for name in baselines:
             assert found["baselines"][name][metric] == pytest.approx(wanted.mean(name, metric), abs=1e-9)
-    assert set(found["average"]) == set(found["average_blend"]) - {"weight"}
 
 
 def test_benchmark_refuses_an_empty_test_before_it_trains(bseq, tiny_source, tmp_path):

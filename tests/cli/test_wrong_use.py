@@ -124,7 +124,15 @@ def test_bad_arguments_of_train(refused, bseq, tiny_source, tiny_run, tmp_path):
         2, ["unknown recipe 'referense'; there are: ", "reference"], "train", tiny_source, *out, "--recipe", "referense"
     )
     refused(2, ["there is no recipe file"], "train", tiny_source, *out, "--recipe", tmp_path / "gone.toml")
-    refused(2, ["write ours=theirs"], "train", tiny_source, *out, "--column", "user_id")
+    refused(
+        2,
+        ["--column 'user_id': write key=value"],
+        "train",
+        tiny_source,
+        *out,
+        "--column",
+        "user_id",
+    )
     refused(2, ["unknown names ['usr']"], "train", tiny_source, *out, "--column", "usr=user_id")
     refused(2, ["there is no file"], "train", tiny_source, *out, "--items", tmp_path / "gone.csv")
     (tmp_path / "bad.toml").write_text("dim = = 3")
@@ -138,7 +146,7 @@ def test_bad_arguments_of_train(refused, bseq, tiny_source, tiny_run, tmp_path):
 
 def test_bad_arguments_of_evaluate(refused, tiny_run, tmp_path):
     refused(1, ["is not a"], "evaluate", tmp_path / "gone")
-    refused(2, ["--split 'train': use test or validation"], "evaluate", tiny_run, "--split", "train")
+    refused(2, ["split 'train': use test or validation"], "evaluate", tiny_run, "--split", "train")
     refused(2, ["--k '0': every k is 1 or more"], "evaluate", tiny_run, "--k", "0")
     refused(2, ["--k '5,x'"], "evaluate", tiny_run, "--k", "5,x")
     (tmp_path / "run").mkdir()
@@ -160,7 +168,7 @@ def test_a_cut_off_beyond_the_catalogue_is_no_failure(bseq, tiny_run):
 
 
 def test_bad_arguments_of_publish(refused, tiny_run, tmp_path):
-    refused(1, ["not a finished run"], "publish", tmp_path / "gone", "--store", tmp_path / "store")
+    refused(1, ["not a run directory"], "publish", tmp_path / "gone", "--store", tmp_path / "store")
     refused(
         2,
         ["unknown index 'hnswlib'; there are: ", "exact"],

@@ -14,12 +14,12 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
+from bseq_plugin import Blend, Run
 from bseq_plugin.data.sequences import Sequences
 from bseq_plugin.errors import MissingDependencyError, RunError, StoreError, UsageError
 from bseq_plugin.indexes.exact import ExactIndex
 from bseq_plugin.model.interest_model import InterestModel
 from bseq_plugin.publishing.publish import publish, publish_model
-from bseq_plugin.serving.blend import BlendWeights
 from bseq_plugin.serving.retriever import Retriever
 from bseq_plugin.store.store import Store
 
@@ -38,6 +38,8 @@ def run(tmp_path, make_model, make_histories):
     (folder / "model").mkdir(parents=True)
     model.save(folder / "model")
     histories.save(folder / "sequences.parquet", model.vocabulary)
+    model.vocabulary.save(folder / "vocabulary.parquet")
+    (folder / "run.json").write_text('{"status": "complete"}')
     return SimpleNamespace(path=folder, model=model, histories=histories)
 
 
@@ -96,10 +98,16 @@ def test_golden_queries_hold_the_true_answers(run, tmp_path):
         assert ids == [run.model.vocabulary.item_ids[i] for i in row.argsort(descending=True)[:10]]
 
 
-def test_a_run_object_a_store_object_and_blend_weights(run, tmp_path):
-    BlendWeights(0.5, 2.0, 30.0).save(run.path / "blend.json")
-    publish(run, Store(tmp_path / "store"))
-    assert BlendWeights.load(Store(tmp_path / "store").current().file("blend.json")) == BlendWeights(0.5, 2.0, 30.0)
+def test_a_run_object_a_store_object_and_a_blend(run, tmp_path):
+    blend = Blend(0.5, 2.0, 30.0, reached={"ndcg@20": 0.4})
+    publish(Run.open(run.path), Store(tmp_path / "store"), blend=blend)
+    assert Blend.load(Store(tmp_path / "store").current().file("blend.json")) == blend
+
+
+def test_a_blend_is_an_argument_and_no_file_of_the_run(run, tmp_path):
+    Blend(0.5, 2.0, 30.0).save(run.path / "blend.json")
+    publish(run.path, tmp_path / "store")
+    assert Blend.load(Store(tmp_path / "store").current().file("blend.json")) == Blend()
 
 
 def test_other_histories_can_be_served(run, tmp_path, make_histories):

@@ -15,6 +15,7 @@ from bseq_plugin.data.interest_files import InterestFiles, TableStream
 from bseq_plugin.data.partitions import PartitionedSequences, seal
 from bseq_plugin.errors import SchemaError, StoreError, UsageError
 from bseq_plugin.model.interest_model import InterestModel
+from bseq_plugin.model.run import Run
 from bseq_plugin.publishing import write_version
 from bseq_plugin.publishing.history_parts import InMemory, InPartitions, hashed, repeated_users
 from bseq_plugin.publishing.publish import histories_of_run, publish
@@ -89,7 +90,7 @@ def test_dropped_items_are_unknown_in_the_histories_and_interests_are_made_anew(
     rows = np.arange(model.vocabulary.n_items + 1)
     rows[3:] -= 1
     rows[2] = 0
-    parts = histories_of_run(run, model)
+    parts = histories_of_run(Run(run), model)
     assert isinstance(parts, InPartitions)
     assert parts.interests is not None
     moved = parts.moved(rows)
@@ -105,7 +106,7 @@ def test_dropped_items_are_unknown_in_the_histories_and_interests_are_made_anew(
 @pytest.mark.parametrize("n", [1, 7, 59, 60, 512])
 def test_a_sample_is_spread_over_all_partitions(run, n):
     model = InterestModel.from_run(run)
-    parts = histories_of_run(run, model)
+    parts = histories_of_run(Run(run), model)
     everybody = PartitionedSequences.open(run.parent / "parts").read_all(model.vocabulary)
     places, sample = parts.sample(n)
     assert places.tolist() == np.linspace(0, 59, min(n, 60)).astype(int).tolist()
@@ -118,15 +119,15 @@ def test_interests_of_another_model_or_log_are_not_used(run):
     model = InterestModel.from_run(run)
     head = run / "interests" / "interests.json"
     document = json.loads(head.read_text())
-    assert histories_of_run(run, model).interests is not None
+    assert histories_of_run(Run(run), model).interests is not None
     for field in ("model_blake3", "log_sha256", "schema"):
         head.write_text(json.dumps({**document, field: "another"}))
-        assert histories_of_run(run, model).interests is None
+        assert histories_of_run(Run(run), model).interests is None
     for text in ("", "[]", "{}"):
         head.write_text(text)
-        assert histories_of_run(run, model).interests is None
+        assert histories_of_run(Run(run), model).interests is None
     head.unlink()
-    assert histories_of_run(run, model).interests is None
+    assert histories_of_run(Run(run), model).interests is None
 
 
 def test_interests_of_another_seed_are_not_used_by_an_encoder_without_weights(run, tiny_recipe, tmp_path):
@@ -136,8 +137,8 @@ def test_interests_of_another_seed_are_not_used_by_an_encoder_without_weights(ru
         train(log, tiny_recipe.replace(encoder={"name": "mean"}, training={"epochs": 1, "seed": seed}), path, progress=False)
     shutil.rmtree(runs[0] / "interests")
     shutil.copytree(runs[1] / "interests", runs[0] / "interests")
-    assert histories_of_run(runs[0], InterestModel.from_run(runs[0])).interests is None
-    assert histories_of_run(runs[1], InterestModel.from_run(runs[1])).interests is not None
+    assert histories_of_run(Run(runs[0]), InterestModel.from_run(runs[0])).interests is None
+    assert histories_of_run(Run(runs[1]), InterestModel.from_run(runs[1])).interests is not None
 
 
 FAULTS = ["torn", "flipped", "no vectors", "fewer groups", "other users", "narrow", "missing", "nan"]

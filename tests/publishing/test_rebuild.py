@@ -6,7 +6,7 @@ import pytest
 
 from bseq_plugin.errors import UsageError
 from bseq_plugin.publishing.publish import publish_model
-from bseq_plugin.serving.blend import BlendWeights
+from bseq_plugin.serving.blend import Blend
 from bseq_plugin.store.store import Store
 
 
@@ -18,7 +18,7 @@ def content(store):
 @pytest.mark.parametrize("index", ["exact", "Flat", "ivf_flat", "ivf_pq", "hnsw"])
 def test_a_version_built_again_is_the_same(tmp_path, make_model, make_histories, monkeypatch, index):
     monkeypatch.setenv("SOURCE_DATE_EPOCH", "1700000000")
-    weights = BlendWeights(sources={"transitions": 1.0, "popularity": 1.0})
+    weights = Blend(sources={"transitions": 1.0, "popularity": 1.0})
     names, contents = [], []
     for place in ("one", "two"):
         model = make_model(n_items=900, dim=6, event_features=("event_type",))  # everything is made anew

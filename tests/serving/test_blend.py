@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from bseq_plugin.data.sequences import Sequences
 from bseq_plugin.errors import UsageError
-from bseq_plugin.serving.blend import BlendWeights, blend_scores, history_scores
+from bseq_plugin.serving.blend import Blend, blend_scores, history_scores
 
 DAY_US = 86_400_000_000
 
@@ -50,9 +50,9 @@ def test_one_instant_for_all_is_the_same_as_one_each():
 
 
 def test_blend_works_on_arrays_and_tensors():
-    weights = BlendWeights(interest=2.0, history=3.0)
+    weights = Blend(interest=2.0, history=3.0)
     assert blend_scores(np.array([1.0, 2.0]), np.array([0.0, 1.0]), weights).tolist() == [2.0, 7.0]
-    recent = BlendWeights(interest=2.0, history=3.0, recent=10.0)
+    recent = Blend(interest=2.0, history=3.0, recent=10.0)
     assert blend_scores(np.array([1.0, 2.0]), np.array([0.0, 1.0]), recent, np.array([0.0, 0.5])).tolist() == [
         2.0,
         12.0,
@@ -61,9 +61,9 @@ def test_blend_works_on_arrays_and_tensors():
 
 
 def test_weights_survive_a_file(tmp_path):
-    weights = BlendWeights(0.25, 1.5, 14.0, 0.5, 3.0)
+    weights = Blend(0.25, 1.5, 14.0, 0.5, 3.0)
     weights.save(tmp_path / "blend.json")
-    assert BlendWeights.load(tmp_path / "blend.json") == weights
+    assert Blend.load(tmp_path / "blend.json") == weights
 
 
 @pytest.mark.parametrize(
@@ -79,11 +79,11 @@ def test_weights_survive_a_file(tmp_path):
 )
 def test_weights_out_of_range_are_refused(values):
     with pytest.raises(UsageError, match="blend weight"):
-        BlendWeights(**values)
+        Blend(**values)
 
 
 @pytest.mark.parametrize("text", ["", "[]", '{"interst": 1}', '{"interest": null}'])
 def test_an_unusable_file_is_refused(tmp_path, text):
     (tmp_path / "blend.json").write_text(text)
     with pytest.raises(UsageError):
-        BlendWeights.load(tmp_path / "blend.json")
+        Blend.load(tmp_path / "blend.json")

@@ -12,12 +12,12 @@ from bseq_plugin.data.sequences import Sequences
 from bseq_plugin.errors import SchemaError, UsageError
 from bseq_plugin.model.interest_model import InterestModel
 from bseq_plugin.publishing.publish import publish_model
-from bseq_plugin.serving.blend import BlendWeights, history_scores
+from bseq_plugin.serving.blend import Blend, history_scores
 from bseq_plugin.serving.retriever import Retriever
 
 COLUMNS = ["user_id", "item_id", "rank", "score", "interest", "source", "exhausted"]
 DAY_US = 86_400_000_000
-WEIGHTS = BlendWeights(1.0, 2.5, 20.0, 1.5, 4.0)
+WEIGHTS = Blend(1.0, 2.5, 20.0, 1.5, 4.0)
 
 
 @pytest.fixture
@@ -288,7 +288,7 @@ def test_several_interests_are_merged_with_the_best_score(tmp_path, make_model, 
         assert score == pytest.approx(float(scores_K.max()), abs=1e-5)
     assert len(set(hits["interest"])) > 1
     blended = retriever.retrieve(histories, k=15, exclude="none")
-    assert by_user(blended) == brute_force(model, histories, 15, exclude_seen=False, weights=BlendWeights())
+    assert by_user(blended) == brute_force(model, histories, 15, exclude_seen=False, weights=Blend())
 
 
 @pytest.mark.parametrize("options", [{}, {"factory": "HNSW8"}, {"factory": "IVF4,Flat", "nprobe": 4}])

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from bseq_plugin.data.held_out import HeldOut
 from bseq_plugin.data.sequences import Sequences
 from bseq_plugin.data.splits import time_window
 from bseq_plugin.errors import PluginError, StoreError, UsageError
@@ -13,9 +14,9 @@ from bseq_plugin.metrics import ranking_metrics
 from bseq_plugin.plugins import plugin_manager
 from bseq_plugin.publishing.publish import publish_model
 from bseq_plugin.schema.sources import CandidateSource, SourceCandidates
-from bseq_plugin.serving.blend import BlendWeights
+from bseq_plugin.serving.blend import Blend
 from bseq_plugin.serving.filters import Filters
-from bseq_plugin.serving.fit_blend import fit_blend
+from bseq_plugin.serving.fit_blend import search_blend
 from bseq_plugin.serving.retriever import Retriever
 from bseq_plugin.store.store import Store
 
@@ -85,7 +86,7 @@ def shop(tmp_path_factory, make_model, make_histories):
     model = make_model(n_items=60)
     histories = make_histories(model, [5, 12, 30, 0, 1])
     path = tmp_path_factory.mktemp("sources") / "store"
-    publish_model(model, histories, path, blend=BlendWeights(1.0, 0.7, 20.0, 0.3, 4.0, WEIGHTS))
+    publish_model(model, histories, path, blend=Blend(1.0, 0.7, 20.0, 0.3, 4.0, WEIGHTS))
     return path, model, histories
 
 
@@ -182,7 +183,7 @@ def test_a_user_gets_the_same_answer_in_any_batch(shop):
 
 def test_a_plugins_source_is_fitted_published_and_asked(even, tmp_path, make_model, make_histories):
     model = make_model()
-    publish_model(model, make_histories(model, [5, 9]), tmp_path / "store", blend=BlendWeights(sources={"even": 1e6}))
+    publish_model(model, make_histories(model, [5, 9]), tmp_path / "store", blend=Blend(sources={"even": 1e6}))
     found = Retriever.open(tmp_path / "store").retrieve([100, 101], k=4)
     rows = model.vocabulary.item_rows(found.item_id)
     assert (rows % 2 == 0).all()
@@ -196,8 +197,8 @@ def test_a_plugins_source_is_fitted_published_and_asked(even, tmp_path, make_mod
      ("tuple", "not SourceCandidates"), ("many", "candidates for one user")],
 )  # fmt: skip
 def test_what_a_plugins_source_gives_is_checked(even, tmp_path, make_model, make_histories, monkeypatch, fault, words):
-    model = make_model()
-    publish_model(model, make_histories(model, [5, 9]), tmp_path / "store", blend=BlendWeights(sources={"even": 1.0}))
+    model = make_model(n_items=400)  # more than a source is asked for
+    publish_model(model, make_histories(model, [5, 9]), tmp_path / "store", blend=Blend(sources={"even": 1.0}))
     retriever = Retriever.open(tmp_path / "store")
     monkeypatch.setattr(even, "fault", fault)
     with pytest.raises(PluginError, match=f"candidate source 'even' .*{words}"):
@@ -211,16 +212,16 @@ def test_a_source_that_can_not_be_fitted_publishes_nothing(
     monkeypatch.setattr(even, "fault", fault)
     model = make_model()
     with pytest.raises(PluginError, match="candidate source 'even' failed to fit"):
-        publish_model(model, make_histories(model, [5]), tmp_path / "store", blend=BlendWeights(sources={"even": 1.0}))
+        publish_model(model, make_histories(model, [5]), tmp_path / "store", blend=Blend(sources={"even": 1.0}))
     assert not (tmp_path / "store").exists()
 
 
 def test_a_source_that_is_not_installed(even, tmp_path, make_model, make_histories, monkeypatch):
     model = make_model()
-    weights = BlendWeights(sources={"nobody": 1.0})
+    weights = Blend(sources={"nobody": 1.0})
     with pytest.raises(UsageError, match=r"unknown candidate source 'nobody'; there are: even, item_neighbours"):
         publish_model(model, make_histories(model, [5]), tmp_path / "store", blend=weights)
-    publish_model(model, make_histories(model, [5]), tmp_path / "store", blend=BlendWeights(sources={"even": 1.0}))
+    publish_model(model, make_histories(model, [5]), tmp_path / "store", blend=Blend(sources={"even": 1.0}))
     monkeypatch.undo()
     with pytest.raises(UsageError, match="unknown candidate source 'even'"):
         Retriever.open(tmp_path / "store")
@@ -229,7 +230,7 @@ def test_a_source_that_is_not_installed(even, tmp_path, make_model, make_histori
 def test_a_source_without_weight_is_not_fitted(even, tmp_path, make_model, make_histories, monkeypatch):
     monkeypatch.setattr(even, "fault", "fit")
     model = make_model()
-    publish_model(model, make_histories(model, [5]), tmp_path / "store", blend=BlendWeights(sources={"even": 0.0}))
+    publish_model(model, make_histories(model, [5]), tmp_path / "store", blend=Blend(sources={"even": 0.0}))
     assert not Store(tmp_path / "store").current().has("sources.safetensors")
     assert len(Retriever.open(tmp_path / "store").retrieve([100], k=3)) == 3
 
@@ -237,7 +238,7 @@ def test_a_source_without_weight_is_not_fitted(even, tmp_path, make_model, make_
 @pytest.mark.parametrize("sources", [{"a": -1.0}, {"a": float("nan")}, {"a": True}, {"a": "1"}, ["a"]])
 def test_weights_that_make_no_sense_are_refused(sources):
     with pytest.raises(UsageError, match="blend weight"):
-        BlendWeights(sources=sources)
+        Blend(sources=sources)
 
 
 def chained(n_users=40, n_items=40, seed=0):
@@ -252,13 +253,15 @@ def chained(n_users=40, n_items=40, seed=0):
 
 def test_weights_are_learned_and_the_metric_is_what_is_served(make_model, tmp_path):
     model, cut_us, k = make_model(), START_US + 60 * DAY_US, 4
-    held_out = time_window(chained(), cut_us, 30.0)
-    plain = fit_blend(model, held_out, cut_us, k)
-    fit = fit_blend(model, held_out, cut_us, k, sources=["popularity", "transitions"])
-    assert fit.weights.sources.get("transitions", 0) > 0
+    log = chained()
+    held_out = HeldOut(time_window(log, cut_us, 30.0), log.between(None, cut_us), cut_us, "keep")
+    plain = search_blend(model, held_out, k)
+    fit = search_blend(model, held_out, k, sources=["popularity", "transitions"])
+    held_out = held_out.evaluation
+    assert fit.blend.sources.get("transitions", 0) > 0
     assert fit.metric > 1.5 * plain.metric
     assert len(fit.tried) == len(plain.tried) + 2 * 6
-    publish_model(model, held_out.histories, tmp_path / "store", blend=fit.weights)
+    publish_model(model, held_out.histories, tmp_path / "store", blend=fit.blend)
     hits = Retriever.open(tmp_path / "store").retrieve(
         held_out.histories, k, exclude="none", at="2017-09-12T02:40:00+00:00"
     )
@@ -274,7 +277,7 @@ def test_a_state_of_another_version_of_a_source_is_a_store_error(
     even, tmp_path, make_model, make_histories, monkeypatch
 ):
     model = make_model()
-    publish_model(model, make_histories(model, [5]), tmp_path / "store", blend=BlendWeights(sources={"even": 1.0}))
+    publish_model(model, make_histories(model, [5]), tmp_path / "store", blend=Blend(sources={"even": 1.0}))
 
     def picky(self, state, options=None):
         self.state = {"other": state["other"]}

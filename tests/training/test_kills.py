@@ -86,8 +86,8 @@ print(json.dumps({"total": total, "points": n_points, "killed": killed, "problem
 
 
 def kill_everywhere(python, source, folder, recipe, share, timeout):
-    recipe = recipe.replace(encoder={"dropout": 0.2}, loss={**FLOAT32}, split={"patience": 3}, training={"epochs": 3})
-    given = recipe.model_dump_json()
+    recipe = recipe.replace(encoder={"dropout": 0.2}, loss=FLOAT32, split={"patience": 3}, training={"epochs": 3})
+    given = json.dumps(recipe.as_dict())
     done = python("-c", DRIVER, source, folder, given, share, timeout=timeout)
     assert done.returncode == 0, done.stderr[-3000:]
     found = json.loads(done.stdout.splitlines()[-1])

@@ -1,4 +1,4 @@
-"""A run directory.
+"""A run directory, and its one reader.
 
 RUN/run.json             {"status": "training" or "complete", "best_epoch", "metrics", ...}; replaced atomically
 RUN/recipe.json          the resolved recipe
@@ -20,6 +20,7 @@ from bseq_plugin.data.sequences import Sequences
 from bseq_plugin.data.vocabulary import Vocabulary
 from bseq_plugin.errors import RunError
 from bseq_plugin.files import SCRATCH, write_json, write_text
+from bseq_plugin.model.interest_model import InterestModel
 from bseq_plugin.recipe.recipe import Recipe
 
 
@@ -29,18 +30,42 @@ class Run:
 
     path: Path
 
+    @classmethod
+    def open(cls, run: Run | str | Path) -> Run:
+        """Return the run in a folder, or the run that is given. Raises RunError for a folder that is no run."""
+        if isinstance(run, Run):
+            return run
+        opened = cls(Path(run))
+        opened.info  # noqa: B018, raises for another folder
+        return opened
+
     @property
     def info(self) -> dict[str, Any]:
-        """The content of ``run.json``. Raises RunError if there is none."""
+        """Return the content of ``run.json``. Raises RunError if there is none."""
         file = self.path / "run.json"
         if not file.is_file():
             raise RunError(f"{self.path} is not a run directory: it has no run.json")
-        info: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-        return info
+        content: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        return content
+
+    @property
+    def files(self) -> dict[str, Path]:
+        """Return all files of the run by their names within it, for example ``model/items.safetensors``."""
+        paths = sorted(path for path in self.path.rglob("*") if path.is_file())
+        return {path.relative_to(self.path).as_posix(): path for path in paths}
+
+    def model(self) -> InterestModel:
+        """Return the best model. Raises RunError if the run is not finished."""
+        return InterestModel.from_run(self.path)
+
+    def epochs(self) -> list[dict[str, Any]]:
+        """Return what ``metrics.jsonl`` says of each epoch."""
+        lines = (self.path / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+        return [json.loads(line) for line in lines]
 
     @property
     def is_half_begun(self) -> bool:
-        """Whether all there is may come from a ``begin`` that was killed: ``run.json`` is what it writes last."""
+        """Return whether all there is may come from a killed ``begin``, which writes ``run.json`` last."""
         if not self.path.is_dir():
             return False
         names = {path.name for path in self.path.iterdir() if not path.name.startswith(SCRATCH)}
@@ -48,16 +73,22 @@ class Run:
 
     @property
     def recipe(self) -> Recipe:
-        """The resolved recipe."""
+        """Return the resolved recipe."""
         return Recipe.stored(json.loads((self.path / "recipe.json").read_text(encoding="utf-8")), self.path)
 
     def vocabulary(self) -> Vocabulary:
-        """Load the item and event-type ids."""
+        """Return the item and event-type ids."""
         return Vocabulary.load(self.path / "vocabulary.parquet")
 
     def sequences(self) -> Sequences:
-        """Load the whole log, held-out part included; of a log in partitions, a sample of users."""
-        return Sequences.load(self.path / "sequences.parquet", self.vocabulary())
+        """Return the whole log, held-out part included; of a log in partitions, a sample of users.
+
+        Raises RunError if the run has none.
+        """
+        file = self.path / "sequences.parquet"
+        if not file.is_file():
+            raise RunError(f"{self.path} has no sequences.parquet; is it a run directory?")
+        return Sequences.load(file, self.vocabulary())
 
     def training_part(self) -> Sequences:
         """Return the histories that training learned from: the log without its held-out part."""
