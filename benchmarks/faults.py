@@ -25,6 +25,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "faults.json"
 ROW = re.compile(r"^\| (\d+) \| (.*?) \| .* \| (.+) \|$", re.M)
+TEST = re.compile(r"`((?:tests|integrations)/[^`]+)`")
 
 
 class Named:
@@ -64,7 +65,7 @@ class Named:
 
 def rows_of(text: str) -> dict[int, tuple[str, list[str]]]:
     """Number -> (fault, tests) of the tables in docs/faults.md."""
-    return {int(n): (fault, re.findall(r"`(tests/[^`]+)`", cell)) for n, fault, cell in ROW.findall(text)}
+    return {int(n): (fault, TEST.findall(cell)) for n, fault, cell in ROW.findall(text)}
 
 
 def main() -> int:

@@ -35,6 +35,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "integrations" / "b
 
 import numpy as np
 import torch
+from bseq_behaviour.propensity.fit_heads import Rows, fit_heads
+from bseq_behaviour.propensity.labels import known_users, labels
+from bseq_behaviour.propensity.tasks import Counts, Task
+from bseq_behaviour.propensity.vectors import user_vectors
 from bseq_transformers.classifier import ClassifierOptions, TextClassifier
 from bseq_transformers.template import TemplateOptions, behaviour_texts
 from rich.console import Console
@@ -43,10 +47,6 @@ from task_parts.measure import Scored
 from task_parts.measure import summary as summary_over
 from task_parts.protocol import ENCODER_UNTIL, LOG_END, TEST_AT, TRAIN_AT, VALIDATION_AT, Case, encoder
 
-from bseq_plugin.behaviour.fit import Rows, fit_heads
-from bseq_plugin.behaviour.labels import known_users, labels
-from bseq_plugin.behaviour.tasks import Counts, Task
-from bseq_plugin.behaviour.vectors import user_vectors
 from bseq_plugin.demo.data import load
 
 RESULTS = Path(__file__).parent / "results" / "language.json"

@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     from bseq_plugin.model.task import SequenceInterestTask as SequenceInterestTask
     from bseq_plugin.model.tensor_file import load_sealed as load_sealed
     from bseq_plugin.model.tensor_file import save_sealed as save_sealed
+    from bseq_plugin.plugins import PluginInfo as PluginInfo
     from bseq_plugin.plugins import PluginManager as PluginManager
     from bseq_plugin.plugins import plugin_manager as plugin_manager
     from bseq_plugin.publishing.delta import merge_delta as merge_delta
@@ -58,12 +59,6 @@ if TYPE_CHECKING:
     from bseq_plugin.ranking.interests import StoredInterests as StoredInterests
     from bseq_plugin.ranking.spec import FeatureSpec as FeatureSpec
     from bseq_plugin.readers.read_events import read_events as read_events
-    from bseq_plugin.schema.heads import BehaviourHead as BehaviourHead
-    from bseq_plugin.schema.heads import BinaryHead as BinaryHead
-    from bseq_plugin.schema.heads import CatalogueHead as CatalogueHead
-    from bseq_plugin.schema.heads import CountHead as CountHead
-    from bseq_plugin.schema.heads import DecoderMemory as DecoderMemory
-    from bseq_plugin.schema.heads import SequenceHead as SequenceHead
     from bseq_plugin.schema.item_encoders import ItemEncoder as ItemEncoder
     from bseq_plugin.schema.options import PartOptions as PartOptions
     from bseq_plugin.schema.options import parse_options as parse_options
@@ -90,14 +85,9 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOME = {
-    "BehaviourHead": "schema.heads",
-    "BinaryHead": "schema.heads",
     "BseqError": "errors",
     "CandidateSource": "schema.sources",
     "Candidates": "schema.parts",
-    "CatalogueHead": "schema.heads",
-    "CountHead": "schema.heads",
-    "DecoderMemory": "schema.heads",
     "Diversity": "serving.diversity",
     "Events": "data.events",
     "FeatureEngine": "ranking.engine",
@@ -113,6 +103,7 @@ _HOME = {
     "PackedEvents": "schema.packed",
     "PartOptions": "schema.options",
     "PluginError": "errors",
+    "PluginInfo": "plugins",
     "PluginManager": "plugins",
     "PopularityPrior": "data.items",
     "Pseudonymiser": "data.pseudonyms",
@@ -125,7 +116,6 @@ _HOME = {
     "RunError": "errors",
     "SchemaError": "errors",
     "SequenceEncoder": "schema.parts",
-    "SequenceHead": "schema.heads",
     "SequenceInterestEncoder": "model.encoder",
     "SequenceInterestTask": "model.task",
     "SequenceLoss": "schema.parts",

@@ -17,7 +17,6 @@ if TYPE_CHECKING:
 
     from bseq_plugin.data.events import Events
     from bseq_plugin.model.encoder import SequenceInterestEncoder
-    from bseq_plugin.schema.heads import BehaviourHead
     from bseq_plugin.schema.item_encoders import ItemEncoder
     from bseq_plugin.schema.parts import RankingFeature, SequenceEncoder, SequenceLoss, VectorIndex
     from bseq_plugin.schema.sources import CandidateSource
@@ -39,10 +38,6 @@ class BseqSpecs:
     @hookspec
     def bseq_losses(self) -> list[type[SequenceLoss]]:  # type: ignore[empty-body]
         """Losses of (state, target, candidates)."""
-
-    @hookspec
-    def bseq_heads(self) -> list[type[BehaviourHead]]:  # type: ignore[empty-body]
-        """What users will do: yes-or-no tasks, the catalogue, counts, the next events; one base class each."""
 
     @hookspec
     def bseq_item_encoders(self) -> list[type[ItemEncoder]]:  # type: ignore[empty-body]

@@ -9,11 +9,11 @@ import time
 from typing import Any
 
 import numpy as np
+from bseq_behaviour.multitask.fit_multitask import fit_multitask
+from bseq_behaviour.multitask.moments import DEMAND, Objectives, moment
+from bseq_behaviour.multitask.multitask import Answers
+from bseq_behaviour.propensity.tasks import Task
 
-from bseq_plugin.behaviour.moments import DEMAND, Objectives, moment
-from bseq_plugin.behaviour.multitask import fit_multitask
-from bseq_plugin.behaviour.multitask_model import Answers
-from bseq_plugin.behaviour.tasks import Task
 from task_parts.protocol import LOG_END, TEST_AT, TRAIN_AT, VALIDATION_AT, Case
 
 TASKS = ("churn:28", "purchase:7")

@@ -9,17 +9,17 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
+from bseq_behaviour.propensity.fit_heads import Rows as HeadRows
+from bseq_behaviour.propensity.fit_heads import fit_heads
+from bseq_behaviour.propensity.labels import WEEK_US, known_users, labels
+from bseq_behaviour.propensity.rfm import rfm_features
+from bseq_behaviour.propensity.tasks import Counts, Task
+from bseq_behaviour.propensity.vectors import user_vectors
+from bseq_behaviour.returns.fit_return_time import fit_return_time
+from bseq_behaviour.returns.return_time import ReturnTime, return_recipe
 from scipy.special import logit
 from sklearn.decomposition import PCA
 
-from bseq_plugin.behaviour.fit import Rows as HeadRows
-from bseq_plugin.behaviour.fit import fit_heads
-from bseq_plugin.behaviour.labels import WEEK_US, known_users, labels
-from bseq_plugin.behaviour.return_fit import fit_return_time
-from bseq_plugin.behaviour.return_time import ReturnTime, return_recipe
-from bseq_plugin.behaviour.rfm import rfm_features
-from bseq_plugin.behaviour.tasks import Counts, Task
-from bseq_plugin.behaviour.vectors import user_vectors
 from task_parts.measure import Scored
 from task_parts.protocol import ENCODER_UNTIL, LOG_END, TEST_AT, TRAIN_AT, VALIDATION_AT, Case, at
 from task_parts.rankers import BOTH, THEIRS, blended, logistic, logs, trees
