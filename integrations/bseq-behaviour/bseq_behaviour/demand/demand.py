@@ -14,13 +14,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 import bseq_plugin as bseq
 from bseq_behaviour.contract.answers import checked
 from bseq_behaviour.contract.choice import HeadChoice, count_head
 from bseq_behaviour.contract.heads import CountHead
-from bseq_behaviour.fitting import BestWeights
+from bseq_behaviour.fitting import Plan, fit, seeded
 from bseq_behaviour.propensity.inputs import Scale
 from bseq_behaviour.propensity.labels import WEEK_US
 
@@ -91,33 +90,21 @@ def fit_demand(
             "demand needs users to learn from and units in the week it is judged at; choose other weeks"
         )
     scale = Scale.of(train.vectors_ND)
-    parts = [
+    learned, held = (
         [torch.from_numpy(values) for values in (scale(rows.vectors_ND), rows.recent_NC, rows.units_NC)]
         for rows in (train, validation)
-    ]
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        module = count_head(HeadChoice(head, options or {}), train.vectors_ND.shape[1], parts[0][2].mean(0))
-        _descend(module, *parts)
-    return DemandModel(module.eval(), scale)
-
-
-def _descend(head: CountHead, train: list[Tensor], validation: list[Tensor]) -> None:
-    optimizer = torch.optim.AdamW(head.parameters(), lr=1e-2, weight_decay=1e-2)
-    best = BestWeights(head)
-    for _ in range(MAX_EPOCHS):
-        head.train()
-        for rows in torch.split(torch.randperm(len(train[0])), BATCH_ROWS):
-            optimizer.zero_grad()
-            loss = checked(head, head.loss(*(values[rows] for values in train)), ())
-            loss.backward()  # type: ignore[no-untyped-call]
-            optimizer.step()
-        head.eval()
-        with torch.no_grad():
-            best.see(float(head.loss(*validation)))
-        if best.waited >= PATIENCE:
-            break
-    best.restore()
+    )
+    with seeded(seed):
+        module = count_head(HeadChoice(head, options or {}), train.vectors_ND.shape[1], learned[2].mean(0))
+        fit(
+            module,
+            torch.optim.AdamW(module.parameters(), lr=1e-2, weight_decay=1e-2),
+            lambda _, rows: checked(module, module.loss(*(values[rows] for values in learned)), ()),
+            [len(train.units_NC)],
+            Plan(MAX_EPOCHS, BATCH_ROWS, seed, PATIENCE),
+            lambda: float(module.loss(*held)),
+        )
+    return DemandModel(module, scale)
 
 
 def wape(truth_CW: np.ndarray, forecast_CW: np.ndarray) -> float:

@@ -6,7 +6,7 @@ the encoder no longer frozen.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 import bseq_plugin as bseq
-from bseq_behaviour.fitting import BestWeights, require_finite
+from bseq_behaviour.fitting import Plan, fit, mean_loss, require_instants, seeded
 from bseq_behaviour.multitask.moments import Moment, Objectives
 from bseq_behaviour.multitask.multitask import Heads, MultiTask
 from bseq_behaviour.propensity.fit_heads import Weighting
@@ -65,13 +65,10 @@ def fit_multitask(
         PluginError: a head gives nonsense.
         BseqError: the loss is no longer finite.
     """
-    if epochs < 1 or batch_users < 1 or not train:
-        raise bseq.UsageError(
-            f"epochs = {epochs}, batch_users = {batch_users}, {len(train)} instants; give 1 or more of each"
-        )
+    plan = Plan(epochs, batch_users, seed)
+    require_instants(train)
     scale = Scale.of(np.concatenate([part.context_BX for part in train]))
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with seeded(seed):
         task = MultiTask(model, objectives, scale, heads, weighting, importance)
         optimizer = torch.optim.Adam(
             [
@@ -79,37 +76,21 @@ def fit_multitask(
                 {"params": [p for n, p in task.named_parameters() if not n.startswith("encoder.")], "lr": head_rate},
             ]
         )
-        best = BestWeights(task)
-        for epoch in range(1, epochs + 1):
-            task.train()
-            for part in _batches(train, batch_users, np.random.default_rng([seed, epoch])):
-                optimizer.zero_grad()
-                loss = task.total(part)
-                require_finite(loss.item(), epoch)
-                loss.backward()  # type: ignore[no-untyped-call]
-                optimizer.step()
-            best.see(_judged(task, validation, batch_users))
-    best.restore()
-    task.eval()
+        best = fit(
+            task,
+            optimizer,
+            lambda instant, users: task.total(train[instant].take(users)),
+            [part.histories.n_users for part in train],
+            plan,
+            lambda: _judged(task, validation, batch_users),
+        )
     return MultiTaskFit(task, best.epoch, best.loss)
 
 
-def _batches(train: list[Moment], batch_users: int, random: np.random.Generator) -> Iterator[Moment]:
-    """Every user of every instant once, a batch at one instant."""
-    pieces = []
-    for place, part in enumerate(train):
-        order = random.permutation(part.histories.n_users)
-        pieces += [(place, users) for users in np.array_split(order, max(1, -(-len(order) // batch_users)))]
-    for choice in random.permutation(len(pieces)):
-        place, users = pieces[choice]
-        yield train[place].take(users)
-
-
-@torch.no_grad()
 def _judged(task: MultiTask, validation: Moment, batch_users: int) -> float:
-    """The summed loss of all users, by importance, a batch at a time, so that memory stays bounded."""
-    task.eval()
-    n_users = validation.histories.n_users
-    parts = np.array_split(np.arange(n_users), max(1, -(-n_users // batch_users)))
-    losses = [float((task.losses(validation.take(users)) * task.importance_O).sum()) for users in parts]
-    return sum(loss * len(users) for loss, users in zip(losses, parts, strict=True)) / max(n_users, 1)
+    """Return the summed loss of all users of an instant, by importance."""
+    return mean_loss(
+        lambda users: (task.losses(validation.take(users)) * task.importance_O).sum(),
+        validation.histories.n_users,
+        batch_users,
+    )

@@ -19,7 +19,7 @@ import bseq_plugin as bseq
 from bseq_behaviour.contract.answers import checked
 from bseq_behaviour.contract.choice import HeadChoice, binary_head, load_weights
 from bseq_behaviour.contract.heads import BinaryHead
-from bseq_behaviour.fitting import BestWeights
+from bseq_behaviour.fitting import Plan, fit, seeded
 from bseq_behaviour.propensity.inputs import Scale
 
 Weighting = Literal["equal", "uncertainty"]
@@ -148,47 +148,31 @@ def fit_heads(
     if train.labels_NK.shape[1] != len(tasks):
         raise bseq.UsageError(f"{len(tasks)} tasks, but labels of {train.labels_NK.shape[1]}; give one column a task")
     scale = Scale.of(train.inputs_ND)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    inputs_ND, labels_NK = _tensors(train, scale)
+    held = _tensors(validation, scale)
+    with seeded(seed):
         module = binary_head(HeadChoice(head, options or {}), train.inputs_ND.shape[1], len(tasks))
         weights = TaskWeights(len(tasks), weighting)
-        _descend(module, weights, _tensors(train, scale), _tensors(validation, scale), learning_rate, weight_decay)
-    return FittedHeads(module.eval(), scale, tasks, digest, inputs)
+        optimizer = torch.optim.AdamW(
+            [
+                {"params": module.parameters(), "weight_decay": weight_decay},
+                {"params": weights.parameters(), "weight_decay": 0.0},
+            ],
+            lr=learning_rate,
+        )
+        fit(
+            module,
+            optimizer,
+            lambda _, rows: weights(_losses(module, inputs_ND[rows], labels_NK[rows])),
+            [len(inputs_ND)],
+            Plan(MAX_EPOCHS, BATCH_ROWS, seed, PATIENCE),
+            lambda: float(_losses(module, *held).sum()),
+        )
+    return FittedHeads(module, scale, tasks, digest, inputs)
 
 
 def _tensors(rows: Rows, scale: Scale) -> tuple[Tensor, Tensor]:
     return torch.from_numpy(scale(rows.inputs_ND)), torch.from_numpy(rows.labels_NK.astype(np.float32))
-
-
-def _descend(
-    module: BinaryHead,
-    weights: TaskWeights,
-    train: tuple[Tensor, Tensor],
-    validation: tuple[Tensor, Tensor],
-    learning_rate: float,
-    weight_decay: float,
-) -> None:
-    """AdamW with early stopping; leaves the best weights in ``module``."""
-    optimizer = torch.optim.AdamW(
-        [
-            {"params": module.parameters(), "weight_decay": weight_decay},
-            {"params": weights.parameters(), "weight_decay": 0.0},
-        ],
-        lr=learning_rate,
-    )
-    best = BestWeights(module)
-    for _ in range(MAX_EPOCHS):
-        module.train()
-        for rows in torch.split(torch.randperm(len(train[0])), BATCH_ROWS):
-            optimizer.zero_grad()
-            weights(_losses(module, train[0][rows], train[1][rows])).backward()
-            optimizer.step()
-        module.eval()
-        with torch.no_grad():
-            best.see(float(_losses(module, *validation).sum()))
-        if best.waited >= PATIENCE:
-            break
-    best.restore()
 
 
 def _losses(module: BinaryHead, inputs_ND: Tensor, labels_NK: Tensor) -> Tensor:

@@ -6,16 +6,14 @@ Shape letters: N visits of a log, W windows of histories.
 from __future__ import annotations
 
 import copy
-import math
 from dataclasses import dataclass
-from functools import partial
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 import bseq_plugin as bseq
-from bseq_behaviour.fitting import require_finite
+from bseq_behaviour.fitting import Plan, fit, seeded
 from bseq_behaviour.returns.hazards import Bins
 from bseq_behaviour.returns.return_time import ReturnTime, require_values, return_recipe
 from bseq_behaviour.returns.visits import visits_of
@@ -101,38 +99,20 @@ def fit_return_time(
     require_values(recipe, log)
     bins = Bins() if bins is None else bins
     weights_J = bins.instant_weights(horizon_days)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(recipe.seed)
+    with seeded(recipe.seed):
         model = ReturnTime(recipe, bins, until_us)
         waits = Waits.of(log, until_us, model.gap_us, recipe.max_length)
         require_causal(model, waits.histories)
-        _descend(model, waits, weights_J)
-    return model.eval()
 
-
-def _descend(model: ReturnTime, waits: Waits, weights_J: Tensor) -> None:
-    """AdamW; the learning rate rises and falls once over all steps."""
-    recipe = model.recipe
-    n_steps = -(-len(waits.users_W) // recipe.batch_users)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, partial(_rate, n_steps=recipe.epochs * n_steps))
-    for epoch in range(1, recipe.epochs + 1):
-        model.train()
-        order = np.random.default_rng([recipe.seed, epoch]).permutation(len(waits.users_W))
-        for windows in np.array_split(order, n_steps):
+        def loss(_: int, windows: np.ndarray) -> Tensor:
             histories, rows, visits = waits.take(windows)
-            losses = model.bins.losses(model(histories)[rows], waits.days_N[visits], waits.came_N[visits], weights_J)
-            optimizer.zero_grad()
-            losses.mean().backward()  # type: ignore[no-untyped-call]
-            require_finite(float(losses.detach().mean()), epoch)
-            optimizer.step()
-            schedule.step()
+            days, came = waits.days_N[visits], waits.came_N[visits]
+            return model.bins.losses(model(histories)[rows], days, came, weights_J).mean()
 
-
-def _rate(step: int, n_steps: int) -> float:
-    """Rises in a line, then falls as half a cosine does."""
-    warm = max(1.0, WARM_UP * n_steps)
-    return min((step + 1) / warm, 0.5 + 0.5 * math.cos(math.pi * step / n_steps))
+        optimizer = torch.optim.AdamW(model.parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay)
+        plan = Plan(recipe.epochs, recipe.batch_users, recipe.seed, warm_up=WARM_UP)
+        fit(model, optimizer, loss, [len(waits.users_W)], plan)
+    return model
 
 
 @torch.no_grad()
