@@ -48,9 +48,9 @@ clean: ## remove the environment, caches, build products and the demo's output
 
 # An environment that is there is brought up to date rather than made anew. torchrec's metadata asks for the CUDA build
 # of fbgemm, so the lock is installed without looking at dependencies; CONTRIBUTING.md, "Regenerate the lock".
-$(READY): pyproject.toml requirements/cpu.txt Makefile
+$(READY): pyproject.toml integrations/bseq-behaviour/pyproject.toml requirements/cpu.txt Makefile
 	@$(BIN)/python -c "" 2>/dev/null || { rm -rf $(VENV); $(PYTHON) -m venv $(VENV); }
 	$(BIN)/python -m pip install $(TORCH)
 	$(BIN)/python -m pip install --no-deps -r requirements/cpu.txt
-	$(BIN)/python -m pip install --no-deps --no-build-isolation -e .
+	$(BIN)/python -m pip install --no-deps --no-build-isolation -e . -e integrations/bseq-behaviour
 	@touch $@

@@ -51,6 +51,7 @@ if TYPE_CHECKING:
     from bseq_plugin.model.task import SequenceInterestTask as SequenceInterestTask
     from bseq_plugin.model.tensor_file import load_sealed as load_sealed
     from bseq_plugin.model.tensor_file import save_sealed as save_sealed
+    from bseq_plugin.plugins import PluginInfo as PluginInfo
     from bseq_plugin.plugins import PluginManager as PluginManager
     from bseq_plugin.plugins import plugin_manager as plugin_manager
     from bseq_plugin.publishing.choose import IndexTarget as IndexTarget
@@ -66,12 +67,6 @@ if TYPE_CHECKING:
     from bseq_plugin.schema.attach import USER_INTEREST as USER_INTEREST
     from bseq_plugin.schema.attach import HistoryEncoder as HistoryEncoder
     from bseq_plugin.schema.encoders import SequenceEncoder as SequenceEncoder
-    from bseq_plugin.schema.heads import BehaviourHead as BehaviourHead
-    from bseq_plugin.schema.heads import BinaryHead as BinaryHead
-    from bseq_plugin.schema.heads import CatalogueHead as CatalogueHead
-    from bseq_plugin.schema.heads import CountHead as CountHead
-    from bseq_plugin.schema.heads import DecoderMemory as DecoderMemory
-    from bseq_plugin.schema.heads import SequenceHead as SequenceHead
     from bseq_plugin.schema.indexes import IndexCapabilities as IndexCapabilities
     from bseq_plugin.schema.indexes import RowMask as RowMask
     from bseq_plugin.schema.indexes import VectorIndex as VectorIndex
@@ -97,15 +92,10 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOME = {
-    "BehaviourHead": "schema.heads",
     "BenchmarkReport": "evaluation.benchmark",
-    "BinaryHead": "schema.heads",
     "Blend": "serving.blend",
     "BseqError": "errors",
     "CandidateSource": "schema.sources",
-    "CatalogueHead": "schema.heads",
-    "CountHead": "schema.heads",
-    "DecoderMemory": "schema.heads",
     "Diversity": "serving.diversity",
     "EvaluationReport": "evaluation.evaluate",
     "Events": "data.events",
@@ -125,6 +115,7 @@ _HOME = {
     "PackedEvents": "schema.packed",
     "PartOptions": "schema.options",
     "PluginError": "errors",
+    "PluginInfo": "plugins",
     "PluginManager": "plugins",
     "PopularityPrior": "data.items",
     "Pseudonymiser": "data.pseudonyms",
@@ -137,7 +128,6 @@ _HOME = {
     "RunError": "errors",
     "SchemaError": "errors",
     "SequenceEncoder": "schema.encoders",
-    "SequenceHead": "schema.heads",
     "SequenceInterestEncoder": "model.encoder",
     "SequenceInterestTask": "model.task",
     "SequenceLoss": "schema.losses",

@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from bseq_plugin.data.events import Events
     from bseq_plugin.schema.attach import HistoryEncoder
     from bseq_plugin.schema.encoders import SequenceEncoder
-    from bseq_plugin.schema.heads import BehaviourHead
     from bseq_plugin.schema.indexes import VectorIndex
     from bseq_plugin.schema.item_encoders import ItemEncoder
     from bseq_plugin.schema.losses import SequenceLoss
@@ -42,10 +41,6 @@ class BseqSpecs:
     @hookspec
     def bseq_losses(self) -> list[type[SequenceLoss]]:  # type: ignore[empty-body]
         """Losses of (state, target, candidates)."""
-
-    @hookspec
-    def bseq_heads(self) -> list[type[BehaviourHead]]:  # type: ignore[empty-body]
-        """What users will do: yes-or-no tasks, the catalogue, counts, the next events; one base class each."""
 
     @hookspec
     def bseq_item_encoders(self) -> list[type[ItemEncoder]]:  # type: ignore[empty-body]

@@ -20,14 +20,10 @@ ALLOW_ENV = "BSEQ_PLUGINS"  # comma-separated entry-point names: only these are 
 DENY_ENV = "BSEQ_DISABLE_PLUGINS"  # comma-separated entry-point names that are not loaded
 BUILTIN = "builtin"
 
-HEAD_HOOK, HEAD_ANSWERS = "bseq_heads", ("binary", "catalogue", "count", "sequence")
-
-# kind of part -> hook that lists the classes; the kind is the word used in messages and in `bseq plugins`. Heads come
-# in by one hook and say in `answer` which kind they are.
+# kind of part -> hook that lists the classes; the kind is the word used in messages and in `bseq plugins`
 PART_HOOKS = {
     "encoder": "bseq_encoders",
     "loss": "bseq_losses",
-    **{f"{answer} head": HEAD_HOOK for answer in HEAD_ANSWERS},
     "item encoder": "bseq_item_encoders",
     "index": "bseq_indexes",
     "candidate source": "bseq_candidate_sources",
@@ -68,7 +64,6 @@ class PluginManager:
         self._info: dict[str, PluginInfo] = {}
         self._causes: dict[str, BaseException] = {}
         self._parts: dict[str, dict[str, tuple[type[Any], str]]] = {}
-        self._refused: dict[tuple[str, str], str] = {}  # (head of no kind, its plugin) -> what is wrong with it
 
     @property
     def hook(self) -> Any:
@@ -138,20 +133,12 @@ class PluginManager:
         return {name: cls for name, (cls, _) in self._collect(kind).items()}
 
     def part(self, kind: str, name: str) -> type[Any]:
-        """The class of ``kind`` called ``name``. An unknown name lists what there is and what failed to load.
-
-        Raises PluginError for a head that does not say of which kind it is; all others can be had.
-        """
+        """The class of ``kind`` called ``name``. An unknown name lists what there is and what failed to load."""
         found = self.parts(kind)
         if name in found:
             return found[name]
-        refused = [message for (head, _), message in self._refused.items() if head == name]
-        if refused and self.kinds[kind] == HEAD_HOOK:
-            raise PluginError("; ".join(refused))
         failed = "; ".join(f"plugin {i.name!r} of {i.distribution} failed: {i.error}" for i in self._failed())
         message = f"unknown {kind} {name!r}; there are: {', '.join(sorted(found)) or '(none)'}"
-        siblings = [other for other, hook in self.kinds.items() if hook == self.kinds[kind] and other != kind]
-        message += "".join(f". {name!r} is a {other}" for other in siblings if self._has(other, name))
         message += f". {failed}" if failed else ""
         raise UsageError(message) from next(iter(self._causes.values()), None)
 
@@ -168,11 +155,9 @@ class PluginManager:
         rows = [[i.name, i.distribution, i.version, i.error, i.parts, i.hooks] for i in self.infos()]
         return hashlib.sha256(json.dumps(rows, sort_keys=True).encode()).hexdigest()
 
-    def _has(self, kind: str, name: str) -> bool:
-        try:
-            return name in self.parts(kind)
-        except PluginError:  # two plugins use one name of that kind: no matter of who asked for another
-            return False
+    def is_of_kind(self, kind: str, part: type[Any], plugin: PluginInfo) -> bool:
+        """Return whether a class is of ``kind``; override it where one hook lists classes of several kinds."""
+        return True
 
     def _failed(self) -> list[PluginInfo]:
         return [info for info in self._info.values() if info.error]
@@ -196,7 +181,7 @@ class PluginManager:
                 name = getattr(cls, "name", None)
                 if not isinstance(cls, type) or not isinstance(name, str) or not name:
                     raise PluginError(f"plugin {mine.name!r}: {hook}() gave {cls!r}; it needs a class with a `name`")
-                if hook == HEAD_HOOK and not self._is_head(kind, cls, mine):
+                if not self.is_of_kind(kind, cls, mine):
                     continue
                 if name in found:
                     other = self._info[found[name][1]]
@@ -206,16 +191,6 @@ class PluginManager:
                     )
                 found[name] = (cls, mine.name)
         return found
-
-    def _is_head(self, kind: str, cls: type[Any], info: PluginInfo) -> bool:
-        """A class that does not say what it answers is of no kind: that is its plugin's ``error``, the rest goes on."""
-        answer = getattr(cls, "answer", None)
-        if answer not in HEAD_ANSWERS and (cls.name, info.name) not in self._refused:
-            wrong = f"head {cls.name!r} has answer = {answer!r}; subclass BinaryHead, CatalogueHead, CountHead or "
-            wrong += "SequenceHead of bseq_plugin, which say what a head answers"
-            info.error = f"{info.error}; {wrong}" if info.error else wrong
-            self._refused[cls.name, info.name] = f"plugin {info.name!r} ({info.distribution}): {wrong}"
-        return bool(kind == f"{answer} head")
 
 
 def hook_names(specs: type[Any] = BseqSpecs) -> list[str]:

@@ -21,6 +21,7 @@ from benchmarks import harness
 from benchmarks.harness import ROOT
 
 ROW = re.compile(r"^\| (\d+) \| (.*?) \| .* \| (.+) \|$", re.M)
+TEST = re.compile(r"`((?:tests|integrations)/[^`]+)`")
 
 
 class Named:
@@ -60,7 +61,7 @@ class Named:
 
 def rows_of(text: str) -> dict[int, tuple[str, list[str]]]:
     """Number -> (fault, tests) of the tables in docs/faults.md."""
-    return {int(n): (fault, re.findall(r"`(tests/[^`]+)`", cell)) for n, fault, cell in ROW.findall(text)}
+    return {int(n): (fault, TEST.findall(cell)) for n, fault, cell in ROW.findall(text)}
 
 
 def main() -> int:

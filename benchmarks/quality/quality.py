@@ -26,13 +26,12 @@ MINUTES = 10.0
 def claims(document: dict[str, Any]) -> list[harness.Claim]:
     """Return what is aimed at on Beauty, from the document of `bseq benchmark`."""
     slowest = max(row["train_seconds"] for row in document["seeds"]) / 60
-    made = [
+    return [
         harness.at_least("NDCG@10, mean", document["mean"]["ndcg@10"], 0.0600),
         harness.at_least("Recall@10, mean", document["mean"]["recall@10"], 0.098),
         harness.at_least("NDCG@10 of the blend, mean", document["blend_mean"]["ndcg@10"], 0.064),
         harness.at_most("minutes of the longest training", slowest, MINUTES),
     ]
-    return made
 
 
 def main() -> None:

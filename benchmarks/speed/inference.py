@@ -25,9 +25,6 @@ import torch
 from benchmarks import harness
 from benchmarks.speed.job import SETTINGS, sequences_file
 from benchmarks.speed.programs import peer, run
-from bseq_plugin import Recipe, read_events, train
-from bseq_plugin.model.run import Run
-from bseq_plugin.evaluation.evaluate import evaluate_run
 from bseq_plugin import Recipe, evaluate, read_events, train
 from bseq_plugin.model.interest_model import InterestModel
 from bseq_plugin.model.run import Run

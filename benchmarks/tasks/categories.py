@@ -7,15 +7,15 @@ from __future__ import annotations
 
 import numpy as np
 import torch
+from bseq_behaviour.propensity.labels import known_users, labels
+from bseq_behaviour.propensity.rfm import own_features, rfm_features
+from bseq_behaviour.propensity.tasks import Counts, Task
+from bseq_behaviour.propensity.vectors import user_vectors
 from scipy import sparse
 
 from benchmarks.tasks.measure import Scored
 from benchmarks.tasks.protocol import DAYS, LOG_END, TEST_AT, TRAIN_AT, VALIDATION_AT, Case
 from benchmarks.tasks.rankers import BOTH, THEIRS, logistic, logs, trees
-from bseq_plugin.behaviour.labels import known_users, labels
-from bseq_plugin.behaviour.rfm import own_features, rfm_features
-from bseq_plugin.behaviour.tasks import Counts, Task
-from bseq_plugin.behaviour.vectors import user_vectors
 
 N_CATEGORIES = 40  # product categories with the most households in the four weeks before September
 

@@ -10,9 +10,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from bseq_behaviour.propensity.curves import average_precision
 from scipy.stats import rankdata
-
-from bseq_plugin.behaviour.curves import average_precision
 
 N_RESAMPLES = 300
 

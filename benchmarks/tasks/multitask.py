@@ -9,13 +9,13 @@ import time
 from typing import Any
 
 import numpy as np
+from bseq_behaviour.multitask.fit_multitask import fit_multitask
+from bseq_behaviour.multitask.moments import DEMAND, Objectives, moment
+from bseq_behaviour.multitask.multitask import Answers
+from bseq_behaviour.propensity.tasks import Task
 
 from benchmarks import harness
 from benchmarks.tasks.protocol import LOG_END, TEST_AT, TRAIN_AT, VALIDATION_AT, Case
-from bseq_plugin.behaviour.moments import DEMAND, Objectives, moment
-from bseq_plugin.behaviour.multitask import fit_multitask
-from bseq_plugin.behaviour.multitask_model import Answers
-from bseq_plugin.behaviour.tasks import Task
 
 TASKS = ("churn:28", "purchase:7")
 IMPORTANCE = {"all_action": 3.0}  # chosen on November: beside four others everything of 28 days learned too little

@@ -8,11 +8,12 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+from bseq_behaviour.next_k.fit_next_k import fit_next_k
+from bseq_behaviour.next_k.futures import futures
+from bseq_behaviour.next_k.judge_next_k import judge_next_k
 
 from benchmarks import harness
 from benchmarks.tasks.protocol import LOG_END, TEST_AT, TRAIN_AT, VALIDATION_AT, Case
-from bseq_plugin.behaviour.next_k_fit import fit_next_k, futures
-from bseq_plugin.behaviour.next_k_judge import judge_next_k
 from bseq_plugin.evaluation.bootstrap import bootstrap_interval, paired_bootstrap_interval
 
 STEPS, KS, EPOCHS, N_SAMPLES = 10, (5, 10), 4, 8

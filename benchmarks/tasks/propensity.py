@@ -9,20 +9,20 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
+from bseq_behaviour.propensity.fit_heads import Rows as HeadRows
+from bseq_behaviour.propensity.fit_heads import fit_heads
+from bseq_behaviour.propensity.labels import WEEK_US, known_users, labels
+from bseq_behaviour.propensity.rfm import rfm_features
+from bseq_behaviour.propensity.tasks import Counts, Task
+from bseq_behaviour.propensity.vectors import user_vectors
+from bseq_behaviour.returns.fit_return_time import fit_return_time
+from bseq_behaviour.returns.return_time import ReturnTime, return_recipe
 from scipy.special import logit
 from sklearn.decomposition import PCA
 
 from benchmarks.tasks.measure import Scored
 from benchmarks.tasks.protocol import ENCODER_UNTIL, LOG_END, TEST_AT, TRAIN_AT, VALIDATION_AT, Case, at
 from benchmarks.tasks.rankers import BOTH, THEIRS, blended, logistic, logs, trees
-from bseq_plugin.behaviour.fit import Rows as HeadRows
-from bseq_plugin.behaviour.fit import fit_heads
-from bseq_plugin.behaviour.labels import WEEK_US, known_users, labels
-from bseq_plugin.behaviour.return_fit import fit_return_time
-from bseq_plugin.behaviour.return_time import ReturnTime, return_recipe
-from bseq_plugin.behaviour.rfm import rfm_features
-from bseq_plugin.behaviour.tasks import Counts, Task
-from bseq_plugin.behaviour.vectors import user_vectors
 
 USER_TASKS = ("churn:28", "churn:14", "purchase:7")
 N_COMPONENTS = 8  # of the vectors, beside counts; of 4, 8 and 16 the best for trees on November, seed 0

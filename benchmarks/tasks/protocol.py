@@ -8,9 +8,9 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from bseq_behaviour.propensity.rfm import event_values
 
 from bseq_plugin import InterestModel, Recipe, train
-from bseq_plugin.behaviour.rfm import event_values
 from bseq_plugin.data.events import instant_us
 from bseq_plugin.data.sequences import Sequences
 from bseq_plugin.demo.data import DemoData

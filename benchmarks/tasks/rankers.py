@@ -6,12 +6,11 @@ Shape letters: N rows, D columns.
 from __future__ import annotations
 
 import numpy as np
+from bseq_behaviour.propensity.curves import auroc
+from bseq_behaviour.propensity.inputs import Scale
 from scipy.special import logit
 from sklearn.ensemble import HistGradientBoostingClassifier
 from sklearn.linear_model import LogisticRegression
-
-from bseq_plugin.behaviour.curves import auroc
-from bseq_plugin.behaviour.inputs import Scale
 
 THEIRS, BOTH = "trees, counts", "trees, counts + ours"
 

@@ -6,7 +6,8 @@
 
 The demo's encoder, trained on purchases before September 2017 and then frozen. Heads, logistic regression and boosted
 trees learn from what happened in the 28 days after five instants in September, stop on November, and are judged on the
-28 days from 1 December. docs/tasks.md has the protocol of each table. Writes benchmarks/results/tasks.json.
+28 days from 1 December. integrations/bseq-behaviour/docs/tasks.md has the protocol of each table. Writes
+benchmarks/results/tasks.json.
 """
 
 from __future__ import annotations

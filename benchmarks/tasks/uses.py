@@ -10,15 +10,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from bseq_behaviour.demand.demand import RECENT_WEEKS, DemandRows, fit_demand, user_demand, wape
+from bseq_behaviour.insight.anomalies import Detector
+from bseq_behaviour.insight.segments import adjusted_rand_index, describe_segments, fit_segments
+from bseq_behaviour.insight.signals import Window, window_signals
+from bseq_behaviour.propensity.curves import auroc
+from bseq_behaviour.propensity.labels import WEEK_US, weekly_demand
+from bseq_behaviour.propensity.vectors import user_vectors
 
 from benchmarks.tasks.protocol import TEST_AT, Case, at, encoder
-from bseq_plugin.behaviour.anomalies import Detector
-from bseq_plugin.behaviour.curves import auroc
-from bseq_plugin.behaviour.demand import RECENT_WEEKS, DemandRows, fit_demand, user_demand, wape
-from bseq_plugin.behaviour.labels import WEEK_US, weekly_demand
-from bseq_plugin.behaviour.segments import adjusted_rand_index, describe_segments, fit_segments
-from bseq_plugin.behaviour.signals import Window, window_signals
-from bseq_plugin.behaviour.vectors import user_vectors
 from bseq_plugin.data.events import DAY_US
 from bseq_plugin.data.sequences import Sequences
 from bseq_plugin.demo.data import DemoData

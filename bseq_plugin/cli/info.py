@@ -40,7 +40,7 @@ def plugins(as_json: AsJson = False) -> None:
         if "bseq_read_events" in info.hooks:
             gives += "\nreads event sources"
         if info.error:
-            gives = f"[red]failed: {info.error}[/red]\n{gives}"
+            gives = f"[red]failed: {escape(info.error)}[/red]\n{gives}"
         table.add_row(info.name, f"{info.distribution} {info.version}".strip(), gives.strip())
     out.print(table)
 

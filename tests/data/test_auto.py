@@ -73,38 +73,40 @@ def test_a_time_split_asks_for_a_window():
 def test_windows_can_be_asked_for_without_a_split():
     """What was chosen with a time split is trained on everything in the end."""
     events = spread(40, 50, 30, 200)
-    asked = {"split": "none", "targets": "window", "window_days": 14}
-    alike = auto_recipe(events, {"targets": "window", "horizon_days": 14})
-    assert auto_recipe(events, asked) == alike.replace(split="none", horizon_days=28)
+    asked = {"split": "none", "objective": {"kind": "window", "days": 14}}
+    alike = auto_recipe(events, {"split": {"kind": "time", "horizon_days": 14}, "objective": "window"})
+    assert auto_recipe(events, asked) == alike.replace(split="none")
 
 
 def test_what_is_asked_stands_in_the_recipe():
     """Whole settings, and single options beside those that auto chose."""
     events = log(40, 50, 30)
     own = auto_recipe(events)
-    asked = {"dropout": 0.3, "encoder_options": {"n_blocks": 1}}
-    assert auto_recipe(events, asked) == own.with_settings(["dropout=0.3", "encoder_options.n_blocks=1"])
-    assert own.encoder_options.items() <= auto_recipe(events, asked).encoder_options.items()
-    with pytest.raises(RecipeError, match="unknown key 'drop_out'"):
-        auto_recipe(events, {"drop_out": 0.3})
+    asked = {"training": {"epochs": 3}, "encoder": {"n_blocks": 1}}
+    assert auto_recipe(events, asked) == own.with_settings(["training.epochs=3", "encoder.n_blocks=1"])
+    assert own.encoder.options.items() <= auto_recipe(events, asked).encoder.options.items()
+    with pytest.raises(RecipeError, match="unknown key 'training.epoch'"):
+        auto_recipe(events, {"training": {"epoch": 3}})
 
 
 def test_a_horizon_asks_for_a_time_split():
     events = spread(40, 50, 30, 200)
-    assert auto_recipe(events, horizon_days=14) == auto_recipe(events, {"split": "time", "horizon_days": 14})
+    assert auto_recipe(events, horizon_days=14) == auto_recipe(
+        events, {"split": {"kind": "time", "horizon_days": 14}}
+    )
 
 
-@pytest.mark.parametrize("settings", [[], ["split=time", "horizon_days=14", "encoder_options.half_life_days=3"]])
+@pytest.mark.parametrize("settings", [[], ["split=time", "split.horizon_days=14", "encoder.half_life_days=3"]])
 def test_auto_by_name_with_settings_is_the_same(settings):
     """What --recipe auto and --set choose."""
     events = spread(40, 50, 30, 200)
-    asked = {"split": "time", "horizon_days": 14, "encoder_options": {"half_life_days": 3}} if settings else {}
-    assert choose_recipe("auto", settings, events) == auto_recipe(events, asked)
+    asked = {"split": {"kind": "time", "horizon_days": 14}, "encoder": {"half_life_days": 3}}
+    assert choose_recipe("auto", settings, events) == auto_recipe(events, asked if settings else {})
 
 
 def test_other_recipes_are_chosen_by_name_or_as_they_are():
-    recipe = Recipe(dim=8)
-    assert choose_recipe(recipe, ["epochs=3"]) == recipe.replace(epochs=3)
+    recipe = Recipe(vectors={"dim": 8})
+    assert choose_recipe(recipe, ["training.epochs=3"]) == recipe.replace(training={"epochs": 3})
     assert choose_recipe(None) == Recipe()
     assert choose_recipe("reference") == Recipe.load("reference")
 

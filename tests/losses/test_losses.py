@@ -3,6 +3,7 @@ from typing import ClassVar
 
 import pytest
 import torch
+from bseq_plugin.schema.parts import Negatives, Targets
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -12,7 +13,6 @@ from bseq_plugin.losses import chunked, precision
 from bseq_plugin.losses.bce import BCELoss, GeneralisedBCELoss
 from bseq_plugin.losses.softmax import SoftmaxLoss, SoftmaxOptions
 from bseq_plugin.schema.losses import Negatives, Targets
-from bseq_plugin.schema.parts import Negatives, Targets
 from bseq_plugin.testing.losses import LossTests
 
 

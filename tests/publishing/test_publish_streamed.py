@@ -134,7 +134,8 @@ def test_interests_of_another_seed_are_not_used_by_an_encoder_without_weights(ru
     """``mean`` has next to none: what differs is the item table."""
     log, runs = PartitionedSequences.open(run.parent / "parts"), [tmp_path / "0", tmp_path / "1"]
     for seed, path in enumerate(runs):
-        train(log, tiny_recipe.replace(encoder={"name": "mean"}, training={"epochs": 1, "seed": seed}), path, progress=False)
+        recipe = tiny_recipe.replace(encoder="mean", training={"epochs": 1, "seed": seed})
+        train(log, recipe, path, progress=False)
     shutil.rmtree(runs[0] / "interests")
     shutil.copytree(runs[1] / "interests", runs[0] / "interests")
     assert histories_of_run(Run(runs[0]), InterestModel.from_run(runs[0])).interests is None
@@ -246,8 +247,8 @@ def test_rows_that_are_completed_after_training_leave_no_interests_of_others(
     log = build_sequences(str(tiny_source), tmp_path / "parts", partitions=2)
     ids = np.sort(tiny_frame["item_id"].unique())
     items = pd.DataFrame({"item_id": ids, "colour": np.where(np.arange(len(ids)) % 3, "red", "blue")})
-    options = {"columns": {"categories": ["colour"]}}
-    recipe = tiny_recipe.replace(items={"encoders": @@("columns",)@@options}, training={"epochs": 1})
+    columns = {"name": "columns", "categories": ["colour"]}
+    recipe = tiny_recipe.replace(items={"encoders": [columns]}, training={"epochs": 1})
     run = train(log, recipe, tmp_path / "run", items=items, progress=False)
     assert not (run.path / "interests").exists()
     publish(run, tmp_path / "store")

@@ -13,8 +13,8 @@ import torch
 
 from bseq_plugin.data.events import Events
 from bseq_plugin.model.interest_model import InterestModel
-from bseq_plugin.recipe.recipe import Recipe
 from bseq_plugin.model.run import Run
+from bseq_plugin.recipe.recipe import Recipe
 from bseq_plugin.training.train import train
 from bseq_plugin.training.trainer import Trainer
 

@@ -17,14 +17,15 @@ from bseq_plugin.errors import BseqError, RecipeError, RunError, SchemaError, Us
 from bseq_plugin.losses.softmax import SoftmaxLoss
 from bseq_plugin.metrics import ranking_metrics, top_k_items
 from bseq_plugin.model.interest_model import InterestModel
-from bseq_plugin.recipe.recipe import Recipe
 from bseq_plugin.model.run import Run
+from bseq_plugin.recipe.recipe import Recipe
 from bseq_plugin.training.distributed import world
 from bseq_plugin.training.log import RunLog
 from bseq_plugin.training.pipeline import EpochPipeline
 from bseq_plugin.training.sharding import shard
 from bseq_plugin.training.train import train
 from bseq_plugin.training.trainer import Trainer, build_task
+
 
 @pytest.fixture
 def events(tiny_frame):

@@ -22,17 +22,17 @@ VOCABULARY = bseq.Vocabulary(np.arange(10, 18), np.arange(8) + 1)
 ROWS = np.array([[1, 2, 3], [4, 5, 6]])
 
 
-def interest_model(score="inner", **settings):
+def interest_model(similarity="inner", **sections):
     torch.manual_seed(0)
     recipe = bseq.Recipe(
         encoder={"name": "mean", "max_length": 5},
-        vectors={"dim": 6, "similarity": score},
+        vectors={"dim": 6, "similarity": similarity},
         events={"features": ()},
-        **settings,
+        **sections,
     )
     encoder = bseq.SequenceInterestEncoder(recipe, VOCABULARY.n_items)
     state = {name: value + torch.randn(value.shape) for name, value in encoder.state_dict().items()}
-    priors = torch.rand(9, len(recipe.objective.popularity_days)) if recipe.objective.popularity_days else None
+    priors = torch.rand(9, len(recipe.popularity_days)) if recipe.popularity_days else None
     return bseq.InterestModel.from_state(recipe, VOCABULARY, state, priors, None)
 
 
@@ -62,8 +62,8 @@ def learning(tuner):
     ("score", "settings"),
     [
         ("inner", {}),
-        ("cosine", {"targets": "window", "popularity_days": [7.0, 28.0]}),
-        ("inner", {"targets": "prefix", "readout": "multi", "n_interests": 2}),
+        ("cosine", {"objective": {"kind": "window", "popularity_days": [7.0, 28.0]}}),
+        ("inner", {"objective": "prefix", "interests": {"kind": "several", "n": 2}}),
     ],
 )
 def test_the_loss_pair_by_pair(tuner, score, settings):

@@ -1,1 +1,0 @@
-"""Behaviour answers what users will do and are like: propensity, demand, segments, anomalies."""

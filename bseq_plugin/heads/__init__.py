@@ -1,1 +1,0 @@
-"""Heads answer what users will do, from vectors or states of an encoder."""

@@ -1,1 +1,0 @@
-"""Reports are pictures for people; matplotlib is imported where one is drawn."""
