@@ -19,9 +19,9 @@ from bseq_plugin.data.item_vectors import ItemVectors
 from bseq_plugin.data.items import ItemAttributes
 from bseq_plugin.errors import PluginError, RecipeError
 from bseq_plugin.model.anchored import AnchoredInterests
+from bseq_plugin.model.ensemble import Ensemble
 from bseq_plugin.model.interests import MultiInterests
 from bseq_plugin.model.items import InterestHead, ItemTower
-from bseq_plugin.model.members import SideBySide
 from bseq_plugin.model.neighbours import NeighbourItems
 from bseq_plugin.plugins import plugin_manager
 from bseq_plugin.schema.attach import USER_INTEREST, HistoryEncoder
@@ -221,7 +221,7 @@ def build_encoder_part(recipe: Recipe) -> SequenceEncoder:
     members: list[SequenceEncoder] = [
         part(recipe.dim, recipe.max_length, recipe.dropout, options) for _ in range(recipe.members)
     ]
-    return members[0] if len(members) == 1 else SideBySide(members)
+    return members[0] if len(members) == 1 else Ensemble(members)
 
 
 def _multi_interests(recipe: Recipe) -> MultiInterests | AnchoredInterests | None:

@@ -8,7 +8,7 @@ from bseq_plugin import matmul
 from bseq_plugin.encoders import feed_forward
 from bseq_plugin.encoders.causal import CausalEncoder, CausalOptions
 from bseq_plugin.encoders.feed_forward import FeedForward
-from bseq_plugin.model.members import SideBySide
+from bseq_plugin.model.ensemble import Ensemble
 
 
 def exact(part, x):
@@ -77,14 +77,14 @@ def test_it_pays_only_with_a_unit_and_some_width(monkeypatch):
 
 def test_what_was_measured_reaches_every_block_of_every_member(monkeypatch):
     monkeypatch.setattr(matmul, "_has_bfloat16_unit", lambda: True)
-    members = SideBySide([CausalEncoder(64, 8, 0.0, CausalOptions()) for _ in range(2)])
+    members = Ensemble([CausalEncoder(64, 8, 0.0, CausalOptions()) for _ in range(2)])
     for gain, expected in ((1.0, "float32"), (3.0, "bfloat16")):
         monkeypatch.setattr(feed_forward, "feed_forward_gain", lambda *_, gain=gain: gain)
         choices = members.machine_choices(64)
         assert choices == {"matmul": expected}
         members.settle(choices)
         assert {b.feed_forward.matmul for part in members.parts for b in part.blocks} == {expected}
-        members = SideBySide([CausalEncoder(64, 8, 0.0, CausalOptions()) for _ in range(2)])
+        members = Ensemble([CausalEncoder(64, 8, 0.0, CausalOptions()) for _ in range(2)])
     asked = CausalEncoder(64, 8, 0.0, CausalOptions(matmul="float32"))
     assert asked.machine_choices(64) == {}
     assert {b.feed_forward.matmul for b in asked.blocks} == {"float32"}
