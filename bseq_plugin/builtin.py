@@ -1,4 +1,4 @@
-"""The built-in parts, registered through the same hooks as anybody's (entry point ``builtin`` of group ``bseq``)."""
+"""The built-in parts come in through the same hooks as anybody's, by the entry point ``builtin``."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The hooks a plugin can implement: the whole contract, without torch, FAISS or transformers.
+"""The hooks are what a plugin can implement: the contract, without torch, FAISS or transformers.
 
 A plugin is a module (or object) whose functions are marked with ``@bseq_plugin.hookimpl`` and which is named
 in the entry-point group ``bseq``. The built-in parts come in by the same door (``bseq_plugin.builtin``).

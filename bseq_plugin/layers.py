@@ -1,4 +1,4 @@
-"""Linear layers that begin as the identity or as nothing, so that attention begins as a mean of what it sees.
+"""Linear layers begin as the identity or as nothing, so that attention begins as a mean.
 
 From random layers an encoder has to find first that what was is the best guess at what will be; on logs where people
 come back to the same items most of the training goes into that.

@@ -1,4 +1,4 @@
-"""In which type a part multiplies, and whether that pays on this machine."""
+"""A part multiplies in bfloat16 where that is measured to pay on this machine."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Loading plugins so that one bad plugin is reported and never takes the others down."""
+"""Plugins are loaded so that one bad plugin is reported and never takes the others down."""
 
 from __future__ import annotations
 

@@ -1,12 +1,10 @@
-"""What several test folders share: a tiny log, a recipe for it, and one finished run."""
+"""What several test folders share: a tiny log, a recipe for it, one finished run, untrained models, a fake GPU."""
 
 from __future__ import annotations
 
 import os
 import subprocess
 import sys
-import threading
-import types
 from pathlib import Path
 
 import faiss
@@ -14,9 +12,11 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from fake_gpu import FakeGpu
 
 START_US = 1_600_000_000_000_000
 DAY_US = 86_400_000_000
+MODEL_US = 1_500_000_000_000_000  # what an untrained model knows ends here, and its histories begin
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -154,95 +154,48 @@ def bseq(monkeypatch, capsys):
     return run
 
 
-class FakeGpu:
-    """A module that looks like GPU FAISS and refuses what the real one can't do (faults.md 0.1, 0.7; facts.md 1.2)."""
+@pytest.fixture(scope="session")
+def make_model():
+    """A function that makes an untrained model; its vectors are random, or small whole numbers with exact products."""
+    from bseq_plugin.data.vocabulary import Vocabulary
+    from bseq_plugin.model.encoder import SequenceInterestEncoder
+    from bseq_plugin.model.interest_model import InterestModel
+    from bseq_plugin.schema.recipe import Recipe
 
-    def __init__(self, n_gpus: int = 1, memory: int = 2**30, cagra: bool = False) -> None:
-        import faiss
+    def make(n_items=40, dim=6, seed=0, *, strings=False, whole=False, event_features=(), max_length=20, score="inner"):
+        generator = torch.Generator().manual_seed(seed)
+        ids = np.array([f"item {i:04d} é" for i in range(n_items)], object) if strings else np.arange(n_items) * 10 + 5
+        counts = torch.randint(1, 50, (n_items,), generator=generator).numpy().astype(np.int64)
+        vocabulary = Vocabulary(ids, counts, ("buy", "view") if "event_type" in event_features else ())
+        recipe = Recipe(encoder="mean", dim=dim, event_features=event_features, max_length=max_length, score=score)
+        encoder = SequenceInterestEncoder(recipe, n_items, len(vocabulary.event_types))
+        state = {
+            name: torch.randint(-2, 3, value.shape, generator=generator).float()
+            if whole
+            else torch.randn(value.shape, generator=generator)
+            for name, value in encoder.state_dict().items()
+        }
+        return InterestModel.from_state(recipe, vocabulary, state, None, MODEL_US)
 
-        self.memory = memory
-        self.n_resources = 0
-        self.out_of_memory = False  # set during a test: the next search fails
-        self.module = types.ModuleType("faiss")
-        self.module.__dict__.update(
-            {
-                n: getattr(faiss, n)
-                for n in (
-                    "IndexFlatIP", "IndexFlat", "IndexIVFFlat", "METRIC_INNER_PRODUCT", "index_factory", "read_index",
-                    "write_index", "PyCallbackIOWriter", "get_deserialization_vector_byte_limit",
-                    "set_deserialization_vector_byte_limit",
-                )
-            }
-        )  # fmt: skip
-        self.module.get_num_gpus = lambda: n_gpus
-        self.module.StandardGpuResources = lambda: FakeResources(self)
-        self.module.GpuClonerOptions = types.SimpleNamespace
-        self.module.index_cpu_to_gpu = self.index_cpu_to_gpu
-        if cagra:
-            self.module.GpuIndexCagraConfig = types.SimpleNamespace
-            self.module.GpuIndexCagra = lambda resources, d, metric, settings: FakeCagra(
-                self, resources, faiss.IndexHNSWFlat(d, 32, metric)
-            )
-
-    def index_cpu_to_gpu(self, resources, device, index, options=None):
-        resources.check_thread()
-        if not isinstance(index, self.module.IndexFlat | self.module.IndexIVFFlat):
-            raise RuntimeError("This index type is not implemented on GPU.")
-        if index.ntotal * index.d * 4 > self.memory:
-            raise RuntimeError("Error: cudaMalloc error out of memory")
-        return FakeGpuFlat(self, resources, index)
+    return make
 
 
-class FakeResources:
-    def __init__(self, gpu):
-        self.thread = threading.get_ident()
-        self.temp_memory = None
-        gpu.n_resources += 1
+@pytest.fixture(scope="session")
+def make_histories():
+    """A function that makes histories of known and some unknown items; user ids are 100, 101, ..."""
+    from bseq_plugin.data.sequences import Sequences
 
-    def check_thread(self):
-        if threading.get_ident() != self.thread:
-            raise SystemError("GPU resources used by another thread than the one that made them")
+    def make(model, lengths, seed=0, *, unknown=0.0, times=True):
+        random = np.random.default_rng(seed)
+        offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+        items = random.integers(1, model.vocabulary.n_items + 1, offsets[-1])
+        items[random.random(offsets[-1]) < unknown] = 0
+        clock = [np.sort(random.integers(MODEL_US, MODEL_US + 90 * DAY_US, n)) for n in lengths]
+        event_types = random.integers(1, 3, offsets[-1]) if model.vocabulary.event_types else None
+        timestamps = np.concatenate([*clock, np.empty(0, np.int64)]) if times else None
+        return Sequences(np.arange(100, 100 + len(lengths)), offsets, items, timestamps, event_types)
 
-    def setTempMemory(self, size):
-        self.check_thread()
-        self.temp_memory = size
-
-
-class FakeGpuFlat:
-    """No ``remove_ids``, no ``add_with_ids``; ``params`` with a selector is accepted and ignored, as on a GPU."""
-
-    def train(self, x):
-        self._resources.check_thread()
-        self._index.train(x)
-
-    def add(self, x):
-        self._resources.check_thread()
-        self._index.add(x)
-
-    def __init__(self, gpu, resources, index):
-        self._gpu, self._resources, self._index = gpu, resources, index
-        self.d, self.ntotal, self.metric_type = index.d, index.ntotal, index.metric_type
-
-    def search(self, x, k, params=None):
-        self._resources.check_thread()
-        if self._gpu.out_of_memory:
-            raise RuntimeError("Error: cudaMalloc error out of memory")
-        if k > 2048:
-            raise RuntimeError("GPU index only supports min/max-K selection up to 2048")
-        if x.dtype != np.float32 or not x.flags.c_contiguous or x.ndim != 2 or x.shape[1] != self.d:
-            raise SystemError("GPU search needs contiguous float32 of the right width")
-        return self._index.search(x, k)
-
-
-class FakeCagra(FakeGpuFlat):
-    """Built by one call of ``train``; nothing can be added afterwards."""
-
-    def train(self, x):
-        super().train(x)
-        super().add(x)
-
-    def add(self, x):
-        raise RuntimeError("adding vectors is not supported by GpuIndexCagra")
+    return make
 
 
 @pytest.fixture

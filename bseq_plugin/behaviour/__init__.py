@@ -1,1 +1,1 @@
-"""What users will do and are like: labels as of an instant, propensities, demand, anomalies, segments, explanations."""
+"""Behaviour answers what users will do and are like: propensity, demand, segments, anomalies."""

@@ -1,1 +1,1 @@
-"""From events to vocabulary and sequences, and from these to batches."""
+"""Data turns events into a vocabulary, histories and the batches of a training."""

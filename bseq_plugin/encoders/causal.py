@@ -9,13 +9,13 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from bseq_plugin.encoders.attention import NewestView, TileView, View
-from bseq_plugin.encoders.block import Begin, FrequencyFilter, Residual, SelfAttention
 from bseq_plugin.encoders.dropout import dropout
 from bseq_plugin.encoders.feed_forward import FeedForward, feed_forward_pays
-from bseq_plugin.encoders.pairs import N_TIME_BUCKETS, PairBias, PairFeatures, n_distance_buckets
-from bseq_plugin.encoders.stack import BlockStack, Choose, PositionEmbedding
-from bseq_plugin.encoders.varlen import VarlenView, varlen_serves
+from bseq_plugin.encoders.packed.attention import NewestView, TileView, View
+from bseq_plugin.encoders.packed.block import Begin, FrequencyFilter, Residual, SelfAttention
+from bseq_plugin.encoders.packed.pairs import N_TIME_BUCKETS, PairBias, PairFeatures, n_distance_buckets
+from bseq_plugin.encoders.packed.stack import BlockStack, Choose, PositionEmbedding
+from bseq_plugin.encoders.packed.varlen import VarlenView, varlen_serves
 from bseq_plugin.errors import RecipeError
 from bseq_plugin.matmul import Matmul
 from bseq_plugin.schema.options import PartOptions

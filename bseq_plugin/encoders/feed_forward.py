@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bseq_plugin.encoders.block import Begin
+from bseq_plugin.encoders.packed.block import Begin
 from bseq_plugin.layers import ZeroLinear
 from bseq_plugin.matmul import Matmul, bfloat16_pays, fastest
 

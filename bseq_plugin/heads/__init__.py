@@ -1,1 +1,1 @@
-"""Built-in heads."""
+"""Heads answer what users will do, from vectors or states of an encoder."""

@@ -1,1 +1,1 @@
-"""Losses of states against their targets and negatives that a batch shares."""
+"""Losses score the states of a batch against their targets and a shared set of negatives."""

@@ -1,1 +1,1 @@
-"""Pictures; matplotlib is imported where one is drawn."""
+"""Reports are pictures for people; matplotlib is imported where one is drawn."""

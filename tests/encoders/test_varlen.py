@@ -6,9 +6,10 @@ import pytest
 import torch
 from torch.nn.attention import varlen as kernels
 
-from bseq_plugin.encoders import causal, varlen
+from bseq_plugin.encoders import causal
 from bseq_plugin.encoders.causal import CausalEncoder, CausalOptions
-from bseq_plugin.encoders.varlen import VarlenView, varlen_serves
+from bseq_plugin.encoders.packed import varlen
+from bseq_plugin.encoders.packed.varlen import VarlenView, varlen_serves
 from bseq_plugin.schema.packed import PackedEvents
 
 LENGTHS = (3, 0, 1, 7, 2)

@@ -1,4 +1,4 @@
-"""The ranking features that come with bseq, in the order of the default specification."""
+"""Each ranking feature that comes with bseq stands here, in the order of the default specification."""
 
 from __future__ import annotations
 

@@ -16,9 +16,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from bseq_plugin.encoders.dropout import dropout
-from bseq_plugin.encoders.layout import Layout, Tile, lay_out
-from bseq_plugin.encoders.pairs import PairBias, PairFeatures, Pairs, newest_pairs, tile_pairs, user_pairs
-from bseq_plugin.encoders.varlen import VarlenView
+from bseq_plugin.encoders.packed.layout import Layout, Tile, lay_out
+from bseq_plugin.encoders.packed.pairs import PairBias, PairFeatures, Pairs, newest_pairs, tile_pairs, user_pairs
+from bseq_plugin.encoders.packed.varlen import VarlenView
 from bseq_plugin.schema.packed import PackedEvents
 
 

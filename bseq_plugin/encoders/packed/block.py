@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bseq_plugin.encoders.attention import NewestView, View
 from bseq_plugin.encoders.dropout import dropout
-from bseq_plugin.encoders.pairs import PairBias
+from bseq_plugin.encoders.packed.attention import NewestView, View
+from bseq_plugin.encoders.packed.pairs import PairBias
 from bseq_plugin.layers import IdentityLinear, IdentityValues
 
 Begin = Literal["random", "mean"]

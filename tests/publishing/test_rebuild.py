@@ -45,8 +45,8 @@ def test_other_inputs_give_another_version(tmp_path, make_model, make_histories,
 
 
 @pytest.mark.parametrize("text", ["now", "1.5", "9" * 30])
-def test_a_date_that_is_none_is_refused(tmp_path, publish_text, monkeypatch, text):
+def test_a_date_that_is_none_is_refused(tmp_path, monkeypatch, text):
     monkeypatch.setenv("SOURCE_DATE_EPOCH", text)
     with pytest.raises(UsageError, match="SOURCE_DATE_EPOCH"):
-        publish_text(Store(tmp_path / "store"), "x")
+        Store(tmp_path / "store").publish(lambda folder: None, {})
     assert Store(tmp_path / "store").versions() == []

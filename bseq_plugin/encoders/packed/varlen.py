@@ -15,7 +15,7 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from bseq_plugin.encoders.layout import Layout
+from bseq_plugin.encoders.packed.layout import Layout
 from bseq_plugin.schema.packed import PackedEvents
 
 HALF_PRECISION = (torch.float16, torch.bfloat16)
