@@ -95,7 +95,6 @@ def test_half_precision_keeps_the_limits_of_the_kernel(monkeypatch, dtype):
     ("options", "training"),
     [
         ({}, True),  # drops attention weights
-        ({"relative_position_bias": True}, False),
         ({"filter_weight": 0.5}, False),
         ({"event_dropout": 0.2, "attention_dropout": 0.0}, True),
     ],
@@ -107,8 +106,8 @@ def test_what_the_kernel_does_not_know_goes_another_way(monkeypatch, options, tr
     assert not isinstance(part.all_look(events, part.hidden(events)), VarlenView)
     view = VarlenView.of(events)
     q = torch.randn(len(events.x_TD), 2, 16)
-    with pytest.raises(ValueError, match="neither bias nor dropout"):
-        view.attend(q, q, q, None, 0.1)
+    with pytest.raises(ValueError, match="no dropout"):
+        view.attend(q, q, q, 0.1)
     with pytest.raises(ValueError, match="no moving average"):
         view.average(events.x_TD)
 
