@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any, Literal, cast
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from bseq_plugin.encoders.attention import NewestView, TileView, View
@@ -51,6 +51,21 @@ class CausalOptions(PartOptions):
         description="type of the feed-forward products, and of what is between them, while training; 'auto' = bfloat16 "
         "on a CPU that measurably gains from it, else float32",
     )
+
+    varlen_attention: bool = Field(
+        False,
+        description="on a GPU in half precision, attention by torch's kernel for sequences of different lengths; not "
+        "with filter_weight, and while training only without dropout of attention weights and of events",
+    )
+
+    @model_validator(mode="after")
+    def _kernel_knows_them(self) -> CausalOptions:
+        if self.varlen_attention and self.filter_weight:
+            raise ValueError(
+                f"varlen_attention does not go with filter_weight = {self.filter_weight}: the kernel has no moving "
+                "average; leave one of them out"
+            )
+        return self
 
     def share(self, name: str, otherwise: float) -> float:
         """The dropout called ``name``, or the recipe's."""
@@ -117,10 +132,10 @@ class CausalEncoder(BlockStack):
         return dropout(x_TD, self.options.share("embedding", self.dropout), self.training)
 
     def all_look(self, events: PackedEvents, hidden_T: Tensor | None) -> TileView | VarlenView:
-        """By a GPU's kernel for sequences of different lengths, where it serves."""
+        """With ``varlen_attention`` by a GPU's kernel for sequences of different lengths, where it serves."""
         drops = self.training and self.options.share("attention", self.dropout) > 0
-        head_width = events.x_TD.shape[1] // self.options.n_heads
-        if hidden_T is None and self.wants.nothing and not drops and varlen_serves(events.x_TD, head_width):
+        asked = self.options.varlen_attention and hidden_T is None and not drops
+        if asked and varlen_serves(events.x_TD, events.x_TD.shape[1] // self.options.n_heads):
             return VarlenView.of(events)
         return super().all_look(events, hidden_T)
 
