@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from bseq_plugin.plugins import plugin_manager as plugin_manager
     from bseq_plugin.publishing.delta import merge_delta as merge_delta
     from bseq_plugin.publishing.delta import publish_delta as publish_delta
-    from bseq_plugin.publishing.delta_run import publish_run_delta as publish_run_delta
     from bseq_plugin.publishing.publish import publish as publish
     from bseq_plugin.ranking.engine import FeatureEngine as FeatureEngine
     from bseq_plugin.ranking.engine import ranking_features as ranking_features
@@ -108,7 +107,6 @@ _HOME = {
     "plugin_manager": "plugins",
     "publish": "publishing.publish",
     "publish_delta": "publishing.delta",
-    "publish_run_delta": "publishing.delta_run",
     "ranking_features": "ranking.engine",
     "read_events": "readers.read_events",
     "train": "training.train",

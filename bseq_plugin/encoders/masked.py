@@ -48,7 +48,7 @@ class MaskedEncoder(SequenceEncoder[MaskedOptions]):
         block = CausalOptions(n_heads=self.options.n_heads, feed_forward=self.options.feed_forward, matmul="float32")
         self.mask = PositionEmbedding(1, dim)
         self.position = PositionEmbedding(max_length, dim)
-        self.blocks = nn.ModuleList(CausalBlock(dim, max_length, dropout, block) for _ in range(self.options.n_blocks))
+        self.blocks = nn.ModuleList(CausalBlock(dim, dropout, block) for _ in range(self.options.n_blocks))
         self.norm = nn.LayerNorm(dim)
 
     def forward(self, events: PackedEvents) -> Tensor:

@@ -61,7 +61,7 @@ def test_attention_in_tiles_is_attention_of_each_user(lengths):
     torch.manual_seed(0)
     view = TileView.of(events, PairFeatures())
     q, k, v = (torch.randn(sum(lengths), 2, 4) for _ in range(3))
-    found = view.layout.gather(view.attend(*(view.layout.spread(x) for x in (q, k, v)), None, 0.0))
+    found = view.layout.gather(view.attend(*(view.layout.spread(x) for x in (q, k, v)), 0.0))
     start = 0
     for length in lengths:
         rows = slice(start, start + length)

@@ -15,7 +15,6 @@ from bseq_plugin.model import neighbours as module
 from bseq_plugin.model.interest_model import KEYS, InterestModel
 from bseq_plugin.model.neighbours import NeighbourItems, blocks_of, completed
 from bseq_plugin.model.new_items import rows_of_items, with_new_items
-from bseq_plugin.publishing.delta_run import publish_run_delta
 from bseq_plugin.publishing.publish import publish
 from bseq_plugin.schema.recipe import Recipe
 from bseq_plugin.serving.retriever import Retriever
@@ -258,7 +257,7 @@ def test_who_had_a_new_item_since_is_told_from_who_had_its_twin(by_kind, recipe,
 def test_a_warm_start_keeps_rows_bit_by_bit_and_begins_new_items_among_their_neighbours(
     by_kind, run, recipe, items, tmp_path
 ):
-    """So that a delta holds what training changed, and not everybody's neighbours."""
+    """Completed again at every start, rows would be pulled towards their neighbours each day."""
     later = by_kind.iloc[-4:].assign(item_id=[1000, 1001, 5, 15])
     later["timestamp"] += pd.Timedelta(days=400)
     new_log = Events.from_frame(pd.concat([by_kind.iloc[:40], later], ignore_index=True))
@@ -271,12 +270,6 @@ def test_a_warm_start_keeps_rows_bit_by_bit_and_begins_new_items_among_their_nei
     torch.testing.assert_close(new.item_table_VD[1:-2], old.item_table_VD[known], atol=1e-6, rtol=0)
     said = rows_of_items(old, items.iloc[-3:-1])
     torch.testing.assert_close(new.item_table_VD[-2:], said, atol=1e-6, rtol=0)
-    store = Store(tmp_path / "store")
-    publish(run, store, index="exact")
-    publish_run_delta(again, store)
-    served = store.load(lambda version: Served.load(version, None)).model
-    assert len(served.vocabulary.item_ids) == 32
-    assert rows_of_items(served, items).isfinite().all()
     other = recipe.replace(item_encoder_options={"columns": {**OPTIONS["columns"], "buckets": 8}})
     with pytest.raises(RecipeError, match="another item_encoder_options"):
         train(new_log, other, tmp_path / "x", items=items, progress=False, warm_start=run.path)
