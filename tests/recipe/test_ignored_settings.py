@@ -4,17 +4,12 @@ A read counts if code outside ``bseq_plugin.recipe`` looks at the setting, itsel
 Checks, copies and files of recipes do not count: they would look at a setting that nobody needs.
 """
 
-import itertools
-import random
 import sys
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import HealthCheck, given
-from hypothesis import settings as budget
-from hypothesis import strategies as st
 from recipe_settings import Contradiction, sections_of, settings
 
 from bseq_plugin.data.events import Events

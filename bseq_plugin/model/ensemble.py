@@ -20,7 +20,7 @@ from bseq_plugin.schema.losses import Negatives, SequenceLoss, Targets
 from bseq_plugin.schema.packed import PackedEvents
 
 
-class SideBySide(SequenceEncoder):
+class Ensemble(SequenceEncoder):
     """Encoders of one kind, each on its own columns of the events."""
 
     def __init__(self, parts: Sequence[SequenceEncoder]) -> None:
@@ -71,10 +71,10 @@ class SideBySide(SequenceEncoder):
         return torch.cat(states, 1) / len(states)
 
 
-def members_loss(
+def ensemble_loss(
     loss: SequenceLoss, n_members: int, states_QD: Tensor, targets: Targets, negatives: Negatives
 ) -> Tensor:
-    """Return the mean of the members' losses, each of its own columns. ``states_QD`` are those of ``SideBySide``."""
+    """Return the mean of the members' losses, each of its own columns. ``states_QD`` are those of ``Ensemble``."""
     columns = zip(
         (states_QD * n_members).chunk(n_members, 1),
         targets.vectors_SD.chunk(n_members, 1),
