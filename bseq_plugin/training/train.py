@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,7 @@ def train(
     progress: bool = True,
     checkpoint_steps: int | None = None,
     warm_start: str | Path | None = None,
+    fast_row_update: bool = True,
 ) -> Run:
     """Train ``recipe`` on ``events`` and leave a run at ``out``; under torchrun every rank calls it alike.
 
@@ -49,6 +51,8 @@ def train(
         progress: progress bar and one line an epoch on stderr.
         checkpoint_steps: also write a checkpoint after so many steps within an epoch; default: after each epoch.
         warm_start: a finished run to begin with: its items keep their rows by id, new ones begin at the mean.
+        fast_row_update: while this call trains, row-wise Adagrad on a CPU is computed by fbgemm's pooled kernel. It
+            stands in for fbgemm's own in the whole process until the call ends; False leaves fbgemm as it is.
 
     Raises:
         RecipeError, SchemaError, UsageError: bad settings or data, before anything is written.
@@ -77,7 +81,7 @@ def train(
         if warm is not None:  # a checkpoint of the run itself, if there is one, is loaded over it
             here.on_all(lambda: warm.apply(sharded, log.vocabulary))
         trainer = Trainer(log, data, sharded, run, here, progress, checkpoint_steps)
-        with pooled_row_update():
+        with pooled_row_update() if fast_row_update else nullcontext():
             trainer.fit()
     return run
 
