@@ -158,8 +158,6 @@ class Checkpoints:
                 "checkpoint before, if there is one"
             ) from None
         for name, value in (self.identity or {}).items():
-            if found is not None and name == "recipe":
-                found[name] = _with_defaults(found[name])
             if found is not None and found[name] != value:
                 raise RunError(
                     f"{path} was saved with another {name} ({_difference(found[name], value)}); resume with the same "
@@ -177,12 +175,6 @@ class Checkpoints:
             warnings.filterwarnings("ignore", "torch.distributed is disabled", UserWarning)
             dcp.load(values, checkpoint_id=str(self.path(at)), no_dist=True)  # type: ignore[attr-defined]
         model.load_state_dict(values["model"], strict=leave_out is None)
-
-
-def _with_defaults(settings: str) -> str:
-    """A recipe of an earlier version with what it did not know yet, which is then at its default."""
-    defaults = {k: v for k, v in Recipe().model_dump(mode="json").items() if k not in FREE_SETTINGS}
-    return json.dumps({**defaults, **json.loads(settings)}, sort_keys=True)
 
 
 def _difference(saved: str, wanted: str) -> str:

@@ -131,8 +131,8 @@ def _settle_machine_choices(task: SequenceInterestTask, run: Run, here: World) -
 
     def choose() -> dict[str, dict[str, Any]]:
         choices: dict[str, dict[str, Any]] | None = run.info.get("machine_choices")
-        if choices is not None:  # of a run begun when the loss alone had some: its encoder goes on unsettled
-            return choices if "loss" in choices else {"encoder": {}, "loss": choices}
+        if choices is not None:
+            return choices
         choices = task.machine_choices()
         run.update({**run.info, "machine_choices": choices})
         return choices

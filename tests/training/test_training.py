@@ -237,23 +237,6 @@ def test_what_is_measured_is_measured_once(events, tiny_recipe, tmp_path, monkey
     assert run.info["machine_choices"] == {name: {"matmul": "bfloat16"} for name in parts}
 
 
-def test_a_run_begun_when_the_loss_alone_was_measured_goes_on(events, tiny_recipe, tmp_path, monkeypatch):
-    """As it was begun: its loss as was measured then, its encoder in float32."""
-    stopped_after(events, tiny_recipe, tmp_path / "run", monkeypatch, 1)
-    begun = Run(tmp_path / "run")
-    begun.update({**begun.info, "machine_choices": {"matmul": "bfloat16"}})
-    for part in (CausalEncoder, SoftmaxLoss):
-        monkeypatch.setattr(part, "machine_choices", lambda self, dim: pytest.fail("measured anew"))
-    settled = {}
-    for part in (CausalEncoder, SoftmaxLoss):
-        before = part.settle
-        monkeypatch.setattr(
-            part, "settle", lambda self, c, before=before: (settled.setdefault(self.name, dict(c)), before(self, c))[1]
-        )
-    quietly(events, tiny_recipe, tmp_path / "run", resume=True)
-    assert settled == {"causal": {}, "softmax": {"matmul": "bfloat16"}}
-
-
 def test_a_finished_run_is_not_trained_again(events, tiny_recipe, tmp_path, weights):
     run = quietly(events, tiny_recipe, tmp_path / "run")
     before = {p: p.stat().st_mtime_ns for p in run.path.rglob("*") if p.is_file()}
@@ -299,21 +282,6 @@ def test_an_existing_folder_is_not_touched(events, tiny_recipe, tiny_run, tmp_pa
     with pytest.raises(BseqError, match="file"):
         quietly(events, tiny_recipe, tmp_path / "file")
     assert (tmp_path / "file").read_text() == "precious"
-
-
-def test_a_checkpoint_of_an_earlier_version_is_gone_on_from(events, tiny_recipe, tmp_path, monkeypatch, weights):
-    """It lacks settings that came later, which were at their defaults then."""
-    chosen = tiny_recipe.replace(epochs=3)
-    whole = quietly(events, chosen, tmp_path / "whole")
-    stopped_after(events, chosen, tmp_path / "run", monkeypatch, 1)
-    state = tmp_path / "run" / "checkpoints" / "epoch-0001" / "state.json"
-    document = json.loads(state.read_text())
-    settings = json.loads(document["identity"]["recipe"])
-    for name in ("members", "item_encoders"):
-        del settings[name]
-    document["identity"]["recipe"] = json.dumps(settings, sort_keys=True)
-    state.write_text(json.dumps(document))
-    assert weights(quietly(events, chosen, tmp_path / "run", resume=True).path) == weights(whole.path)
 
 
 def test_resume_refuses_another_recipe_or_log(events, tiny_recipe, tmp_path, monkeypatch, make_frame):
