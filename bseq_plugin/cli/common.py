@@ -65,7 +65,7 @@ def pseudonymiser(key_file: Path | None) -> Pseudonymiser | None:
 
 
 def read_table(path: Path) -> pd.DataFrame:
-    """A Parquet, CSV or TSV table; ids of a text file are read as in a log. Raises UsageError."""
+    """Read a Parquet, CSV or TSV table; ids of a text file are read as in a log. Raises UsageError."""
     import pandas as pd
 
     from bseq_plugin.readers.files import plain_ids
@@ -94,7 +94,7 @@ def write_json(path: Path, document: dict[str, Any]) -> None:
 
 
 def write_parquet(frame: pd.DataFrame, path: Path) -> None:
-    """The whole file or what was there before; its folder is made if need be."""
+    """Write the whole file, or leave what was there before; its folder is made if need be."""
     from bseq_plugin.ranking.table import written_whole
 
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -190,7 +190,7 @@ def _answer(retriever: Retriever, user: str | None, items: str | None, k: int, e
 
 
 def as_id(text: str, known: object, option: str) -> int | str:
-    """The text as this store writes ids: a number where ids are numbers."""
+    """Return the text as this store writes ids: a number where ids are numbers."""
     import numpy as np
 
     if not np.issubdtype(np.asarray(known).dtype, np.integer):
@@ -260,7 +260,7 @@ def features(
 
 
 def _candidates(path: Path, at: str | None) -> pd.DataFrame | Path:
-    """A Parquet file as it is, to be read in pieces; another table in memory, its times read."""
+    """Return a Parquet file as it is, to be read in pieces; another table in memory, its times read."""
     if path.suffix == ".parquet" and path.is_file():
         return path
     import pandas as pd

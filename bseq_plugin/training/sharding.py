@@ -48,12 +48,12 @@ class ShardedTask:
 
     @property
     def task(self) -> SequenceInterestTask:
-        """The task inside the wrappers of DistributedModelParallel."""
+        """Return the task inside the wrappers of DistributedModelParallel."""
         module: nn.Module = self.model.module
         return cast(SequenceInterestTask, getattr(module, "module", module))
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint holds of the model and its optimizers: ``model`` is what is exported.
+        """Return what a checkpoint holds of the model and its optimizers: ``model`` is what is exported.
 
         Call it while the average is applied.
         """
@@ -61,11 +61,11 @@ class ShardedTask:
         return {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict(), **trained}
 
     def averaged(self) -> AbstractContextManager[None]:
-        """The model has its averaged weights within, if they are averaged."""
+        """Give the model its averaged weights within, if they are averaged."""
         return nullcontext() if self.average is None else self.average.applied()
 
     def load(self, values: dict[str, Any]) -> None:
-        """What ``state`` gave; the average's copies were loaded in place."""
+        """Take in what ``state`` gave; the average's copies were loaded in place."""
         self.model.load_state_dict(values["model"])
         self.optimizer.load_state_dict(values["optimizer"])
         if self.average is not None:
@@ -93,7 +93,7 @@ def shard(task: SequenceInterestTask, recipe: Recipe, here: World) -> ShardedTas
 
 
 def _dense_optimizers(parameters: dict[str, Any], recipe: Recipe) -> list[KeyedOptimizerWrapper]:
-    """AdamW; and row-wise Adagrad for the attribute table, whose rows are learned like those of the item table.
+    """Return AdamW, and row-wise Adagrad for the attribute table, whose rows are learned like those of the item table.
 
     Either may have nothing to do (``mean`` without options learns its tables alone), and is then left out.
     """

@@ -29,7 +29,7 @@ WARM_UP_STEPS = 30
 
 
 def build_task(log: PreparedLog, device: str) -> SequenceInterestTask:
-    """The training model of a prepared log."""
+    """Return the training model of a prepared log."""
     n_event_types = len(log.vocabulary.event_types)
     return SequenceInterestTask(
         log.recipe,
@@ -59,11 +59,11 @@ class Progress:
 
     @property
     def position(self) -> Position:
-        """Of the checkpoint that holds this."""
+        """Return the position of the checkpoint that holds this."""
         return Position(self.epoch, self.step)
 
     def stops(self, recipe: Recipe, has_validation: bool) -> bool:
-        """True once all epochs are done, or ``patience`` of them brought nothing better."""
+        """Return whether all epochs are done, or ``patience`` of them brought nothing better."""
         waited = self.epoch - self.best_epoch
         last = min(recipe.epochs, recipe.stop_after or recipe.epochs)
         return self.epoch >= last or (has_validation and waited >= recipe.patience)
@@ -124,7 +124,7 @@ class Trainer:
 
     @property
     def _completes_rows(self) -> bool:
-        """Whether the exported rows are not those of the sharded tables, so that publishing has to read histories."""
+        """Return whether the exported rows differ from the sharded tables, so that publishing has to read histories."""
         return self.log.item_vectors is not None and self.recipe.item_fusion == "neighbours"
 
     def _resume(self) -> None:
@@ -175,7 +175,7 @@ class Trainer:
             state.best_metrics = metrics
 
     def _steps(self, epoch: int, report: Any) -> None:
-        """The steps of an epoch that are left, added up in ``self.state.sums``."""
+        """Take the steps of an epoch that are left, added up in ``self.state.sums``."""
         state, saved_at = self.state, self.state.step
         if not self._generator_restored:
             # Dropout of an epoch depends on (seed, epoch, rank) alone, so that a resumed run repeats the uninterrupted

@@ -90,7 +90,7 @@ class WarmStart:
         return cls(run, model, log.item_vectors)
 
     def known_rows(self, vocabulary: Vocabulary) -> np.ndarray:
-        """int64 [V + 1], the old row of every new one; -1 for a new item. Row 0 stays the unknown items'."""
+        """Return int64 [V + 1], the old row of every new one; -1 for a new item. Row 0 stays the unknown items'."""
         rows = self.model.vocabulary.item_rows(vocabulary.item_ids)
         return np.concatenate([[0], np.where(rows > 0, rows, -1)])
 
@@ -119,7 +119,7 @@ class WarmStart:
         return int((rows[ITEM_TABLE][1:] > 0).sum())
 
     def _place_new(self, table: object, old_rows: np.ndarray, vocabulary: Vocabulary) -> None:
-        """New items among those that are like them; one of which nothing is known keeps the mean."""
+        """Place new items among those that are like them; one of which nothing is known keeps the mean."""
         encoded = self.model.encoder.item_tower.encoded
         if self.item_vectors is None or not isinstance(encoded, NeighbourItems):
             return
@@ -141,7 +141,7 @@ class WarmStart:
         return np.concatenate([[0], np.where(rows > 0, rows, -1)])
 
     def _fill_optimizer(self, sharded: ShardedTask, rows: dict[str, np.ndarray]) -> None:
-        """Adagrad's sums: without them the first steps would be as large as for rows that were never trained."""
+        """Fill Adagrad's sums: without them the first steps would be as large as for rows that were never trained."""
         path = Checkpoints(self.run.path).path(Position(self.run.info["best_epoch"]))
         there = FileSystemReader(str(path)).read_metadata().state_dict_metadata
         for name, of_table in sharded.model.fused_optimizer.state_dict()["state"].items():
@@ -182,7 +182,7 @@ def _leave_id_rows(sharded: object, task: ShardedTask, old_rows: np.ndarray) -> 
 
 
 def _fill(sharded: object, old: Tensor, old_rows: np.ndarray, new: float | None = None) -> None:
-    """This rank's part of a table (or of a state of its rows): old rows by number, ``new`` or the mean where -1."""
+    """Fill this rank's part of a table (or of a state of its rows): old rows by number, ``new`` or the mean at -1."""
     mean = old[1:].double().mean(0).float() if new is None else torch.full(old.shape[1:], new)
     for shard in sharded.local_shards():  # type: ignore[attr-defined]
         first = shard.metadata.shard_offsets[0]
