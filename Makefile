@@ -18,7 +18,7 @@ test: $(READY) ## the tests
 	$(BIN)/python -m pytest $(ARGS)
 
 check-faults: $(READY) ## every fault of docs/faults.md, the slow tests included; a verdict a row
-	$(BIN)/python benchmarks/faults.py $(ARGS)
+	$(BIN)/python -m benchmarks.checks.faults $(ARGS)
 
 lint: $(READY) ## ruff and mypy
 	$(BIN)/ruff check .
@@ -26,16 +26,18 @@ lint: $(READY) ## ruff and mypy
 	$(BIN)/mypy
 
 check-scale: $(READY) ## any number of ranks, any checkpoint, killed at any moment: all cells, in minutes
-	$(BIN)/python benchmarks/check_scale.py $(ARGS)
+	$(BIN)/python -m benchmarks.checks.check_scale $(ARGS)
 
-bench: ## list the benchmarks; make bench-NAME runs one
-	@for file in benchmarks/*.py; do \
-		[ -e "$$file" ] || { echo "there are no benchmarks yet"; break; }; \
-		printf 'make bench-%-12s %s\n' "$$(basename "$$file" .py)" "$$(sed -n '1s/"""//gp' "$$file")"; \
+# a benchmark is a file of benchmarks/FOLDER/ with a main; the others are its parts
+bench: ## list the benchmarks; make bench-NAME ARGS="..." runs one
+	@for file in $$(grep -l '^if __name__' benchmarks/*/*.py); do \
+		printf 'make bench-%-16s %s\n' "$$(basename "$$file" .py)" "$$(sed -n '1s/"""//gp' "$$file")"; \
 	done
 
-bench-%: benchmarks/%.py $(READY)
-	$(BIN)/python $< $(ARGS)
+bench-%: FILE = $(shell grep -ls '^if __name__' benchmarks/*/$*.py)
+bench-%: $(READY)
+	$(if $(FILE),,$(error there is no benchmark $*; make bench lists them))
+	$(BIN)/python -m $(subst /,.,$(basename $(FILE))) $(ARGS)
 
 lock: ## write requirements/cpu.txt anew, with the newest packages that fit
 	$(PYTHON) requirements/lock.py $(TORCH)
@@ -46,9 +48,9 @@ clean: ## remove the environment, caches, build products and the demo's output
 
 # An environment that is there is brought up to date rather than made anew. torchrec's metadata asks for the CUDA build
 # of fbgemm, so the lock is installed without looking at dependencies; CONTRIBUTING.md, "Regenerate the lock".
-$(READY): pyproject.toml requirements/cpu.txt Makefile
+$(READY): pyproject.toml integrations/bseq-behaviour/pyproject.toml requirements/cpu.txt Makefile
 	@$(BIN)/python -c "" 2>/dev/null || { rm -rf $(VENV); $(PYTHON) -m venv $(VENV); }
 	$(BIN)/python -m pip install $(TORCH)
 	$(BIN)/python -m pip install --no-deps -r requirements/cpu.txt
-	$(BIN)/python -m pip install --no-deps --no-build-isolation -e .
+	$(BIN)/python -m pip install --no-deps --no-build-isolation -e . -e integrations/bseq-behaviour
 	@touch $@

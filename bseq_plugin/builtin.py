@@ -1,4 +1,4 @@
-"""The built-in parts, registered through the same hooks as anybody's (entry point ``builtin`` of group ``bseq``)."""
+"""The built-in parts come in through the same hooks as anybody's, by the entry point ``builtin``."""
 
 from __future__ import annotations
 
@@ -9,9 +9,11 @@ from bseq_plugin.hookspecs import hookimpl
 
 if TYPE_CHECKING:
     from bseq_plugin.data.events import Events
-    from bseq_plugin.schema.heads import BehaviourHead
+    from bseq_plugin.schema.encoders import SequenceEncoder
+    from bseq_plugin.schema.indexes import VectorIndex
     from bseq_plugin.schema.item_encoders import ItemEncoder
-    from bseq_plugin.schema.parts import RankingFeature, SequenceEncoder, SequenceLoss, VectorIndex
+    from bseq_plugin.schema.losses import SequenceLoss
+    from bseq_plugin.schema.ranking_features import RankingFeature
     from bseq_plugin.schema.sources import CandidateSource
 
 # Imports stand inside the hooks: listing the encoders must not import FAISS, nor the command line torch.
@@ -46,20 +48,6 @@ def bseq_losses() -> list[type[SequenceLoss]]:
     from bseq_plugin.losses.softmax import SoftmaxLoss
 
     return [SoftmaxLoss, BCELoss, GeneralisedBCELoss]
-
-
-@hookimpl
-def bseq_heads() -> list[type[BehaviourHead]]:
-    """Binary ``mlp`` and ``mmoe``, catalogue ``own_layer`` and ``interests``, count ``log_linear`` and ``kept_share``,
-    sequence ``transformer``.
-    """
-    from bseq_plugin.heads.catalogue import InterestsHead, OwnLayerHead
-    from bseq_plugin.heads.counts import KeptShareHead, LogLinearHead
-    from bseq_plugin.heads.mlp import MlpHead
-    from bseq_plugin.heads.mmoe import MmoeHead
-    from bseq_plugin.heads.transformer import TransformerHead
-
-    return [MlpHead, MmoeHead, OwnLayerHead, InterestsHead, LogLinearHead, KeptShareHead, TransformerHead]
 
 
 @hookimpl

@@ -1,4 +1,4 @@
-"""The hooks a plugin can implement: the whole contract, without torch, FAISS or transformers.
+"""The hooks are what a plugin can implement: the contract, without torch, FAISS or transformers.
 
 A plugin is a module (or object) whose functions are marked with ``@bseq_plugin.hookimpl`` and which is named
 in the entry-point group ``bseq``. The built-in parts come in by the same door (``bseq_plugin.builtin``).
@@ -12,13 +12,16 @@ from typing import TYPE_CHECKING
 import pluggy
 
 if TYPE_CHECKING:
+    import typer
     from torch import nn
 
     from bseq_plugin.data.events import Events
-    from bseq_plugin.model.encoder import SequenceInterestEncoder
-    from bseq_plugin.schema.heads import BehaviourHead
+    from bseq_plugin.schema.attach import HistoryEncoder
+    from bseq_plugin.schema.encoders import SequenceEncoder
+    from bseq_plugin.schema.indexes import VectorIndex
     from bseq_plugin.schema.item_encoders import ItemEncoder
-    from bseq_plugin.schema.parts import RankingFeature, SequenceEncoder, SequenceLoss, VectorIndex
+    from bseq_plugin.schema.losses import SequenceLoss
+    from bseq_plugin.schema.ranking_features import RankingFeature
     from bseq_plugin.schema.sources import CandidateSource
 
 PROJECT = "bseq"
@@ -38,10 +41,6 @@ class BseqSpecs:
     @hookspec
     def bseq_losses(self) -> list[type[SequenceLoss]]:  # type: ignore[empty-body]
         """Losses of (state, target, candidates)."""
-
-    @hookspec
-    def bseq_heads(self) -> list[type[BehaviourHead]]:  # type: ignore[empty-body]
-        """What users will do: yes-or-no tasks, the catalogue, counts, the next events; one base class each."""
 
     @hookspec
     def bseq_item_encoders(self) -> list[type[ItemEncoder]]:  # type: ignore[empty-body]
@@ -66,5 +65,9 @@ class BseqSpecs:
         """Read ``source`` if you recognise it, else return None so that the next reader is asked."""
 
     @hookspec(firstresult=True)
-    def bseq_attach(self, host: nn.Module, interest: SequenceInterestEncoder, frozen: bool) -> nn.Module | None:
+    def bseq_attach(self, host: nn.Module, interest: HistoryEncoder, frozen: bool) -> nn.Module | None:
         """Wire ``interest`` into ``host`` if you know such models, else return None. Leave ``host`` as it is."""
+
+    @hookspec
+    def bseq_commands(self, app: typer.Typer) -> None:
+        """Add commands to ``app``, an empty one of your own: they stand beside those of ``bseq``."""

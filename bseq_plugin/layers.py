@@ -1,4 +1,4 @@
-"""Linear layers that begin as the identity or as nothing, so that attention begins as a mean of what it sees.
+"""Linear layers begin as the identity or as nothing, so that attention begins as a mean.
 
 From random layers an encoder has to find first that what was is the best guess at what will be; on logs where people
 come back to the same items most of the training goes into that.
@@ -11,10 +11,10 @@ from torch import nn
 
 
 class IdentityLinear(nn.Linear):
-    """Begins as the identity; as wide as it is long."""
+    """A linear layer that begins as the identity; as wide as it is long."""
 
     def reset_parameters(self) -> None:
-        """Back to that; also called when a model made on the meta device gets its memory."""
+        """Set the identity; also called when a model made on the meta device gets its memory."""
         nn.init.eye_(self.weight)
         nn.init.zeros_(self.bias)
 
@@ -23,7 +23,7 @@ class IdentityValues(nn.Linear):
     """A layer of queries, keys and values at once, the values last: these begin as what goes in."""
 
     def reset_parameters(self) -> None:
-        """Back to that."""
+        """Set the values to the identity, and draw queries and keys."""
         super().reset_parameters()
         values = slice(self.out_features - self.in_features, None)
         with torch.no_grad():
@@ -32,10 +32,10 @@ class IdentityValues(nn.Linear):
 
 
 class ZeroLinear(nn.Linear):
-    """Begins at zero."""
+    """A linear layer that begins at zero."""
 
     def reset_parameters(self) -> None:
-        """Back to that."""
+        """Set weights and biases to zero."""
         nn.init.zeros_(self.weight)
         if self.bias is not None:
             nn.init.zeros_(self.bias)

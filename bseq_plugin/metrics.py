@@ -23,12 +23,12 @@ CACHED_BLOCK_SCORES = 1_000_000
 MIN_BLOCK_USERS = 64
 # Groups of fewer rows don't repay the second look.
 MIN_GROUP_ROWS = 4
-# (offsets int64 [B + 1], rows int64 [N]): the rows that must not be returned, one run a user
-Excluded = tuple[np.ndarray, np.ndarray]
+# (offsets int64 [B + 1], vocabulary rows int64 [N]): the rows that must not be returned, one run a user
+ExcludedRuns = tuple[np.ndarray, np.ndarray]
 
 
 def top_k_items(
-    queries_BD: Tensor, item_vectors_VD: Tensor, k: int, excluded: Excluded | None = None, block: int | None = None
+    queries_BD: Tensor, item_vectors_VD: Tensor, k: int, excluded: ExcludedRuns | None = None, block: int | None = None
 ) -> np.ndarray:
     """The k items of largest inner product for each user, best first.
 
@@ -69,7 +69,7 @@ def _block_users(scores_per_user: int) -> int:
 
 
 def top_k_scores(
-    score_block: Callable[[slice], Tensor], n_users: int, k: int, excluded: Excluded | None, block: int
+    score_block: Callable[[slice], Tensor], n_users: int, k: int, excluded: ExcludedRuns | None, block: int
 ) -> np.ndarray:
     """``top_k_items`` for any way to score a block of users.
 
@@ -104,7 +104,7 @@ def top_k_scores(
     return top_BK
 
 
-def _exclude(score_bV: Tensor, excluded: Excluded, users: slice) -> None:
+def _exclude(score_bV: Tensor, excluded: ExcludedRuns, users: slice) -> None:
     offsets = excluded[0][users.start : users.stop + 1]
     rows = np.asarray(excluded[1][offsets[0] : offsets[-1]], dtype=np.int64)
     if len(rows) and (rows.max() >= score_bV.shape[1] or rows.min() < 0):

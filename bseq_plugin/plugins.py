@@ -1,4 +1,4 @@
-"""Loading plugins so that one bad plugin is reported and never takes the others down."""
+"""Plugins are loaded so that one bad plugin is reported and never takes the others down."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import hashlib
 import importlib.metadata
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
@@ -20,14 +20,10 @@ ALLOW_ENV = "BSEQ_PLUGINS"  # comma-separated entry-point names: only these are 
 DENY_ENV = "BSEQ_DISABLE_PLUGINS"  # comma-separated entry-point names that are not loaded
 BUILTIN = "builtin"
 
-HEAD_HOOK, HEAD_ANSWERS = "bseq_heads", ("binary", "catalogue", "count", "sequence")
-
-# kind of part -> hook that lists the classes; the kind is the word used in messages and in `bseq plugins`. Heads come
-# in by one hook and say in `answer` which kind they are.
+# kind of part -> hook that lists the classes; the kind is the word used in messages and in `bseq plugins`
 PART_HOOKS = {
     "encoder": "bseq_encoders",
     "loss": "bseq_losses",
-    **{f"{answer} head": HEAD_HOOK for answer in HEAD_ANSWERS},
     "item encoder": "bseq_item_encoders",
     "index": "bseq_indexes",
     "candidate source": "bseq_candidate_sources",
@@ -50,16 +46,24 @@ class PluginInfo:
 class PluginManager:
     """Registers plugins by hand or from entry points, and finds parts by kind and name.
 
+    Args:
+        project: the pluggy project, which is also the entry-point group. A distribution that has parts of its own kind
+            makes a manager with its own project, specification and kinds.
+        specs: the class with the hook specifications.
+        kinds: kind of part -> the hook that lists classes of that kind.
+
     Raises ``PluginError`` for duplicate names and misspelt hooks, ``UsageError`` for unknown names.
     """
 
-    def __init__(self) -> None:
-        self._pm = pluggy.PluginManager(PROJECT)
-        self._pm.add_hookspecs(BseqSpecs)
+    def __init__(
+        self, project: str = PROJECT, specs: type[Any] = BseqSpecs, kinds: Mapping[str, str] = PART_HOOKS
+    ) -> None:
+        self.project, self.specs, self.kinds = project, specs, kinds
+        self._pm = pluggy.PluginManager(project)
+        self._pm.add_hookspecs(specs)
         self._info: dict[str, PluginInfo] = {}
         self._causes: dict[str, BaseException] = {}
         self._parts: dict[str, dict[str, tuple[type[Any], str]]] = {}
-        self._refused: dict[tuple[str, str], str] = {}  # (head of no kind, its plugin) -> what is wrong with it
 
     @property
     def hook(self) -> Any:
@@ -78,8 +82,9 @@ class PluginManager:
             self._pm.check_pending()
         except pluggy.PluginValidationError as error:  # an argument or a hook that the specification does not have
             self._pm.unregister(name=name)
+            hooks = ", ".join(sorted(hook_names(self.specs)))
             raise PluginError(
-                f"plugin {name!r} ({distribution}): {error}. The hooks are: {', '.join(sorted(hook_names()))}. "
+                f"plugin {name!r} ({distribution}): {error}. The hooks are: {hooks}. "
                 f"Until it is repaired, {DENY_ENV}={name} leaves it out"
             ) from error
         callers = self._pm.get_hookcallers(plugin) or []
@@ -87,8 +92,8 @@ class PluginManager:
         self._parts.clear()
 
     def load_entry_points(self, entry_points: Iterable[importlib.metadata.EntryPoint] | None = None) -> None:
-        """Load every entry point of group ``bseq`` that the environment switches allow; keep going on failures."""
-        points = importlib.metadata.entry_points(group=PROJECT) if entry_points is None else entry_points
+        """Load every entry point of the project's group that the environment switches allow; keep going on failures."""
+        points = importlib.metadata.entry_points(group=self.project) if entry_points is None else entry_points
         allow, deny = _names_from_env(ALLOW_ENV), _names_from_env(DENY_ENV)
         # an editable install can list the same distribution twice: one entry point is loaded once
         for point in sorted(set(points), key=lambda p: (p.name != BUILTIN, p.name, p.dist.name if p.dist else "")):
@@ -119,31 +124,27 @@ class PluginManager:
             return
         self.register(plugin, point.name, distribution=distribution, version=version)
 
+    def implementations(self, hook: str) -> list[tuple[PluginInfo, Callable[..., Any]]]:
+        """Return who implements a hook, and how. Called one by one, not through pluggy, an error names its plugin."""
+        return [(self._info[impl.plugin_name], impl.function) for impl in getattr(self._pm.hook, hook).get_hookimpls()]
+
     def parts(self, kind: str) -> dict[str, type[Any]]:
         """All classes of one kind, by name. Raises PluginError if two plugins use one name."""
         return {name: cls for name, (cls, _) in self._collect(kind).items()}
 
     def part(self, kind: str, name: str) -> type[Any]:
-        """The class of ``kind`` called ``name``. An unknown name lists what there is and what failed to load.
-
-        Raises PluginError for a head that does not say of which kind it is; all others can be had.
-        """
+        """The class of ``kind`` called ``name``. An unknown name lists what there is and what failed to load."""
         found = self.parts(kind)
         if name in found:
             return found[name]
-        refused = [message for (head, _), message in self._refused.items() if head == name]
-        if refused and PART_HOOKS[kind] == HEAD_HOOK:
-            raise PluginError("; ".join(refused))
         failed = "; ".join(f"plugin {i.name!r} of {i.distribution} failed: {i.error}" for i in self._failed())
         message = f"unknown {kind} {name!r}; there are: {', '.join(sorted(found)) or '(none)'}"
-        siblings = [other for other, hook in PART_HOOKS.items() if hook == PART_HOOKS[kind] and other != kind]
-        message += "".join(f". {name!r} is a {other}" for other in siblings if self._has(other, name))
         message += f". {failed}" if failed else ""
         raise UsageError(message) from next(iter(self._causes.values()), None)
 
     def infos(self) -> list[PluginInfo]:
         """What is loaded, what it gives, and what failed, builtin first."""
-        for kind in PART_HOOKS:
+        for kind in self.kinds:
             found = self._collect(kind)
             for info in self._info.values():
                 info.parts[kind] = sorted(name for name, (_, plugin) in found.items() if plugin == info.name)
@@ -154,63 +155,47 @@ class PluginManager:
         rows = [[i.name, i.distribution, i.version, i.error, i.parts, i.hooks] for i in self.infos()]
         return hashlib.sha256(json.dumps(rows, sort_keys=True).encode()).hexdigest()
 
-    def _has(self, kind: str, name: str) -> bool:
-        try:
-            return name in self.parts(kind)
-        except PluginError:  # two plugins use one name of that kind: no matter of who asked for another
-            return False
+    def is_of_kind(self, kind: str, part: type[Any], plugin: PluginInfo) -> bool:
+        """Return whether a class is of ``kind``; override it where one hook lists classes of several kinds."""
+        return True
 
     def _failed(self) -> list[PluginInfo]:
         return [info for info in self._info.values() if info.error]
 
     def _collect(self, kind: str) -> dict[str, tuple[type[Any], str]]:
         if kind not in self._parts:  # one kind at a time: asking for an encoder does not import the indexes
-            self._parts[kind] = self._collect_kind(kind, PART_HOOKS[kind])
+            self._parts[kind] = self._collect_kind(kind, self.kinds[kind])
         return self._parts[kind]
 
     def _collect_kind(self, kind: str, hook: str) -> dict[str, tuple[type[Any], str]]:
         found: dict[str, tuple[type[Any], str]] = {}
-        # Implementations are called one by one, not through the hook caller, so that an error can name its plugin.
-        for impl in getattr(self._pm.hook, hook).get_hookimpls():
+        for mine, function in self.implementations(hook):
             try:
-                classes = impl.function()
+                classes = function()
             except Exception as error:
                 raise PluginError(
-                    f"plugin {impl.plugin_name!r} ({self._info[impl.plugin_name].distribution}) failed in {hook}(): "
-                    f"{type(error).__name__}: {error}. Disable it with {DENY_ENV}={impl.plugin_name}"
+                    f"plugin {mine.name!r} ({mine.distribution}) failed in {hook}(): "
+                    f"{type(error).__name__}: {error}. Disable it with {DENY_ENV}={mine.name}"
                 ) from error
             for cls in classes or []:
                 name = getattr(cls, "name", None)
                 if not isinstance(cls, type) or not isinstance(name, str) or not name:
-                    raise PluginError(
-                        f"plugin {impl.plugin_name!r}: {hook}() gave {cls!r}; it needs a class with a `name`"
-                    )
-                if hook == HEAD_HOOK and not self._is_head(kind, cls, self._info[impl.plugin_name]):
+                    raise PluginError(f"plugin {mine.name!r}: {hook}() gave {cls!r}; it needs a class with a `name`")
+                if not self.is_of_kind(kind, cls, mine):
                     continue
                 if name in found:
                     other = self._info[found[name][1]]
-                    mine = self._info[impl.plugin_name]
                     raise PluginError(
                         f"{kind} name {name!r} is given by plugin {other.name!r} ({other.distribution}) and by "
                         f"{mine.name!r} ({mine.distribution}); disable one with {DENY_ENV}={mine.name}"
                     )
-                found[name] = (cls, impl.plugin_name)
+                found[name] = (cls, mine.name)
         return found
 
-    def _is_head(self, kind: str, cls: type[Any], info: PluginInfo) -> bool:
-        """A class that does not say what it answers is of no kind: that is its plugin's ``error``, the rest goes on."""
-        answer = getattr(cls, "answer", None)
-        if answer not in HEAD_ANSWERS and (cls.name, info.name) not in self._refused:
-            wrong = f"head {cls.name!r} has answer = {answer!r}; subclass BinaryHead, CatalogueHead, CountHead or "
-            wrong += "SequenceHead of bseq_plugin, which say what a head answers"
-            info.error = f"{info.error}; {wrong}" if info.error else wrong
-            self._refused[cls.name, info.name] = f"plugin {info.name!r} ({info.distribution}): {wrong}"
-        return bool(kind == f"{answer} head")
 
-
-def hook_names() -> list[str]:
-    """Names of all hooks, in the order of the specification."""
-    return [name for name in vars(BseqSpecs) if name.startswith("bseq_")]
+def hook_names(specs: type[Any] = BseqSpecs) -> list[str]:
+    """Return the names of all hooks, in the order of the specification."""
+    return [name for name in vars(specs) if not name.startswith("_")]
 
 
 @cache

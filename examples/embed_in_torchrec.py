@@ -104,7 +104,11 @@ def main() -> None:
     # one process; with torchrun it is dist.init_process_group("gloo"), or "nccl"
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
     device = torch.device("cpu")
-    recipe = bseq.Recipe(encoder="causal", dim=DIM, max_length=MAX_LENGTH, dropout=0.0, event_features=())
+    recipe = bseq.Recipe(
+        encoder={"name": "causal", "max_length": MAX_LENGTH, "dropout": 0.0},
+        vectors={"dim": DIM},
+        events={"features": ()},
+    )
     model, optimizer = sharded(Ranker(bseq.SequenceInterestEncoder(recipe, N_ITEMS, device="meta")), device)
     pipeline = TrainPipelineSparseDist(model, optimizer, device, execute_all_batches=True)
     data = batches(N_STEPS)

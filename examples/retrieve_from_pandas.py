@@ -32,7 +32,12 @@ def made_up_log() -> pd.DataFrame:
 def main(folder: Path) -> None:
     events = bseq.read_events(made_up_log())
     # split="none" trains on everything; for figures use the default, leave-one-out, or "time"
-    recipe = bseq.Recipe(encoder="causal", dim=16, max_length=20, epochs=20, batch_users=32, split="none")
+    recipe = bseq.Recipe(
+        encoder={"name": "causal", "max_length": 20},
+        vectors={"dim": 16},
+        split="none",
+        training={"epochs": 20, "batch": {"users": 32}},
+    )
     run = bseq.train(events, recipe, folder / "run", progress=False)
     print("published", bseq.publish(run, folder / "store"))
 

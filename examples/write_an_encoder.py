@@ -44,7 +44,9 @@ def main(folder: Path) -> None:
     time = 1_700_000_000 + np.tile(np.arange(8), 150) * 3600
     log = pd.DataFrame({"user_id": user, "item_id": item, "timestamp": time})
     events = bseq.read_events(log, timestamp_unit="s")
-    recipe = bseq.Recipe(encoder="my_gru", dim=16, epochs=10, batch_users=32, learning_rate=1e-2)
+    recipe = bseq.Recipe(
+        encoder="my_gru", vectors={"dim": 16}, training={"epochs": 10, "batch": {"users": 32}, "dense": {"rate": 1e-2}}
+    )
     run = bseq.train(events, recipe, folder / "run")
     print("best epoch", run.info["best_epoch"], run.info["validation"])
 

@@ -1,12 +1,11 @@
-"""What several test folders share: a tiny log, a recipe for it, and one finished run."""
+"""What several test folders share: a tiny log, a recipe for it, one finished run, untrained models, a fake GPU."""
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
-import threading
-import types
 from pathlib import Path
 
 import faiss
@@ -14,9 +13,14 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from fake_gpu import FakeGpu
 
+from bseq_plugin.testing.commands import command_of
+
+bseq = command_of()
 START_US = 1_600_000_000_000_000
 DAY_US = 86_400_000_000
+MODEL_US = 1_500_000_000_000_000  # what an untrained model knows ends here, and its histories begin
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -65,28 +69,58 @@ def tiny_source(tiny_frame, tmp_path_factory):
 
 
 TINY = {
-    "dim": 8,
-    "epochs": 2,
-    "max_length": 10,
-    "batch_users": 16,
-    "encoder_options": {"n_blocks": 1, "n_heads": 2, "feed_forward": 16},
+    "encoder": {"max_length": 10, "n_blocks": 1, "n_heads": 2, "feed_forward": 16},
+    "vectors": {"dim": 8},
+    "training": {"epochs": 2, "batch": {"users": 16}},
 }
 
 
 @pytest.fixture(scope="session")
 def tiny_recipe():
     """A causal encoder that trains on the tiny log in a fraction of a second."""
-    from bseq_plugin.schema.recipe import Recipe
+    from bseq_plugin.recipe.recipe import Recipe
 
     return Recipe(**TINY)
+
+
+def dotted(values, prefix=""):
+    """``(dotted key, value)`` of all leaves of nested settings."""
+    for key, value in values.items():
+        if isinstance(value, dict):
+            yield from dotted(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
 
 
 @pytest.fixture(scope="session")
 def tiny_settings():
     """``tiny_recipe`` as arguments of the command line."""
-    flat = {k: v for k, v in TINY.items() if k != "encoder_options"}
-    flat |= {f"encoder_options.{k}": v for k, v in TINY["encoder_options"].items()}
-    return [word for key, value in flat.items() for word in ("--set", f"{key}={value}")]
+    return [word for key, value in dotted(TINY) for word in ("--set", f"{key}={value}")]
+
+
+def toml(value):
+    """A plain value as TOML writes it."""
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{key} = {toml(entry)}" for key, entry in value.items()) + "}"
+    if isinstance(value, list):
+        return "[" + ", ".join(map(toml, value)) + "]"
+    return json.dumps(value)
+
+
+@pytest.fixture(scope="session")
+def as_settings():
+    """A function that gives every key of a recipe as arguments of the command line."""
+
+    def settings(recipe):
+        return [word for key, value in dotted(recipe.as_dict()) for word in ("--set", f"{key}={toml(value)}")]
+
+    return settings
+
+
+@pytest.fixture(scope="session")
+def as_toml():
+    """A function that gives a recipe as a TOML file has it."""
+    return lambda recipe: "".join(f"{key} = {toml(value)}\n" for key, value in dotted(recipe.as_dict()))
 
 
 @pytest.fixture(scope="session")
@@ -132,117 +166,52 @@ def python():
     return run
 
 
-@pytest.fixture
-def bseq(monkeypatch, capsys):
-    """A function that runs ``bseq ARGS`` in this process and gives (exit code, standard output, standard error)."""
-    from bseq_plugin.cli.main import main
+@pytest.fixture(scope="session")
+def make_model():
+    """A function that makes an untrained model; its vectors are random, or small whole numbers with exact products."""
+    from bseq_plugin.data.vocabulary import Vocabulary
+    from bseq_plugin.model.encoder import SequenceInterestEncoder
+    from bseq_plugin.model.interest_model import InterestModel
+    from bseq_plugin.recipe.recipe import Recipe
 
-    # set, then deleted, so that what --debug leaves behind is undone
-    monkeypatch.setenv("BSEQ_DEBUG", "")
-    monkeypatch.setenv("COLUMNS", "200")
+    def make(n_items=40, dim=6, seed=0, *, strings=False, whole=False, event_features=(), max_length=20, score="inner"):
+        generator = torch.Generator().manual_seed(seed)
+        ids = np.array([f"item {i:04d} é" for i in range(n_items)], object) if strings else np.arange(n_items) * 10 + 5
+        counts = torch.randint(1, 50, (n_items,), generator=generator).numpy().astype(np.int64)
+        vocabulary = Vocabulary(ids, counts, ("buy", "view") if "event_type" in event_features else ())
+        recipe = Recipe(
+            encoder={"name": "mean", "max_length": max_length},
+            vectors={"dim": dim, "similarity": score},
+            events={"features": event_features},
+        )
+        encoder = SequenceInterestEncoder(recipe, n_items, len(vocabulary.event_types))
+        state = {
+            name: torch.randint(-2, 3, value.shape, generator=generator).float()
+            if whole
+            else torch.randn(value.shape, generator=generator)
+            for name, value in encoder.state_dict().items()
+        }
+        return InterestModel.from_state(recipe, vocabulary, state, None, MODEL_US)
 
-    def run(*args):
-        monkeypatch.setattr(sys, "argv", ["bseq", *map(str, args)])
-        capsys.readouterr()
-        code = 0
-        try:
-            main()
-        except SystemExit as end:
-            code = end.code or 0
-        return (code, *capsys.readouterr())
-
-    return run
-
-
-class FakeGpu:
-    """A module that looks like GPU FAISS and refuses what the real one can't do (faults.md 0.1, 0.7; facts.md 1.2)."""
-
-    def __init__(self, n_gpus: int = 1, memory: int = 2**30, cagra: bool = False) -> None:
-        import faiss
-
-        self.memory = memory
-        self.n_resources = 0
-        self.out_of_memory = False  # set during a test: the next search fails
-        self.module = types.ModuleType("faiss")
-        self.module.__dict__.update(
-            {
-                n: getattr(faiss, n)
-                for n in (
-                    "IndexFlatIP", "IndexFlat", "IndexIVFFlat", "METRIC_INNER_PRODUCT", "index_factory", "read_index",
-                    "write_index", "PyCallbackIOWriter", "get_deserialization_vector_byte_limit",
-                    "set_deserialization_vector_byte_limit",
-                )
-            }
-        )  # fmt: skip
-        self.module.get_num_gpus = lambda: n_gpus
-        self.module.StandardGpuResources = lambda: FakeResources(self)
-        self.module.GpuClonerOptions = types.SimpleNamespace
-        self.module.index_cpu_to_gpu = self.index_cpu_to_gpu
-        if cagra:
-            self.module.GpuIndexCagraConfig = types.SimpleNamespace
-            self.module.GpuIndexCagra = lambda resources, d, metric, settings: FakeCagra(
-                self, resources, faiss.IndexHNSWFlat(d, 32, metric)
-            )
-
-    def index_cpu_to_gpu(self, resources, device, index, options=None):
-        resources.check_thread()
-        if not isinstance(index, self.module.IndexFlat | self.module.IndexIVFFlat):
-            raise RuntimeError("This index type is not implemented on GPU.")
-        if index.ntotal * index.d * 4 > self.memory:
-            raise RuntimeError("Error: cudaMalloc error out of memory")
-        return FakeGpuFlat(self, resources, index)
+    return make
 
 
-class FakeResources:
-    def __init__(self, gpu):
-        self.thread = threading.get_ident()
-        self.temp_memory = None
-        gpu.n_resources += 1
+@pytest.fixture(scope="session")
+def make_histories():
+    """A function that makes histories of known and some unknown items; user ids are 100, 101, ..."""
+    from bseq_plugin.data.sequences import Sequences
 
-    def check_thread(self):
-        if threading.get_ident() != self.thread:
-            raise SystemError("GPU resources used by another thread than the one that made them")
+    def make(model, lengths, seed=0, *, unknown=0.0, times=True):
+        random = np.random.default_rng(seed)
+        offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+        items = random.integers(1, model.vocabulary.n_items + 1, offsets[-1])
+        items[random.random(offsets[-1]) < unknown] = 0
+        clock = [np.sort(random.integers(MODEL_US, MODEL_US + 90 * DAY_US, n)) for n in lengths]
+        event_types = random.integers(1, 3, offsets[-1]) if model.vocabulary.event_types else None
+        timestamps = np.concatenate([*clock, np.empty(0, np.int64)]) if times else None
+        return Sequences(np.arange(100, 100 + len(lengths)), offsets, items, timestamps, event_types)
 
-    def setTempMemory(self, size):
-        self.check_thread()
-        self.temp_memory = size
-
-
-class FakeGpuFlat:
-    """No ``remove_ids``, no ``add_with_ids``; ``params`` with a selector is accepted and ignored, as on a GPU."""
-
-    def train(self, x):
-        self._resources.check_thread()
-        self._index.train(x)
-
-    def add(self, x):
-        self._resources.check_thread()
-        self._index.add(x)
-
-    def __init__(self, gpu, resources, index):
-        self._gpu, self._resources, self._index = gpu, resources, index
-        self.d, self.ntotal, self.metric_type = index.d, index.ntotal, index.metric_type
-
-    def search(self, x, k, params=None):
-        self._resources.check_thread()
-        if self._gpu.out_of_memory:
-            raise RuntimeError("Error: cudaMalloc error out of memory")
-        if k > 2048:
-            raise RuntimeError("GPU index only supports min/max-K selection up to 2048")
-        if x.dtype != np.float32 or not x.flags.c_contiguous or x.ndim != 2 or x.shape[1] != self.d:
-            raise SystemError("GPU search needs contiguous float32 of the right width")
-        return self._index.search(x, k)
-
-
-class FakeCagra(FakeGpuFlat):
-    """Built by one call of ``train``; nothing can be added afterwards."""
-
-    def train(self, x):
-        super().train(x)
-        super().add(x)
-
-    def add(self, x):
-        raise RuntimeError("adding vectors is not supported by GpuIndexCagra")
+    return make
 
 
 @pytest.fixture

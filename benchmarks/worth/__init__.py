@@ -1,6 +1,1 @@
-"""Parts of benchmarks/ranking_worth.py; bseq-dlrm is taken from the checkout, installed or not."""
-
-import sys
-from pathlib import Path
-
-sys.path.append(str(Path(__file__).parents[2] / "integrations" / "bseq-dlrm"))
+"""What ranking features and an attached encoder are worth to a ranker."""

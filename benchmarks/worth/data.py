@@ -49,7 +49,7 @@ def encoder_store(data: DemoData, recipe: Recipe, folder: Path) -> Retriever:
     """An encoder trained on events before ``ENCODER_UNTIL``, published with a blend fitted on the month before."""
     until = instant_us(pd.Timestamp(ENCODER_UNTIL, tz="UTC"))
     blend_from = instant_us(pd.Timestamp(BLEND_FROM, tz="UTC"))
-    fixed = recipe.replace(split="none", stop_after=recipe.epochs)
+    fixed = recipe.replace(split="none", training={"stop_after": recipe.training.epochs})
     early = train(data.events.before(blend_from), fixed, folder / "early", items=data.items)
     log = Sequences.from_events(data.events.before(until), early.vocabulary())
     held_out = HeldOut(time_window(log, blend_from, 28.0), log.between(None, blend_from), blend_from, "keep")

@@ -18,7 +18,7 @@ from torchrec import EmbeddingBagCollection, EmbeddingBagConfig, KeyedJaggedTens
 from torchrec.models.dlrm import DLRM
 
 import bseq_plugin as bseq
-from worth.data import CATEGORICAL, COUNTS, PLAIN, Rows
+from benchmarks.worth.data import CATEGORICAL, COUNTS, PLAIN, Rows
 
 DIM, BATCH, EPOCHS = 64, 4096, 4
 SPARSE = ("user_id", "item_id", *CATEGORICAL)

@@ -1,1 +1,1 @@
-"""Candidate sources that come with bseq: item neighbours, transition graph, popularity."""
+"""Candidate sources find items beside the search by interest: neighbours, transitions, popularity."""

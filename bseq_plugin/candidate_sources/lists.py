@@ -1,4 +1,4 @@
-"""What sources share: sums over (user, item) pairs, and the best of each row."""
+"""Helpers of candidate sources: the best items of each row of a score matrix."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ from bseq_plugin.schema.sources import SourceCandidates
 
 
 def best_of_rows(matrix: Matrix, k: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(rows, columns, values) of the ``k`` largest values of each row, best first; of equal ones the lower column."""
+    """Return (rows, columns, values) of the ``k`` largest values of each row, best first; of equal ones the lower
+    column.
+    """
     rows = np.repeat(np.arange(matrix.shape[0]), np.diff(matrix.indptr))
     order = np.lexsort((matrix.indices, -matrix.data, rows))
     ranks = np.arange(len(order)) - np.asarray(matrix.indptr[:-1])[rows[order]]
@@ -19,7 +21,7 @@ def best_of_rows(matrix: Matrix, k: int) -> tuple[np.ndarray, np.ndarray, np.nda
 
 
 def candidates_of(matrix: Matrix, k: int) -> SourceCandidates:
-    """The best ``k`` items of each row of [B, V + 1], scores brought to 0..1 by the row's best."""
+    """Return the best ``k`` items of each row of [B, V + 1], with scores brought to 0..1 by the row's best."""
     users, items, values = best_of_rows(matrix, k)
     best = np.zeros(matrix.shape[0])
     np.maximum.at(best, users, values)

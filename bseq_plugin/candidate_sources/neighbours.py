@@ -24,17 +24,16 @@ class NeighbourOptions(PartOptions):
     neighbours: int = Field(50, ge=1)
 
 
-class ItemNeighbourSource(CandidateSource):
+class ItemNeighbourSource(CandidateSource[NeighbourOptions]):
     """Cosines of item vectors, summed over the user's latest items. Neighbours are looked for by the served index, by
     inner product, and then weighed by the cosine, so that long vectors are not everybody's neighbours.
     """
 
     name = "item_neighbours"
     description = "items whose vectors lie beside those of the user's latest events"
-    Options = NeighbourOptions
 
     def find(self, inputs: SourceInputs, k: int) -> SourceCandidates:
-        """See ``CandidateSource.find``."""
+        """Find candidates; see ``CandidateSource.find``."""
         vectors_VD = inputs.item_vectors_VD
         recent = sparse.recent_matrix(
             inputs.histories, len(vectors_VD) - 1, self.options.last, self.options.decay
@@ -45,8 +44,8 @@ class ItemNeighbourSource(CandidateSource):
         units_QD = F.normalize(vectors_VD[torch.from_numpy(items_Q.astype(np.int64))], dim=1)
         n_neighbours = min(self.options.neighbours + 1, len(vectors_VD) - 1)  # one more: an item finds itself
         _, rows_Qm = inputs.search(units_QD, n_neighbours)
-        found_QmD = F.normalize(vectors_VD[rows_Qm.clamp_min(0)], dim=2)
-        cosines_Qm = torch.einsum("qd,qmd->qm", units_QD, found_QmD).clamp_min(0)
+        vectors_QmD = F.normalize(vectors_VD[rows_Qm.clamp_min(0)], dim=2)
+        cosines_Qm = torch.einsum("qd,qmd->qm", units_QD, vectors_QmD).clamp_min(0)
         cosines_Qm = cosines_Qm.masked_fill((rows_Qm < 1) | (rows_Qm == torch.from_numpy(items_Q)[:, None]), 0)
         asked = sparse.count_matrix(
             np.repeat(np.arange(recent.shape[0]), np.diff(recent.indptr)),

@@ -5,8 +5,6 @@ Shape letters: B users, V items.
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import torch
 from pydantic import Field
@@ -27,17 +25,16 @@ class PopularityOptions(PartOptions):
     cold_events: float = Field(5.0, gt=0)
 
 
-class PopularitySource(CandidateSource):
+class PopularitySource(CandidateSource[PopularityOptions]):
     """``log1p(events) / log1p(most events)``, fading as the user's history grows. Equal counts: the lower row."""
 
     name = "popularity"
     description = "what everybody likes, for users of whom little is known"
-    Options = PopularityOptions
 
     @classmethod
-    def fit(cls, histories: Sequences, n_items: int, options: Any = None) -> dict[str, Tensor]:
-        """Items with events, most first, and their scores."""
-        days = (cls.Options() if options is None else options).days
+    def fit(cls, histories: Sequences, n_items: int, options: PopularityOptions | None = None) -> dict[str, Tensor]:
+        """Return the items with events, most first, and their scores."""
+        days = cls.checked_options(options).days
         if days is not None and histories.timestamps is not None and histories.n_events:
             until = int(histories.timestamps.max()) + 1
             histories = histories.between(until - round(days * DAY_US), until)
@@ -51,7 +48,7 @@ class PopularitySource(CandidateSource):
         }
 
     def find(self, inputs: SourceInputs, k: int) -> SourceCandidates:
-        """See ``CandidateSource.find``."""
+        """Find candidates; see ``CandidateSource.find``."""
         items, scores = self.state["items"][:k], self.state["scores"][:k]
         n_users = inputs.histories.n_users
         lengths_B = torch.from_numpy(inputs.histories.lengths.astype(np.float32))

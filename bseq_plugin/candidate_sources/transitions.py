@@ -6,7 +6,6 @@ Shape letters: B users, V items, S steps, m edges of an item.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 import torch
@@ -31,14 +30,13 @@ class TransitionOptions(PartOptions):
     popularity_power: float = Field(0.3, ge=0, le=1)
 
 
-class TransitionSource(CandidateSource):
+class TransitionSource(CandidateSource[TransitionOptions]):
     """The edges of the transition graph (``data.sparse.transition_graph``) from a user's last steps, summed."""
 
     name = "transitions"
     description = "items that follow the user's latest ones in everybody's histories"
-    Options = TransitionOptions
 
-    def __init__(self, state: Mapping[str, Tensor], options: Any = None) -> None:
+    def __init__(self, state: Mapping[str, Tensor], options: TransitionOptions | None = None) -> None:
         super().__init__(state, options)
         starts, items, weights = (state[name].numpy() for name in ("starts", "items", "weights"))
         self._n_items = len(starts) - 2
@@ -46,9 +44,9 @@ class TransitionSource(CandidateSource):
         self._graph = sparse.count_matrix(rows, items, (len(starts) - 1, len(starts) - 1), weights)
 
     @classmethod
-    def fit(cls, histories: Sequences, n_items: int, options: Any = None) -> dict[str, Tensor]:
-        """The strongest edges of each item: starts [V + 2], items [E], weights [E]."""
-        chosen = cls.Options() if options is None else options
+    def fit(cls, histories: Sequences, n_items: int, options: TransitionOptions | None = None) -> dict[str, Tensor]:
+        """Return the strongest edges of each item: starts [V + 2], items [E], weights [E]."""
+        chosen = cls.checked_options(options)
         graph = sparse.transition_graph(histories.known(), n_items, popularity_power=chosen.popularity_power)
         rows, items, weights = best_of_rows(graph, chosen.edges)
         starts = np.searchsorted(rows, np.arange(n_items + 2))
@@ -59,6 +57,6 @@ class TransitionSource(CandidateSource):
         }
 
     def find(self, inputs: SourceInputs, k: int) -> SourceCandidates:
-        """See ``CandidateSource.find``."""
+        """Find candidates; see ``CandidateSource.find``."""
         recent = sparse.recent_matrix(inputs.histories, self._n_items, self.options.last, self.options.decay)
         return candidates_of((recent @ self._graph).tocsr(), k)

@@ -1,1 +1,1 @@
-"""The command line."""
+"""The command line turns arguments into calls of the library and prints what they return."""

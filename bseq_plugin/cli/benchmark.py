@@ -7,9 +7,9 @@ from typing import Annotated, Literal
 
 import typer
 
-from bseq_plugin.cli.allocator import keep_freed_memory
-from bseq_plugin.cli.common import RecipeName, Settings, check_output, note, out, whole_numbers, write_json
-from bseq_plugin.cli.loading import loading
+from bseq_plugin.cli.common import RecipeName, Settings, check_output, note, out, whole_numbers
+from bseq_plugin.cli.process import keep_freed_memory, loading
+from bseq_plugin.files import write_json
 
 BLENDED_WITH = ("transitions",)
 
@@ -49,7 +49,9 @@ def benchmark(
     from bseq_plugin.data.auto_recipe import choose_recipe
 
     chosen = settings or []
-    choose_recipe(recipe, [*chosen, f"split={protocol}"])  # wrong settings end here, before a long log is read
+    choose_recipe(
+        recipe, [*chosen, f"split={protocol.replace('-', '_')}"]
+    )  # wrong settings end here, before a long log is read
     with loading():
         from bseq_plugin.evaluation.benchmark import benchmark as run_benchmark
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -11,6 +10,7 @@ import typer
 from rich.console import Console
 
 from bseq_plugin.errors import UsageError
+from bseq_plugin.files import output_file
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -25,9 +25,9 @@ Source = Annotated[
     typer.Argument(help="Log: .parquet, .csv, .tsv, RecBole .inter (also globs), or a .txt of `user item item ...`."),
 ]
 RecipeName = Annotated[str | None, typer.Option("--recipe", help="Shipped recipe by name, 'auto', or a .toml file.")]
-Settings = Annotated[list[str] | None, typer.Option("--set", help="key=value over the recipe; repeat it.")]
-HeadOptions = Annotated[
-    list[str] | None, typer.Option("--head-option", help="key=value, a setting of the head; repeat it.")
+Settings = Annotated[
+    list[str] | None,
+    typer.Option("--set", help="section.key=value over the recipe, e.g. training.epochs=20; repeat it."),
 ]
 Columns = Annotated[
     list[str] | None, typer.Option("--column", help="ours=theirs, e.g. user_id=household_id; repeat it.")
@@ -44,17 +44,27 @@ Items = Annotated[
 
 def column_mapping(columns: list[str] | None) -> dict[str, str]:
     """Return ``["user_id=household_id"]`` as a dict. Raises UsageError."""
-    from bseq_plugin.schema.recipe_files import split_setting
+    from bseq_plugin.recipe.files import split_setting
 
     return dict(split_setting(text, "--column", "user_id=household_id") for text in columns or [])
 
 
-def head_options(settings: list[str] | None) -> dict[str, Any]:
-    """Return ``["n_experts=8"]`` as a dict. Raises UsageError."""
-    from bseq_plugin.schema.recipe_files import parse_value, split_setting
+def option_values(settings: list[str] | None, option: str, example: str) -> dict[str, Any]:
+    """Return the settings of a part as typed values: ``["n_experts=8"]`` is ``{"n_experts": 8}``. Raises UsageError."""
+    from bseq_plugin.recipe.files import parse_value, split_setting
 
-    pairs = (split_setting(setting, "--head-option", "n_experts=8") for setting in settings or [])
+    pairs = (split_setting(setting, option, example) for setting in settings or [])
     return {key: parse_value(text) for key, text in pairs}
+
+
+def sharding_of(settings: list[str] | None) -> str | dict[str, str]:
+    """``["row_wise"]`` or ``["item=row_wise", "time_gap=table_wise"]`` as ``train`` takes it. Raises UsageError."""
+    pairs = [setting.partition("=") for setting in settings or ["auto"]]
+    if len(pairs) == 1 and not pairs[0][1]:
+        return pairs[0][0]
+    if not all(separator for _, separator, _ in pairs):
+        raise UsageError(f"--sharding {settings}: write one way for all tables, or table=way for each")
+    return {table: way for table, _, way in pairs}
 
 
 def pseudonymiser(key_file: Path | None) -> Pseudonymiser | None:
@@ -85,20 +95,10 @@ def read_table(path: Path) -> pd.DataFrame:
     return table
 
 
-def write_json(path: Path, document: dict[str, Any]) -> None:
-    """Write beside and rename, so that a reader never sees half a file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.tmp")
-    aside.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
-    aside.replace(path)
-
-
 def write_parquet(frame: pd.DataFrame, path: Path) -> None:
     """Write the whole file, or leave what was there before; its folder is made if need be."""
-    from bseq_plugin.ranking.table import written_whole
-
     path.parent.mkdir(parents=True, exist_ok=True)
-    with written_whole(path) as file:
+    with output_file(path) as file:
         frame.to_parquet(file)
 
 
@@ -111,6 +111,18 @@ def check_output(path: Path | None) -> None:
     parent = next(folder for folder in path.absolute().parents if folder.exists())
     if not parent.is_dir() or not os.access(parent, os.W_OK):
         raise UsageError(f"{str(path)!r} can't be written: {str(parent)!r} is no folder one may write to")
+
+
+def as_id(text: str, known: object, option: str) -> int | str:
+    """Return the text as ``known`` ids are written: a number where these are numbers. Raises UsageError."""
+    import numpy as np
+
+    if not np.issubdtype(np.asarray(known).dtype, np.integer):
+        return text
+    try:
+        return int(text)
+    except ValueError:
+        raise UsageError(f"{option} {text!r}: ids of this store are whole numbers") from None
 
 
 def whole_numbers(text: str, option: str, example: str) -> list[int]:

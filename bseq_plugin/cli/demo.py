@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.table import Table
 
-from bseq_plugin.cli.allocator import keep_freed_memory
 from bseq_plugin.cli.common import Settings, note, out
-from bseq_plugin.cli.loading import loading
+from bseq_plugin.cli.process import keep_freed_memory, loading
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -54,7 +53,7 @@ def demo(
     take_folder(folder)
     note.print("[bold]1/7 Reading purchases[/bold]")
     keep_freed_memory()
-    job = Demo(load(data, QUICK_EVERY if quick else 1), recipe, folder)
+    job = Demo(load(data, QUICK_EVERY if quick else 1), recipe, folder, note.print)
     frame = job.data.events.frame
     note.print(
         f"{len(frame):,} purchases, {frame.user_id.nunique():,} households, {frame.item_id.nunique():,} products"

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.table import Table
 
-from bseq_plugin.cli.common import Columns, KeyFile, Unit, column_mapping, note, out, pseudonymiser, write_json
+from bseq_plugin.cli.common import Columns, KeyFile, Unit, column_mapping, note, out, pseudonymiser
 from bseq_plugin.errors import UsageError
+from bseq_plugin.files import write_json
 
 if TYPE_CHECKING:
     from bseq_plugin.publishing.index_report import IndexReport

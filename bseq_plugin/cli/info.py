@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.markup import escape
 from rich.table import Table
 
 from bseq_plugin.cli.common import out
@@ -39,31 +40,47 @@ def plugins(as_json: AsJson = False) -> None:
         if "bseq_read_events" in info.hooks:
             gives += "\nreads event sources"
         if info.error:
-            gives = f"[red]failed: {info.error}[/red]\n{gives}"
+            gives = f"[red]failed: {escape(info.error)}[/red]\n{gives}"
         table.add_row(info.name, f"{info.distribution} {info.version}".strip(), gives.strip())
     out.print(table)
 
 
-def recipes(name: Annotated[str | None, typer.Argument(help="Show this one whole.")] = None) -> None:
-    """The recipes that come with the package.
+def recipes(
+    name: Annotated[str | None, typer.Argument(help="Show this one whole.")] = None,
+    keys: Annotated[bool, typer.Option("--keys", help="Show every key of a recipe: default and meaning.")] = False,
+) -> None:
+    """The recipes that come with the package, and every key that `--set` takes.
 
-    Example: `bseq recipes reference`
+    Examples: `bseq recipes reference`, `bseq recipes --keys`
     """
+    if keys:
+        _print_keys()
+        return
     from bseq_plugin.data.auto_recipe import AUTO, AUTO_DESCRIPTION
-    from bseq_plugin.schema.recipe import Recipe
-    from bseq_plugin.schema.recipe_files import recipe_description, shipped_recipes
+    from bseq_plugin.recipe.files import recipe_description, shipped_recipes
+    from bseq_plugin.recipe.recipe import Recipe
 
     if name == AUTO:
         out.print(f"{AUTO_DESCRIPTION} `bseq train LOG --recipe auto` leaves the chosen settings in RUN/recipe.json.")
         return
     if name is not None:
         recipe = Recipe.load(name)
-        out.print_json(recipe.model_dump_json())
+        out.print_json(json.dumps(recipe.as_dict()))
         return
     table = Table("recipe", "what it is for")
     table.add_row(AUTO, AUTO_DESCRIPTION)
     for shipped in shipped_recipes():
         table.add_row(shipped, recipe_description(shipped))
+    out.print(table)
+
+
+def _print_keys() -> None:
+    from bseq_plugin.recipe.describe import keys
+    from bseq_plugin.recipe.recipe import Recipe
+
+    table = Table("key", "default", "what it does", "only with kind")
+    for key in keys(Recipe):
+        table.add_row(key.name, escape(key.default), escape(key.text), ", ".join(key.kinds))
     out.print(table)
 
 

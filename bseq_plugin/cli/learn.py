@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
-from bseq_plugin.cli.allocator import keep_freed_memory
 from bseq_plugin.cli.common import (
     Columns,
     Items,
@@ -24,10 +23,11 @@ from bseq_plugin.cli.common import (
     parse_ks,
     pseudonymiser,
     read_table,
-    write_json,
+    sharding_of,
 )
-from bseq_plugin.cli.loading import loading
+from bseq_plugin.cli.process import keep_freed_memory, loading
 from bseq_plugin.errors import UsageError
+from bseq_plugin.files import write_json
 
 if TYPE_CHECKING:
     from bseq_plugin.data.events import Events
@@ -59,13 +59,17 @@ def train(
     checkpoint_steps: Annotated[
         int | None, typer.Option("--checkpoint-steps", help="Also a checkpoint every so many steps within an epoch.")
     ] = None,
+    sharding: Annotated[
+        list[str] | None,
+        typer.Option("--sharding", help="How tables lie on several processes: a way for all, or table=way; repeat it."),
+    ] = None,
     warm_start: Annotated[
         Path | None, typer.Option("--warm-start", help="A finished run to begin with; its items keep their rows by id.")
     ] = None,
 ) -> None:
     """Train an encoder on a log and leave a run directory.
 
-    Example: `bseq train events.parquet --out runs/today --set split=time --set epochs=20`
+    Example: `bseq train events.parquet --out runs/today --set split=time --set training.epochs=20`
 
     Without raw user ids in the run, nor in what is made of it: `--pseudonymise key`, a file of 32 random bytes.
 
@@ -91,6 +95,7 @@ def train(
         resume=resume,
         checkpoint_steps=checkpoint_steps,
         warm_start=warm_start,
+        sharding=sharding_of(sharding),
     )
     if not int(os.environ.get("RANK", "0")):  # under torchrun one rank speaks for all
         _show_training(done)

@@ -12,24 +12,13 @@ import typer
 from rich.console import Console
 
 from bseq_plugin import __version__
-from bseq_plugin.cli import (
-    behaviour,
-    benchmark,
-    demo,
-    forecast,
-    index,
-    info,
-    insight,
-    learn,
-    returns,
-    sequences,
-    serve,
-    store,
-)
+from bseq_plugin.cli import benchmark, demo, index, info, learn, sequences, serve, store
+from bseq_plugin.cli.plugin_commands import CommandGroup
 from bseq_plugin.errors import BseqError
 
 app = typer.Typer(
     name="bseq",
+    cls=CommandGroup,
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode="markdown",
@@ -37,7 +26,7 @@ app = typer.Typer(
     help="Sequence-interest encoders for TorchRec: train, publish to an index, retrieve candidates, make ranking "
     "features.\n\nStart with `bseq demo`. Exit codes: 2 for wrong use, 1 for failures; `--debug` shows tracebacks.",
 )
-for module in (demo, sequences, learn, serve, behaviour, returns, forecast, insight, store, index, benchmark, info):
+for module in (demo, sequences, learn, serve, store, index, benchmark, info):
     module.register(app)
 
 
@@ -78,19 +67,14 @@ def main() -> None:
     # are ever new ones (a sample of candidates). Those that come again are some two hundred: with fewer kept than that
     # each is compiled anew whenever it comes. oneDNN reads this when it is first used.
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "256")
-    run(app, "bseq --debug COMMAND")
-
-
-def run(commands: typer.Typer, debug: str) -> None:
-    """Run the commands; errors become one or two lines on stderr and an exit code; ``debug`` shows a traceback."""
     try:
-        commands()
+        app()
     except BseqError as error:
         _report(f"[bold red]error:[/bold red] {escape(str(error))}", error.exit_code)
     except KeyboardInterrupt:
         _report("interrupted", 130)
     except Exception as error:  # the last resort: whatever is left is a failure of ours, told in one line
-        told = f"{type(error).__name__}: {escape(str(error))} ({debug} shows where)"
+        told = f"{type(error).__name__}: {escape(str(error))} (bseq --debug COMMAND shows where)"
         _report(f"[bold red]failed:[/bold red] {told}", 1)
 
 

@@ -15,6 +15,7 @@ from bseq_plugin.cli.common import (
     Items,
     KeyFile,
     Unit,
+    as_id,
     check_output,
     column_mapping,
     note,
@@ -22,7 +23,7 @@ from bseq_plugin.cli.common import (
     pseudonymiser,
     read_table,
 )
-from bseq_plugin.cli.loading import loading
+from bseq_plugin.cli.process import loading
 from bseq_plugin.errors import UsageError
 
 if TYPE_CHECKING:
@@ -187,18 +188,6 @@ def _answer(retriever: Retriever, user: str | None, items: str | None, k: int, e
         raise UsageError("--items is empty; give item ids separated by commas")
     known = retriever.model.vocabulary.item_ids
     return retriever.retrieve_items([as_id(item, known, "--items") for item in given], k, how)
-
-
-def as_id(text: str, known: object, option: str) -> int | str:
-    """Return the text as this store writes ids: a number where ids are numbers."""
-    import numpy as np
-
-    if not np.issubdtype(np.asarray(known).dtype, np.integer):
-        return text
-    try:
-        return int(text)
-    except ValueError:
-        raise UsageError(f"{option} {text!r}: ids of this store are whole numbers") from None
 
 
 def features(

@@ -110,31 +110,17 @@ def delta(
         typer.Option("--items", help="Table with item_id and vector: new items, or new vectors of known ones."),
     ] = None,
     removed: Annotated[Path | None, typer.Option("--removed", help="Table with item_id: not shown any more.")] = None,
-    run: Annotated[
-        Path | None, typer.Option("--run", help="A finished run that went on from the published one: all it changed.")
-    ] = None,
 ) -> None:
     """Publish the current version with some items new, changed or removed; its index is kept as it is.
 
     Example: `bseq store delta store --items new.parquet --removed sold_out.csv`
-
-    After training on new days: `bseq train days.parquet --out runs/new --warm-start runs/old --set candidates=1024`,
-    then `bseq store delta store --run runs/new`
     """
     import numpy as np
     import torch
 
     from bseq_plugin.errors import UsageError
     from bseq_plugin.publishing.delta import publish_delta
-    from bseq_plugin.publishing.delta_run import publish_run_delta
-    from bseq_plugin.serving.blend import Blend
 
-    if run is not None:
-        if items is not None or removed is not None:
-            raise UsageError("--run brings its own items; give --items and --removed in a delta of their own")
-        version = publish_run_delta(run, _store(store), blend=Blend.of_run(run))
-        note.print(f"published {version} in {store}")
-        return
     given = None if items is None else read_table(items)
     gone = None if removed is None else read_table(removed)
     for name, table, columns in (("--items", given, {"item_id", "vector"}), ("--removed", gone, {"item_id"})):

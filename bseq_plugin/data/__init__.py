@@ -1,1 +1,1 @@
-"""Events -> vocabulary and sequences -> batches."""
+"""Data turns events into a vocabulary, histories and the batches of a training."""

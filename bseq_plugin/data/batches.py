@@ -25,14 +25,14 @@ from torchrec.streamable import Pipelineable
 
 from bseq_plugin.data.event_features import EventInputs, event_inputs, session_numbers
 from bseq_plugin.data.sequences import Sequences
-from bseq_plugin.schema.recipe import Recipe
+from bseq_plugin.recipe.recipe import Recipe
 
 TIMESTAMP, SESSION_NUMBER, EVENT, TARGET, NEGATIVE = "timestamp", "session_number", "event", "target", "negative"
 
 
 @dataclass
 class Batch(Pipelineable):  # type: ignore[misc]  # torchrec is not typed
-    """B users' histories, Q states that predict, S targets, N candidates.
+    """B users' histories, Q states that predict, S targets, N negatives.
 
     Attributes:
         features: the KeyedJaggedTensor above.
@@ -40,13 +40,13 @@ class Batch(Pipelineable):  # type: ignore[misc]  # torchrec is not typed
         target_state_S: int64, ascending, the place in ``state_rows_Q`` of the state that predicts each target.
         target_ids_S: int64, vocabulary rows.
         target_weights_S: float32.
-        candidate_ids_N: int64, vocabulary rows.
-        log_expected_count_N: float32, or None for the whole catalogue; see ``Candidates``.
+        negative_ids_N: int64, vocabulary rows.
+        log_expected_count_N: float32, or None for the whole catalogue; see ``Negatives``.
         loss_scale: float32 scalar, world size x (this rank's share of the target weight in the global batch): the
             mean over ranks of the scaled losses is then the loss of the global batch.
-        target_places_S: int64, where each target stands among the candidates, if they are a whole catalogue: the key
+        target_places_S: int64, where each target stands among the negatives, if they are a whole catalogue: the key
             ``target`` of ``features`` is then empty. Else None.
-        target_priors_SP, candidate_priors_NP: float32, columns put behind the item vectors, or None.
+        target_priors_SP, negative_priors_NP: float32, columns put behind the item vectors, or None.
     """
 
     features: KeyedJaggedTensor
@@ -54,21 +54,21 @@ class Batch(Pipelineable):  # type: ignore[misc]  # torchrec is not typed
     target_state_S: Tensor
     target_ids_S: Tensor
     target_weights_S: Tensor
-    candidate_ids_N: Tensor
+    negative_ids_N: Tensor
     log_expected_count_N: Tensor | None
     loss_scale: Tensor
     target_places_S: Tensor | None = None
     target_priors_SP: Tensor | None = None
-    candidate_priors_NP: Tensor | None = None
+    negative_priors_NP: Tensor | None = None
 
     @property
     def n_events(self) -> int:
-        """Of all histories."""
+        """The number of events of all histories."""
         features = self.features
         return int(features.length_per_key()[features.keys().index(EVENT)])
 
     def to(self, device: torch.device, non_blocking: bool = False) -> Batch:
-        """A copy on ``device``; this very batch if its features are there."""
+        """Return a copy on ``device``; this very batch if its features are there."""
         if self.features.device() == device:
             return self
         return self._map(lambda value: value.to(device=device, non_blocking=non_blocking))
@@ -79,7 +79,7 @@ class Batch(Pipelineable):  # type: ignore[misc]  # torchrec is not typed
             value.record_stream(stream)
 
     def pin_memory(self) -> Batch:
-        """A copy in page-locked memory."""
+        """Return a copy in page-locked memory."""
         return self._map(lambda value: value.pin_memory())
 
     def _values(self) -> list[Any]:
@@ -98,7 +98,7 @@ def history_features(
     events: EventInputs | Recipe | Sequence[str],
     extra: dict[str, tuple[np.ndarray, np.ndarray]] | None = None,
 ) -> KeyedJaggedTensor:
-    """The KeyedJaggedTensor of histories as they are (cut them with ``latest`` first).
+    """Return the KeyedJaggedTensor of histories as they are (cut them with ``latest`` first).
 
     Args:
         events: the recipe of the encoder, or the names of its event features.

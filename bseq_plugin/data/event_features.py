@@ -1,11 +1,11 @@
-"""What an event is beside its item: its type, when it was, where in its session, what it was worth.
+"""Features of an event beside its item: its type, when it was, where in its session, what it was worth.
 
 Each feature is a row of an embedding table of its own, int64, so that one ``KeyedJaggedTensor`` carries them all:
 
     feature        row
     event_type     vocabulary row, 0 = unknown type
     time_gap       0 for a user's first event, else 1 + floor(log2(1 + seconds since the event before))
-    time_of_week   hour of the week, 0 = Monday 00:00 to 00:59 in ``Recipe.time_zone``
+    time_of_week   hour of the week, 0 = Monday 00:00 to 00:59 in ``events.time_zone``
     session        events before it in its session: 0 marks the boundary
     value          0 = no value, 1 = nearly zero, then half octaves of what it was worth, gains before losses
 
@@ -24,10 +24,13 @@ import pandas as pd
 
 from bseq_plugin.data.events import EVENT_TYPE, MICROSECONDS, VALUE
 from bseq_plugin.data.sequences import Sequences
+from bseq_plugin.errors import RecipeError
 from bseq_plugin.plugins import plugin_manager
+from bseq_plugin.recipe.data import SESSION_GAP_MINUTES, EventSettings
+from bseq_plugin.recipe.model import EncoderSettings
 
 if TYPE_CHECKING:
-    from bseq_plugin.schema.recipe import Recipe
+    from bseq_plugin.recipe.recipe import Recipe
 
 TIME_GAP, TIME_OF_WEEK, SESSION = "time_gap", "time_of_week", "session"
 N_TIME_GAPS = 32  # buckets of log2 seconds; the last one begins at 2^30 s, 34 years
@@ -48,7 +51,7 @@ MINUTE_US = 60 * MICROSECONDS["s"]
 
 @dataclass(frozen=True)
 class EventInputs:
-    """What an encoder reads of events beside their items.
+    """The features that an encoder reads of events beside their items.
 
     Attributes:
         features: embedded ones, in the order in which they are summed.
@@ -63,11 +66,21 @@ class EventInputs:
     sessions: bool = False
 
     @classmethod
-    def of(cls, recipe: Recipe) -> EventInputs:
-        """What a recipe says. Raises UsageError for an unknown encoder."""
-        part = plugin_manager().part("encoder", recipe.encoder)
-        gap_us = round(recipe.session_gap_minutes * MINUTE_US)
-        return cls(recipe.event_features, recipe.time_zone, gap_us, part.reads_sessions)
+    def of(cls, events: EventSettings, encoder: EncoderSettings) -> EventInputs:
+        """What these sections of a recipe say.
+
+        Raises UsageError for an unknown encoder, and RecipeError for a length of sessions that nothing reads.
+        """
+        part = plugin_manager().part("encoder", encoder.name)
+        inputs = cls(
+            events.features, events.time_zone, round(events.session_gap_minutes * MINUTE_US), part.reads_sessions
+        )
+        if events.session_gap_minutes != SESSION_GAP_MINUTES and not inputs.needs_sessions:
+            raise RecipeError(
+                f"events.session_gap_minutes = {events.session_gap_minutes:g} is read by feature 'session' and by "
+                f"encoders that read sessions, and encoder {encoder.name!r} does not; leave it out"
+            )
+        return inputs
 
     @property
     def needs_sessions(self) -> bool:
@@ -80,7 +93,7 @@ class EventInputs:
         return TIME_GAP in self.features or TIME_OF_WEEK in self.features
 
     def lacking(self, sequences: Sequences) -> list[str]:
-        """What is read and not there: "event types", "the times of events", "values", "session ids or times"."""
+        """List what is read and not there: "event types", "the times of events", "values", "session ids or times"."""
         timed = sequences.timestamps is not None
         needed = {
             "event types": EVENT_TYPE in self.features and sequences.event_types is None,
@@ -91,7 +104,7 @@ class EventInputs:
         return [what for what, lacks in needed.items() if lacks]
 
     def rows(self, sequences: Sequences) -> dict[str, np.ndarray]:
-        """Feature -> int64 [T]. Raises ValueError if the sequences lack what a feature needs."""
+        """Return feature -> int64 [T]. Raises ValueError if the sequences lack what a feature needs."""
         return {name: self._rows(name, sequences) for name in self.features}
 
     def _rows(self, name: str, sequences: Sequences) -> np.ndarray:
@@ -112,11 +125,11 @@ def event_inputs(events: EventInputs | Recipe | Sequence[str]) -> EventInputs:
     """From what a caller has: a recipe, or names of features with all else at its default."""
     if isinstance(events, EventInputs):
         return events
-    return EventInputs(tuple(events)) if isinstance(events, Sequence) else EventInputs.of(events)
+    return EventInputs(tuple(events)) if isinstance(events, Sequence) else EventInputs.of(events.events, events.encoder)
 
 
 def time_gap_buckets(sequences: Sequences) -> np.ndarray:
-    """int64 [T]: 0 for a user's first event, else 1 + floor(log2(1 + seconds since the event before))."""
+    """Return int64 [T]: 0 for a user's first event, else 1 + floor(log2(1 + seconds since the event before))."""
     if sequences.timestamps is None:
         raise ValueError("the model reads time gaps, but these histories have no times")
     gaps = np.diff(sequences.timestamps, prepend=0) // MICROSECONDS["s"]
@@ -129,7 +142,7 @@ def time_gap_buckets(sequences: Sequences) -> np.ndarray:
 
 
 def hours_of_week(sequences: Sequences, time_zone: str) -> np.ndarray:
-    """int64 [T]: hours since Monday 00:00 on the clocks of ``time_zone``, summer time included."""
+    """Return int64 [T]: hours since Monday 00:00 on the clocks of ``time_zone``, summer time included."""
     if sequences.timestamps is None:
         raise ValueError("the model reads the time of the week, but these histories have no times")
     if time_zone == "UTC":
@@ -140,7 +153,7 @@ def hours_of_week(sequences: Sequences, time_zone: str) -> np.ndarray:
 
 
 def session_starts(sequences: Sequences, gap_us: int) -> np.ndarray:
-    """bool [T]: the first event of a session.
+    """Return bool [T], whether each event is the first of a session.
 
     A session is a run of events of one session id; without ids, a run without a gap longer than ``gap_us``.
     """
@@ -156,21 +169,21 @@ def session_starts(sequences: Sequences, gap_us: int) -> np.ndarray:
 
 
 def session_positions(sequences: Sequences, gap_us: int) -> np.ndarray:
-    """int64 [T]: events before each in its session."""
+    """Return int64 [T], the number of events before each in its session."""
     starts = session_starts(sequences, gap_us)
     places = np.arange(len(starts))
     return places - np.maximum.accumulate(np.where(starts, places, 0))
 
 
 def session_numbers(sequences: Sequences, gap_us: int) -> np.ndarray:
-    """int64 [T]: sessions of the same user before that of each event."""
+    """Return int64 [T], the number of sessions of the same user before that of each event."""
     passed = np.cumsum(session_starts(sequences, gap_us))
     first = passed[sequences.offsets[:-1].clip(max=max(sequences.n_events - 1, 0))] if len(passed) else passed[:0]
     return passed - np.repeat(first, sequences.lengths) if len(passed) else passed.astype(np.int64)
 
 
 def value_buckets(sequences: Sequences) -> np.ndarray:
-    """int64 [T]: 0 = no value, 1 = |value| below 2^-7, then a bucket for each half octave, first of gains."""
+    """Return int64 [T]: 0 = no value, 1 = |value| below 2^-7, then a bucket for each half octave, first of gains."""
     if sequences.values is None:
         raise ValueError("the model reads values, but these histories have none")
     values = sequences.values.astype(np.float64)

@@ -41,7 +41,7 @@ class Events:
 
     @property
     def has_times(self) -> bool:
-        """False for a log that tells only the order of events."""
+        """Whether the log has times; if not, it tells only the order of events."""
         return TIME in self.frame
 
     @classmethod
@@ -80,24 +80,24 @@ class Events:
 
     @classmethod
     def in_order(cls, user_ids: np.ndarray, item_ids: np.ndarray) -> Events:
-        """A log without times: rows of one user stand oldest first."""
+        """Make events of a log without times: rows of one user stand oldest first."""
         frame = pd.DataFrame({USER: user_ids, ITEM: item_ids})
         if frame.empty:
             raise SchemaError("the log is empty: there is nothing to learn from or to look up")
         return cls(pd.DataFrame({USER: _ids(frame, USER), ITEM: _ids(frame, ITEM)}))
 
     def before(self, at_us: int) -> Events:
-        """Events strictly before ``at_us`` (microseconds, UTC)."""
+        """Return the events strictly before ``at_us`` (microseconds, UTC)."""
         return Events(self.frame[self.frame[TIME] < at_us])
 
     def between(self, start_us: int, end_us: int) -> Events:
-        """Events in [start_us, end_us)."""
+        """Return the events in [start_us, end_us)."""
         times = self.frame[TIME]
         return Events(self.frame[(times >= start_us) & (times < end_us)])
 
 
 def instant_us(value: object, name: str = "at") -> int:
-    """Microseconds since the epoch of a timezone-aware time (datetime, Timestamp or ISO text).
+    """Return the microseconds since the epoch of a timezone-aware time (datetime, Timestamp or ISO text).
 
     Raises SchemaError for a naive or unreadable time: guessing a time zone shifts what counts as the past.
     """
@@ -136,7 +136,7 @@ def _no_nulls(column: pd.Series, source: str) -> None:
 
 
 def _ids(frame: pd.DataFrame, source: str) -> pd.Series:
-    """int64 or str; strings are compared byte for byte, so that two Unicode forms of one word are two ids."""
+    """Return int64 or str; strings are compared byte for byte, so that two Unicode forms of one word are two ids."""
     column = frame[source].reset_index(drop=True)
     _no_nulls(column, source)
     if isinstance(column.dtype, pd.CategoricalDtype):

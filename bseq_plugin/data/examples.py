@@ -1,4 +1,4 @@
-"""What a history is asked to predict: the next event everywhere or of one prefix, or the window that follows.
+"""The objectives: a history predicts the next event everywhere, or after one prefix, or the window that follows.
 
 All give a rank's examples from a global batch of users, as a pure function of the users and a random generator.
 """
@@ -15,7 +15,7 @@ from bseq_plugin.data.random_numbers import RandomNumbers
 from bseq_plugin.data.sequences import Sequences
 from bseq_plugin.data.target_types import target_weights
 from bseq_plugin.errors import SchemaError
-from bseq_plugin.schema.recipe import Recipe
+from bseq_plugin.recipe.objective import WindowObjective
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Examples:
 
 
 def share(users: np.ndarray, rank: int, world_size: int) -> tuple[np.ndarray, bool]:
-    """(the rank's part of a global batch, True); or (some user, False) for a rank that gets none.
+    """Return (the rank's part of a global batch, True), or (some user, False) for a rank that gets none.
 
     Every rank takes part in a step's look-ups, so none may be without a user; but that user's targets are another
     rank's, and must not count twice.
@@ -54,13 +54,13 @@ def share(users: np.ndarray, rank: int, world_size: int) -> tuple[np.ndarray, bo
 
 
 class NextEvent:
-    """``targets = "next"``: at every position of the latest ``max_length`` events, the event that follows."""
+    """The objective "next": at every position of the latest ``max_length`` events, the event that follows."""
 
     passes = 1
 
-    def __init__(self, sequences: Sequences, recipe: Recipe, of_type: np.ndarray | None = None) -> None:
+    def __init__(self, sequences: Sequences, max_length: int, of_type: np.ndarray | None = None) -> None:
         # one more than the encoder reads: the last one is only a target
-        self.sequences = sequences.latest(recipe.max_length + 1)
+        self.sequences = sequences.latest(max_length + 1)
         self.weights = target_weights(self.sequences, of_type)
         passed = np.concatenate([[0.0], np.cumsum(self.weights, dtype=np.float64)])
         first = np.minimum(self.sequences.offsets[:-1] + 1, self.sequences.offsets[1:])
@@ -69,7 +69,7 @@ class NextEvent:
         self.lengths = self.sequences.lengths[self.users] - 1
 
     def examples(self, users: np.ndarray, rank: int, world_size: int, random: RandomNumbers) -> Examples:
-        """This rank's examples from a global batch of users."""
+        """Return this rank's examples from a global batch of users."""
         part, counts = share(users, rank, world_size)
         starts, ends = self.sequences.offsets[:-1][part], self.sequences.offsets[1:][part]
         histories = self.sequences.slices(part, starts, ends - 1)
@@ -87,29 +87,29 @@ class NextEvent:
         )
 
     def _following(self, users: np.ndarray) -> np.ndarray:
-        """int64, the places of every event of the users but their first one."""
+        """Return int64, the places of every event of the users but their first one."""
         starts, ends = self.sequences.offsets[:-1][users] + 1, self.sequences.offsets[1:][users]
         lengths = ends - starts
         before = np.cumsum(lengths) - lengths
         return np.asarray(np.arange(lengths.sum()) + np.repeat(starts - before, lengths))
 
     def catalogue(self, at_us: int) -> np.ndarray | None:
-        """All items."""
+        """Return None: all items may be negatives."""
         return None
 
 
 class NextOfPrefix:
-    """``targets = "prefix"``: every prefix of a history is an example of its own that predicts one event.
+    """The objective "prefix": every prefix of a history is an example of its own that predicts one event.
 
-    As in BSARec and RecBole. The targets are those of ``targets = "next"``, and more where histories are longer than
+    As in BSARec and RecBole. The targets are those of the objective "next", and more where histories are longer than
     ``max_length``; but each is seen with dropout and a batch of its own, at the price of encoding every prefix.
     ``users`` counts examples here: place of the target in the flat arrays.
     """
 
     passes = 1
 
-    def __init__(self, sequences: Sequences, recipe: Recipe, of_type: np.ndarray | None = None) -> None:
-        self.sequences, self.max_length = sequences, recipe.max_length
+    def __init__(self, sequences: Sequences, max_length: int, of_type: np.ndarray | None = None) -> None:
+        self.sequences, self.max_length = sequences, max_length
         self.user_index = sequences.user_index
         self.weights = target_weights(sequences, of_type)
         first = sequences.offsets[:-1][self.user_index] if sequences.n_events else np.empty(0, np.int64)
@@ -117,7 +117,7 @@ class NextOfPrefix:
         self.lengths = np.minimum(self.users - first[self.users], self.max_length)
 
     def examples(self, users: np.ndarray, rank: int, world_size: int, random: RandomNumbers) -> Examples:
-        """This rank's examples from a global batch of targets."""
+        """Return this rank's examples from a global batch of targets."""
         places, counts = share(users, rank, world_size)
         owners = self.user_index[places]
         starts = np.maximum(self.sequences.offsets[:-1][owners], places - self.max_length)
@@ -129,61 +129,68 @@ class NextOfPrefix:
         return Examples(histories, states, targets, own, self.weights[places][own], total_weight, every)
 
     def catalogue(self, at_us: int) -> np.ndarray | None:
-        """All items."""
+        """Return None: all items may be negatives."""
         return None
 
 
 class TargetWindow:
-    """``targets = "window"``: one instant a batch; from each user's history before it, everything bought after it.
+    """The objective "window": one instant a batch; from each user's history before it, everything bought after it.
 
     The dense all-action objective of PinnerFormer (Pancha et al., KDD 2022, section 3.2), with all targets of the
     window instead of a sample. Instants lie on a grid that ends one window before the newest event. At each of them
-    the world is as it was: an item that nobody had bought ``min_item_count`` times by then is neither target nor
+    the world is as it was: an item that nobody had bought ``min_count`` times by then is neither target nor
     candidate (its later rise would teach the model that new items are never wanted). An item that a user had several
     times in a window is one target, with the largest weight among these events.
     """
 
-    def __init__(self, sequences: Sequences, recipe: Recipe, of_type: np.ndarray | None = None) -> None:
+    def __init__(
+        self,
+        sequences: Sequences,
+        max_length: int,
+        of_type: np.ndarray | None,
+        window: WindowObjective,
+        min_count: int = 1,
+    ) -> None:
         if sequences.timestamps is None or sequences.n_events == 0:
-            raise SchemaError("targets = 'window' needs a log with times; use targets = 'next'")
+            raise SchemaError("objective.kind = 'window' needs a log with times; use objective.kind = 'next'")
         self.sequences = sequences
-        self.recipe = recipe
+        self.max_length, self.min_count = max_length, min_count
         self.weights = target_weights(sequences, of_type)
-        self.passes = recipe.passes_per_epoch
+        self.passes = window.passes_per_epoch
         self._catalogues: dict[int, np.ndarray] = {}
-        self.window_us = int(recipe.window_days * DAY_US)
+        self.window_us = int(window.days * DAY_US)
         self.origin_us = int(sequences.timestamps.min())
         self.newest_us = int(sequences.timestamps.max()) + 1
         last_cut = self.newest_us - self.window_us
-        step = int(recipe.window_step_days * DAY_US)
-        self.cuts = np.arange(last_cut, max(self.origin_us, last_cut - recipe.n_windows * step), -step)
+        step = int(window.step_days * DAY_US)
+        self.cuts = np.arange(last_cut, max(self.origin_us, last_cut - window.n * step), -step)
         if len(self.cuts) == 0 or last_cut <= self.origin_us:
             raise SchemaError(
-                f"window_days = {recipe.window_days} is longer than the training log "
+                f"objective.days = {window.days:g} is longer than the training log "
                 f"({(self.newest_us - self.origin_us) / DAY_US:.1f} days); lower it"
             )
         self.cuts = np.array([cut for cut in self.cuts.tolist() if len(self.catalogue(cut))], np.int64)
         if len(self.cuts) == 0:
             raise SchemaError(
-                f"no item has min_item_count = {recipe.min_item_count} events a window before the end of the training "
-                "log; lower it, or window_days"
+                f"no item has items.min_count = {min_count} events a window before the end of the training "
+                "log; lower it, or objective.days"
             )
         spans_cut = self._place(np.arange(sequences.n_users), int(self.cuts[-1])) < sequences.offsets[1:]
         self.users = np.flatnonzero(
             spans_cut & (self._place(np.arange(sequences.n_users), int(self.cuts[0])) > sequences.offsets[:-1])
         )
-        self.lengths = np.minimum(sequences.lengths[self.users], recipe.max_length)
+        self.lengths = np.minimum(sequences.lengths[self.users], max_length)
 
     @cached_property
     def _times(self) -> np.ndarray:
-        """(user, time) as one ascending number, so that one searchsorted finds an instant in many histories."""
+        """User and time as one ascending number, so that one searchsorted finds an instant in many histories."""
         span = self.newest_us - self.origin_us + 1
         times = np.asarray(self.sequences.timestamps, dtype=np.int64)
         keys: np.ndarray = self.sequences.user_index * span + times - self.origin_us
         return keys
 
     def _place(self, users: np.ndarray, at_us: int) -> np.ndarray:
-        """Flat place of each user's first event at or after ``at_us``."""
+        """Return the flat place of each user's first event at or after ``at_us``."""
         at = min(max(at_us, self.origin_us), self.newest_us) - self.origin_us
         places: np.ndarray = np.searchsorted(self._times, users * (self.newest_us - self.origin_us + 1) + at)
         return places
@@ -193,16 +200,16 @@ class TargetWindow:
         return int(self.sequences.items.max()) + 1
 
     def catalogue(self, at_us: int) -> np.ndarray:
-        """int64, ascending rows of the items with ``min_item_count`` events before ``at_us``."""
+        """int64, ascending rows of the items with ``min_count`` events before ``at_us``."""
         if at_us not in self._catalogues:
             past = self.sequences.items[np.asarray(self.sequences.timestamps) < at_us]
             counts = np.bincount(past, minlength=self._n_rows)
             counts[0] = 0
-            self._catalogues[at_us] = np.flatnonzero(counts >= self.recipe.min_item_count)
+            self._catalogues[at_us] = np.flatnonzero(counts >= self.min_count)
         return self._catalogues[at_us]
 
     def examples(self, users: np.ndarray, rank: int, world_size: int, random: RandomNumbers) -> Examples:
-        """This rank's examples from a global batch of users."""
+        """Return this rank's examples from a global batch of users."""
         cut = int(random().choice(self.cuts))
         offsets = self.sequences.offsets
         places, ends = self._place(users, cut), self._place(users, cut + self.window_us)
@@ -213,7 +220,7 @@ class TargetWindow:
         ids, owner, weights = self._targets(users, places, ends, cut)
         part, counts = share(np.arange(len(users)), rank, world_size)
         mine = (owner >= part[0]) & (owner <= part[-1]) & counts
-        starts = np.maximum(offsets[:-1][users[part]], places[part] - self.recipe.max_length)
+        starts = np.maximum(offsets[:-1][users[part]], places[part] - self.max_length)
         histories = self.sequences.slices(users[part], starts, places[part])
         with_target, state = np.unique(owner[mine] - part[0], return_inverse=True)
         states, total_weight = histories.offsets[1:][with_target] - 1, float(weights.sum(dtype=np.float64))
@@ -222,7 +229,9 @@ class TargetWindow:
     def _targets(
         self, users: np.ndarray, places: np.ndarray, ends: np.ndarray, at_us: int
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Distinct items of places..ends-1, the index of the user each belongs to, users ascending, and weights."""
+        """Return the distinct items of places..ends-1, the index of the user each belongs to, users ascending, and
+        weights.
+        """
         window = self.sequences.slices(users, places, ends)
         pairs, pair_T = np.unique(window.user_index * self._n_rows + window.items, return_inverse=True)
         weights, lengths = np.zeros(len(pairs), np.float32), ends - places

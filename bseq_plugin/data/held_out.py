@@ -12,7 +12,7 @@ from bseq_plugin.data.prepare import evaluation_set
 from bseq_plugin.data.sequences import Sequences
 from bseq_plugin.data.splits import EvaluationSet, training_part
 from bseq_plugin.errors import UsageError
-from bseq_plugin.schema.recipe import Recipe
+from bseq_plugin.recipe.data import SplitSettings
 
 Part = Literal["test", "validation"]
 Seen = Literal["keep", "mask"]
@@ -36,19 +36,19 @@ class HeldOut:
     seen: Seen
 
     @classmethod
-    def of(cls, sequences: Sequences, recipe: Recipe, part: Part) -> HeldOut:
-        """Return a part of a log, under a recipe whose split ``prepare`` has resolved.
+    def of(cls, sequences: Sequences, split: SplitSettings, part: Part) -> HeldOut:
+        """Return a part of a log, under a split that ``prepare`` has resolved.
 
         Raises UsageError for another part, SchemaError if the split holds nothing out.
         """
         if part not in ("test", "validation"):
             raise UsageError(f"split {part!r}: use test or validation")
-        evaluation = evaluation_set(sequences, recipe, part)
+        evaluation = evaluation_set(sequences, split, part)
         cut_us = None
-        if recipe.split == "time":
-            cut_us = instant_us(recipe.validation_at if part == "validation" else recipe.test_at)
+        if split.kind == "time":
+            cut_us = instant_us(split.validation_at if part == "validation" else split.test_at)
         known = training_part(sequences) if cut_us is None else sequences.between(None, cut_us)
-        return cls(evaluation, known, cut_us, "mask" if recipe.mask_seen else "keep")
+        return cls(evaluation, known, cut_us, "mask" if split.kind != "none" and split.mask_seen else "keep")
 
     @property
     def request_us(self) -> int | np.ndarray | None:

@@ -10,7 +10,6 @@ event have no row. Shape letters: U users, K interests a user, D width.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,8 +26,8 @@ from torch import Tensor
 from bseq_plugin.data.events import USER
 from bseq_plugin.data.sequences import Sequences
 from bseq_plugin.errors import SchemaError
-from bseq_plugin.files import fsync
-from bseq_plugin.schema.recipe import Recipe
+from bseq_plugin.files import fsync, write_json
+from bseq_plugin.recipe.recipe import Recipe
 
 SCHEMA = 1
 HEAD = "interests.json"
@@ -64,7 +63,7 @@ class TableStream:
 
 
 def interest_table(histories: Sequences, interests_UKD: Tensor) -> pa.Table:
-    """The rows of users with events, user by user."""
+    """Return the rows of users with events, user by user."""
     users = np.flatnonzero(histories.lengths)
     _, n_interests, dim = interests_UKD.shape
     repeated = np.repeat(users, n_interests)
@@ -98,15 +97,12 @@ class InterestFiles:
             "log_sha256": log_sha256,
             "files": {path.name: {"bytes": path.stat().st_size, "blake3": _digest([path])} for path in paths},
         }
-        aside = self.folder / f".{HEAD}.tmp"
-        aside.write_text(json.dumps(document, indent=1), encoding="utf-8")
-        for path in [*paths, aside]:
+        for path in paths:
             fsync(path)
-        os.replace(aside, self.folder / HEAD)
-        fsync(self.folder)
+        write_json(self.folder / HEAD, document)
 
     def fits(self, model: Path, log_sha256: str) -> bool:
-        """Whether the files were written to the end, and of this model and log."""
+        """Return whether the files were written to the end, and of this model and log."""
         try:
             head = self._head()
         except SchemaError:
@@ -116,7 +112,7 @@ class InterestFiles:
         return bool(head.get("model_blake3") == _digest(model / name for name in MODEL_FILES))
 
     def open(self, partition: str) -> InterestFile:
-        """The file of a partition, by the partition's file name. Raises SchemaError if it is not what was sealed."""
+        """Open the file of a partition, by the partition's file name. Raises SchemaError if it was changed since."""
         path, entry = self.folder / partition, self._head().get("files", {}).get(partition)
         try:
             if entry != {"bytes": path.stat().st_size, "blake3": _digest([path])}:
@@ -143,7 +139,7 @@ class InterestFile:
     parquet: pq.ParquetFile
 
     def read(self, row_group: int, histories: Sequences, recipe: Recipe) -> Tensor:
-        """float32 ``[U, K, D]`` of the users of ``histories``, zeros without an event.
+        """Return float32 ``[U, K, D]`` of the users of ``histories``, zeros without an event.
 
         Raises SchemaError if the row group is of other users or of another width.
         """

@@ -14,18 +14,18 @@ import numpy as np
 import pandas as pd
 
 from bseq_plugin.data.events import ITEM
-from bseq_plugin.data.items import checked_items
+from bseq_plugin.data.items import check_items
 from bseq_plugin.data.vocabulary import Vocabulary
 from bseq_plugin.errors import PluginError, SchemaError
 from bseq_plugin.plugins import plugin_manager
+from bseq_plugin.recipe.data import ItemEncoderSettings
 from bseq_plugin.schema.item_encoders import ItemEncoder
 from bseq_plugin.schema.options import parse_options
-from bseq_plugin.schema.recipe import Recipe
 
 
 @dataclass(frozen=True)
 class ItemVectors:
-    """What is known of items beside behaviour, as a vector each.
+    """A vector of each item, from what is known of it beside behaviour.
 
     Attributes:
         vectors_VE: float32 [V + 1, E]; zeros for row 0 and for items of which nothing is known.
@@ -37,19 +37,23 @@ class ItemVectors:
 
     @property
     def digest(self) -> str:
-        """sha256 of everything: two with the same one teach the same."""
+        """The sha256 of everything: two with the same one teach the same."""
         return hashlib.sha256(self.identity.encode() + np.ascontiguousarray(self.vectors_VE).tobytes()).hexdigest()
 
     @classmethod
     def from_frame(
-        cls, items: pd.DataFrame, recipe: Recipe, vocabulary: Vocabulary, progress: bool = False
+        cls,
+        items: pd.DataFrame,
+        chosen: Sequence[ItemEncoderSettings],
+        vocabulary: Vocabulary,
+        progress: bool = False,
     ) -> ItemVectors:
-        """Encode the vocabulary's rows of ``items`` with ``recipe.item_encoders``; warns of items without a vector.
+        """Encode the vocabulary's rows of ``items`` with the item encoders ``chosen``; warns of items without a vector.
 
         Raises SchemaError if a column is missing, an item is there twice, or no item of the vocabulary is there.
         """
-        encoders = build_item_encoders(recipe)
-        checked_items(items, [column for encoder in encoders for column in encoder.columns])
+        encoders = build_item_encoders(chosen)
+        check_items(items, [column for encoder in encoders for column in encoder.columns])
         rows = vocabulary.item_rows(items[ITEM])
         known = rows > 0
         if not known.any():
@@ -63,7 +67,7 @@ class ItemVectors:
         nothing = np.flatnonzero(~vectors_VE[1:].any(1))
         if len(nothing) == vocabulary.n_items:
             raise SchemaError(
-                f"{', '.join(recipe.item_encoders)} found nothing to read of any item: the columns "
+                f"{', '.join(settings.name for settings in chosen)} found nothing to read of any item: the columns "
                 f"{[column for encoder in encoders for column in encoder.columns]} are empty"
             )
         if len(nothing):
@@ -75,32 +79,32 @@ class ItemVectors:
         return cls(vectors_VE, encoders_identity(encoders))
 
 
-def build_item_encoders(recipe: Recipe) -> list[ItemEncoder]:
-    """Those of the recipe, in order. Raises UsageError (unknown name) or RecipeError (bad options)."""
+def build_item_encoders(chosen: Sequence[ItemEncoderSettings]) -> list[ItemEncoder]:
+    """The item encoders of a recipe, in order. Raises UsageError (unknown name) or RecipeError (bad options)."""
     encoders = []
-    for name in recipe.item_encoders:
-        part = plugin_manager().part("item encoder", name)
-        where = f"item_encoder_options of {name!r}"
-        encoders.append(part(parse_options(part.Options, recipe.item_encoder_options.get(name, {}), where)))
+    for settings in chosen:
+        part = plugin_manager().part("item encoder", settings.name)
+        where = f"items.encoders, {settings.name!r}"
+        encoders.append(part(parse_options(part.Options, settings.options, where)))
     return encoders
 
 
 def encoders_identity(encoders: Sequence[ItemEncoder]) -> str:
-    """sha256 of all of them, in order."""
+    """Return the sha256 of all encoders, in order."""
     return hashlib.sha256("".join(encoder.identity for encoder in encoders).encode()).hexdigest()
 
 
 def encode_items(encoders: Sequence[ItemEncoder], items: pd.DataFrame, progress: bool = False) -> np.ndarray:
-    """float32 [N, E], the vectors of all encoders side by side. Raises PluginError if one breaks its contract."""
+    """Return float32 [N, E], the vectors of all encoders side by side. Raises PluginError for a broken contract."""
     return np.concatenate([_checked(encoder, encoder.encode(items, progress), len(items)) for encoder in encoders], 1)
 
 
 def _checked(encoder: ItemEncoder, vectors_NE: np.ndarray, n_items: int) -> np.ndarray:
     wanted = (n_items, encoder.width)
-    found = getattr(vectors_NE, "shape", type(vectors_NE).__name__)
-    if found != wanted or vectors_NE.dtype != np.float32 or not np.isfinite(vectors_NE).all():
+    given = getattr(vectors_NE, "shape", type(vectors_NE).__name__)
+    if given != wanted or vectors_NE.dtype != np.float32 or not np.isfinite(vectors_NE).all():
         raise PluginError(
-            f"item encoder {encoder.name!r} gave {found} {getattr(vectors_NE, 'dtype', '')}; wanted finite float32 "
+            f"item encoder {encoder.name!r} gave {given} {getattr(vectors_NE, 'dtype', '')}; wanted finite float32 "
             f"{wanted}: repair the plugin it comes from"
         )
     return vectors_NE

@@ -1,4 +1,4 @@
-"""What is known of items beside their id: attributes from the caller, popularity from the log.
+"""Properties of items beside their id: attributes from the caller, popularity from the log.
 
 Shape letters: V catalogue items (tables have V + 1 rows, row 0 for unknown items), A attributes, P priors.
 """
@@ -37,12 +37,12 @@ class ItemAttributes:
 
     @property
     def n_codes(self) -> int:
-        """Rows of the attribute table."""
+        """The number of rows of the attribute table."""
         return int(self.starts[-1])
 
     @property
     def digest(self) -> str:
-        """sha256 of everything: two tables with the same one teach the same."""
+        """The sha256 of everything: two tables with the same one teach the same."""
         content = [json.dumps(self.names).encode(), self.codes_VA.tobytes(), self.starts.tobytes()]
         return hashlib.sha256(b"".join(content)).hexdigest()
 
@@ -52,7 +52,7 @@ class ItemAttributes:
 
         Raises SchemaError if a column is missing or an item is there twice.
         """
-        checked_items(items, names)
+        check_items(items, names)
         rows = vocabulary.item_rows(items[ITEM])
         known = rows > 0
         codes_VA = np.zeros((vocabulary.n_items + 1, len(names)), np.int64)
@@ -67,7 +67,7 @@ class ItemAttributes:
 
 
 class PopularityPrior:
-    """log(1 + users who had an item in the ``days`` before an instant), one column for each span of days.
+    """Popularity columns: log(1 + users who had an item in the ``days`` before an instant), one for each span of days.
 
     A catalogue's taste drifts faster than a model is retrained; columns that are read off the log at the instant of
     the request keep up without training. They are part of the item vectors, so that search stays an inner product.
@@ -75,14 +75,14 @@ class PopularityPrior:
 
     def __init__(self, sequences: Sequences, n_items: int, days: Sequence[float]) -> None:
         if days and sequences.timestamps is None:
-            raise SchemaError("popularity_days needs a log with times; leave it empty")
+            raise SchemaError("objective.popularity_days needs a log with times; leave it empty")
         self.sequences = sequences
         self.n_items = n_items
         self.days = tuple(days)
         self.at = cache(self._at)  # instants repeat: training draws them from a small grid
 
     def _at(self, at_us: int) -> np.ndarray:
-        """float32 [V + 1, P], from events in [at - days, at)."""
+        """Return float32 [V + 1, P], from events in [at - days, at)."""
         priors_VP = np.zeros((self.n_items + 1, len(self.days)), np.float32)
         for place, days in enumerate(self.days):
             recent = self.sequences.between(at_us - int(days * DAY_US), at_us)
@@ -93,8 +93,8 @@ class PopularityPrior:
         return priors_VP
 
 
-def checked_items(items: pd.DataFrame, columns: Sequence[str]) -> None:
-    """Raises SchemaError if the items table lacks ``item_id`` or one of ``columns``, or has an item twice."""
+def check_items(items: pd.DataFrame, columns: Sequence[str]) -> None:
+    """Raise SchemaError if the items table lacks ``item_id`` or one of ``columns``, or has an item twice."""
     for name in (ITEM, *columns):
         if name not in items:
             raise SchemaError(f"the items table lacks column {name!r}; found {[str(c) for c in items.columns]}")

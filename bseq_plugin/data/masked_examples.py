@@ -1,4 +1,4 @@
-"""``targets = "masked"``: events hidden anywhere in a history, to be found from those around them."""
+"""The objective "masked": events hidden anywhere in a history, to be found from those around them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from bseq_plugin.data.examples import Examples, share
 from bseq_plugin.data.random_numbers import RandomNumbers
 from bseq_plugin.data.sequences import Sequences
 from bseq_plugin.data.target_types import target_weights
-from bseq_plugin.schema.recipe import Recipe
 
 
 class MaskedEvents:
@@ -20,8 +19,8 @@ class MaskedEvents:
 
     passes = 1
 
-    def __init__(self, sequences: Sequences, recipe: Recipe, of_type: np.ndarray | None = None) -> None:
-        self.sequences, self.mask_share = sequences.latest(recipe.max_length), recipe.mask_share
+    def __init__(self, sequences: Sequences, max_length: int, of_type: np.ndarray | None, mask_share: float) -> None:
+        self.sequences, self.mask_share = sequences.latest(max_length), mask_share
         self.weights = target_weights(self.sequences, of_type)
         passed = np.concatenate([[0], np.cumsum(self.weights > 0)])
         n_targets = passed[self.sequences.offsets[1:]] - passed[self.sequences.offsets[:-1]]
@@ -29,7 +28,7 @@ class MaskedEvents:
         self.lengths = self.sequences.lengths[self.users]
 
     def examples(self, users: np.ndarray, rank: int, world_size: int, random: RandomNumbers) -> Examples:
-        """This rank's examples from a global batch of users."""
+        """Return this rank's examples from a global batch of users."""
         every = self.sequences.take(users)
         weights = self._weights(users)
         hidden = self._hidden(every, weights, random())
@@ -48,13 +47,13 @@ class MaskedEvents:
         )
 
     def _weights(self, users: np.ndarray) -> np.ndarray:
-        """float32 [T], what the events of these users count as targets."""
+        """Return float32 [T], what the events of these users count as targets."""
         starts, lengths = self.sequences.offsets[:-1][users], self.sequences.lengths[users]
         before = np.cumsum(lengths) - lengths
         return np.asarray(self.weights[np.arange(lengths.sum()) + np.repeat(starts - before, lengths)])
 
     def _hidden(self, histories: Sequences, weights: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        """bool [T], which events of a global batch are hidden."""
+        """Return bool [T], which events of a global batch are hidden."""
         may = weights > 0
         hidden = (rng.random(histories.n_events) < self.mask_share) & may
         users = histories.user_index
@@ -67,5 +66,5 @@ class MaskedEvents:
         return hidden
 
     def catalogue(self, at_us: int) -> np.ndarray | None:
-        """All items."""
+        """Return None: all items may be negatives."""
         return None

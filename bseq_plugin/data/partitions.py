@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -26,6 +25,7 @@ from bseq_plugin.data.events import ITEM, USER
 from bseq_plugin.data.sequences import Sequences
 from bseq_plugin.data.vocabulary import Vocabulary
 from bseq_plugin.errors import SchemaError
+from bseq_plugin.files import whole_file, write_json
 
 SCHEMA = 1
 HEAD, ITEMS, PART = "sequences.json", "items.parquet", "part-*.parquet"
@@ -66,7 +66,7 @@ class PartitionedSequences:
             if document["schema"] != SCHEMA:
                 raise SchemaError(f"{folder / HEAD} has schema {document['schema']!r}, this bseq reads {SCHEMA}")
             partitions = [Partition(**entry) for entry in document["partitions"]]
-            found = cls(folder, partitions, document["columns"], document["event_types"], document["last_us"])
+            sequences = cls(folder, partitions, document["columns"], document["event_types"], document["last_us"])
         except FileNotFoundError:
             raise SchemaError(
                 f"{folder} has no {HEAD}; make it with `bseq sequences`, or, for parts of another engine, "
@@ -75,8 +75,8 @@ class PartitionedSequences:
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise SchemaError(f"{folder / HEAD} can't be read: {type(error).__name__}: {error}") from None
         for partition in partitions:
-            found._require_whole(partition)
-        return found
+            sequences._require_whole(partition)
+        return sequences
 
     def _require_whole(self, partition: Partition) -> None:
         path = self.folder / partition.file
@@ -90,17 +90,17 @@ class PartitionedSequences:
 
     @property
     def n_users(self) -> int:
-        """In all partitions."""
+        """The number of users in all partitions."""
         return sum(partition.users for partition in self.partitions)
 
     @property
     def n_events(self) -> int:
-        """In all partitions."""
+        """The number of events in all partitions."""
         return sum(partition.events for partition in self.partitions)
 
     @property
     def digest(self) -> str:
-        """sha256 of what ``sequences.json`` says."""
+        """The sha256 of what ``sequences.json`` says."""
         head = json.dumps([self.columns, self.event_types, [asdict(partition) for partition in self.partitions]])
         return hashlib.sha256(head.encode()).hexdigest()
 
@@ -113,12 +113,12 @@ class PartitionedSequences:
         return Vocabulary(ids, table["count"].to_numpy(), tuple(self.event_types))
 
     def row_group_users(self, partition: int) -> np.ndarray:
-        """int64, the users of each row group of a partition."""
+        """Return int64, the number of users of each row group of a partition."""
         metadata = self._file(partition).metadata
         return np.array([metadata.row_group(n).num_rows for n in range(metadata.num_row_groups)], np.int64)
 
     def read(self, partition: int, row_groups: list[int], vocabulary: Vocabulary) -> Sequences:
-        """The histories of some row groups, in this order. Raises SchemaError if they can't be read."""
+        """Return the histories of some row groups, in this order. Raises SchemaError if they can't be read."""
         path = self.folder / self.partitions[partition].file
         try:
             table = self._file(partition).read_row_groups(row_groups, columns=[USER, *self.columns])
@@ -127,7 +127,7 @@ class PartitionedSequences:
         return Sequences.from_table(table, vocabulary, path.name)
 
     def read_all(self, vocabulary: Vocabulary) -> Sequences:
-        """The histories of all users, in memory: 8 bytes an event and column."""
+        """Return the histories of all users, in memory: 8 bytes an event and column."""
         parts = []
         for number, partition in enumerate(self.partitions):
             if partition.users:
@@ -142,7 +142,7 @@ class PartitionedSequences:
             raise SchemaError(f"partition {path} can't be read as Parquet: {error}; copy it again") from None
 
     def save_head(self) -> None:
-        """Write ``sequences.json``, beside and renamed."""
+        """Write ``sequences.json``."""
         document: dict[str, Any] = {
             "schema": SCHEMA,
             "n_users": self.n_users,
@@ -152,9 +152,7 @@ class PartitionedSequences:
             "last_us": self.last_us,
             "partitions": [asdict(partition) for partition in self.partitions],
         }
-        aside = self.folder / f".{HEAD}.tmp"
-        aside.write_text(json.dumps(document, indent=1), encoding="utf-8")
-        os.replace(aside, self.folder / HEAD)
+        write_json(self.folder / HEAD, document)
 
 
 def seal(folder: Path) -> PartitionedSequences:
@@ -186,11 +184,12 @@ def seal(folder: Path) -> PartitionedSequences:
                 newest = int(pc.max(flat["timestamps"]).as_py())
                 last_us = newest if last_us is None else max(last_us, newest)
         partitions.append(Partition(path.name, file.metadata.num_rows, events, path.stat().st_size))
-    pq.write_table(counts.sort_by(ITEM), folder / ITEMS)
+    with whole_file(folder / ITEMS) as items:
+        pq.write_table(counts.sort_by(ITEM), items)
     names = sorted(name for name in types if name)
-    found = PartitionedSequences(folder, partitions, columns, names, last_us)
-    found.save_head()
-    return found
+    sequences = PartitionedSequences(folder, partitions, columns, names, last_us)
+    sequences.save_head()
+    return sequences
 
 
 def _flat(column: pa.ChunkedArray) -> pa.Array:
@@ -198,9 +197,9 @@ def _flat(column: pa.ChunkedArray) -> pa.Array:
     return flat.combine_chunks() if isinstance(flat, pa.ChunkedArray) else flat
 
 
-def _add(counts: Any, found: pa.StructArray) -> pa.Table:
-    """Counts by item, merged so that memory is that of the items, not of the parts."""
-    new = pa.table({ITEM: found.field("values"), "count": found.field("counts")})
+def _add(counts: pa.Table | None, value_counts: pa.StructArray) -> pa.Table:
+    """Add counts by item, merged so that memory is that of the items, not of the parts."""
+    new = pa.table({ITEM: value_counts.field("values"), "count": value_counts.field("counts")})
     both = new if counts is None else pa.concat_tables([counts, new])
     merged = both.filter(pc.is_valid(both[ITEM])).group_by(ITEM).aggregate([("count", "sum")])
     return merged.rename_columns([ITEM, "count"])

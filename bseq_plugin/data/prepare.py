@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
@@ -19,7 +20,8 @@ from bseq_plugin.data.sequences import Sequences
 from bseq_plugin.data.splits import EvaluationSet, leave_one_out, time_window, training_part
 from bseq_plugin.data.vocabulary import Vocabulary
 from bseq_plugin.errors import SchemaError
-from bseq_plugin.schema.recipe import Recipe
+from bseq_plugin.recipe.data import SESSION_GAP_MINUTES, UTC, EventSettings, ItemSettings, SplitSettings, TimeSplit
+from bseq_plugin.recipe.recipe import Recipe
 
 
 @dataclass(frozen=True)
@@ -27,7 +29,7 @@ class PreparedLog:
     """A log split by the recipe.
 
     Attributes:
-        recipe: with ``event_features`` cut to those the log has, and the instants of a time split filled in.
+        recipe: with ``events.features`` cut to those the log has, and the instants of a time split filled in.
         sequences: the whole log; only ``training`` and ``validation`` may be used to choose anything.
         partitions: where the log is, if it is read a piece at a time; ``sequences`` is then a sample of users, and
             ``training`` is empty.
@@ -46,7 +48,7 @@ class PreparedLog:
 
     @cached_property
     def item_priors(self) -> np.ndarray | None:
-        """float32 [V + 1, P], popularity at the end of the training part, or None if the recipe has no spans."""
+        """Popularity at the end of the training part, float32 [V + 1, P], or None if the recipe has no spans."""
         if not self.recipe.popularity_days:
             return None
         end_us = (self.trained_until_us or 0) + 1
@@ -54,7 +56,7 @@ class PreparedLog:
 
     @property
     def trained_until_us(self) -> int | None:
-        """Time of the newest training event."""
+        """The time of the newest training event."""
         if self.partitions is not None:
             return self.newest_us
         times = self.training.timestamps
@@ -65,8 +67,8 @@ def prepare(events: Events, recipe: Recipe, items: pd.DataFrame | None = None, p
     """Split ``events``; the vocabulary of a time split counts only what lies before the validation.
 
     Args:
-        items: a row an item with ``item_id`` and the columns that ``recipe.item_attributes`` names and
-            ``recipe.item_encoders`` read.
+        items: a row an item with ``item_id`` and the columns that ``items.attributes`` names and
+            ``items.encoders`` read.
         progress: show how far slow item encoders are.
 
     Raises:
@@ -75,74 +77,90 @@ def prepare(events: Events, recipe: Recipe, items: pd.DataFrame | None = None, p
     newest_us = int(events.frame["timestamp"].max()) if events.has_times else None
     frame = events.frame
     recipe = resolve(recipe, LogColumns(EVENT_TYPE in frame, SESSION_ID in frame, VALUE in frame), newest_us)
-    vocabulary, sequences, training = _split(events, recipe)
-    validation = None if recipe.split == "none" else evaluation_set(sequences, recipe, "validation")
-    attributes, item_vectors = what_is_known(items, recipe, vocabulary, progress)
+    vocabulary, sequences, training = _split(events, recipe.split, recipe.items.min_count)
+    validation = validation_set(sequences, recipe.split)
+    attributes, item_vectors = what_is_known(items, recipe.items, vocabulary, progress)
     return PreparedLog(recipe, vocabulary, sequences, training, validation, attributes, item_vectors=item_vectors)
 
 
 def what_is_known(
-    items: pd.DataFrame | None, recipe: Recipe, vocabulary: Vocabulary, progress: bool = False
+    items: pd.DataFrame | None, settings: ItemSettings, vocabulary: Vocabulary, progress: bool = False
 ) -> tuple[ItemAttributes | None, ItemVectors | None]:
     """What the recipe reads of the items table. Raises SchemaError if it reads something and there is none."""
-    if not recipe.item_attributes and not recipe.item_encoders:
+    if not settings.attributes and not settings.encoders:
         return None, None
     if items is None:
-        read = f"item attributes {recipe.item_attributes}" if recipe.item_attributes else "items with item_encoders"
+        read = f"item attributes {settings.attributes}" if settings.attributes else "items with items.encoders"
         raise SchemaError(f"the recipe reads {read}; give the items table (--items)")
     attributes = vectors = None
-    if recipe.item_attributes:
-        attributes = ItemAttributes.from_frame(items, recipe.item_attributes, vocabulary)
-    if recipe.item_encoders:
-        vectors = ItemVectors.from_frame(items, recipe, vocabulary, progress)
+    if settings.attributes:
+        attributes = ItemAttributes.from_frame(items, settings.attributes, vocabulary)
+    if settings.encoders:
+        vectors = ItemVectors.from_frame(items, settings.encoders, vocabulary, progress)
     return attributes, vectors
 
 
-def _split(events: Events, recipe: Recipe) -> tuple[Vocabulary, Sequences, Sequences]:
+def _split(events: Events, split: SplitSettings, min_count: int) -> tuple[Vocabulary, Sequences, Sequences]:
     """(vocabulary, whole log, training part)."""
-    if recipe.split == "time":
-        cut_us = instant_us(recipe.validation_at, "validation_at")
+    if split.kind == "time":
+        cut_us = instant_us(split.validation_at, "validation_at")
         past = events.before(cut_us)
         if len(past) == 0:
-            raise SchemaError(f"no event lies before validation_at = {recipe.validation_at}; choose a later instant")
-        vocabulary = Vocabulary.from_events(past, recipe.min_item_count)
+            raise SchemaError(
+                f"no event lies before split.validation_at = {split.validation_at}; choose a later instant"
+            )
+        vocabulary = Vocabulary.from_events(past, min_count)
         sequences = Sequences.from_events(events, vocabulary)
         return vocabulary, sequences, sequences.between(None, cut_us)
-    vocabulary = Vocabulary.from_events(events, recipe.min_item_count)
+    vocabulary = Vocabulary.from_events(events, min_count)
     sequences = Sequences.from_events(events, vocabulary)
-    if recipe.split == "none":
+    if split.kind == "none":
         return vocabulary, sequences, sequences
     # the whole file's items are ranked, as in the papers; what is learned comes from the training part alone
     training = training_part(sequences)
     return vocabulary.recounted(training.items), sequences, training
 
 
-def evaluation_set(sequences: Sequences, recipe: Recipe, part: Literal["validation", "test"]) -> EvaluationSet:
-    """The held-out part of a log, under a recipe that ``prepare`` has resolved.
+def training_histories(sequences: Sequences, split: SplitSettings) -> Sequences:
+    """The part of whole histories that may be trained on, under a split that ``prepare`` has resolved."""
+    if split.kind == "time":
+        return sequences.between(None, instant_us(split.validation_at, "validation_at"))
+    return sequences if split.kind == "none" else training_part(sequences)
+
+
+def validation_set(sequences: Sequences, split: SplitSettings) -> EvaluationSet | None:
+    """What the best epoch is chosen on; None if nothing is held out."""
+    return None if split.kind == "none" else evaluation_set(sequences, split, "validation")
+
+
+def evaluation_set(sequences: Sequences, split: SplitSettings, part: Literal["validation", "test"]) -> EvaluationSet:
+    """The held-out part of a log, under a split that ``prepare`` has resolved.
 
     With ``mask_seen`` the targets are the items new to the user.
     """
-    if recipe.split == "none":
-        raise SchemaError("split = 'none' holds nothing out; train with split = 'time' or 'leave-one-out' to evaluate")
-    if recipe.split == "time":
-        at = recipe.validation_at if part == "validation" else recipe.test_at
-        found = time_window(sequences, instant_us(at, f"{part}_at"), recipe.horizon_days)
+    if split.kind == "none":
+        raise SchemaError(
+            "split.kind = 'none' holds nothing out; train with split.kind = 'time' or 'leave_one_out' to evaluate"
+        )
+    if split.kind == "time":
+        at = split.validation_at if part == "validation" else split.test_at
+        found = time_window(sequences, instant_us(at, f"{part}_at"), split.horizon_days)
     else:
         found = leave_one_out(sequences, part)
-    if not recipe.mask_seen:
+    if not split.mask_seen:
         return found
     new = found.new_items_only()
     if new.n_users == 0:
         raise SchemaError(
             f"none of the {found.n_users} users of the {part} has a target that is new to them; "
-            "count items seen before as well: mask_seen = false"
+            "count items seen before as well: split.mask_seen = false"
         )
     return new
 
 
 @dataclass(frozen=True)
 class LogColumns:
-    """Which optional columns a log has."""
+    """The optional columns that a log has."""
 
     event_types: bool
     session_ids: bool
@@ -150,7 +168,7 @@ class LogColumns:
 
 
 def resolve(recipe: Recipe, columns: LogColumns, newest_us: int | None) -> Recipe:
-    """The recipe with what a log lacks left out and the instants of a time split filled in.
+    """Return the recipe with what a log lacks left out and the instants of a time split filled in.
 
     ``newest_us``: time of the newest event, None for a log without times.
     """
@@ -162,23 +180,40 @@ def resolve(recipe: Recipe, columns: LogColumns, newest_us: int | None) -> Recip
         SESSION: timed or columns.session_ids,
         VALUE: columns.values,
     }
-    if EventInputs.of(recipe).sessions and not has[SESSION]:
+    inputs = EventInputs.of(recipe.events, recipe.encoder)
+    if inputs.sessions and not has[SESSION]:
         raise SchemaError(
-            f"encoder {recipe.encoder!r} reads sessions, and the log has neither session ids nor times; give one of "
-            "them, or another encoder"
+            f"encoder {recipe.encoder.name!r} reads sessions, and the log has neither session ids nor times; give one "
+            "of them, or another encoder"
         )
-    values: dict[str, object] = {"event_features": tuple(f for f in recipe.event_features if has[f])}
-    if recipe.split == "time":
-        if newest_us is None:
-            raise SchemaError("split = 'time' needs a log with times; use split = 'leave-one-out'")
-        newest = newest_us + 1
-        horizon = int(recipe.horizon_days * DAY_US)
-        for key, default in (("test_at", newest - horizon), ("validation_at", newest - 2 * horizon)):
-            values[key] = getattr(recipe, key) or pd.Timestamp(default, unit="us", tz="UTC").isoformat()
-        if instant_us(values["test_at"], "test_at") < instant_us(values["validation_at"], "validation_at") + horizon:
-            raise SchemaError(
-                f"test_at = {values['test_at']} lies before the end of the validation ({values['validation_at']} and "
-                f"{recipe.horizon_days:g} days): the test would help to choose the model; move them apart, or lower "
-                "horizon_days"
-            )
-    return recipe.replace(**values)
+    features = [name for name in recipe.events.features if has[name]]
+    resolved = recipe.replace(events={**recipe.events.model_dump(), **_read(recipe.events, features, inputs.sessions)})
+    return resolved.replace(split=_resolved_split(recipe.split, newest_us)) if recipe.split.kind == "time" else resolved
+
+
+def _read(events: EventSettings, features: Sequence[str], sessions: bool) -> dict[str, object]:
+    """The features a log has; a time zone and a length of sessions only where something left reads them."""
+    gap = events.session_gap_minutes if sessions or SESSION in features else SESSION_GAP_MINUTES
+    zone = events.time_zone if TIME_OF_WEEK in features else UTC
+    return {"features": features, "time_zone": zone, "session_gap_minutes": gap}
+
+
+def _resolved_split(split: TimeSplit, newest_us: int | None) -> TimeSplit:
+    """A time split with its instants filled in. Raises SchemaError if they can't be."""
+    if newest_us is None:
+        raise SchemaError("split.kind = 'time' needs a log with times; use split.kind = 'leave_one_out'")
+    newest, horizon = newest_us + 1, int(split.horizon_days * DAY_US)
+    at = {
+        key: given or pd.Timestamp(default, unit="us", tz="UTC").isoformat()
+        for key, given, default in (
+            ("test_at", split.test_at, newest - horizon),
+            ("validation_at", split.validation_at, newest - 2 * horizon),
+        )
+    }
+    if instant_us(at["test_at"], "test_at") < instant_us(at["validation_at"], "validation_at") + horizon:
+        raise SchemaError(
+            f"split.test_at = {at['test_at']} lies before the end of the validation ({at['validation_at']} and "
+            f"{split.horizon_days:g} days): the test would help to choose the model; move them apart, or lower "
+            "split.horizon_days"
+        )
+    return split.model_copy(update=at)

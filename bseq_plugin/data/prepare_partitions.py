@@ -7,40 +7,31 @@ from collections.abc import Iterator
 import numpy as np
 import pandas as pd
 
-from bseq_plugin.data.events import instant_us
 from bseq_plugin.data.partitions import PartitionedSequences
-from bseq_plugin.data.prepare import LogColumns, PreparedLog, evaluation_set, resolve, what_is_known
+from bseq_plugin.data.prepare import LogColumns, PreparedLog, resolve, training_histories, validation_set, what_is_known
 from bseq_plugin.data.sequences import Sequences
-from bseq_plugin.data.splits import training_part
 from bseq_plugin.data.streams import nobody
 from bseq_plugin.data.vocabulary import Vocabulary
 from bseq_plugin.errors import SchemaError
-from bseq_plugin.schema.recipe import Recipe
+from bseq_plugin.recipe.recipe import Recipe
 
 SAMPLED_USERS = 10_000  # that validation and `bseq evaluate` see: a log of this size has more than they need
 
 
 def resolved(log: PartitionedSequences, recipe: Recipe) -> Recipe:
-    """The recipe with what the log lacks left out and the instants of a time split filled in."""
+    """Return the recipe with what the log lacks left out and the instants of a time split filled in."""
     has = LogColumns(*(name in log.columns for name in ("event_types", "session_ids", "values")))
     return resolve(recipe, has, log.last_us)
 
 
-def cut(recipe: Recipe, histories: Sequences) -> Sequences:
-    """The part of whole histories that may be trained on."""
-    if recipe.split == "time":
-        return histories.between(None, instant_us(recipe.validation_at, "validation_at"))
-    return histories if recipe.split == "none" else training_part(histories)
-
-
 def count_partitions(log: PartitionedSequences, recipe: Recipe, numbers: list[int]) -> tuple[np.ndarray, int]:
-    """(events of each item of the log in the training part, int64 [V]; time of its newest event, 0 for none)."""
+    """Return (events of each item of the log in the training part, int64 [V]; time of its newest event, 0 for none)."""
     vocabulary = log.vocabulary
     counts, newest = np.zeros(vocabulary.n_items + 1, np.int64), 0
     for histories in _all(log, vocabulary, numbers):
-        part = cut(recipe, histories)
-        rows, found = np.unique(part.items, return_counts=True)
-        counts[rows] += found
+        part = training_histories(histories, recipe.split)
+        rows, n_events = np.unique(part.items, return_counts=True)
+        counts[rows] += n_events
         if part.timestamps is not None and len(part.timestamps):
             newest = max(newest, int(part.timestamps.max()))
     return counts[1:], newest
@@ -54,25 +45,26 @@ def prepare_partitions(
     items: pd.DataFrame | None = None,
     progress: bool = False,
 ) -> PreparedLog:
-    """``prepare`` for a resolved recipe, with what ``count_partitions`` found in all partitions.
+    """Prepare a log in partitions, as ``prepare`` does, under a resolved recipe, with the counts of
+    ``count_partitions``.
 
     ``sequences`` are those of a sample of users, ``training`` is empty: it is read as it is trained on.
     """
     whole = log.vocabulary
     # as in memory: a time split knows the items of the past only, the other splits those of the whole log
-    deciding = counts if recipe.split == "time" else whole.item_counts
-    keep = deciding >= recipe.min_item_count
+    deciding = counts if recipe.split.kind == "time" else whole.item_counts
+    keep = deciding >= recipe.items.min_count
     if not keep.any():
-        raise SchemaError(f"no item has min_item_count = {recipe.min_item_count} events or more; lower it")
+        raise SchemaError(f"no item has items.min_count = {recipe.items.min_count} events or more; lower it")
     vocabulary = Vocabulary(whole.item_ids[keep], counts[keep], whole.event_types)
     sample = _sample(log, vocabulary)
-    attributes, item_vectors = what_is_known(items, recipe, vocabulary, progress)
+    attributes, item_vectors = what_is_known(items, recipe.items, vocabulary, progress)
     return PreparedLog(
         recipe,
         vocabulary,
         sample,
         nobody(log),
-        None if recipe.split == "none" else evaluation_set(sample, recipe, "validation"),
+        validation_set(sample, recipe.split),
         attributes,
         log,
         newest_us or None,
@@ -81,7 +73,7 @@ def prepare_partitions(
 
 
 def _sample(log: PartitionedSequences, vocabulary: Vocabulary) -> Sequences:
-    """The first users of every partition: partitions are made by a hash, so that they are like any others."""
+    """Return the first users of every partition: partitions are made by a hash, so that they are like any others."""
     share, parts = max(1, SAMPLED_USERS // len(log.partitions)), []
     for number, partition in enumerate(log.partitions):
         if partition.users:

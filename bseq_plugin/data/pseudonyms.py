@@ -40,7 +40,7 @@ class Pseudonymiser:
 
     @classmethod
     def from_file(cls, path: str | Path) -> Pseudonymiser:
-        """The key is the file's bytes, as they are but for a line end. Raises UsageError."""
+        """Take the file's bytes as the key, as they are but for a line end. Raises UsageError."""
         try:
             key = Path(path).read_bytes()
         except OSError as error:
@@ -48,11 +48,11 @@ class Pseudonymiser:
         return cls(key.rstrip(b"\r\n"))
 
     def pseudonym(self, user_id: object) -> str:
-        """Of one id."""
+        """Return the pseudonym of one id."""
         return hmac.new(self.key, str(user_id).encode(), hashlib.sha256).hexdigest()[:N_DIGITS]
 
     def pseudonyms(self, user_ids: pd.Series) -> pd.Series:
-        """Of a column of ids, each computed once."""
+        """Return the pseudonyms of a column of ids, each computed once."""
         codes, ids = pd.factorize(user_ids)
         names = pd.Series([self.pseudonym(one) for one in ids.tolist()], dtype="str")
         if not names.is_unique:
@@ -62,5 +62,5 @@ class Pseudonymiser:
         return names.take(codes).set_axis(user_ids.index)
 
     def events(self, events: Events) -> Events:
-        """The same log with pseudonyms for user ids."""
+        """Return the same log with pseudonyms for user ids."""
         return Events(events.frame.assign(**{USER: self.pseudonyms(events.frame[USER])}))

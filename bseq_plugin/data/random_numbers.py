@@ -15,5 +15,7 @@ RandomNumbers = Callable[[], np.random.Generator]
 
 
 def step_random(seed: int, epoch: int, step: int) -> RandomNumbers:
-    """Makes its generator when it is first called: that takes half as long as a batch, and most draw nothing."""
+    """Return a function that makes the step's generator when it is first called: that takes half as long as a batch,
+    and most steps draw nothing.
+    """
     return cache(lambda: np.random.default_rng([seed, STEP_STREAM, epoch, step]))

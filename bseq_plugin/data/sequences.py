@@ -72,27 +72,27 @@ class Sequences:
 
     @property
     def n_users(self) -> int:
-        """U."""
+        """The number of users, U."""
         return len(self.user_ids)
 
     @property
     def n_events(self) -> int:
-        """T."""
+        """The number of events, T."""
         return len(self.items)
 
     @property
     def lengths(self) -> np.ndarray:
-        """int64 [U]."""
+        """The number of events of each user, int64 [U]."""
         return np.diff(self.offsets)
 
     @property
     def user_index(self) -> np.ndarray:
-        """int64 [T], the place (0..U-1) of each event's user."""
+        """The place (0..U-1) of each event's user, int64 [T]."""
         return np.repeat(np.arange(self.n_users), self.lengths)
 
     @cached_property
     def latest_created(self) -> np.ndarray:
-        """int64 [T], the latest ``created`` among an event and those before it of its user; ``timestamps`` without."""
+        """The latest ``created`` among an event and those before it of its user, int64 [T]; ``timestamps`` without."""
         if self.created is None:
             return np.asarray(self.timestamps)
         values, rank_T = np.unique(self.created, return_inverse=True)
@@ -100,11 +100,11 @@ class Sequences:
         return np.asarray(values[np.maximum.accumulate(first_T + rank_T) - first_T])
 
     def take(self, users: np.ndarray) -> Sequences:
-        """The histories of ``users`` (places 0..U-1, in this order, repeats allowed)."""
+        """Return the histories of ``users`` (places 0..U-1, in this order, repeats allowed)."""
         return self.slices(users, self.offsets[:-1][users], self.offsets[1:][users])
 
     def latest(self, max_length: int) -> Sequences:
-        """Only each user's latest ``max_length`` events; these very histories if none is longer."""
+        """Return only each user's latest ``max_length`` events; these very histories if none is longer."""
         if self.lengths.max(initial=0) <= max_length:
             return self
         return self.slices(
@@ -112,25 +112,27 @@ class Sequences:
         )
 
     def without_last(self, n: int) -> Sequences:
-        """Every history without its last ``n`` events."""
+        """Return every history without its last ``n`` events."""
         return self.slices(
             np.arange(self.n_users), self.offsets[:-1], np.maximum(self.offsets[:-1], self.offsets[1:] - n)
         )
 
     def slices(self, users: np.ndarray, starts: np.ndarray, ends: np.ndarray) -> Sequences:
-        """One history for each (user, start, end): the events at places start..end-1 of the flat arrays."""
+        """Return one history for each (user, start, end): the events at places start..end-1 of the flat arrays."""
         lengths = ends - starts
         offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
         rows = np.arange(offsets[-1]) + np.repeat(starts - offsets[:-1], lengths)
         return replace(self.rows(rows), user_ids=self.user_ids[users], offsets=offsets)
 
     def where(self, keep: np.ndarray) -> Sequences:
-        """Only the events with ``keep`` [T] True; users stay, with shorter histories."""
+        """Return only the events with ``keep`` [T] True; users stay, with shorter histories."""
         kept = np.concatenate([[0], np.cumsum(keep)])
         return replace(self.rows(np.flatnonzero(keep)), offsets=kept[self.offsets].astype(np.int64))
 
     def between(self, start_us: int | None, end_us: int | None) -> Sequences:
-        """Only events at or after ``start_us`` and strictly before ``end_us`` (microseconds, UTC; None = open)."""
+        """Return only the events at or after ``start_us`` and strictly before ``end_us`` (microseconds, UTC; None =
+        open).
+        """
         if self.timestamps is None:
             raise SchemaError("this log has no times, so it can't be cut at an instant; use the leave-one-out split")
         keep = np.ones(self.n_events, bool)
@@ -141,12 +143,12 @@ class Sequences:
         return self.where(keep)
 
     def known(self) -> Sequences:
-        """Only events whose item is in the vocabulary."""
+        """Return only the events whose item is in the vocabulary."""
         return self.where(self.items > 0)
 
     @staticmethod
     def join(parts: list[Sequences]) -> Sequences:
-        """The users of all parts, one part after the other; all parts have the same columns."""
+        """Join the users of all parts, one part after the other; all parts have the same columns."""
         chosen: dict[str, Any] = {}
         for name in EVENT_COLUMNS:
             columns = [getattr(part, name) for part in parts]
@@ -156,7 +158,7 @@ class Sequences:
         return Sequences(np.concatenate([part.user_ids for part in parts]), offsets, **chosen)
 
     def rows(self, rows: np.ndarray) -> Sequences:
-        """The events at ``rows`` of the flat arrays; ``offsets`` stay, and the caller sets what fits."""
+        """Return the events at ``rows`` of the flat arrays; ``offsets`` stay, and the caller sets what fits."""
         chosen: dict[str, Any] = {}
         for name in EVENT_COLUMNS:
             column = getattr(self, name)
@@ -168,7 +170,7 @@ class Sequences:
         pq.write_table(self.to_table(vocabulary), path)
 
     def to_table(self, vocabulary: Vocabulary) -> pa.Table:
-        """The Parquet form in memory; an event of an unknown item has lost its id and gets null."""
+        """Return the Parquet form in memory; an event of an unknown item has lost its id and gets null."""
         ids = vocabulary.arrow_ids.take(pa.array(self.items - 1, mask=self.items == 0))
         columns = {USER: pa.array(self.user_ids), "item_ids": self._lists(ids)}
         if self.timestamps is not None:
@@ -194,7 +196,7 @@ class Sequences:
 
     @classmethod
     def from_table(cls, table: pa.Table, vocabulary: Vocabulary, name: str) -> Sequences:
-        """From the Parquet form in memory, called ``name`` in errors. Raises as ``load``."""
+        """Read the Parquet form in memory, called ``name`` in errors. Raises as ``load``."""
         for column in (USER, "item_ids"):
             if column not in table.column_names:
                 raise SchemaError(f"{name} lacks column {column!r}; found {table.column_names}")
@@ -222,7 +224,9 @@ class Sequences:
 
 
 def _with_long_text(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    """Lists of text as ``large_string``: one array of Arrow's ``string`` holds 2 GiB, and all chunks become one."""
+    """Return the table with lists of text as ``large_string``: one array of Arrow's ``string`` holds 2 GiB, and all
+    chunks become one.
+    """
     if pa.types.is_string(getattr(column.type, "value_type", pa.null())):
         return column.cast(pa.large_list(pa.large_string()))
     return column

@@ -18,7 +18,7 @@ Matrix = Any  # scipy.sparse.csr_array: its stubs change the type parameters fro
 
 
 def steps(sequences: Sequences) -> np.ndarray:
-    """int64 [T], the step of each event, 0..S-1, ascending; a step never spans two users.
+    """Return int64 [T], the step of each event, 0..S-1, ascending; a step never spans two users.
 
     Events of one session are one step (a basket has no order worth learning); without sessions, events of the same
     instant; in a log that tells only the order, each event.
@@ -35,7 +35,7 @@ def steps(sequences: Sequences) -> np.ndarray:
 def count_matrix(
     rows: np.ndarray, items: np.ndarray, shape: tuple[int, int], weights: np.ndarray | None = None
 ) -> Matrix:
-    """[rows, V + 1] sums of ``weights`` (default 1) over equal (row, item) pairs."""
+    """Return [rows, V + 1], sums of ``weights`` (default 1) over equal (row, item) pairs."""
     values = np.ones(len(items), np.float32) if weights is None else weights.astype(np.float32)
     # half the memory traffic of int64; scipy widens the indices of a product that needs it
     kind = np.int32 if max(*shape, len(items)) <= np.iinfo(np.int32).max else np.int64
@@ -43,7 +43,7 @@ def count_matrix(
 
 
 def step_matrix(sequences: Sequences, n_items: int) -> Matrix:
-    """[S, V + 1], 1 where a step holds an item."""
+    """Return [S, V + 1], 1 where a step holds an item."""
     step = steps(sequences)
     held = count_matrix(step, sequences.items, (int(step[-1]) + 1 if len(step) else 0, n_items + 1))
     held.data[:] = 1
@@ -51,7 +51,7 @@ def step_matrix(sequences: Sequences, n_items: int) -> Matrix:
 
 
 def step_users(sequences: Sequences) -> np.ndarray:
-    """int64 [S], the user (0..U-1) of each step."""
+    """Return int64 [S], the user (0..U-1) of each step."""
     return sequences.user_index[np.flatnonzero(np.diff(steps(sequences), prepend=-1))]
 
 
@@ -62,8 +62,8 @@ def transition_graph(
     backwards: float = 0.9,
     popularity_power: float = 0.3,
 ) -> Matrix:
-    """[V + 1, V + 1]: edges join the items of steps at distance 1, 2, 3 with weight 1, .5, .33, and backwards times
-    ``backwards``. A row is divided by the root of its sum, a column by popularity ** ``popularity_power``.
+    """Return [V + 1, V + 1]: edges join the items of steps at distance 1, 2, 3 with weight 1, .5, .33, and backwards
+    times ``backwards``. A row is divided by the root of its sum, a column by popularity ** ``popularity_power``.
 
     ``sequences``: known items only (``Sequences.known``).
     """
@@ -84,7 +84,7 @@ def transition_graph(
 def history_matrix(
     sequences: Sequences, n_items: int, half_life_days: float | None = None, until_us: int | None = None
 ) -> Matrix:
-    """[U, V + 1] number of times each user had each item.
+    """Return [U, V + 1], the number of times each user had each item.
 
     With a half life an event counts ``2 ** -(age / half life)``, its age taken at ``until_us``; a log without times
     counts plainly.
@@ -96,7 +96,7 @@ def history_matrix(
 
 
 def recent_matrix(sequences: Sequences, n_items: int, last: int, decay: float) -> Matrix:
-    """[U, V + 1] weights of the items of each user's last steps: ``decay ** age``, age 0 for the newest step."""
+    """Return [U, V + 1], weights of the items of each user's last steps: ``decay ** age``, age 0 for the newest."""
     users_S = step_users(sequences)
     n_steps = len(users_S)
     ends_U = np.searchsorted(users_S, np.arange(sequences.n_users), side="right")
@@ -117,19 +117,19 @@ def scale_columns(matrix: Matrix, factors: np.ndarray) -> None:
 
 
 def drop_diagonal(matrix: Matrix) -> None:
-    """Nobody is their own neighbour; in place."""
+    """Set the diagonal to zero, in place: nobody is their own neighbour."""
     rows = np.repeat(np.arange(matrix.shape[0], dtype=matrix.indices.dtype), np.diff(matrix.indptr))
     matrix.data[rows == matrix.indices] = 0
     matrix.eliminate_zeros()
 
 
 def log1p(matrix: Matrix) -> Matrix:
-    """A copy with log(1 + x) for each value."""
+    """Return a copy with log(1 + x) for each value."""
     return matrix.log1p()
 
 
 def unit_rows(matrix: Matrix) -> Matrix:
-    """Each row at Euclidean length 1; an empty row stays empty."""
+    """Bring each row to Euclidean length 1; an empty row stays empty."""
     lengths = np.sqrt(np.asarray(matrix.power(2).sum(axis=1)).ravel())
     matrix = matrix.copy()
     scale_rows(matrix, 1.0 / np.maximum(lengths, 1e-9))
@@ -137,12 +137,12 @@ def unit_rows(matrix: Matrix) -> Matrix:
 
 
 def stack(parts: list[Matrix]) -> Matrix:
-    """Blocks of rows, one below the other."""
+    """Stack blocks of rows, one below the other."""
     return sparse.vstack(parts, format="csr")
 
 
 def keep_strongest(scores_bN: np.ndarray, k: int) -> Matrix:
-    """[b, N] with only the k largest values of each row."""
+    """Return [b, N] with only the k largest values of each row."""
     k = min(k, scores_bN.shape[1])
     if k == 0:
         return sparse.csr_array(scores_bN.shape, dtype=np.float32)

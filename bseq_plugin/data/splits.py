@@ -1,4 +1,4 @@
-"""What may be known and what is to be predicted: the leave-one-out and the time split.
+"""The splits of a log into what may be known and what is to be predicted: leave-one-out, and by time.
 
 Shape letters: U users evaluated, N targets in all.
 """
@@ -36,21 +36,21 @@ class EvaluationSet:
 
     @property
     def n_users(self) -> int:
-        """U."""
+        """The number of users, U."""
         return self.histories.n_users
 
     @property
     def n_targets(self) -> int:
-        """N."""
+        """The number of targets, N."""
         return len(self.target_items)
 
     @property
     def target_users(self) -> np.ndarray:
-        """int64 [N], the place (0..U-1) of each target's user."""
+        """The place (0..U-1) of each target's user, int64 [N]."""
         return np.repeat(np.arange(self.n_users), np.diff(self.target_offsets))
 
     def new_items_only(self) -> EvaluationSet:
-        """Only targets that are not in their user's history; users left without a target are dropped."""
+        """Return only the targets that are not in their user's history; users left without a target are dropped."""
         width = _key_width(self.histories.items, self.target_items)
         seen = self.histories.user_index * width + self.histories.items
         keys = self.target_users * width + self.target_items
@@ -58,7 +58,7 @@ class EvaluationSet:
 
 
 def training_part(sequences: Sequences) -> Sequences:
-    """What leave-one-out may train on: every history without its last two events.
+    """Return what leave-one-out may train on: every history without its last two events.
 
     All users stay; one with two events or fewer has nothing left.
     """
@@ -66,7 +66,7 @@ def training_part(sequences: Sequences) -> Sequences:
 
 
 def leave_one_out(sequences: Sequences, part: Literal["validation", "test"]) -> EvaluationSet:
-    """The last event of each history is the test target, the one before it the validation target.
+    """Split off single targets: the last event of each history for the test, the one before it for the validation.
 
     The history is everything before the target, so that the test may know the validation event. Dropped from the
     evaluation, in both parts alike: users with fewer than 3 events (they would have nothing to train on), and in the
@@ -93,7 +93,8 @@ def leave_one_out(sequences: Sequences, part: Literal["validation", "test"]) -> 
 
 
 def time_window(sequences: Sequences, start_us: int, horizon_days: float) -> EvaluationSet:
-    """Histories strictly before an instant; targets are the distinct known items in [start, start + horizon).
+    """Split at an instant: histories strictly before it; targets are the distinct known items in [start, start +
+    horizon).
 
     Dropped: users without an event before the cut and users without a known item in the window. The vocabulary must
     have been built from events before ``start_us``: this function can't see what it was counted on.
@@ -124,12 +125,12 @@ def time_window(sequences: Sequences, start_us: int, horizon_days: float) -> Eva
 
 
 def _key_width(*items: np.ndarray) -> int:
-    """One more than the largest row, so that ``user * width + row`` names a pair."""
+    """Return one more than the largest row, so that ``user * width + row`` names a pair."""
     return max((int(rows.max(initial=0)) for rows in items), default=0) + 1
 
 
 def _with_targets(histories: Sequences, keys: np.ndarray, width: int) -> EvaluationSet:
-    """Targets from ascending, distinct ``user * width + row`` keys; users without one are dropped."""
+    """Make targets of ascending, distinct ``user * width + row`` keys; users without one are dropped."""
     counts = np.bincount(keys // width, minlength=histories.n_users)
     users = np.flatnonzero(counts)
     offsets = np.concatenate([[0], np.cumsum(counts[users])]).astype(np.int64)

@@ -18,7 +18,7 @@ from bseq_plugin.data.batches import Batch
 from bseq_plugin.data.event_features import EventInputs
 from bseq_plugin.data.examples import Examples, NextEvent
 from bseq_plugin.data.items import PopularityPrior
-from bseq_plugin.data.negatives import CandidateSampler
+from bseq_plugin.data.negatives import NegativeSampler
 from bseq_plugin.data.partitions import COLUMNS, PartitionedSequences
 from bseq_plugin.data.random_numbers import ORDER_STREAM, RandomNumbers, step_random
 from bseq_plugin.data.sequences import Sequences
@@ -26,14 +26,14 @@ from bseq_plugin.data.target_types import type_weights
 from bseq_plugin.data.training_data import TrainingData
 from bseq_plugin.data.vocabulary import Vocabulary
 from bseq_plugin.errors import RecipeError, SchemaError, UsageError
-from bseq_plugin.schema.recipe import Recipe
+from bseq_plugin.recipe.recipe import Recipe
 
 BUFFERED_USERS = 32_768  # of all streams of a global batch together
 Gather = Callable[[Any], list[Any]]  # the values of all ranks
 
 
 class StreamedData(TrainingData):
-    """``TrainingData`` over partitions, with ``targets = "next"``.
+    """``TrainingData`` over partitions, with ``objective.kind = "next"``.
 
     Args:
         training: cuts the part that may be trained on out of whole histories.
@@ -58,39 +58,39 @@ class StreamedData(TrainingData):
         check_streams(len(log.partitions), world_size, recipe)
         self.log, self.vocabulary, self.recipe, self.training, self.gather = log, vocabulary, recipe, training, gather
         self.rank, self.world_size = rank, world_size
-        self.of_type = type_weights(recipe, vocabulary)
-        self.candidates = CandidateSampler(vocabulary, recipe)
-        self.inputs = EventInputs.of(recipe)
+        self.of_type = type_weights(recipe.objective, vocabulary)
+        self.negatives = NegativeSampler(vocabulary, recipe.negatives)
+        self.inputs = EventInputs.of(recipe.events, recipe.encoder)
         self.popularity = PopularityPrior(nobody(log), vocabulary.n_items, ())
         each = len(log.partitions) // world_size
         self.own = list(range(rank * each, (rank + 1) * each))
-        self.streams = [Stream(log, number, vocabulary, recipe.seed, len(log.partitions)) for number in self.own]
+        self.streams = [
+            Stream(log, number, vocabulary, recipe.training.seed, len(log.partitions)) for number in self.own
+        ]
 
     @property
     def steps_per_epoch(self) -> int:
-        """Batches of an epoch, equal on every rank."""
-        if self.recipe.batch_events is None:
-            return max(1, -(-self.log.n_users // self.recipe.batch_users))
-        return max(1, self.log.n_events // self.recipe.batch_events)
+        """The number of batches of an epoch, equal on every rank."""
+        return max(1, self.recipe.training.batch.n_batches(self.log.n_users, self.log.n_events))
 
     def batches(self, epoch: int, start: int = 0) -> Iterator[Batch]:
-        """This rank's batches of ``epoch``, from step ``start`` on."""
+        """Yield this rank's batches of ``epoch``, from step ``start`` on."""
         steps = self.steps_per_epoch
         parts = [stream.parts(epoch, start, steps) for stream in self.streams]
         for step in range(start, steps):
             taken = [part for part in (next(part) for part in parts) if part is not None]
             histories = self.training(Sequences.join(taken)) if taken else nobody(self.log)
-            random = step_random(self.recipe.seed, epoch, step)
+            random = step_random(self.recipe.training.seed, epoch, step)
             yield self._batch_of(self._examples(histories, random), random)
 
     def _examples(self, histories: Sequences, random: RandomNumbers) -> Examples:
-        source = NextEvent(histories, self.recipe, self.of_type)
+        source = NextEvent(histories, self.recipe.encoder.max_length, self.of_type)
         if len(source.users):
             examples = source.examples(source.users, 0, 1, random)
         else:  # every rank takes part in a step's look-ups, with a user who has done nothing if need be
             none = np.empty(0, np.int64)
             examples = Examples(nobody(self.log), none, none, none, np.empty(0, np.float32), 0.0, none)
-        mixed = self.recipe.sampling == "mixed" and self.recipe.candidates != "all"
+        mixed = self.recipe.negatives.kind == "mixed"
         own = (examples.total_weight, np.unique(examples.batch_targets) if mixed else None)
         every = self.gather(own)
         targets = np.concatenate([ids for _, ids in every]) if mixed else examples.batch_targets
@@ -98,7 +98,7 @@ class StreamedData(TrainingData):
 
 
 def check_streams(n_partitions: int, world_size: int, recipe: Recipe) -> None:
-    """Raises UsageError or RecipeError for what ``StreamedData`` can't do."""
+    """Raise UsageError or RecipeError for what ``StreamedData`` can't do."""
     if n_partitions % world_size:
         fitting = [n for n in range(1, n_partitions + 1) if n_partitions % n == 0]
         raise UsageError(
@@ -106,14 +106,14 @@ def check_streams(n_partitions: int, world_size: int, recipe: Recipe) -> None:
             f"{', '.join(map(str, fitting))} of them, or make the partitions again: `bseq sequences --partitions "
             f"{world_size * max(1, n_partitions // world_size)}`"
         )
-    if recipe.targets != "next":
+    if recipe.objective.kind != "next":
         raise RecipeError(
-            f"targets = {recipe.targets!r} needs the log in memory; use targets = 'next', or a smaller log"
+            f"objective.kind = {recipe.objective.kind!r} needs the log in memory; use 'next', or a smaller log"
         )
 
 
 def nobody(log: PartitionedSequences) -> Sequences:
-    """One user without events, with the columns of the log."""
+    """Return one user without events, with the columns of the log."""
     none = np.empty(0, np.int64)
     columns = [none if name in log.columns else None for name in COLUMNS[1:]]
     return Sequences(np.zeros(1, np.int64), np.zeros(2, np.int64), none, *columns)
@@ -137,7 +137,7 @@ class Stream:
         self.groups_at_once = max(1, BUFFERED_USERS // n_streams // largest)
 
     def parts(self, epoch: int, start: int, steps: int) -> Iterator[Sequences | None]:
-        """What steps ``start``... take: users from ``step * n // steps`` on, None where that is nobody."""
+        """Yield what the steps from ``start`` on take: users from ``step * n // steps`` on, None for no users."""
         first = start * self.n_users // steps
         users = self._users(epoch, first)
         held: list[Sequences] = []
@@ -153,7 +153,7 @@ class Stream:
             held = [joined.take(np.arange(wanted, joined.n_users))]
 
     def _users(self, epoch: int, first: int) -> Iterator[Sequences]:
-        """The users from place ``first`` of the epoch's order on, one buffer after the other."""
+        """Yield the users from place ``first`` of the epoch's order on, one buffer after the other."""
         rng = np.random.default_rng([self.seed, ORDER_STREAM, epoch, self.number])
         order = rng.permutation(len(self.group_users))
         passed = 0

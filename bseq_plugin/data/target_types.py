@@ -1,4 +1,4 @@
-"""Which event types a loss aims at, and how much each counts."""
+"""The event types that a loss aims at, and how much each counts."""
 
 from __future__ import annotations
 
@@ -7,18 +7,18 @@ import numpy as np
 from bseq_plugin.data.sequences import Sequences
 from bseq_plugin.data.vocabulary import Vocabulary
 from bseq_plugin.errors import RecipeError
-from bseq_plugin.schema.recipe import Recipe
+from bseq_plugin.recipe.objective import ObjectiveSettings
 
 
-def type_weights(recipe: Recipe, vocabulary: Vocabulary) -> np.ndarray | None:
+def type_weights(objective: ObjectiveSettings, vocabulary: Vocabulary) -> np.ndarray | None:
     """float32, the weight of a target by the row of its event type (0 = unknown type); None if all count alike.
 
-    Raises RecipeError if the recipe names a type that the log does not have.
+    Raises RecipeError if the objective names a type that the log does not have.
     """
-    chosen, weights = recipe.target_event_types, recipe.event_type_weights
+    chosen, weights = objective.event_types, objective.event_type_weights
     if not chosen and not weights:
         return None
-    for field, names in (("target_event_types", chosen), ("event_type_weights", weights)):
+    for field, names in (("objective.event_types", chosen), ("objective.event_type_weights", weights)):
         unknown = [name for name in names if name not in vocabulary.event_types]
         if unknown:
             raise RecipeError(
@@ -34,7 +34,7 @@ def type_weights(recipe: Recipe, vocabulary: Vocabulary) -> np.ndarray | None:
 
 
 def target_weights(sequences: Sequences, of_type: np.ndarray | None) -> np.ndarray:
-    """float32 [T], what each event counts as a target: 0 for an unknown item or a type that is not aimed at."""
+    """Return float32 [T], what each event counts as a target: 0 for an unknown item or a type that is not aimed at."""
     known = (sequences.items > 0).astype(np.float32)
     if of_type is None or sequences.event_types is None:
         return known

@@ -15,20 +15,29 @@ from bseq_plugin.data.event_features import EventInputs
 from bseq_plugin.data.examples import Examples, NextEvent, NextOfPrefix, TargetWindow
 from bseq_plugin.data.items import PopularityPrior
 from bseq_plugin.data.masked_examples import MaskedEvents
-from bseq_plugin.data.negatives import CandidateSampler
+from bseq_plugin.data.negatives import NegativeSampler
 from bseq_plugin.data.random_numbers import ORDER_STREAM, RandomNumbers, step_random
 from bseq_plugin.data.sequences import Sequences
 from bseq_plugin.data.target_types import type_weights
 from bseq_plugin.data.vocabulary import Vocabulary
 from bseq_plugin.errors import SchemaError
-from bseq_plugin.schema.recipe import Recipe
+from bseq_plugin.recipe.recipe import Recipe
 
-SOURCES: dict[str, type[NextEvent | NextOfPrefix | TargetWindow | MaskedEvents]] = {
-    "next": NextEvent,
-    "prefix": NextOfPrefix,
-    "window": TargetWindow,
-    "masked": MaskedEvents,
-}
+ExampleSource = NextEvent | NextOfPrefix | TargetWindow | MaskedEvents
+
+
+def example_source(sequences: Sequences, recipe: Recipe, of_type: np.ndarray | None) -> ExampleSource:
+    """What the recipe's objective makes of histories; ``of_type``: see ``type_weights``."""
+    objective, max_length = recipe.objective, recipe.encoder.max_length
+    match objective.kind:
+        case "next":
+            return NextEvent(sequences, max_length, of_type)
+        case "prefix":
+            return NextOfPrefix(sequences, max_length, of_type)
+        case "window":
+            return TargetWindow(sequences, max_length, of_type, objective, recipe.items.min_count)
+        case "masked":
+            return MaskedEvents(sequences, max_length, of_type, objective.share)
 
 
 class TrainingData:
@@ -36,8 +45,8 @@ class TrainingData:
 
     Args:
         sequences: the training part only; nothing of validation or test.
-        recipe: ``batch_users`` counts the users of a global batch, or ``batch_events`` bounds its events; each rank
-            gets its share of the users.
+        recipe: ``training.batch`` counts the users of a global batch, or bounds its events; each rank gets its share of
+            the users.
 
     Raises:
         SchemaError: if no user has a history and a target.
@@ -51,50 +60,49 @@ class TrainingData:
         self.recipe = recipe
         self.rank = rank
         self.world_size = world_size
-        self.candidates = CandidateSampler(vocabulary, recipe)
-        self.inputs = EventInputs.of(recipe)
+        self.negatives = NegativeSampler(vocabulary, recipe.negatives)
+        self.inputs = EventInputs.of(recipe.events, recipe.encoder)
         self.popularity = PopularityPrior(sequences, vocabulary.n_items, recipe.popularity_days)
-        self.source = SOURCES[recipe.targets](sequences, recipe, type_weights(recipe, vocabulary))
+        self.source = example_source(sequences, recipe, type_weights(recipe.objective, vocabulary))
         if len(self.source.users) == 0:
             raise SchemaError(
                 f"none of the {sequences.n_users} users has a history and a target to learn from "
-                f"(targets = {recipe.targets!r}); a user needs two or more events"
+                f"(objective.kind = {recipe.objective.kind!r}); a user needs two or more events"
             )
 
     @property
     def steps_per_epoch(self) -> int:
-        """Batches of an epoch, equal on every rank."""
-        if self.recipe.batch_events is None:
-            return -(-len(self.source.users) * self.source.passes // self.recipe.batch_users)
-        return max(1, self._n_events // self.recipe.batch_events)
+        """The number of batches of an epoch, equal on every rank."""
+        return self.recipe.training.batch.n_batches(len(self.source.users) * self.source.passes, self._n_events)
 
     @property
     def _n_events(self) -> int:
-        """Events of all histories of an epoch."""
+        """The number of events of all histories of an epoch."""
         return int(self.source.lengths.sum()) * self.source.passes
 
     def batches(self, epoch: int, start: int = 0) -> Iterator[Batch]:
-        """This rank's batches of ``epoch``, from step ``start`` on."""
+        """Yield this rank's batches of ``epoch``, from step ``start`` on."""
         order = self._order(epoch)
         bounds = self._bounds(order)
         for step in range(start, self.steps_per_epoch):
             chosen = self.source.users[order[bounds[step] : bounds[step + 1]]]
-            yield self._batch(chosen, step_random(self.recipe.seed, epoch, step))
+            yield self._batch(chosen, step_random(self.recipe.training.seed, epoch, step))
 
     def _order(self, epoch: int) -> np.ndarray:
-        """Places in ``source.users``."""
-        rng = np.random.default_rng([self.recipe.seed, ORDER_STREAM, epoch])
+        """Return places in ``source.users``, in the order of the epoch."""
+        rng = np.random.default_rng([self.recipe.training.seed, ORDER_STREAM, epoch])
         return np.concatenate([rng.permutation(len(self.source.users)) for _ in range(self.source.passes)])
 
     def _bounds(self, order: np.ndarray) -> np.ndarray:
-        """int64 [steps + 1], where each batch begins in ``order``.
+        """Return int64 [steps + 1], where each batch begins in ``order``.
 
-        With ``batch_events`` all events are laid in a row and cut into equal parts; a user belongs to the part in which
+        With ``batch.events`` all events are laid in a row and cut into equal parts; a user belongs to the part in which
         its first event falls. No history is longer than a part, so that no batch is empty.
         """
         steps = np.arange(self.steps_per_epoch + 1)
-        if self.recipe.batch_events is None:
-            return np.minimum(steps * self.recipe.batch_users, len(order))
+        n_users = self.recipe.training.batch.users
+        if n_users is not None:
+            return np.minimum(steps * n_users, len(order))
         lengths = self.source.lengths[order]
         return np.searchsorted(np.cumsum(lengths) - lengths, steps * self._n_events / self.steps_per_epoch)
 
@@ -103,17 +111,19 @@ class TrainingData:
 
     def _batch_of(self, examples: Examples, random: RandomNumbers) -> Batch:
         catalogue = None if examples.at_us is None else self.source.catalogue(examples.at_us)
-        drawn = self.candidates.draw(catalogue, examples.target_ids, examples.batch_targets, random)
+        sample = self.negatives.draw(catalogue, examples.target_ids, examples.batch_targets, random)
         priors_VP = self.popularity.at(examples.at_us) if self.recipe.popularity_days else None
+        priors_SP = None
+        if priors_VP is not None and sample.places is None:  # else they are those of the negatives
+            priors_SP = torch.from_numpy(priors_VP[examples.target_ids])
         n_users, weight = examples.histories.n_users, float(examples.target_weights.sum(dtype=np.float64))
         negatives_per_user = np.zeros(n_users, np.int64)
-        negatives_per_user[:1] = len(
-            drawn.ids
-        )  # the batch shares them; the first user's row of the jagged tensor holds them
+        # the batch shares its negatives; the first user's row of the jagged tensor holds them
+        negatives_per_user[:1] = len(sample.ids)
         features = history_features(
             examples.histories,
             self.inputs,
-            {TARGET: _looked_up_targets(examples, drawn.places), NEGATIVE: (drawn.ids, negatives_per_user)},
+            {TARGET: _looked_up_targets(examples, sample.places), NEGATIVE: (sample.ids, negatives_per_user)},
         )
         return Batch(
             features,
@@ -121,12 +131,12 @@ class TrainingData:
             torch.from_numpy(examples.target_state),
             torch.from_numpy(examples.target_ids),
             torch.from_numpy(examples.target_weights),
-            torch.from_numpy(drawn.ids),
-            _tensor(drawn.log_expected_count),
+            torch.from_numpy(sample.ids),
+            _tensor(sample.log_expected_count),
             torch.tensor(self.world_size * weight / (examples.total_weight or 1.0)),
-            _tensor(drawn.places),
-            None if priors_VP is None or drawn.places is not None else torch.from_numpy(priors_VP[examples.target_ids]),
-            None if priors_VP is None else torch.from_numpy(priors_VP[drawn.ids]),
+            _tensor(sample.places),
+            priors_SP,
+            None if priors_VP is None else torch.from_numpy(priors_VP[sample.ids]),
         )
 
 
@@ -135,7 +145,7 @@ def _tensor(values: np.ndarray | None) -> torch.Tensor | None:
 
 
 def _looked_up_targets(examples: Examples, places: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
-    """(ids, how many a user): none where the targets are found among the candidates."""
+    """Return (ids, how many a user): none where the targets are among the negatives."""
     n_users = examples.histories.n_users
     if places is not None:
         return np.empty(0, np.int64), np.zeros(n_users, np.int64)

@@ -1,4 +1,4 @@
-"""Item and event-type ids <-> rows of the embedding tables.
+"""Item and event-type ids, and their rows of the embedding tables.
 
 Row 0 is the out-of-vocabulary row: unknown ids go there, and it is never a real item.
 """
@@ -37,34 +37,34 @@ class Vocabulary:
     event_types: tuple[str, ...] = ()
 
     @classmethod
-    def from_events(cls, events: Events, min_item_count: int = 1) -> Vocabulary:
-        """The items of ``events`` with at least ``min_item_count`` events; rarer ones map to row 0.
+    def from_events(cls, events: Events, min_count: int = 1) -> Vocabulary:
+        """The items of ``events`` with at least ``min_count`` events; rarer ones map to row 0.
 
         Raises SchemaError if no item is left.
         """
         counts = events.frame[ITEM].value_counts(sort=False)
-        counts = counts[counts >= min_item_count].sort_index()
+        counts = counts[counts >= min_count].sort_index()
         if counts.empty:
-            raise SchemaError(f"no item has min_item_count = {min_item_count} events or more; lower it")
+            raise SchemaError(f"no item has items.min_count = {min_count} events or more; lower it")
         types = sorted(events.frame[EVENT_TYPE].unique()) if EVENT_TYPE in events.frame else []
         return cls(_plain(counts.index.to_numpy()), counts.to_numpy(np.int64), tuple(types))
 
     @cached_property
     def arrow_ids(self) -> pa.Array:
-        """``item_ids`` for a table; made once, since a catalogue of text takes a while."""
+        """The ``item_ids`` for a table; made once, since a catalogue of text takes a while."""
         return pa.array(self.item_ids)
 
     def with_counts(self, counts: np.ndarray) -> Vocabulary:
-        """The same items with other counts, int64 [V]."""
+        """Return the same items with other counts, int64 [V]."""
         return replace(self, item_counts=counts)
 
     def recounted(self, item_rows: np.ndarray) -> Vocabulary:
-        """The same items, counted in ``item_rows`` (int64, a training part) instead."""
+        """Return the same items, counted in ``item_rows`` (int64, a training part) instead."""
         return replace(self, item_counts=np.bincount(item_rows, minlength=self.n_items + 1)[1:])
 
     @property
     def n_items(self) -> int:
-        """V, the out-of-vocabulary row not counted."""
+        """The number of items, V; the out-of-vocabulary row is not counted."""
         return len(self.item_ids)
 
     @cached_property
@@ -79,13 +79,13 @@ class Vocabulary:
 
     @cached_property
     def _can_be_bisected(self) -> bool:
-        """Integers in ascending order; in a delta version new items stand behind all others."""
+        """Whether the ids are integers in ascending order; in a delta version new items stand behind all others."""
         integers = np.issubdtype(self.item_ids.dtype, np.integer)
         return integers and bool((self.item_ids[1:] > self.item_ids[:-1]).all())
 
     def item_rows(self, item_ids: np.ndarray | pd.Series | Sequence[object]) -> np.ndarray:
-        """int64 rows, 0 for an unknown id. Raises SchemaError if integers meet a vocabulary of strings or strings
-        one of integers.
+        """Return int64 rows, 0 for an unknown id. Raises SchemaError if integers meet a vocabulary of strings or
+        strings one of integers.
         """
         ids = pd.Index(item_ids)
         if len(ids) and pd.api.types.is_integer_dtype(ids) != pd.api.types.is_integer_dtype(self._item_index):
@@ -97,7 +97,9 @@ class Vocabulary:
         return np.asarray(self._item_index.get_indexer(ids) + 1, dtype=np.int64)
 
     def _searched_rows(self, ids: np.ndarray) -> np.ndarray:
-        """``item_rows`` without a hash table, which for many millions of items takes more memory than their ids."""
+        """Look up ``item_rows`` without a hash table, which for many millions of items takes more memory than their
+        ids.
+        """
         first, last = int(self.item_ids[0]), int(self.item_ids[-1])
         if last - first + 1 == self.n_items:  # numbered without a gap
             return np.where((ids >= first) & (ids <= last), ids - first + 1, 0).astype(np.int64)
@@ -105,11 +107,11 @@ class Vocabulary:
         return np.where(self.item_ids[places] == ids, places + 1, 0).astype(np.int64)
 
     def event_type_rows(self, event_types: np.ndarray | pd.Series | Sequence[str]) -> np.ndarray:
-        """int64 rows, 0 for an unknown event type."""
+        """Return int64 rows, 0 for an unknown event type."""
         return np.asarray(self._event_type_index.get_indexer(pd.Index(event_types)) + 1, dtype=np.int64)
 
     def save(self, path: Path) -> None:
-        """Parquet: item_id, count; the event types stand in the schema's metadata."""
+        """Write Parquet: item_id, count; the event types stand in the schema's metadata."""
         table = pa.table({ITEM: pa.array(self.item_ids), "count": self.item_counts})
         metadata = {"bseq.event_types": json.dumps(self.event_types)}
         pq.write_table(table.replace_schema_metadata(metadata), path)

@@ -1,1 +1,1 @@
-"""The whole job on real purchases, which `bseq demo` runs."""
+"""The demo does the whole job on real purchases, as `bseq demo` runs it."""

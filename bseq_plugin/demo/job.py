@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import pandas as pd
 
-from bseq_plugin.cli.common import note, write_json
 from bseq_plugin.data.events import instant_us
 from bseq_plugin.data.sequences import Sequences
 from bseq_plugin.data.splits import EvaluationSet, time_window
@@ -21,10 +20,11 @@ from bseq_plugin.evaluation.defaults import default_baselines, fitted_rankers
 from bseq_plugin.evaluation.picture import draw_comparisons
 from bseq_plugin.evaluation.rankers import interest_ranker, served_ranker
 from bseq_plugin.evaluation.report import MODEL, Comparison, compare, metrics_document
+from bseq_plugin.files import write_json
 from bseq_plugin.model.run import Run
 from bseq_plugin.publishing.publish import publish
 from bseq_plugin.ranking.engine import ranking_features
-from bseq_plugin.schema.recipe import Recipe
+from bseq_plugin.recipe.recipe import Recipe
 from bseq_plugin.serving.blend import FILE as BLEND_FILE
 from bseq_plugin.serving.blend import Blend
 from bseq_plugin.serving.fit_blend import fit_blend
@@ -40,17 +40,23 @@ N_CANDIDATES = 20
 
 @dataclass
 class Demo:
-    """One demo run; ``seconds`` collects how long each step took."""
+    """One demo run.
+
+    Attributes:
+        tell: says to the user, in rich's markup, what goes on.
+        seconds: how long each step took.
+    """
 
     data: DemoData
     recipe: Recipe
     out: Path
+    tell: Callable[[str], object]
     seconds: dict[str, float] = field(default_factory=dict)
 
     @contextmanager
     def step(self, name: str, text: str) -> Iterator[None]:
         """Tell what goes on and how long it took."""
-        note.print(f"[bold]{text}[/bold]")
+        self.tell(f"[bold]{text}[/bold]")
         started = time.perf_counter()
         yield
         self.seconds[name] = time.perf_counter() - started
@@ -58,7 +64,7 @@ class Demo:
     def choose(self) -> tuple[int, Run]:
         """Train to the end of October, stop on November: the number of epochs and the run they come from."""
         recipe = self.recipe.replace(
-            split="time", validation_at=VALIDATION_AT, test_at=TEST_AT, horizon_days=HORIZON_DAYS
+            split={"kind": "time", "validation_at": VALIDATION_AT, "test_at": TEST_AT, "horizon_days": HORIZON_DAYS}
         )
         known = self.data.events.before(instant_us(TEST_AT))
         run = train(known, recipe, self._fresh("runs/selection"), items=self.data.items)
@@ -71,7 +77,7 @@ class Demo:
     def final(self, epochs: int) -> Run:
         """Train through November with the number of epochs chosen on it."""
         known = self.data.events.before(instant_us(TEST_AT))
-        recipe = self.recipe.replace(split="none", stop_after=epochs)
+        recipe = self.recipe.replace(split="none", training={"stop_after": epochs})
         return train(known, recipe, self._fresh("runs/final"), items=self.data.items)
 
     def publish(self, run: Run, blend: Blend) -> Retriever:
@@ -113,7 +119,7 @@ class Demo:
         chosen = {"epochs": epochs, "blend": {**blend.weights(), **blend.reached}}
         protocol = {
             "data": "completejourney", "split": "time", "validation_at": VALIDATION_AT, "test_at": TEST_AT,
-            "horizon_days": HORIZON_DAYS, "recipe": self.recipe.model_dump(), "chosen_on_validation": chosen,
+            "horizon_days": HORIZON_DAYS, "recipe": self.recipe.as_dict(), "chosen_on_validation": chosen,
         }  # fmt: skip
         ordered = {name: comparisons[name] for name in ("all", "new")}
         write_json(self.out / "metrics.json", metrics_document(protocol, ordered, self.seconds))
@@ -125,7 +131,7 @@ class Demo:
             panels = {titles[name]: comparison for name, comparison in comparisons.items()}
             draw_comparisons(panels, "ndcg@20", self.out / "comparison.png")
         except MissingDependencyError as error:
-            note.print(str(error))
+            self.tell(str(error))
             return []
         return ["comparison.png"]
 

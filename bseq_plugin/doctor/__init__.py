@@ -1,1 +1,1 @@
-"""The check of a machine, which `bseq doctor` runs: versions, clashes of wheels, what the processor can do."""
+"""The doctor checks a machine, its packages and its processes, as `bseq doctor` runs it."""

@@ -10,7 +10,7 @@ from fbgemm_gpu.split_table_batched_embeddings_ops_training import (
 )
 from torchrec.distributed.embedding import EmbeddingCollectionSharder
 
-from bseq_plugin.schema.recipe import NOT_OFFERED
+from bseq_plugin.training.plan import NOT_OFFERED
 from bseq_plugin.training.sharding import TABLE_OPTIMIZERS
 
 

@@ -163,14 +163,14 @@ def _devices() -> Iterator[Finding]:
     offered, missing = shardings(device)
     yield Finding("ok", "sharding", ", ".join(offered))
     for kind, reason in missing.items():
-        yield Finding("note", f"sharding {kind}", f"not offered: {reason}", "use sharding = 'row_wise'")
+        yield Finding("note", f"sharding {kind}", f"not offered: {reason}", "use --sharding row_wise")
     works, fails = table_optimizers(device)
     if works:
         yield Finding("ok", "table optimizers", ", ".join(works))
     else:
         yield Finding("bad", "table optimizers", "fbgemm has none here", "see the lines on torch and fbgemm")
     for kind, reason in fails.items():
-        yield Finding("note", f"optimizer {kind}", reason, "use table_optimizer = 'rowwise_adagrad'")
+        yield Finding("note", f"optimizer {kind}", reason, "use training.table.name = 'rowwise_adagrad'")
 
 
 def _backends() -> Iterator[Finding]:

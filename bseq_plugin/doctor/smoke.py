@@ -52,7 +52,7 @@ def _train_a_step(rank: int, store: Path) -> None:
     from bseq_plugin.data.training_data import TrainingData
     from bseq_plugin.data.vocabulary import Vocabulary
     from bseq_plugin.model.task import SequenceInterestTask
-    from bseq_plugin.schema.recipe import Recipe
+    from bseq_plugin.recipe.recipe import Recipe
     from bseq_plugin.training.distributed import World
     from bseq_plugin.training.sharding import shard
 
@@ -61,13 +61,17 @@ def _train_a_step(rank: int, store: Path) -> None:
         "gloo", init_method=f"file://{store}", rank=rank, world_size=2, timeout=timedelta(seconds=60)
     )
     here = World(rank, 2, torch.device("cpu"))
-    options = {"n_blocks": 1, "n_heads": 2}
-    recipe = Recipe(dim=DIM, encoder_options=options, event_features=(), split="none", sharding="row_wise", dropout=0.0)
+    recipe = Recipe(
+        encoder={"n_blocks": 1, "n_heads": 2, "dropout": 0.0},
+        vectors={"dim": DIM},
+        events={"features": ()},
+        split="none",
+    )
     items = np.random.default_rng(0).integers(1, N_ITEMS + 1, N_USERS * 5)
     sequences = Sequences(np.arange(N_USERS), np.arange(0, len(items) + 1, 5), items)
     vocabulary = Vocabulary(np.arange(N_ITEMS), np.bincount(items, minlength=N_ITEMS + 1)[1:])
     torch.manual_seed(0)
-    sharded = shard(SequenceInterestTask(recipe, N_ITEMS, device="meta"), recipe, here)
+    sharded = shard(SequenceInterestTask(recipe, N_ITEMS, device="meta"), recipe.training, "row_wise", here)
     pipeline = TrainPipelineSparseDist(sharded.model, sharded.optimizer, here.device)
     found = pipeline.progress(TrainingData(sequences, vocabulary, recipe, rank, 2).batches(0))
     losses, seen = here.sum([float(found["loss"]), float(found["n_targets"])])

@@ -1,1 +1,1 @@
-"""Sequence encoders: events in, one state an event out."""
+"""Sequence encoders read the events of a history and give a state for each."""

@@ -17,36 +17,36 @@ from torch.nn import functional as F
 
 from bseq_plugin.encoders.dropout import dropout
 from bseq_plugin.encoders.layout import Layout, Tile, lay_out
-from bseq_plugin.encoders.pairs import PairBias, Pairs, Wants, newest_pairs, tile_pairs, user_pairs
+from bseq_plugin.encoders.pairs import PairBias, PairFeatures, Pairs, newest_pairs, tile_pairs, user_pairs
 from bseq_plugin.encoders.varlen import VarlenView
 from bseq_plugin.schema.packed import PackedEvents
 
 
 @dataclass(frozen=True)
 class TileView:
-    """All events look: R = M = N cells."""
+    """The view in which all events look: R = M = N cells."""
 
     layout: Layout
     pairs: tuple[Pairs, ...]
 
     @classmethod
-    def of(cls, events: PackedEvents, wants: Wants, hidden_T: Tensor | None = None) -> TileView:
-        """Laid out once a batch, read by every block."""
+    def of(cls, events: PackedEvents, features: PairFeatures, hidden_T: Tensor | None = None) -> TileView:
+        """Lay out a batch once, for every block to read."""
         layout = lay_out(events)
-        return cls(layout, tuple(tile_pairs(events, layout, tile, wants, hidden_T) for tile in layout.tiles))
+        return cls(layout, tuple(tile_pairs(events, layout, tile, features, hidden_T) for tile in layout.tiles))
 
     @classmethod
     def both_ways(cls, events: PackedEvents) -> TileView:
-        """All events of a user look at all of them."""
+        """Lay out a batch in which all events of a user look at all of them."""
         layout = lay_out(events)
         return cls(layout, tuple(user_pairs(events, layout, tile) for tile in layout.tiles))
 
     def queries(self, x_MD: Tensor) -> Tensor:
-        """``x_RD``, the events that look."""
+        """Return ``x_RD``, the events that look."""
         return x_MD
 
     def attend(self, q_RHd: Tensor, k_MHd: Tensor, v_MHd: Tensor, bias: PairBias | None, share: float) -> Tensor:
-        """``[R, H, d]``; ``share`` of the attention weights is dropped."""
+        """Return ``[R, H, d]``, the attended values; ``share`` of the attention weights is dropped."""
         tiles = zip(self.layout.tiles, self.pairs, strict=True)
         return _joined(
             [_attend_tile([x[tile.cells] for x in (q_RHd, k_MHd, v_MHd)], tile, p, bias, share) for tile, p in tiles],
@@ -54,7 +54,7 @@ class TileView:
         )
 
     def average(self, x_MD: Tensor) -> Tensor:
-        """``[R, D]``, the moving average up to each event."""
+        """Return ``[R, D]``, the moving average up to each event."""
         outs = []
         for tile, pairs in zip(self.layout.tiles, self.pairs, strict=True):
             x_GWD = x_MD[tile.cells].view(tile.n_lines, tile.width, -1)
@@ -64,23 +64,23 @@ class TileView:
 
 @dataclass(frozen=True)
 class NewestView:
-    """Each user's newest event looks: M = T, R = B; users without events get numbers that mean nothing."""
+    """The view in which each user's newest event looks: M = T, R = B. Rows of users without events are arbitrary."""
 
     newest_B: Tensor
     user_T: Tensor
     pairs: Pairs
 
     @classmethod
-    def of(cls, events: PackedEvents, wants: Wants, hidden_T: Tensor | None = None) -> NewestView:
-        """For a batch with at least one event."""
-        return cls((events.offsets_B1[1:] - 1).clamp_min(0), events.user_T, newest_pairs(events, wants, hidden_T))
+    def of(cls, events: PackedEvents, features: PairFeatures, hidden_T: Tensor | None = None) -> NewestView:
+        """Make the view of a batch that has at least one event."""
+        return cls((events.offsets_B1[1:] - 1).clamp_min(0), events.user_T, newest_pairs(events, features, hidden_T))
 
     def queries(self, x_MD: Tensor) -> Tensor:
-        """``x_RD``, the events that look."""
+        """Return ``x_RD``, the events that look."""
         return x_MD.index_select(0, self.newest_B)
 
     def attend(self, q_RHd: Tensor, k_MHd: Tensor, v_MHd: Tensor, bias: PairBias | None, share: float) -> Tensor:
-        """``[R, H, d]``; ``share`` of the attention weights is dropped."""
+        """Return ``[R, H, d]``, the attended values; ``share`` of the attention weights is dropped."""
         if len(self.newest_B) == 1 and bias is None and self.pairs.mask is None:  # serving one user: fewest calls
             q, k, v = (x.transpose(0, 1)[None] for x in (q_RHd, k_MHd, v_MHd))
             return F.scaled_dot_product_attention(q, k, v, dropout_p=share)[0].transpose(0, 1)
@@ -88,7 +88,7 @@ class NewestView:
         return self._sum(dropout(weights_MH, share, True)[..., None] * v_MHd)
 
     def weights(self, q_RHd: Tensor, k_MHd: Tensor, bias: PairBias | None) -> Tensor:
-        """``[M, H]``, the attention of each user's newest event to each event; sums to 1 a user and head."""
+        """Return ``[M, H]``, the attention of each user's newest event to each event; it sums to 1 a user and head."""
         bias_MH = None if bias is None else bias(self.pairs)
         scores_MH = (q_RHd[self.user_T] * k_MHd).sum(2) * q_RHd.shape[2] ** -0.5
         if self.pairs.mask is not None:
@@ -96,12 +96,12 @@ class NewestView:
         return self._softmax(scores_MH if bias_MH is None else scores_MH + bias_MH)
 
     def average(self, x_MD: Tensor) -> Tensor:
-        """``[R, D]``, the moving average up to each event."""
+        """Return ``[R, D]``, the moving average up to each event."""
         weights_M1 = self.pairs.moving_average()[:, None]
         return self._sum(weights_M1 * x_MD) / self._sum(weights_M1).clamp_min(1e-30)
 
     def _softmax(self, scores_MH: Tensor) -> Tensor:
-        """Over the events of each user."""
+        """Return the softmax of the scores over the events of each user."""
         index_MH = self.user_T[:, None].expand_as(scores_MH)
         top_BH = scores_MH.new_full((len(self.newest_B), scores_MH.shape[1]), -torch.inf)
         top_BH = top_BH.scatter_reduce(0, index_MH, scores_MH.detach(), "amax")
@@ -117,7 +117,7 @@ View = OwnView | VarlenView
 
 
 def _attend_tile(qkv_nHd: list[Tensor], tile: Tile, pairs: Pairs, bias: PairBias | None, share: float) -> Tensor:
-    """``[G * W, H, d]``."""
+    """Return ``[G * W, H, d]``, the attended values of a tile."""
     n_heads, width = qkv_nHd[0].shape[1:]
     bias_SH = None if bias is None else bias(pairs)
     if pairs.mask is None:
@@ -137,5 +137,5 @@ def _attend_tile(qkv_nHd: list[Tensor], tile: Tile, pairs: Pairs, bias: PairBias
 
 
 def _joined(outs: list[Tensor], empty: Tensor) -> Tensor:
-    """One after the other; ``empty`` if there is none."""
+    """Return the tensors joined by rows; ``empty`` if there is none."""
     return outs[0] if len(outs) == 1 else torch.cat(outs) if outs else empty

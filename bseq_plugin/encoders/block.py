@@ -20,7 +20,8 @@ Begin = Literal["random", "mean"]
 
 
 class Residual(nn.Module):
-    """What stands around a sublayer f: pre-norm ``x + g * dropout(f(norm(x)))``, post-norm ``norm(x + g * ...)``.
+    """The residual connection around a sublayer f: pre-norm ``x + g * dropout(f(norm(x)))``, post-norm ``norm(x + g *
+    ...)``.
 
     g is 1, or with ``gated`` it is ``sigmoid(W x + b)`` (Borisyuk et al., "LiGR: Large-Scale Generative Ranking",
     2024).
@@ -34,15 +35,15 @@ class Residual(nn.Module):
         self.gate = nn.Linear(dim, dim) if gated else None
 
     def before(self, x: Tensor) -> Tensor:
-        """What the sublayer gets."""
+        """Return the input of the sublayer."""
         return x if self.post else self.norm(x)
 
-    def after(self, x: Tensor, found: Tensor) -> Tensor:
-        """``x`` and what the sublayer found, put together."""
-        found = dropout(found, self.share, self.training)
+    def after(self, x: Tensor, result: Tensor) -> Tensor:
+        """Return the sum of ``x`` and the sublayer's result."""
+        result = dropout(result, self.share, self.training)
         if self.gate is not None:
-            found = torch.sigmoid(self.gate(x)) * found
-        return self.norm(x + found) if self.post else x + found
+            result = torch.sigmoid(self.gate(x)) * result
+        return self.norm(x + result) if self.post else x + result
 
 
 class SelfAttention(nn.Module):
@@ -60,12 +61,12 @@ class SelfAttention(nn.Module):
         self.bias = bias
 
     def weights(self, x_MD: Tensor, view: NewestView) -> Tensor:
-        """``[M, H]``; see ``NewestView.weights``."""
+        """Return ``[M, H]``, the attention of the newest events; see ``NewestView.weights``."""
         q, k, _ = self._heads(self.query_key_value(x_MD), 3)
         return view.weights(view.queries(q), k, self.bias)
 
     def forward(self, x_MD: Tensor, view: View) -> Tensor:
-        """``[R, D]``."""
+        """Return ``[R, D]``, the heads side by side."""
         dim = x_MD.shape[1]
         looking_RD = view.queries(x_MD)
         if looking_RD is x_MD:
@@ -97,10 +98,10 @@ class FrequencyFilter(nn.Module):
         self.beta = nn.Parameter(torch.full((dim,), FILTER_BETA))
 
     def reset_parameters(self) -> None:
-        """Back to ``FILTER_BETA``."""
+        """Set every beta to ``FILTER_BETA``."""
         nn.init.constant_(self.beta, FILTER_BETA)
 
     def forward(self, x_MD: Tensor, view: View) -> Tensor:
-        """``[R, D]``."""
+        """Return ``[R, D]``, the filtered events that look."""
         low_RD = view.average(x_MD)
         return low_RD + self.beta.square() * (view.queries(x_MD) - low_RD)

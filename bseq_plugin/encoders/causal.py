@@ -13,11 +13,11 @@ from bseq_plugin.encoders.attention import NewestView, TileView, View
 from bseq_plugin.encoders.block import Begin, FrequencyFilter, Residual, SelfAttention
 from bseq_plugin.encoders.dropout import dropout
 from bseq_plugin.encoders.feed_forward import FeedForward, feed_forward_pays
-from bseq_plugin.encoders.pairs import N_TIME_BUCKETS, PairBias, Wants, n_distance_buckets
+from bseq_plugin.encoders.pairs import N_TIME_BUCKETS, PairBias, PairFeatures, n_distance_buckets
 from bseq_plugin.encoders.stack import BlockStack, Choose, PositionEmbedding
 from bseq_plugin.encoders.varlen import VarlenView, varlen_serves
 from bseq_plugin.errors import RecipeError
-from bseq_plugin.schema.matmul import Matmul
+from bseq_plugin.matmul import Matmul
 from bseq_plugin.schema.options import PartOptions
 from bseq_plugin.schema.packed import PackedEvents
 
@@ -57,22 +57,22 @@ class CausalOptions(PartOptions):
     )
 
     def share(self, name: str, otherwise: float) -> float:
-        """The dropout called ``name``, or the recipe's."""
+        """Return the dropout called ``name``, or the recipe's where it is not given."""
         given: float | None = getattr(self, f"{name}_dropout")
         return otherwise if given is None else given
 
     def inner(self, dim: int) -> int:
-        """Inner width of the feed-forward part."""
+        """Return the inner width of the feed-forward part."""
         return self.feed_forward or 4 * dim
 
     @property
-    def wants(self) -> Wants:
+    def pair_features(self) -> PairFeatures:
         """What the blocks read of a pair of events."""
         half_life = self.filter_half_life if self.filter_weight else None
-        return Wants(self.relative_position_bias, self.relative_time_bias, half_life)
+        return PairFeatures(self.relative_position_bias, self.relative_time_bias, half_life)
 
 
-class CausalEncoder(BlockStack):
+class CausalEncoder(BlockStack[CausalOptions]):
     """Causal self-attention (Kang and McAuley, "Self-Attentive Sequential Recommendation", ICDM 2018).
 
     Without options the blocks are pre-norm, and positions count from the newest event of a history, as in the
@@ -86,13 +86,12 @@ class CausalEncoder(BlockStack):
     """
 
     name = "causal"
-    Options = CausalOptions
 
-    def __init__(self, dim: int, max_length: int, dropout: float, options: Any = None) -> None:
+    def __init__(self, dim: int, max_length: int, dropout: float, options: CausalOptions | None = None) -> None:
         super().__init__(dim, max_length, dropout, options)
         if dim % self.options.n_heads:
-            raise RecipeError(f"dim = {dim} is not a multiple of encoder_options.n_heads = {self.options.n_heads}")
-        self.wants = self.options.wants
+            raise RecipeError(f"dim = {dim} is not a multiple of encoder.n_heads = {self.options.n_heads}")
+        self.pair_features = self.options.pair_features
         self.position = PositionEmbedding(max_length, dim) if self.options.position != "none" else None
         self.blocks = nn.ModuleList(
             CausalBlock(dim, max_length, dropout, self.options) for _ in range(self.options.n_blocks)
@@ -100,40 +99,40 @@ class CausalEncoder(BlockStack):
         self.norm = nn.LayerNorm(dim) if self.options.final_norm else nn.Identity()
 
     def machine_choices(self, dim: int) -> dict[str, Any]:
-        """``matmul`` where it is "auto": what is faster here."""
+        """Choose ``matmul`` where it is "auto": the type that is faster on this machine."""
         if self.options.matmul != "auto" or torch.cuda.is_available():
             return {}
         pays = feed_forward_pays(dim, self.options.inner(dim), self.options.feed_forward_kind == "swiglu")
         return {"matmul": "bfloat16" if pays else "float32"}
 
     def settle(self, choices: Mapping[str, Any]) -> None:
-        """Its blocks multiply so."""
+        """Take ``choices`` over into the options and the blocks."""
         super().settle(choices)
         for block in self.blocks:
             cast(CausalBlock, block).feed_forward.matmul = self.options.matmul
 
     def finish(self, x: Tensor) -> Tensor:
-        """The last norm."""
+        """Apply the last norm."""
         states: Tensor = self.norm(x)
         return states
 
     def embed(self, events: PackedEvents) -> Tensor:
-        """With positions."""
+        """Return the events with their positions added."""
         x_TD = events.x_TD
         if self.position is not None:
             x_TD = x_TD + self.position(events.age_T if self.options.position == "newest" else events.position_T)
         return dropout(x_TD, self.options.share("embedding", self.dropout), self.training)
 
     def all_look(self, events: PackedEvents, hidden_T: Tensor | None) -> TileView | VarlenView:
-        """By a GPU's kernel for sequences of different lengths, where it serves."""
+        """Take a GPU's kernel for sequences of different lengths where it serves, else the tiles."""
         drops = self.training and self.options.share("attention", self.dropout) > 0
         head_width = events.x_TD.shape[1] // self.options.n_heads
-        if hidden_T is None and self.wants.nothing and not drops and varlen_serves(events.x_TD, head_width):
+        if hidden_T is None and self.pair_features.none and not drops and varlen_serves(events.x_TD, head_width):
             return VarlenView.of(events)
         return super().all_look(events, hidden_T)
 
     def attention(self, events: PackedEvents) -> Tensor | None:
-        """``[T]``, the last block's attention weights of each user's newest event, the mean of the heads.
+        """Return ``[T]``, the last block's attention weights of each user's newest event, averaged over the heads.
 
         With more than one block what is attended to are states, which know of earlier events too; what goes past the
         attention (the residual, the frequency filter) has no share.
@@ -143,15 +142,17 @@ class CausalEncoder(BlockStack):
         *first, last = self.blocks
         x_TD = self.embed(events)
         if first:
-            tiles = TileView.of(events, self.wants)
+            tiles = TileView.of(events, self.pair_features)
             x = tiles.layout.spread(x_TD)
             for block in first:
                 x = block(x, tiles)
             x_TD = tiles.layout.gather(x)
-        return cast(CausalBlock, last).shares(x_TD, NewestView.of(events, self.wants))
+        return cast(CausalBlock, last).shares(x_TD, NewestView.of(events, self.pair_features))
 
     def hidden(self, events: PackedEvents) -> Tensor | None:
-        """bool [T], events of this batch that only they themselves see; drawn once, so that no block tells of them."""
+        """Return bool [T], events of this batch that only they themselves see. They are drawn once, so that no block
+        tells of them.
+        """
         share: float = self.options.event_dropout
         if not self.training or not share:
             return None
@@ -176,11 +177,11 @@ class CausalBlock(nn.Module):
         self.feed_forward_residual = Residual(dim, post, options.gated, hidden)
 
     def shares(self, x_TD: Tensor, view: NewestView) -> Tensor:
-        """``[T]``, attention of the newest events, the mean of the heads."""
+        """Return ``[T]``, the attention of the newest events, averaged over the heads."""
         return self.attention.weights(self.attention_residual.before(x_TD), view).mean(1)
 
     def forward(self, x_MD: Tensor, view: View, choose: Choose | None = None) -> Tensor:
-        """``[R, D]``; or what ``choose`` leaves of the R rows, and then no more linear layers than these need."""
+        """Return ``[R, D]``, or only the rows that ``choose`` takes; linear layers then run on these rows alone."""
         normed_MD = self.attention_residual.before(x_MD)
         attended = self.attention(normed_MD, view)
         filtered = None if self.filter is None else self.filter(normed_MD, view)
@@ -188,9 +189,9 @@ class CausalBlock(nn.Module):
         if choose is not None:
             x, attended = choose(x), choose(attended)
             filtered = None if filtered is None else choose(filtered)
-        found = self.attention.out(attended)
+        mixed = self.attention.out(attended)
         if filtered is not None:
-            found = torch.lerp(found, filtered, self.filter_weight)
-        x = self.attention_residual.after(x, found)
+            mixed = torch.lerp(mixed, filtered, self.filter_weight)
+        x = self.attention_residual.after(x, mixed)
         residual = self.feed_forward_residual
         return residual.after(x, self.feed_forward(residual.before(x)))

@@ -7,7 +7,7 @@ users one after the other), D width.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal, cast
+from typing import Literal, cast
 
 import torch
 from pydantic import Field
@@ -16,13 +16,13 @@ from torch import Tensor, nn
 from bseq_plugin.encoders.attention import TileView
 from bseq_plugin.encoders.dropout import dropout
 from bseq_plugin.encoders.hstu import HstuBlock
-from bseq_plugin.encoders.pairs import N_TIME_BUCKETS, Wants, n_distance_buckets, time_bucket
+from bseq_plugin.encoders.pairs import N_TIME_BUCKETS, PairFeatures, n_distance_buckets, time_bucket
 from bseq_plugin.encoders.stack import PositionEmbedding
 from bseq_plugin.errors import RecipeError
 from bseq_plugin.layers import ZeroLinear
+from bseq_plugin.schema.encoders import SequenceEncoder
 from bseq_plugin.schema.options import PartOptions
 from bseq_plugin.schema.packed import PackedEvents
-from bseq_plugin.schema.parts import SequenceEncoder
 
 NO_GAP = N_TIME_BUCKETS  # bucket of a user's first session
 OWN_SHARE = 0.1  # of a session's summary in the state behind it, beside what is attended to
@@ -59,7 +59,7 @@ class Sessions:
 
     @classmethod
     def of(cls, events: PackedEvents) -> Sessions:
-        """Raises RecipeError if the events do not say which session they belong to."""
+        """Find the sessions of a batch. Raises RecipeError if the events do not say which session they belong to."""
         if events.sessions_T is None:
             raise RecipeError(
                 "encoder 'cross_session' reads sessions, but the events have no session_number: make the batch with "
@@ -74,18 +74,20 @@ class Sessions:
         return cls(passed_T1[1:] - 1, offsets_S1, passed_T1[events.offsets_B1], first_T[rows_S])
 
     def gaps(self, times_T: Tensor) -> Tensor:
-        """int64 [S], bucket of the time since the end of the user's session before, ``NO_GAP`` for the first."""
+        """Return int64 [S], the bucket of the time since the end of the user's session before, ``NO_GAP`` for the
+        first.
+        """
         begins_S, ends_S = times_T[self.offsets_S1[:-1]], times_T[self.offsets_S1[1:] - 1]
         between_S = begins_S - torch.roll(ends_S, 1)
         return time_bucket(between_S).masked_fill(self.first_S, NO_GAP)
 
     def known(self, position_T: Tensor) -> tuple[Tensor, Tensor]:
-        """int64 [T], events of the own session up to each, and events of completed sessions."""
+        """Return two int64 [T]: the events of the own session up to each event, and those of completed sessions."""
         before_T = position_T[self.offsets_S1[:-1]][self.of_event_T]
         return position_T - before_T + 1, before_T
 
 
-class CrossSessionEncoder(SequenceEncoder):
+class CrossSessionEncoder(SequenceEncoder[CrossSessionOptions]):
     """A short-term path within the session, a long-term path over completed sessions, and a gate between them.
 
     Short: pointwise attention (``HstuBlock``) among the events of one session. A completed session is summarised by its
@@ -107,14 +109,13 @@ class CrossSessionEncoder(SequenceEncoder):
     """
 
     name = "cross_session"
-    Options = CrossSessionOptions
     reads_sessions = True
 
-    def __init__(self, dim: int, max_length: int, dropout: float, options: Any = None) -> None:
+    def __init__(self, dim: int, max_length: int, dropout: float, options: CrossSessionOptions | None = None) -> None:
         super().__init__(dim, max_length, dropout, options)
         chosen = self.options
         if dim % chosen.n_heads:
-            raise RecipeError(f"dim = {dim} is not a multiple of encoder_options.n_heads = {chosen.n_heads}")
+            raise RecipeError(f"dim = {dim} is not a multiple of encoder.n_heads = {chosen.n_heads}")
         self.position = PositionEmbedding(max_length, dim)
         self.session_blocks = nn.ModuleList(
             HstuBlock(dim, chosen.n_heads, dropout, n_distance_buckets(max_length), 0)
@@ -125,11 +126,11 @@ class CrossSessionEncoder(SequenceEncoder):
         self.norm = nn.LayerNorm(dim)
 
     def forward(self, events: PackedEvents) -> Tensor:
-        """``states_TD``; see ``SequenceEncoder.forward``."""
+        """Return ``states_TD``; see ``SequenceEncoder.forward``."""
         return self._states(events, None)
 
     def states_at(self, events: PackedEvents, rows_Q: Tensor) -> Tensor:
-        """``states_QD``; both paths are put together for these alone."""
+        """Return ``states_QD``; both paths are joined for these rows alone."""
         return self._states(events, rows_Q)
 
     def _states(self, events: PackedEvents, rows_Q: Tensor | None) -> Tensor:
@@ -144,14 +145,14 @@ class CrossSessionEncoder(SequenceEncoder):
             own_Q, before_Q = (known_T[rows].to(states_QD.dtype) for known_T in sessions.known(events.position_T))
             log_odds_Q = (own_Q / before_Q.clamp_min(1)).log()
             states_QD = self._joined(states_QD, long_QD, log_odds_Q[:, None])
-        found: Tensor = self.norm(states_QD)
-        return found
+        normed_QD: Tensor = self.norm(states_QD)
+        return normed_QD
 
     def _within(self, events: PackedEvents, sessions: Sessions) -> Tensor:
-        """``[T, D]``; to the blocks every session is a user of its own."""
+        """Return ``[T, D]``, the short-term states; to the blocks every session is a user of its own."""
         own = PackedEvents(events.x_TD, sessions.offsets_S1)
         x_TD = dropout(own.x_TD + self.position(own.position_T), self.dropout, self.training)
-        return _through(self.session_blocks, own.with_x(x_TD), Wants(distance=True))
+        return _through(self.session_blocks, own.with_x(x_TD), PairFeatures(distance=True))
 
     def _joined(self, short_QD: Tensor, long_QD: Tensor, log_odds_Q1: Tensor) -> Tensor:
         if self.options.paths == "history":
@@ -162,11 +163,11 @@ class CrossSessionEncoder(SequenceEncoder):
 
 
 class HistoryPath(nn.Module):
-    """The long-term path: what is known of a user when a session begins."""
+    """The long-term path: a summary of the completed sessions of a user when a session begins."""
 
     def __init__(self, dim: int, max_length: int, dropout: float, options: CrossSessionOptions) -> None:
         super().__init__()
-        self.wants = Wants(distance=True, time=options.gap)
+        self.pair_features = PairFeatures(distance=True, time=options.gap)
         n_times = N_TIME_BUCKETS if options.gap else 0
         self.blocks = nn.ModuleList(
             HstuBlock(dim, options.n_heads, dropout, n_distance_buckets(max_length), n_times)
@@ -178,33 +179,36 @@ class HistoryPath(nn.Module):
         self.own_share_D = nn.Parameter(torch.full((dim,), OWN_SHARE))
 
     def reset_parameters(self) -> None:
-        """``own_share_D`` back to ``OWN_SHARE``."""
+        """Set ``own_share_D`` to ``OWN_SHARE``."""
         nn.init.constant_(self.own_share_D, OWN_SHARE)
 
     def forward(self, short_TD: Tensor, events: PackedEvents, sessions: Sessions) -> Tensor:
-        """``[S, D]``, from the sessions before each."""
+        """Return ``[S, D]``, the long-term state of each session, from the sessions before it."""
         n_sessions = len(sessions.first_S)
         x_SD, times_S, gaps_S = self.own_share_D * short_TD[sessions.offsets_S1[1:] - 1], None, None
         if self.gap_before is not None:
             if events.timestamps_T is None:
                 raise RecipeError(
-                    "encoder_options.gap reads times, but the events have none; train on a log with times, or set "
-                    "gap = false"
+                    "encoder.gap reads times, but the events have none; train on a log with times, or set gap = false"
                 )
             gaps_S, times_S = sessions.gaps(events.timestamps_T), events.timestamps_T[sessions.offsets_S1[1:] - 1]
             x_SD = x_SD + self.gap_before(gaps_S)
         values_TD = cast(HstuBlock, self.blocks[0]).values(events.x_TD)
         values_SD = values_TD.new_zeros(n_sessions, values_TD.shape[1]).index_add(0, sessions.of_event_T, values_TD)
-        behind_SD = _through(self.blocks, PackedEvents(x_SD, sessions.offsets_B1, times_S), self.wants, values_SD)
+        behind_SD = _through(
+            self.blocks, PackedEvents(x_SD, sessions.offsets_B1, times_S), self.pair_features, values_SD
+        )
         # looked up in one table with the vector for "nothing before", so that every weight has a gradient in any batch
         places_S = torch.arange(n_sessions, device=behind_SD.device).masked_fill(sessions.first_S, 0)
         before_SD = torch.cat([self.nothing_before.weight, behind_SD])[places_S]
         return before_SD if self.gap_since is None or gaps_S is None else before_SD + self.gap_since(gaps_S)
 
 
-def _through(blocks: nn.ModuleList, events: PackedEvents, wants: Wants, values_TD: Tensor | None = None) -> Tensor:
-    """``[T, D]`` behind the last block; ``values_TD`` are the first one's."""
-    view = TileView.of(events, wants)
+def _through(
+    blocks: nn.ModuleList, events: PackedEvents, features: PairFeatures, values_TD: Tensor | None = None
+) -> Tensor:
+    """Return ``[T, D]``, the output of the last block; ``values_TD`` are the values of the first one."""
+    view = TileView.of(events, features)
     x = view.layout.spread(events.x_TD)
     values = None if values_TD is None else view.layout.spread(values_TD)
     for block in blocks:

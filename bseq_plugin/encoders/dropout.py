@@ -11,7 +11,8 @@ FINE = 8  # levels from either end, within which rounding could change a share b
 
 
 def dropout(x: Tensor, share: float, training: bool) -> Tensor:
-    """``F.dropout``; on a CPU with ``share`` rounded to a multiple of 2 ** -8, and what is kept scaled to that.
+    """Drop out as ``F.dropout`` does; on a CPU ``share`` is rounded to a multiple of 2 ** -8, and what is kept is
+    scaled to that.
 
     On a CPU torch draws one Bernoulli number a value; eight 8-bit numbers out of one 64-bit draw take far less. Shares
     below 1/32 or above 31/32 are left to torch.

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from bseq_plugin.encoders.block import Begin
 from bseq_plugin.layers import ZeroLinear
-from bseq_plugin.schema.matmul import Matmul, fastest, halves_pay
+from bseq_plugin.matmul import Matmul, bfloat16_pays, fastest
 
 ROWS = 1024  # about what a batch of short histories has
 
@@ -31,12 +31,12 @@ class FeedForward(nn.Module):
         self.out = (ZeroLinear if begin == "mean" else nn.Linear)(inner, dim)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Same shape, same type."""
+        """Return the layers' output, of the shape and type of ``x``."""
         if not self.training or self.matmul != "bfloat16" or x.dtype != torch.float32:
             return self._products(x)
         with torch.autocast(x.device.type, torch.bfloat16):
-            found = self._products(x)
-        return found.to(x.dtype)
+            product = self._products(x)
+        return product.to(x.dtype)
 
     def _products(self, x: Tensor) -> Tensor:
         inner = self.into(x)
@@ -50,13 +50,13 @@ class FeedForward(nn.Module):
 
 
 def feed_forward_pays(dim: int, inner: int, swiglu: bool) -> bool:
-    """Whether training is measurably faster here with ``matmul = "bfloat16"``."""
-    return halves_pay(torch.empty(0, dim), lambda: feed_forward_gain(dim, inner, swiglu))
+    """Return whether training is measurably faster on this machine with ``matmul = "bfloat16"``."""
+    return bfloat16_pays(torch.empty(0, dim), lambda: feed_forward_gain(dim, inner, swiglu))
 
 
 @cache
 def feed_forward_gain(dim: int, inner: int, swiglu: bool = False) -> float:
-    """Seconds of a forward and backward pass in float32 divided by those in bfloat16, on this machine."""
+    """Return the seconds of a forward and backward pass in float32 divided by those in bfloat16, on this machine."""
     kinds: tuple[Matmul, ...] = ("float32", "bfloat16")
     seconds = []
     # whoever asks may be in the midst of anything: their random numbers stay theirs, and gradients are needed here

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from bseq_plugin.encoders.dropout import dropout
+from bseq_plugin.schema.encoders import SequenceEncoder
 from bseq_plugin.schema.options import PartOptions
 from bseq_plugin.schema.packed import PackedEvents
-from bseq_plugin.schema.parts import SequenceEncoder
 
 
 class GruOptions(PartOptions):
@@ -22,27 +20,26 @@ class GruOptions(PartOptions):
     hidden: int | None = Field(None, ge=1, description="width of the recurrent state; dim if not given")
 
 
-class GruEncoder(SequenceEncoder):
+class GruEncoder(SequenceEncoder[GruOptions]):
     """Gated recurrent units (Hidasi et al., "Session-based Recommendations with Recurrent Neural Networks", ICLR 2016).
 
     Events go through the layers step by step, all users that have a next event at once: no step is padding.
     """
 
     name = "gru"
-    Options = GruOptions
 
-    def __init__(self, dim: int, max_length: int, dropout: float, options: Any = None) -> None:
+    def __init__(self, dim: int, max_length: int, dropout: float, options: GruOptions | None = None) -> None:
         super().__init__(dim, max_length, dropout, options)
         hidden, n_layers = self.options.hidden or dim, self.options.n_layers
         self.gru = nn.GRU(dim, hidden, n_layers, dropout=dropout if n_layers > 1 else 0.0)
         self.out = nn.Linear(hidden, dim)
 
     def forward(self, events: PackedEvents) -> Tensor:
-        """``states_TD``; see ``SequenceEncoder.forward``."""
+        """Return ``states_TD``; see ``SequenceEncoder.forward``."""
         return self._finish(self._hidden(events))
 
     def states_at(self, events: PackedEvents, rows_Q: Tensor) -> Tensor:
-        """``states_QD``; only these go through the output layer."""
+        """Return ``states_QD``; only these rows go through the output layer."""
         return self._finish(self._hidden(events).index_select(0, rows_Q))
 
     def _finish(self, hidden_NH: Tensor) -> Tensor:
@@ -50,7 +47,7 @@ class GruEncoder(SequenceEncoder):
         return states
 
     def _hidden(self, events: PackedEvents) -> Tensor:
-        """``[T, hidden]``."""
+        """Return ``[T, hidden]``, the recurrent states."""
         if events.x_TD.shape[0] == 0:
             return events.x_TD.new_zeros(0, self.gru.hidden_size)
         # step by step, in each the users with the longest histories first: what PackedSequence wants
@@ -61,6 +58,6 @@ class GruEncoder(SequenceEncoder):
         order_T = (events.position_T * events.n_users + rank_B[events.user_T]).argsort()
         sizes = events.position_T.bincount().cpu()
         x_TD = dropout(events.x_TD, self.dropout, self.training)
-        found, _ = self.gru(PackedSequence(x_TD[order_T], sizes))
-        hidden_TH: Tensor = torch.empty_like(found.data).index_copy(0, order_T, found.data)
+        states, _ = self.gru(PackedSequence(x_TD[order_T], sizes))
+        hidden_TH: Tensor = torch.empty_like(states.data).index_copy(0, order_T, states.data)
         return hidden_TH

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from pydantic import Field
@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from bseq_plugin.encoders.attention import OwnView
 from bseq_plugin.encoders.dropout import dropout
-from bseq_plugin.encoders.pairs import N_TIME_BUCKETS, PairBias, Wants, n_distance_buckets
+from bseq_plugin.encoders.pairs import N_TIME_BUCKETS, PairBias, PairFeatures, n_distance_buckets
 from bseq_plugin.encoders.pointwise import pointwise
 from bseq_plugin.encoders.stack import BlockStack, Choose, PositionEmbedding
 from bseq_plugin.errors import RecipeError
@@ -32,7 +32,7 @@ class HstuOptions(PartOptions):
     relative_time_bias: bool = Field(True, description="learned bias a head by the seconds between two events")
 
 
-class HstuEncoder(BlockStack):
+class HstuEncoder(BlockStack[HstuOptions]):
     """HSTU (Zhai et al., "Actions Speak Louder than Words: Trillion-Parameter Sequential Transducers for Generative
     Recommendations", ICML 2024, section 3.1).
 
@@ -50,36 +50,35 @@ class HstuEncoder(BlockStack):
     """
 
     name = "hstu"
-    Options = HstuOptions
 
-    def __init__(self, dim: int, max_length: int, dropout: float, options: Any = None) -> None:
+    def __init__(self, dim: int, max_length: int, dropout: float, options: HstuOptions | None = None) -> None:
         super().__init__(dim, max_length, dropout, options)
         if dim % self.options.n_heads:
-            raise RecipeError(f"dim = {dim} is not a multiple of encoder_options.n_heads = {self.options.n_heads}")
-        self.wants = Wants(self.options.relative_position_bias, self.options.relative_time_bias)
+            raise RecipeError(f"dim = {dim} is not a multiple of encoder.n_heads = {self.options.n_heads}")
+        self.pair_features = PairFeatures(self.options.relative_position_bias, self.options.relative_time_bias)
         self.position = PositionEmbedding(max_length, dim) if self.options.position != "none" else None
-        n_distances = n_distance_buckets(max_length) if self.wants.distance else 0
-        n_times = N_TIME_BUCKETS if self.wants.time else 0
+        n_distances = n_distance_buckets(max_length) if self.pair_features.distance else 0
+        n_times = N_TIME_BUCKETS if self.pair_features.time else 0
         self.blocks = nn.ModuleList(
             HstuBlock(dim, self.options.n_heads, dropout, n_distances, n_times) for _ in range(self.options.n_blocks)
         )
         self.norm = nn.LayerNorm(dim)
 
     def embed(self, events: PackedEvents) -> Tensor:
-        """With positions."""
+        """Return the events with their positions added."""
         x_TD = events.x_TD
         if self.position is not None:
             x_TD = x_TD + self.position(events.age_T if self.options.position == "newest" else events.position_T)
         return dropout(x_TD, self.dropout, self.training)
 
     def finish(self, x: Tensor) -> Tensor:
-        """The last norm."""
+        """Apply the last norm."""
         states: Tensor = self.norm(x)
         return states
 
 
 class HstuBlock(nn.Module):
-    """One unit; see ``HstuEncoder``."""
+    """One unit of ``HstuEncoder``."""
 
     def __init__(self, dim: int, n_heads: int, share: float, n_distances: int, n_times: int) -> None:
         super().__init__()
@@ -92,7 +91,7 @@ class HstuBlock(nn.Module):
     def forward(
         self, x_MD: Tensor, view: OwnView, choose: Choose | None = None, value_MD: Tensor | None = None
     ) -> Tensor:
-        """``[R, D]``; or what ``choose`` leaves of the R rows, and then no more linear layers than these need.
+        """Return ``[R, D]``, or only the rows that ``choose`` takes; linear layers then run on these rows alone.
 
         ``value_MD``: in place of the rows' own values, from ``values``.
         """
@@ -107,15 +106,15 @@ class HstuBlock(nn.Module):
         x = view.queries(x_MD)
         if choose is not None:
             x, gate, summed = choose(x), choose(gate), choose(summed)
-        found = dropout(self.norm_out(summed) * gate, self.share, self.training)
-        return torch.add(x, self.out(found))
+        gated = dropout(self.norm_out(summed) * gate, self.share, self.training)
+        return torch.add(x, self.out(gated))
 
     def values(self, x_TD: Tensor) -> Tensor:
-        """``[T, D]``, what each row adds to a sum with weight 1."""
+        """Return ``[T, D]``, what each row adds to a sum with weight 1."""
         return F.silu(self._half(self.norm_in(x_TD), 1))
 
     def _half(self, normed: Tensor, half: int) -> Tensor:
-        """Keys (0) or values (1) before their silu."""
+        """Return the keys (0) or the values (1) before their silu."""
         weight, bias = self.key_value.weight, self.key_value.bias
         own = slice(half * weight.shape[1], (half + 1) * weight.shape[1])
         return F.linear(normed, weight[own], bias[own])
@@ -125,7 +124,7 @@ class GateQuery(nn.Linear):
     """A layer of gates and queries; the gates begin at nearly 1, whatever the event."""
 
     def reset_parameters(self) -> None:
-        """Back to that; also called when a model made on the meta device gets its memory."""
+        """Set the gates to nearly 1; also called when a model made on the meta device gets its memory."""
         super().reset_parameters()
         gates = slice(0, self.out_features // 2)
         with torch.no_grad():
@@ -134,9 +133,9 @@ class GateQuery(nn.Linear):
 
 
 class OpenBias(PairBias):
-    """Begins so that every pair has a weight of about 1, where ``PairBias`` begins at zero."""
+    """A bias at first such that every pair has a weight of about 1, where ``PairBias`` begins at zero."""
 
     def reset_parameters(self) -> None:
-        """Back to that."""
+        """Set the tables so that the bias of every pair is ``OPEN``."""
         super().reset_parameters()
         nn.init.constant_(next(self.parameters(recurse=False)), OPEN)  # of one table: both are added up

@@ -10,9 +10,9 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from bseq_plugin.errors import MissingDependencyError, RecipeError
+from bseq_plugin.schema.encoders import SequenceEncoder
 from bseq_plugin.schema.options import PartOptions
 from bseq_plugin.schema.packed import PackedEvents
-from bseq_plugin.schema.parts import SequenceEncoder
 
 UNUSED_WORDS = 4  # events are embedded already; some configurations name a padding token all the same
 
@@ -26,7 +26,7 @@ class TransformersOptions(PartOptions):
     config: dict[str, Any] = Field(default_factory=dict, description="further fields of the model's configuration")
 
 
-class TransformersEncoder(SequenceEncoder):
+class TransformersEncoder(SequenceEncoder[TransformersOptions]):
     """A backbone of the package ``transformers`` with weights of its own, fed with embedded events.
 
     Its width is ``dim`` unless ``config`` has another ``hidden_size``: then a linear layer stands on each side. Every
@@ -39,9 +39,8 @@ class TransformersEncoder(SequenceEncoder):
     """
 
     name = "transformers"
-    Options = TransformersOptions
 
-    def __init__(self, dim: int, max_length: int, dropout: float, options: Any = None) -> None:
+    def __init__(self, dim: int, max_length: int, dropout: float, options: TransformersOptions | None = None) -> None:
         super().__init__(dim, max_length, dropout, options)
         self.backbone = self._build()
         width = int(self.backbone.config.hidden_size)
@@ -53,18 +52,20 @@ class TransformersEncoder(SequenceEncoder):
                 module.reset_parameters = _Reset(self, name)
 
     def forward(self, events: PackedEvents) -> Tensor:
-        """``states_TD``; see ``SequenceEncoder.forward``."""
+        """Return ``states_TD``; see ``SequenceEncoder.forward``."""
         if events.x_TD.shape[0] == 0:
             return events.x_TD
         ends_B = events.offsets_B1[1:][events.lengths_B > 0]  # a line without events would attend to nothing
         own = PackedEvents(self.into(events.x_TD), nn.functional.pad(ends_B, (1, 0)))
         x_BLD, mask_BL = own.padded()
-        found = self.backbone(inputs_embeds=x_BLD, attention_mask=mask_BL.long(), use_cache=False)
-        states: Tensor = self.out(own.packed(found.last_hidden_state))
+        output = self.backbone(inputs_embeds=x_BLD, attention_mask=mask_BL.long(), use_cache=False)
+        states: Tensor = self.out(own.packed(output.last_hidden_state))
         return states
 
     def _build(self) -> Any:
-        """A model with fresh weights and without an embedding of words, in memory also where others are on meta."""
+        """Build a model with fresh weights and without word embeddings; in memory, even while other modules are on the
+        meta device.
+        """
         try:
             from transformers import AutoConfig, AutoModel
         except ImportError:
@@ -80,12 +81,12 @@ class TransformersEncoder(SequenceEncoder):
                 model = AutoModel.from_config(config)  # type: ignore[no-untyped-call]
         except (ValueError, TypeError, KeyError, RuntimeError, AttributeError, ImportError) as error:
             told = next(iter(str(error).splitlines()), type(error).__name__)[:300]
-            raise RecipeError(f"encoder_options: no model {chosen.model_type!r} with these settings: {told}") from None
+            raise RecipeError(f"encoder: no model {chosen.model_type!r} with these settings: {told}") from None
         model.set_input_embeddings(nn.Identity())
         return model
 
     def _values(self, defaults: Any) -> dict[str, Any]:
-        """Fields that follow from the recipe, as far as the architecture has them."""
+        """Return the fields that follow from the recipe, as far as the architecture has them."""
         chosen = self.options
         values = {
             "hidden_size": self.dim,
@@ -107,7 +108,7 @@ class TransformersEncoder(SequenceEncoder):
 
     @torch.no_grad()
     def _refuse_foresight(self, width: int) -> None:
-        """Raises RecipeError unless the state of an event is the same whatever comes after it."""
+        """Raise RecipeError unless the state of an event is the same whatever comes after it."""
         generator = torch.Generator("cpu").manual_seed(0)
         x_BLD = torch.randn(2, min(2, self.max_length), width, generator=generator, device="cpu")
         x_BLD[1, 0] = x_BLD[0, 0]
@@ -117,19 +118,19 @@ class TransformersEncoder(SequenceEncoder):
         except (TypeError, ValueError, RuntimeError, AttributeError) as error:
             told = next(iter(str(error).splitlines()), type(error).__name__)[:300]
             raise RecipeError(
-                f"encoder_options.model_type = {self.options.model_type!r} can't be fed with events: {told}; use a "
+                f"encoder.model_type = {self.options.model_type!r} can't be fed with events: {told}; use a "
                 "decoder such as 'gpt2'"
             ) from None
         self.backbone.train(training)
         if not torch.allclose(states_BLD[0, 0], states_BLD[1, 0], atol=1e-5):
             raise RecipeError(
-                f"encoder_options.model_type = {self.options.model_type!r} lets an event see later ones; use a decoder "
+                f"encoder.model_type = {self.options.model_type!r} lets an event see later ones; use a decoder "
                 "such as 'gpt2' or 'llama'"
             )
 
 
 class _Reset:
-    """``reset_parameters`` of one module of a backbone: values of a fresh one, and the buffers of the whole."""
+    """The ``reset_parameters`` of one module of a backbone: it copies the values of a fresh model, and all buffers."""
 
     def __init__(self, encoder: TransformersEncoder, name: str) -> None:
         self.encoder, self.name = encoder, name

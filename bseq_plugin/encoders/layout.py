@@ -35,13 +35,13 @@ class Tile:
 
     @property
     def cells(self) -> slice:
-        """Where its cells stand among all N."""
+        """The slice of all N cells that belongs to this tile."""
         return slice(self.start, self.start + self.n_lines * self.width)
 
 
 @dataclass(frozen=True)
 class Layout:
-    """Where the events of a batch stand.
+    """The place of every event of a batch.
 
     Attributes:
         tiles: cover the N cells in order.
@@ -54,31 +54,33 @@ class Layout:
     cell_T: Tensor | None
 
     def spread(self, x_TD: Tensor) -> Tensor:
-        """``[T, D]`` to ``[N, D]``, zeros in cells without an event."""
+        """Bring ``[T, D]`` to ``[N, D]``, with zeros in cells without an event."""
         if self.cell_T is None:
             return x_TD
         return x_TD.new_zeros(self.n_cells, *x_TD.shape[1:]).index_copy(0, self.cell_T, x_TD)
 
     def gather(self, x_ND: Tensor) -> Tensor:
-        """``[N, D]`` to ``[T, D]``."""
+        """Bring ``[N, D]`` to ``[T, D]``."""
         return x_ND if self.cell_T is None else x_ND.index_select(0, self.cell_T)
 
     def choose(self, rows_Q: Tensor | None) -> Callable[[Tensor], Tensor]:
-        """``[N, D]`` to those packed rows (all without ``rows_Q``), filled up with any to a multiple of ``STEP``."""
+        """Return a function from ``[N, D]`` to the packed rows ``rows_Q`` (all if None), filled up with any rows to a
+        multiple of ``STEP``.
+        """
         cell_Q = rows_Q if self.cell_T is None else self.cell_T if rows_Q is None else self.cell_T[rows_Q]
         if cell_Q is None:
             return lambda x_ND: x_ND
         return partial(torch.index_select, dim=0, index=pad(cell_Q, (0, -len(cell_Q) % STEP)))
 
     def users(self, user_T: Tensor) -> Tensor:
-        """int64 [N], the user of each cell, -1 in a cell without an event."""
+        """Return int64 [N], the user of each cell, -1 in a cell without an event."""
         if self.cell_T is None:
             return user_T
         return user_T.new_full((self.n_cells,), -1).index_copy(0, self.cell_T, user_T)
 
 
 def lay_out(events: PackedEvents) -> Layout:
-    """A place for every event; users without events have none."""
+    """Give every event a place; users without events have none."""
     lengths: list[int] = events.lengths_B.tolist()
     if len(lengths) == 1:  # one user as in serving: nothing to arrange
         tiles = (Tile(0, 1, lengths[0], alone=True),) if lengths[0] else ()
@@ -97,7 +99,7 @@ def lay_out(events: PackedEvents) -> Layout:
 
 
 def _classes(lengths: Sequence[int]) -> Iterator[tuple[list[int], int]]:
-    """Users, longest first, and the width of their lines; a class ends where lengths are a part of the width."""
+    """Yield the users, longest first, and the width of their lines; a class ends where lengths get too short for it."""
     order = sorted((user for user, length in enumerate(lengths) if length), key=lambda user: -lengths[user])
     begin = 0
     while begin < len(order):
@@ -117,7 +119,7 @@ def _tiles(start: int, n_lines: int, width: int, *, alone: bool) -> Iterator[Til
 
 
 def best_fit(lengths: Sequence[int], width: int) -> tuple[list[tuple[int, int]], int]:
-    """``([(line, first cell in it)], number of lines)``: each length goes where it leaves the least room.
+    """Return ``([(line, first cell in it)], number of lines)``: each length goes where it leaves the least room.
 
     Longest first is best-fit-decreasing. From ``WIDE`` on nobody shares a line.
     """

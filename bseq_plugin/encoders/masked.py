@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from pydantic import Field
 from torch import Tensor, nn
@@ -13,9 +11,9 @@ from bseq_plugin.encoders.causal import CausalBlock, CausalOptions
 from bseq_plugin.encoders.dropout import dropout
 from bseq_plugin.encoders.stack import PositionEmbedding
 from bseq_plugin.errors import RecipeError
+from bseq_plugin.schema.encoders import SequenceEncoder
 from bseq_plugin.schema.options import PartOptions
 from bseq_plugin.schema.packed import PackedEvents
-from bseq_plugin.schema.parts import SequenceEncoder
 
 
 class MaskedOptions(PartOptions):
@@ -28,26 +26,25 @@ class MaskedOptions(PartOptions):
     )
 
 
-class MaskedEncoder(SequenceEncoder):
+class MaskedEncoder(SequenceEncoder[MaskedOptions]):
     """Attention to both sides (Sun et al., "BERT4Rec: Sequential Recommendation with Bidirectional Encoder
     Representations from Transformer", CIKM 2019), with pre-norm blocks.
 
     The state of an event is what the encoder puts in the place of a mask token behind it: attention goes both ways,
-    but over the history up to that event only. Asked for one state a user, as in serving and with ``targets =
-    "prefix"`` or ``"window"``, that is one pass; asked for all, each prefix is a pass of its own. With ``targets =
-    "masked"`` it learns from hidden events instead: ``masked_states_at``.
+    but over the history up to that event only. Asked for one state a user, as in serving and with the
+    objectives "prefix" and "window", that is one pass; asked for all, each prefix is a pass of its own. With the
+    objective "masked" it learns from hidden events instead: ``masked_states_at``.
 
     Raises RecipeError if ``dim`` is not a multiple of ``n_heads``.
     """
 
     name = "masked"
-    Options = MaskedOptions
     predicts_masked = True
 
-    def __init__(self, dim: int, max_length: int, dropout: float, options: Any = None) -> None:
+    def __init__(self, dim: int, max_length: int, dropout: float, options: MaskedOptions | None = None) -> None:
         super().__init__(dim, max_length, dropout, options)
         if dim % self.options.n_heads:
-            raise RecipeError(f"dim = {dim} is not a multiple of encoder_options.n_heads = {self.options.n_heads}")
+            raise RecipeError(f"dim = {dim} is not a multiple of encoder.n_heads = {self.options.n_heads}")
         block = CausalOptions(n_heads=self.options.n_heads, feed_forward=self.options.feed_forward, matmul="float32")
         self.mask = PositionEmbedding(1, dim)
         self.position = PositionEmbedding(max_length, dim)
@@ -55,11 +52,11 @@ class MaskedEncoder(SequenceEncoder):
         self.norm = nn.LayerNorm(dim)
 
     def forward(self, events: PackedEvents) -> Tensor:
-        """``states_TD``; see ``SequenceEncoder.forward``."""
+        """Return ``states_TD``; see ``SequenceEncoder.forward``."""
         return self.states_at(events, torch.arange(events.x_TD.shape[0], device=events.x_TD.device))
 
     def states_at(self, events: PackedEvents, rows_Q: Tensor) -> Tensor:
-        """``states_QD``: a history for each row, which ends with that event and a mask token."""
+        """Return ``states_QD``, from a history for each row, which ends with that event and a mask token."""
         if not len(rows_Q):
             return events.x_TD.new_zeros(0, self.dim)
         lengths_Q = events.position_T[rows_Q] + 2
@@ -74,7 +71,9 @@ class MaskedEncoder(SequenceEncoder):
         return self._run(prefixes, masks_Q)
 
     def masked_states_at(self, events: PackedEvents, rows_Q: Tensor) -> Tensor:
-        """``states_QD`` of the packed rows ``rows_Q``, whose events are hidden; the others of the user are seen."""
+        """Return ``states_QD`` of the packed rows ``rows_Q``, whose events are hidden; the user's other events are
+        seen.
+        """
         hidden_T = torch.zeros(events.x_TD.shape[0], dtype=torch.bool, device=rows_Q.device).index_fill(0, rows_Q, True)
         x_TD = torch.where(hidden_T[:, None], self.mask.weight.to(events.x_TD.dtype), events.x_TD)
         return self._run(events.with_x(x_TD), rows_Q)

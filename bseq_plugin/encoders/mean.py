@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bseq_plugin.data.events import DAY_US
+from bseq_plugin.schema.encoders import SequenceEncoder
 from bseq_plugin.schema.options import PartOptions
 from bseq_plugin.schema.packed import PackedEvents
-from bseq_plugin.schema.parts import SequenceEncoder
 
 MAX_HALVINGS = 90  # 2 ** -90 still has all its digits in float32; a history that spans more is flat before that
 
@@ -29,7 +27,7 @@ class MeanOptions(PartOptions):
     event_dropout: float = Field(0.0, ge=0, lt=1, description="share of events left out of a mean while training")
 
 
-class MeanEncoder(SequenceEncoder):
+class MeanEncoder(SequenceEncoder[MeanOptions]):
     """Each state is the mean of its user's events up to itself, weighted by ``0.5 ** (age / half_life_days)``.
 
     Without options it has no parameters. Times are read only if there is a half life; without times all events count
@@ -37,15 +35,14 @@ class MeanEncoder(SequenceEncoder):
     """
 
     name = "mean"
-    Options = MeanOptions
 
-    def __init__(self, dim: int, max_length: int, dropout: float, options: Any = None) -> None:
+    def __init__(self, dim: int, max_length: int, dropout: float, options: MeanOptions | None = None) -> None:
         super().__init__(dim, max_length, dropout, options)
         inner = self.options.feed_forward
         self.tail = FeedForward(dim, inner, dropout) if inner else None
 
     def forward(self, events: PackedEvents) -> Tensor:
-        """``states_TD``; see ``SequenceEncoder.forward``."""
+        """Return ``states_TD``; see ``SequenceEncoder.forward``."""
         if events.x_TD.shape[0] == 0:
             return events.x_TD
         # Sums run inside each user, oldest and lightest first, in float64: a difference of sums that run over the whole
@@ -54,7 +51,7 @@ class MeanEncoder(SequenceEncoder):
         return self._finish(events.packed(sums.cumsum(1)), events.x_TD.dtype)
 
     def states_at(self, events: PackedEvents, rows_Q: Tensor) -> Tensor:
-        """``states_QD``; where only newest events are asked for, one sum a user is enough."""
+        """Return ``states_QD``; where only newest events are asked for, one sum a user is enough."""
         users_Q = events.user_T[rows_Q]
         if not torch.equal(rows_Q, events.offsets_B1[1:][users_Q] - 1):
             return super().states_at(events, rows_Q)
@@ -63,23 +60,23 @@ class MeanEncoder(SequenceEncoder):
         return self._finish(sums_BD[users_Q], events.x_TD.dtype)
 
     def attention(self, events: PackedEvents) -> Tensor | None:
-        """``[T]``, the weights of the mean."""
+        """Return ``[T]``, the weights of the mean."""
         weights_T = self._weights(events)
         sums_B = weights_T.new_zeros(events.n_users).index_add(0, events.user_T, weights_T)
         return weights_T / sums_B[events.user_T]
 
     def _finish(self, sums_ND: Tensor, dtype: torch.dtype) -> Tensor:
-        """Means from sums of (weighted x, weight), then the feed-forward part."""
+        """Return the states for sums of (weighted x, weight): their means, through the feed-forward part."""
         mean_ND = (sums_ND[:, :-1] / sums_ND[:, -1:].clamp_min(1e-30)).to(dtype)
         return mean_ND if self.tail is None else self.tail(mean_ND)
 
     def _weighted(self, events: PackedEvents) -> Tensor:
-        """``[T, D + 1]``: weight times x, and the weight."""
+        """Return ``[T, D + 1]``: weight times x, and the weight."""
         weights_T1 = self._weights(events)[:, None]
         return torch.cat([events.x_TD * weights_T1, weights_T1], 1)
 
     def _weights(self, events: PackedEvents) -> Tensor:
-        """float [T]; only ratios within a user matter, so that ages may count from the user's newest event."""
+        """Return float [T]. Only ratios within a user matter, so that ages may count from the user's newest event."""
         weights_T = events.x_TD.new_ones(events.x_TD.shape[0])
         if self.options.half_life_days is not None and events.timestamps_T is not None and len(weights_T):
             newest_T = events.timestamps_T[(events.offsets_B1[1:] - 1).clamp_min(0)][events.user_T]
@@ -92,7 +89,7 @@ class MeanEncoder(SequenceEncoder):
 
 
 class FeedForward(nn.Module):
-    """``norm(x + feed_forward(x))`` of the normalised mean."""
+    """The layers ``norm(x + feed_forward(x))`` behind the normalised mean."""
 
     def __init__(self, dim: int, inner: int, dropout: float) -> None:
         super().__init__()
@@ -101,7 +98,7 @@ class FeedForward(nn.Module):
         self.into, self.out = nn.Linear(dim, inner), nn.Linear(inner, dim)
 
     def forward(self, x_TD: Tensor) -> Tensor:
-        """Same shape."""
+        """Return a tensor of the shape of ``x``."""
         x_TD = self.norm_in(x_TD)
         inner = F.gelu(self.into(F.dropout(x_TD, self.dropout, self.training)))
         normed: Tensor = self.norm_out(x_TD + self.out(F.dropout(inner, self.dropout, self.training)))

@@ -16,7 +16,7 @@ from bseq_plugin.encoders.pairs import PairBias, Pairs
 
 
 def pointwise(view: OwnView, q_RHd: Tensor, k_MHd: Tensor, v_MHd: Tensor, bias: PairBias | None) -> Tensor:
-    """``[R, H, d]``, the sum of ``silu(q . k / sqrt(d) + bias) * v`` over the events that each event sees."""
+    """Return ``[R, H, d]``, the sum of ``silu(q . k / sqrt(d) + bias) * v`` over the events that each event sees."""
     if isinstance(view, NewestView):
         return _newest(view, q_RHd, k_MHd, v_MHd, bias)
     outs = [_tile([x[tile.cells] for x in (q_RHd, k_MHd, v_MHd)], tile, pairs, bias) for tile, pairs in _tiles(view)]

@@ -1,4 +1,4 @@
-"""What encoders made of attention blocks share: which events go through which block."""
+"""The base class of encoders made of attention blocks: which events go through which block."""
 
 from __future__ import annotations
 
@@ -10,34 +10,40 @@ import torch
 from torch import Tensor, nn
 
 from bseq_plugin.encoders.attention import NewestView, TileView
-from bseq_plugin.encoders.pairs import Wants
+from bseq_plugin.encoders.pairs import PairFeatures
 from bseq_plugin.encoders.varlen import VarlenView
+from bseq_plugin.schema.encoders import SequenceEncoder
 from bseq_plugin.schema.packed import PackedEvents
-from bseq_plugin.schema.parts import SequenceEncoder
+from bseq_plugin.schema.part import OptionsT_co
 
 Choose = Callable[[Tensor], Tensor]
 
 
 class PositionEmbedding(nn.Embedding):
-    """Begins as small as the item rows it is added to, also when a model made on the meta device gets its memory."""
+    """An embedding that begins as small as the item rows it is added to, also when a model made on the meta device gets
+    its memory.
+    """
 
     def reset_parameters(self) -> None:
-        """Normal with a standard deviation of 0.02."""
+        """Draw the weights from a normal distribution with a standard deviation of 0.02."""
         nn.init.normal_(self.weight, std=0.02)
 
 
-class BlockStack(SequenceEncoder):
-    """``blocks`` over the events of many users, each called as ``block(x_MD, view, choose)``: see ``CausalBlock``."""
+class BlockStack(SequenceEncoder[OptionsT_co]):
+    """An encoder whose ``blocks`` run over the events of many users, each called as ``block(x_MD, view, choose)``: see
+    ``CausalBlock``.
+    """
 
     blocks: nn.ModuleList
-    wants: Wants
+    pair_features: PairFeatures
 
     def forward(self, events: PackedEvents) -> Tensor:
-        """``states_TD``; see ``SequenceEncoder.forward``."""
+        """Return ``states_TD``; see ``SequenceEncoder.forward``."""
         return self._run(events, None)
 
     def states_at(self, events: PackedEvents, rows_Q: Tensor) -> Tensor:
-        """``states_QD``; the last block works on the Q rows only where it can.
+        """Return ``states_QD``; the last block works on the Q rows only where it can, and so does its attention if all
+        of them are the newest of their users.
 
         Its attention too if all of them are the newest of their users.
         """
@@ -45,19 +51,19 @@ class BlockStack(SequenceEncoder):
 
     @abstractmethod
     def embed(self, events: PackedEvents) -> Tensor:
-        """``x_TD`` that the first block gets."""
+        """Return ``x_TD``, the input of the first block."""
 
     @abstractmethod
     def finish(self, x: Tensor) -> Tensor:
-        """States from what the last block gives."""
+        """Return the states for the output of the last block."""
 
     def hidden(self, events: PackedEvents) -> Tensor | None:
-        """bool [T], events of this batch that only they themselves see; none by default."""
+        """Return bool [T], events of this batch that only they themselves see; None, the default, if there is none."""
         return None
 
     def all_look(self, events: PackedEvents, hidden_T: Tensor | None) -> TileView | VarlenView:
-        """The view in which all events look; laid out once a batch, read by every block."""
-        return TileView.of(events, self.wants, hidden_T)
+        """Return the view in which all events look; it is laid out once a batch and read by every block."""
+        return TileView.of(events, self.pair_features, hidden_T)
 
     def _run(self, events: PackedEvents, rows_Q: Tensor | None) -> Tensor:
         x, hidden_T = self.embed(events), self.hidden(events)
@@ -73,11 +79,11 @@ class BlockStack(SequenceEncoder):
                 return self.finish(last(x, tiles, tiles.layout.choose(rows_Q)))[:wanted]
             x = tiles.layout.gather(x)
         choose = partial(torch.index_select, dim=0, index=events.user_T[rows_Q])
-        return self.finish(last(x, NewestView.of(events, self.wants, hidden_T), choose))
+        return self.finish(last(x, NewestView.of(events, self.pair_features, hidden_T), choose))
 
 
 def are_newest(events: PackedEvents, rows_Q: Tensor) -> bool:
-    """Whether there are rows, and each is the newest of its user."""
+    """Return whether there are rows, and each is the newest of its user."""
     if len(rows_Q) == 0 or len(rows_Q) > events.n_users:
         return False
     return torch.equal(rows_Q, events.offsets_B1[1:][events.user_T[rows_Q]] - 1)

@@ -18,7 +18,7 @@ from torch import Tensor
 from bseq_plugin.encoders.layout import Layout
 from bseq_plugin.schema.packed import PackedEvents
 
-HALVES = (torch.float16, torch.bfloat16)
+HALF_PRECISION = (torch.float16, torch.bfloat16)
 CAUSAL = (-1, 0)  # all events before, none behind
 HEAD_STEP, WIDEST_HEAD = 8, 256  # widths of heads that FlashAttention has kernels for
 AMPERE = (8, 0)  # the first compute capability that it runs on
@@ -26,7 +26,7 @@ AMPERE = (8, 0)  # the first compute capability that it runs on
 
 @dataclass(frozen=True)
 class VarlenView:
-    """Every event looks at its user's events up to itself: M = R = T.
+    """The view in which every event looks at its user's events up to itself: M = R = T.
 
     Attributes:
         layout: every event is its own cell.
@@ -40,16 +40,18 @@ class VarlenView:
 
     @classmethod
     def of(cls, events: PackedEvents) -> VarlenView:
-        """For a batch with at least one event."""
+        """Make the view of a batch that has at least one event."""
         n_events = events.x_TD.shape[0]
         return cls(Layout((), n_events, None), events.offsets_B1.to(torch.int32), int(events.lengths_B.max()))
 
     def queries(self, x_TD: Tensor) -> Tensor:
-        """``x_TD``: all look."""
+        """Return ``x_TD``: all events look."""
         return x_TD
 
     def attend(self, q_THd: Tensor, k_THd: Tensor, v_THd: Tensor, bias: object, share: float) -> Tensor:
-        """``[T, H, d]``. Raises ValueError for a bias or dropout: who makes the view asks for neither."""
+        """Return ``[T, H, d]``, the attended values. Raises ValueError for a bias or dropout, which the caller must not
+        ask for.
+        """
         if bias is not None or share:
             raise ValueError("the kernel for sequences of different lengths has neither bias nor dropout: use TileView")
         from torch.nn.attention.varlen import varlen_attn
@@ -59,16 +61,17 @@ class VarlenView:
         return cast(Tensor, varlen_attn(q, k, v, *lengths, window_size=CAUSAL))
 
     def average(self, x_TD: Tensor) -> Tensor:
-        """Raises ValueError: who makes the view asks for none."""
+        """Raise ValueError: the kernel has no moving average, and the caller must not ask for one."""
         raise ValueError("the kernel for sequences of different lengths has no moving average: use TileView")
 
 
 def varlen_serves(x_TD: Tensor, head_width: int) -> bool:
-    """Whether the kernel takes queries made of ``x_TD``: half precision, on a GPU that has it, heads of a known width.
+    """Return whether the kernel takes queries made of ``x_TD``: half precision, on a GPU that has it, heads of a known
+    width.
 
     Under ``torch.autocast`` the type is that of its products.
     """
     if x_TD.device.type != "cuda" or not len(x_TD) or head_width % HEAD_STEP or head_width > WIDEST_HEAD:
         return False
     dtype = torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled("cuda") else x_TD.dtype
-    return dtype in HALVES and torch.cuda.get_device_capability(x_TD.device) >= AMPERE
+    return dtype in HALF_PRECISION and torch.cuda.get_device_capability(x_TD.device) >= AMPERE

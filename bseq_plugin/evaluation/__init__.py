@@ -1,1 +1,1 @@
-"""Rankers against baselines: whole-catalogue metrics with bootstrap intervals."""
+"""Evaluation measures a model beside baselines on the whole catalogue, with bootstrap intervals."""

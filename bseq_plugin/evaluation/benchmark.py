@@ -24,7 +24,7 @@ from bseq_plugin.evaluation.evaluate import measured
 from bseq_plugin.evaluation.report import BLEND, MODEL, Comparison
 from bseq_plugin.model.run import Run
 from bseq_plugin.readers.read_events import read_events
-from bseq_plugin.schema.recipe import Recipe
+from bseq_plugin.recipe.recipe import Recipe
 from bseq_plugin.serving.blend import Blend
 from bseq_plugin.serving.fit_blend import fit_blend
 from bseq_plugin.training.train import train
@@ -108,7 +108,7 @@ class BenchmarkReport:
             "protocol": self.protocol,
             "recipe": self.recipe_name,
             "settings": list(self.settings),
-            "resolved_recipe": self.recipe.model_dump(exclude={"seed"}),
+            "resolved_recipe": self.recipe.as_dict(),
             "seeds": [seed.to_dict() for seed in self.seeds],
             "mean": self.mean(),
             **({"blend_mean": self.mean(BLEND)} if self._is_blended else {}),
@@ -174,15 +174,22 @@ def benchmark(
     settings, asked = tuple(settings), tuple(sources)
     source = Path(events).name if isinstance(events, str | Path) else "events"
     log = events if isinstance(events, Events) else read_events(events)
-    resolved = choose_recipe(recipe, [*settings, f"split={protocol}"], log).replace(mask_seen=True)
+    resolved = choose_recipe(recipe, [*settings, f"split={protocol.replace('-', '_')}"], log)
+    resolved = resolved.replace(split={"mask_seen": True})
     name = "given" if isinstance(recipe, Recipe) else str(recipe)
-    report(f"{name}: encoder = {resolved.encoder}, targets = {resolved.targets}")
+    report(f"{name}: encoder {resolved.encoder.name}, objective {resolved.objective.kind}")
     _require_test(log, resolved)
     users, items = (int(log.frame[column].nunique()) for column in (USER, ITEM))
     dataset = {"source": source, "users": users, "items": items, "events": len(log)}
     with tempfile.TemporaryDirectory() as folder:
         results = [
-            _one_seed(log, resolved.replace(seed=seed), Path(folder) / f"seed-{seed}", asked, baselines=not place)
+            _one_seed(
+                log,
+                resolved.replace(training={"seed": seed}),
+                Path(folder) / f"seed-{seed}",
+                asked,
+                baselines=not place,
+            )
             for place, seed in enumerate(seeds)
         ]
     return BenchmarkReport(dataset, protocol, name, settings, resolved, tuple(results))
@@ -190,9 +197,9 @@ def benchmark(
 
 def _require_test(events: Events, recipe: Recipe) -> None:
     """Raise SchemaError, before hours of training, for a time split that leaves nothing to test on."""
-    if recipe.split == "time":
+    if recipe.split.kind == "time":
         log = prepare(events, recipe)
-        evaluation_set(log.sequences, log.recipe, "test")
+        evaluation_set(log.sequences, log.recipe.split, "test")
 
 
 def _one_seed(events: Events, recipe: Recipe, path: Path, sources: Sequence[str], *, baselines: bool) -> SeedResult:
@@ -202,9 +209,9 @@ def _one_seed(events: Events, recipe: Recipe, path: Path, sources: Sequence[str]
     blend = fit_blend(selection, sources=sources, k=BLEND_K) if sources else None
     model = final.model()
     sequences = final.sequences() if final == selection else Sequences.from_events(events, model.vocabulary)
-    held_out = HeldOut.of(sequences, selection.recipe, "test")
+    held_out = HeldOut.of(sequences, selection.recipe.split, "test")
     comparison = measured(model, held_out, KS, baselines, blend)
-    return SeedResult(recipe.seed, comparison, blend, _training(selection, seconds))
+    return SeedResult(recipe.training.seed, comparison, blend, _training(selection, seconds))
 
 
 def _trained(events: Events, recipe: Recipe, path: Path) -> tuple[Run, Run]:
@@ -214,10 +221,11 @@ def _trained(events: Events, recipe: Recipe, path: Path) -> tuple[Run, Run]:
     after: the baselines know the time of the validation too.
     """
     selection = train(events, recipe, path)
-    if recipe.split != "time":
+    split = selection.recipe.split
+    if split.kind != "time":
         return selection, selection
-    known = events.before(instant_us(selection.recipe.test_at))
-    again = recipe.replace(split="none", stop_after=selection.info["best_epoch"])
+    known = events.before(instant_us(split.test_at))
+    again = recipe.replace(split="none", training={"stop_after": selection.info["best_epoch"]})
     return selection, train(known, again, path.with_name(f"{path.name}-again"))
 
 

@@ -83,11 +83,11 @@ def evaluate(
     """
     opened = Run.open(run)
     model = opened.model()
-    held_out = HeldOut.of(opened.sequences(), opened.recipe, split)
+    held_out = HeldOut.of(opened.sequences(), opened.recipe.split, split)
     comparison = measured(up_to_date(model, held_out), held_out, ks, baselines, blend)
     protocol = {
-        "split": opened.recipe.split, "part": split, "seen": held_out.seen, "catalogue": model.vocabulary.n_items,
-        "recipe": opened.recipe.model_dump(),
+        "split": opened.recipe.split.kind, "part": split, "seen": held_out.seen, "catalogue": model.vocabulary.n_items,
+        "recipe": opened.recipe.as_dict(),
     }  # fmt: skip
     return EvaluationReport(comparison, protocol)
 

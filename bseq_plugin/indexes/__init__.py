@@ -1,1 +1,1 @@
-"""Vector indexes: the built-in backends of ``VectorIndex`` (exact, faiss_cpu, faiss_gpu)."""
+"""Vector indexes find the items whose vectors have the largest inner product with an interest."""

@@ -1,4 +1,4 @@
-"""What every index checks itself: FAISS validates with bare ``assert``, which ``python -O`` removes.
+"""Checks and helpers that indexes share: FAISS validates with bare ``assert``, which ``python -O`` removes.
 
 Shape letters: B queries, V vectors, D width, k hits of a query.
 """
@@ -6,31 +6,19 @@ Shape letters: B queries, V vectors, D width, k hits of a query.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
-from typing import Any, TypeVar
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 from bseq_plugin.errors import UsageError
-from bseq_plugin.schema.options import PartOptions, parse_options
-from bseq_plugin.schema.parts import RowMask
+from bseq_plugin.schema.indexes import RowMask
 
 Search = Callable[[Tensor, int], tuple[Tensor, Tensor]]
-Options = TypeVar("Options", bound=PartOptions)
-
-
-def checked_options(model: type[Options], options: Any, index: str) -> Options:
-    """``options`` (None, a mapping, or ready-made) as ``model``. Raises RecipeError for an unknown key or value."""
-    if isinstance(options, model):
-        return options
-    if options is not None and not isinstance(options, Mapping):
-        raise UsageError(f"index {index!r}: options are {type(options).__name__}; give a mapping or {model.__name__}")
-    return parse_options(model, options or {}, f"options of index {index!r}")
 
 
 def checked_vectors(vectors_VD: Tensor) -> Tensor:
-    """``vectors_VD`` as contiguous float32 on CPU, the same memory where possible.
+    """Return ``vectors_VD`` as contiguous float32 on CPU, the same memory where possible.
 
     Raises UsageError for another shape, no vectors, or a value that is not finite.
     """
@@ -45,7 +33,7 @@ def checked_vectors(vectors_VD: Tensor) -> Tensor:
 
 
 def checked_queries(queries_BD: Tensor, k: int, dim: int, n_vectors: int, max_k: int | None = None) -> Tensor:
-    """``queries_BD`` as contiguous float32 on CPU; B may be 0.
+    """Return ``queries_BD`` as contiguous float32 on CPU; B may be 0.
 
     Raises UsageError for a wrong width, values that are not finite, or k outside 1..V (or the backend's limit).
     """
@@ -66,7 +54,7 @@ def checked_queries(queries_BD: Tensor, k: int, dim: int, n_vectors: int, max_k:
 
 
 def checked_mask(mask: RowMask, n_queries: int, n_vectors: int) -> tuple[Tensor | None, tuple[Tensor, Tensor] | None]:
-    """The allowed rows (int64, ascending; None = all) and the denied pairs of ``mask``.
+    """Return the allowed rows (int64, ascending; None = all) and the denied pairs of ``mask``.
 
     Raises UsageError if the mask is not bool [V], or a pair names a query or a row that is not there.
     """
@@ -83,7 +71,7 @@ def checked_mask(mask: RowMask, n_queries: int, n_vectors: int) -> tuple[Tensor 
 
 
 def all_finite(values: Tensor) -> bool:
-    """Whether no value is NaN or Inf. A sum tells it in one pass over the memory, unless it overflows."""
+    """Return whether no value is NaN or Inf. A sum tells it in one pass over the memory, unless it overflows."""
     return math.isfinite(float(values.sum())) or bool(torch.isfinite(values).all())
 
 
@@ -98,14 +86,15 @@ def _matrix(values: Tensor, what: str, shape: str) -> Tensor:
 
 
 def best_first(scores_BN: Tensor, rows_BN: Tensor) -> tuple[Tensor, Tensor]:
-    """Both sorted by descending score, equal scores by ascending row; missing hits (row -1, score -inf) last."""
+    """Sort both by descending score, equal scores by ascending row; missing hits (row -1, score -inf) come last."""
     rows_BN, order_BN = torch.sort(rows_BN, dim=1)
     scores_BN, places_BN = torch.sort(scores_BN.gather(1, order_BN), dim=1, descending=True, stable=True)
     return scores_BN, rows_BN.gather(1, places_BN)
 
 
 def search_with_ties(search: Search, queries_BD: Tensor, k: int, limit: int) -> tuple[Tensor, Tensor]:
-    """Top k of an exact ``search`` that keeps arbitrary ones of the equal scores at place k: the lowest rows win here.
+    """Search the top k exactly, by a ``search`` that keeps arbitrary ones of the equal scores at place k: the lowest
+    rows win here.
 
     One hit more than asked shows whether place k is tied; tied queries are searched again, deeper, until the whole
     group of equal scores is there. ``limit``: the deepest search the backend does; a group that reaches beyond it
@@ -125,9 +114,11 @@ def search_with_ties(search: Search, queries_BD: Tensor, k: int, limit: int) -> 
 
 
 def inner_products(queries_BD: Tensor, vectors_VD: Tensor, rows_Bk: Tensor) -> Tensor:
-    """float32 [B, k], the score of each row for its query; -inf where the row is -1. A block of queries at a time."""
+    """Return float32 [B, k], the score of each row for its query, -inf where the row is -1; computed a block of queries
+    at a time.
+    """
     blocks = []
     for queries_QD, rows_Qk in zip(torch.split(queries_BD, 64), torch.split(rows_Bk, 64), strict=True):
-        found_QkD = vectors_VD[rows_Qk.clamp_min(0)]
-        blocks.append(torch.einsum("qd,qkd->qk", queries_QD, found_QkD).masked_fill(rows_Qk < 0, -torch.inf))
+        vectors_QkD = vectors_VD[rows_Qk.clamp_min(0)]
+        blocks.append(torch.einsum("qd,qkd->qk", queries_QD, vectors_QkD).masked_fill(rows_Qk < 0, -torch.inf))
     return torch.cat(blocks)

@@ -7,23 +7,23 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
 from bseq_plugin.errors import UsageError
-from bseq_plugin.indexes.checks import best_first, checked_mask, checked_options, checked_queries, checked_vectors
+from bseq_plugin.indexes.checks import best_first, checked_mask, checked_queries, checked_vectors
+from bseq_plugin.schema.indexes import IndexCapabilities, RowMask, VectorIndex
 from bseq_plugin.schema.options import PartOptions
-from bseq_plugin.schema.parts import IndexCapabilities, RowMask, VectorIndex
 
 QUERY_BLOCK = 256
 
 
 class ExactOptions(PartOptions):
-    """``dtype`` is how vectors are kept, on ``device``; scores are always computed in float32. ``chunk``: vectors
-    scored at a time.
+    """Options of ``exact``. ``dtype`` is how vectors are kept, on ``device``; scores are always computed in float32.
+    ``chunk``: vectors scored at a time.
     """
 
     dtype: Literal["float32", "float16", "bfloat16"] = "float32"
@@ -31,11 +31,10 @@ class ExactOptions(PartOptions):
     device: str = Field("cpu", pattern=r"^(cpu|cuda(:\d+)?)$")
 
 
-class ExactIndex(VectorIndex):
-    """Every inner product, in blocks of at most 256 queries x ``chunk`` vectors. Needs no file of its own."""
+class ExactIndex(VectorIndex[ExactOptions]):
+    """Search by every inner product, in blocks of at most 256 queries x ``chunk`` vectors; no file of its own."""
 
     name = "exact"
-    Options = ExactOptions
     capabilities = IndexCapabilities(exact=True, masks=True)
 
     def __init__(self, vectors_VD: Tensor, options: ExactOptions) -> None:
@@ -45,17 +44,19 @@ class ExactIndex(VectorIndex):
         self._options = options
 
     @classmethod
-    def build(cls, vectors_VD: Tensor, options: Any = None) -> ExactIndex:
+    def build(cls, vectors_VD: Tensor, options: ExactOptions | None = None) -> ExactIndex:
         """Index ``vectors_VD`` [V, D] without a copy (float32 on CPU). Raises UsageError for NaN, Inf, no vectors."""
-        return cls(checked_vectors(vectors_VD), checked_options(cls.Options, options, cls.name))
+        return cls(checked_vectors(vectors_VD), cls.checked_options(options))
 
     def search(self, queries_BD: Tensor, k: int) -> tuple[Tensor, Tensor]:
-        """``(scores_Bk float32, rows_Bk int64)``, best first, equal scores by ascending row. See ``VectorIndex``."""
+        """Return ``(scores_Bk float32, rows_Bk int64)``, best first, equal scores by ascending row. See
+        ``VectorIndex``.
+        """
         return self.search_masked(queries_BD, k, RowMask())
 
     @torch.no_grad()
     def search_masked(self, queries_BD: Tensor, k: int, mask: RowMask) -> tuple[Tensor, Tensor]:
-        """``search`` among the rows that are left. Its cost is that of the allowed rows, not of the catalogue."""
+        """Search among the rows that are left. The cost is that of the allowed rows, not of the catalogue."""
         n_vectors, dim = self._vectors_VD.shape
         queries_BD = checked_queries(queries_BD, k, dim, n_vectors).to(self._options.device)
         allowed_A, denied = checked_mask(mask, queries_BD.shape[0], n_vectors)
@@ -84,7 +85,7 @@ class ExactIndex(VectorIndex):
         return best_scores_Qk, best_rows_Qk.masked_fill(best_scores_Qk == -torch.inf, -1)
 
     def _chunks(self, allowed_A: Tensor | None) -> Iterator[tuple[Tensor, Tensor]]:
-        """(rows, their vectors), a chunk at a time."""
+        """Yield (rows, their vectors), a chunk at a time."""
         if allowed_A is None:
             first = 0
             for vectors_CD in torch.split(self._vectors_VD, self._options.chunk):
@@ -96,16 +97,16 @@ class ExactIndex(VectorIndex):
                     yield rows_C, self._vectors_VD[rows_C]
 
     def save(self, path: Path) -> None:
-        """Nothing: the vectors are all there is."""
+        """Write nothing: the vectors are all there is."""
 
     @classmethod
-    def load(cls, path: Path, vectors_VD: Tensor, options: Any = None) -> ExactIndex:
-        """The same as ``build``; ``path`` is not read."""
+    def load(cls, path: Path, vectors_VD: Tensor, options: ExactOptions | None = None) -> ExactIndex:
+        """Build the index from the vectors; ``path`` is not read."""
         return cls.build(vectors_VD, options)
 
 
 def _denied_of(denied: tuple[Tensor, Tensor] | None, start: int, end: int) -> tuple[Tensor, Tensor] | None:
-    """The pairs of queries start..end-1, who become 0..end-start-1."""
+    """Return the pairs of queries start..end-1, who become 0..end-start-1."""
     if denied is None:
         return None
     chosen_P = (denied[0] >= start) & (denied[0] < end)
@@ -121,7 +122,7 @@ def _drop(scores_QC: Tensor, rows_C: Tensor, queries_P: Tensor, rows_P: Tensor) 
 
 
 def _top(scores_QC: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """The k best columns of each row in any order; of equal scores the lowest columns."""
+    """Return the k best columns of each row in any order; of equal scores the lowest columns."""
     k = min(k, scores_QC.shape[1])
     scores_Qk, columns_Qk = torch.topk(scores_QC, k, dim=1, sorted=False)
     # topk keeps arbitrary ones of the scores equal to the k-th: only rows where some were left out are sorted in full

@@ -24,14 +24,13 @@ from torch import Tensor
 from bseq_plugin.errors import MissingDependencyError, StoreError, UsageError
 from bseq_plugin.indexes.checks import (
     best_first,
-    checked_options,
     checked_queries,
     checked_vectors,
     inner_products,
     search_with_ties,
 )
+from bseq_plugin.schema.indexes import IndexCapabilities, VectorIndex
 from bseq_plugin.schema.options import PartOptions
-from bseq_plugin.schema.parts import IndexCapabilities, VectorIndex
 
 FLAT = "Flat"
 # factories whose scores are inner products already
@@ -42,9 +41,9 @@ MAX_TRAIN_PER_LIST = 64  # FAISS's k-means would draw 256 vectors a list itself,
 
 
 class FaissCpuOptions(PartOptions):
-    """``factory``: a FAISS factory string, or ``ivf_flat``, ``ivf_pq``, ``hnsw``. ``nprobe`` and ``ef_search``: how far
-    IVF and HNSW indexes look. ``refine``: a compressing index is asked for so many times k, and the best k of them are
-    chosen by the vectors themselves (default: 8 for ``ivf_pq``, else 1).
+    """Options of ``faiss_cpu``. ``factory``: a FAISS factory string, or ``ivf_flat``, ``ivf_pq``, ``hnsw``. ``nprobe``
+    and ``ef_search``: how far IVF and HNSW indexes look. ``refine``: a compressing index is asked for so many times k,
+    and the best k of them are chosen by the vectors themselves (default: 8 for ``ivf_pq``, else 1).
     """
 
     factory: str = Field(FLAT, min_length=1)
@@ -53,13 +52,12 @@ class FaissCpuOptions(PartOptions):
     refine: int | None = Field(None, ge=1, le=1000)
 
 
-class FaissCpuIndex(VectorIndex):
+class FaissCpuIndex(VectorIndex[FaissCpuOptions]):
     """A FAISS index under the inner product. Exact with the factory ``Flat``, else approximate in which hits it finds;
     their scores are inner products whatever the index compresses.
     """
 
     name = "faiss_cpu"
-    Options = FaissCpuOptions
     capabilities = IndexCapabilities(exact=True)  # with the default factory
 
     def __init__(self, index: Any, vectors_VD: Tensor, options: FaissCpuOptions) -> None:
@@ -73,14 +71,14 @@ class FaissCpuIndex(VectorIndex):
         self.capabilities = IndexCapabilities(exact=self._flat)
 
     @classmethod
-    def build(cls, vectors_VD: Tensor, options: Any = None) -> FaissCpuIndex:
+    def build(cls, vectors_VD: Tensor, options: FaissCpuOptions | None = None) -> FaissCpuIndex:
         """Train (if the factory needs it) and fill an index.
 
         Raises UsageError for vectors that are not finite or a factory FAISS refuses, MissingDependencyError
         without FAISS.
         """
         faiss = import_faiss()
-        vectors_VD, parsed = checked_vectors(vectors_VD), checked_options(cls.Options, options, cls.name)
+        vectors_VD, parsed = checked_vectors(vectors_VD), cls.checked_options(options)
         x_VD = vectors_VD.numpy()
         factory = sized_factory(parsed.factory, *x_VD.shape)
         try:
@@ -99,7 +97,7 @@ class FaissCpuIndex(VectorIndex):
 
     @torch.no_grad()
     def search(self, queries_BD: Tensor, k: int) -> tuple[Tensor, Tensor]:
-        """``(scores_Bk float32, rows_Bk int64)``, best first. See ``VectorIndex``."""
+        """Return ``(scores_Bk float32, rows_Bk int64)``, best first. See ``VectorIndex``."""
         n_vectors, dim = self._vectors_VD.shape
         queries_BD = checked_queries(queries_BD, k, dim, n_vectors)
         if queries_BD.shape[0] == 0:
@@ -121,16 +119,16 @@ class FaissCpuIndex(VectorIndex):
 
     @property
     def n_vectors(self) -> int:
-        """V."""
+        """The number of vectors, V."""
         return len(self._vectors_VD)
 
     @property
     def faiss_index(self) -> Any:
-        """What FAISS has built."""
+        """The index object of FAISS."""
         return self._index
 
     def efforts(self) -> list[dict[str, Any]]:
-        """``nprobe`` of an IVF index, ``ef_search`` of a graph, in powers of two."""
+        """Return ``nprobe`` of an IVF index, ``ef_search`` of a graph, in powers of two."""
         factory = sized_factory(self._options.factory, self._index.ntotal, self._index.d)
         lists = re.match(r"IVF(\d+)", factory)
         if lists:
@@ -138,8 +136,10 @@ class FaissCpuIndex(VectorIndex):
         return [{"ef_search": 2**power} for power in range(4, 11)] if factory.startswith("HNSW") else []
 
     def with_effort(self, effort: dict[str, Any]) -> FaissCpuIndex:
-        """The same FAISS index, which changes: all its wrappers look as far as the latest effort says."""
-        parsed = checked_options(self.Options, {**self._options.model_dump(exclude_none=True), **effort}, self.name)
+        """Return this FAISS index in a new wrapper. The FAISS index changes: all its wrappers look as far as the latest
+        effort says.
+        """
+        parsed = self.checked_options({**self._options.model_dump(exclude_none=True), **effort})
         _set_search_options(self._index, parsed)
         return FaissCpuIndex(self._index, self._vectors_VD, parsed)
 
@@ -148,7 +148,7 @@ class FaissCpuIndex(VectorIndex):
         write_index(self._index, path)
 
     @classmethod
-    def load(cls, path: Path, vectors_VD: Tensor, options: Any = None) -> FaissCpuIndex:
+    def load(cls, path: Path, vectors_VD: Tensor, options: FaissCpuOptions | None = None) -> FaissCpuIndex:
         """Read the index saved at ``path``, whose bytes the caller has verified: FAISS loads most damaged files.
 
         Raises StoreError if it is unreadable or is not an inner-product index over as many vectors of that width.
@@ -157,16 +157,16 @@ class FaissCpuIndex(VectorIndex):
         return cls.over(read_index(path, vectors_VD), vectors_VD, options, f"index {str(path)!r}")
 
     @classmethod
-    def over(cls, index: Any, vectors_VD: Tensor, options: Any, what: str) -> FaissCpuIndex:
-        """A FAISS index that was read from ``what``. Raises StoreError if it is not one over these vectors."""
-        parsed = checked_options(cls.Options, options, cls.name)
+    def over(cls, index: Any, vectors_VD: Tensor, options: FaissCpuOptions | None, what: str) -> FaissCpuIndex:
+        """Wrap a FAISS index that was read from ``what``. Raises StoreError if it is not one over these vectors."""
+        parsed = cls.checked_options(options)
         _check(index, vectors_VD, StoreError, what)
         _set_search_options(index, parsed)
         return cls(index, vectors_VD, parsed)
 
 
 def sized_factory(factory: str, n_vectors: int, dim: int) -> str:
-    """The FAISS factory string of a kind over [V, D]; any other string as it is.
+    """Return the FAISS factory string of a kind over [V, D]; any other string as it is.
 
     About 4 sqrt(V) lists, a power of two, and at least 39 vectors a list, below which FAISS warns that its k-means has
     too few (autofaiss's rule). Codes take 4 bits for two numbers, where the width allows that.
@@ -182,7 +182,7 @@ def _refine(options: FaissCpuOptions) -> int:
 
 
 def training_part(x_VD: Any, factory: str) -> Any:
-    """Evenly spread rows, as many as the lists need: the same ones whenever the same vectors come."""
+    """Return evenly spread rows, as many as the lists need: the same ones whenever the same vectors come."""
     lists = re.match(r"IVF(\d+)", factory)
     wanted = MAX_TRAIN_PER_LIST * int(lists[1]) if lists else len(x_VD)
     step = max(1, len(x_VD) // max(wanted, 20_000))
@@ -190,7 +190,7 @@ def training_part(x_VD: Any, factory: str) -> Any:
 
 
 def import_faiss() -> Any:
-    """The faiss module. Raises MissingDependencyError with the remedy."""
+    """Return the faiss module. Raises MissingDependencyError with the remedy."""
     try:
         import faiss
     except ImportError as error:
@@ -215,7 +215,7 @@ def write_index(index: Any, path: Path) -> None:
 
 @contextmanager
 def byte_limit(path: Path) -> Iterator[None]:
-    """No vector in a file can be longer than the file: a damaged length must not allocate FAISS's default of 1 TB."""
+    """Limit vectors in a file to the file's length: a damaged length must not allocate FAISS's default of 1 TB."""
     faiss = import_faiss()
     limit = faiss.get_deserialization_vector_byte_limit()
     faiss.set_deserialization_vector_byte_limit(path.stat().st_size)
@@ -241,10 +241,10 @@ def read_index(path: Path, vectors_VD: Tensor) -> Any:
 
 def _check(index: Any, vectors_VD: Tensor, error: type[UsageError] | type[StoreError], what: str) -> None:
     faiss = import_faiss()
-    found = (index.ntotal, index.d, index.metric_type)
+    given = (index.ntotal, index.d, index.metric_type)
     wanted = (*vectors_VD.shape, faiss.METRIC_INNER_PRODUCT)
-    if found != wanted:
-        raise error(f"{what} has (vectors, width, metric) = {found}, wanted {wanted}; publish again with another index")
+    if given != wanted:
+        raise error(f"{what} has (vectors, width, metric) = {given}, wanted {wanted}; publish again with another index")
 
 
 def _set_search_options(index: Any, options: FaissCpuOptions) -> None:
@@ -271,5 +271,5 @@ def _set_search_options(index: Any, options: FaissCpuOptions) -> None:
 
 
 def last_words(error: BaseException) -> str:
-    """What went wrong without FAISS's C++ signature and build path."""
+    """Return the message of an error without FAISS's C++ signature and build path."""
     return str(error).rsplit(".cpp:", 1)[-1].partition(": ")[2].strip() or str(error) or type(error).__name__

@@ -14,17 +14,15 @@ import warnings
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
-from pydantic import Field
 from torch import Tensor
 
 from bseq_plugin.errors import MissingDependencyError, UsageError
 from bseq_plugin.indexes import faiss_gpu_build
 from bseq_plugin.indexes.checks import (
     best_first,
-    checked_options,
     checked_queries,
     checked_vectors,
     inner_products,
@@ -32,34 +30,14 @@ from bseq_plugin.indexes.checks import (
 )
 from bseq_plugin.indexes.exact import ExactIndex
 from bseq_plugin.indexes.faiss_cpu import import_faiss, write_index
-from bseq_plugin.schema.options import PartOptions
-from bseq_plugin.schema.parts import IndexCapabilities, VectorIndex
-
-MAX_K = 2048  # of classic GPU FAISS
+from bseq_plugin.indexes.faiss_gpu_build import MAX_K, FaissGpuOptions
+from bseq_plugin.schema.indexes import IndexCapabilities, VectorIndex
 
 _workers: dict[tuple[int, int], ThreadPoolExecutor] = {}
 _workers_lock = threading.Lock()
 
 
-class FaissGpuOptions(PartOptions):
-    """``kind``: ``flat``, ``ivf_flat``, or ``cagra``, a graph that only cuVS builds of FAISS have.
-
-    ``nprobe``, ``n_lists``: of ``ivf_flat`` (default: about 4 sqrt(V) lists). ``build_on``: where an ``ivf_flat`` is
-    trained and filled. ``device``: number of the GPU. ``memory_mb``: refuse an index that needs more than that.
-    ``temp_memory_mb``: cap of the scratch memory. ``float16``: half the memory.
-    """
-
-    kind: Literal["flat", "ivf_flat", "cagra"] = "flat"
-    nprobe: int = Field(32, ge=1, le=MAX_K)
-    n_lists: int | None = Field(None, ge=1)
-    build_on: Literal["cpu", "gpu"] = "cpu"
-    device: int = Field(0, ge=0)
-    memory_mb: int | None = Field(None, ge=1)
-    temp_memory_mb: int = Field(256, ge=1)
-    float16: bool = False
-
-
-class FaissGpuIndex(VectorIndex):
+class FaissGpuIndex(VectorIndex[FaissGpuOptions]):
     """An inner-product index on a GPU. If the GPU fails during a search it warns once and goes on on the CPU, exactly.
 
     Equal scores that reach beyond place 2048 are in arbitrary order. ``ivf_flat`` built on the CPU keeps a file that
@@ -67,7 +45,6 @@ class FaissGpuIndex(VectorIndex):
     """
 
     name = "faiss_gpu"
-    Options = FaissGpuOptions
     capabilities = IndexCapabilities(exact=True, device="cuda", max_k=MAX_K)  # with kind "flat"
 
     def __init__(self, index: Any, worker: ThreadPoolExecutor, vectors_VD: Tensor, exact: bool, on_cpu: Any) -> None:
@@ -80,7 +57,7 @@ class FaissGpuIndex(VectorIndex):
 
     @staticmethod
     def why_not(kind: str = "flat") -> str | None:
-        """Why this machine can't use the backend, None if it can."""
+        """Say why this machine can't use the backend; None if it can."""
         try:
             faiss = import_faiss()
         except MissingDependencyError as error:
@@ -93,7 +70,7 @@ class FaissGpuIndex(VectorIndex):
         return None if faiss.get_num_gpus() > 0 else "FAISS sees no GPU: check nvidia-smi and CUDA_VISIBLE_DEVICES"
 
     @classmethod
-    def build(cls, vectors_VD: Tensor, options: Any = None) -> FaissGpuIndex:
+    def build(cls, vectors_VD: Tensor, options: FaissGpuOptions | None = None) -> FaissGpuIndex:
         """Build as ``options`` say and put the index on the GPU.
 
         Raises UsageError for vectors that are not finite, a GPU that is not there or too small,
@@ -102,8 +79,8 @@ class FaissGpuIndex(VectorIndex):
         return cls._make(vectors_VD, options, None)
 
     @classmethod
-    def _make(cls, vectors_VD: Tensor, options: Any, path: Path | None) -> FaissGpuIndex:
-        vectors_VD, parsed = checked_vectors(vectors_VD), checked_options(cls.Options, options, cls.name)
+    def _make(cls, vectors_VD: Tensor, options: FaissGpuOptions | None, path: Path | None) -> FaissGpuIndex:
+        vectors_VD, parsed = checked_vectors(vectors_VD), cls.checked_options(options)
         _import_gpu_faiss(parsed)
         size = vectors_VD.numel() * (2 if parsed.float16 else 4) / 2**20
         if parsed.memory_mb is not None and size > parsed.memory_mb:
@@ -123,7 +100,7 @@ class FaissGpuIndex(VectorIndex):
 
     @torch.no_grad()
     def search(self, queries_BD: Tensor, k: int) -> tuple[Tensor, Tensor]:
-        """``(scores_Bk float32, rows_Bk int64)``, best first. Safe to call from any thread. See ``VectorIndex``."""
+        """Return ``(scores_Bk float32, rows_Bk int64)``, best first; safe from any thread. See ``VectorIndex``."""
         n_vectors, dim = self._vectors_VD.shape
         queries_BD = checked_queries(queries_BD, k, dim, n_vectors, MAX_K)
         if queries_BD.shape[0] == 0:
@@ -145,7 +122,8 @@ class FaissGpuIndex(VectorIndex):
         return torch.from_numpy(scores_Bk).masked_fill(rows_Bk < 0, -torch.inf), rows_Bk
 
     def save(self, path: Path) -> None:
-        """The CPU form of an ``ivf_flat`` built on the CPU; else nothing: a store published with a GPU opens anywhere.
+        """Write the CPU form of an ``ivf_flat`` built on the CPU, else nothing: a store published with a GPU opens
+        anywhere.
 
         Raises StoreError if writing fails.
         """
@@ -153,8 +131,10 @@ class FaissGpuIndex(VectorIndex):
             write_index(self._on_cpu, path)
 
     @classmethod
-    def load(cls, path: Path, vectors_VD: Tensor, options: Any = None) -> FaissGpuIndex:
-        """The index saved at ``path``, whose bytes the caller has verified, on the GPU; without a file as ``build``."""
+    def load(cls, path: Path, vectors_VD: Tensor, options: FaissGpuOptions | None = None) -> FaissGpuIndex:
+        """Put the index saved at ``path``, whose bytes the caller has verified, on the GPU; without a file build it
+        anew.
+        """
         return cls._make(vectors_VD, options, path if path.is_file() else None)
 
 
@@ -169,7 +149,9 @@ def _import_gpu_faiss(options: FaissGpuOptions) -> Any:
 
 
 def _worker(device: int) -> ThreadPoolExecutor:
-    """The one thread that owns a GPU's resources in this process (the pid keeps a forked child from inheriting it)."""
+    """Return the one thread that owns a GPU's resources in this process (the pid keeps a forked child from inheriting
+    it).
+    """
     with _workers_lock:
         key = (device, os.getpid())
         if key not in _workers:
@@ -179,12 +161,12 @@ def _worker(device: int) -> ThreadPoolExecutor:
 
 @cache
 def _resources(device: int, pid: int) -> Any:
-    """Made in the worker, once: it takes about 0.1 s and holds the scratch memory."""
+    """Make the scratch memory of a GPU, in the worker and once: it takes about 0.1 s."""
     return import_faiss().StandardGpuResources()
 
 
 def _to_gpu(on_cpu: Any, vectors_VD: Tensor, options: FaissGpuOptions) -> Any:
-    """Runs in the worker, which owns the resources."""
+    """Copy an index to the GPU; runs in the worker, which owns the resources."""
     resources = _resources(options.device, os.getpid())
     resources.setTempMemory(options.temp_memory_mb * 2**20)
     return faiss_gpu_build.on_gpu(on_cpu, vectors_VD, options, resources)

@@ -9,18 +9,37 @@ Shape letters: V vectors, D width.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Literal
 
+from pydantic import Field
 from torch import Tensor
 
 from bseq_plugin.indexes.faiss_cpu import import_faiss, read_index, sized_factory, training_part
+from bseq_plugin.schema.options import PartOptions
 
-if TYPE_CHECKING:
-    from bseq_plugin.indexes.faiss_gpu import FaissGpuOptions
+MAX_K = 2048  # of classic GPU FAISS
+
+
+class FaissGpuOptions(PartOptions):
+    """``kind``: ``flat``, ``ivf_flat``, or ``cagra``, a graph that only cuVS builds of FAISS have.
+
+    ``nprobe``, ``n_lists``: of ``ivf_flat`` (default: about 4 sqrt(V) lists). ``build_on``: where an ``ivf_flat`` is
+    trained and filled. ``device``: number of the GPU. ``memory_mb``: refuse an index that needs more than that.
+    ``temp_memory_mb``: cap of the scratch memory. ``float16``: half the memory.
+    """
+
+    kind: Literal["flat", "ivf_flat", "cagra"] = "flat"
+    nprobe: int = Field(32, ge=1, le=MAX_K)
+    n_lists: int | None = Field(None, ge=1)
+    build_on: Literal["cpu", "gpu"] = "cpu"
+    device: int = Field(0, ge=0)
+    memory_mb: int | None = Field(None, ge=1)
+    temp_memory_mb: int = Field(256, ge=1)
+    float16: bool = False
 
 
 def cpu_part(vectors_VD: Tensor, options: FaissGpuOptions, path: Path | None) -> Any:
-    """The index on the CPU that is copied to the GPU: full, or for ``build_on="gpu"`` empty; None for CAGRA.
+    """Return the index on the CPU that is copied to the GPU: full, or for ``build_on="gpu"`` empty; None for CAGRA.
 
     ``path``: a saved index, read instead of built. Raises StoreError if it does not fit the vectors.
     """
@@ -46,7 +65,7 @@ def cpu_part(vectors_VD: Tensor, options: FaissGpuOptions, path: Path | None) ->
 
 
 def on_gpu(index: Any, vectors_VD: Tensor, options: FaissGpuOptions, resources: Any) -> Any:
-    """The index on the GPU; called in the thread that owns ``resources``."""
+    """Return the index on the GPU; called in the thread that owns ``resources``."""
     faiss = import_faiss()
     if options.kind == "cagra":
         settings = faiss.GpuIndexCagraConfig()

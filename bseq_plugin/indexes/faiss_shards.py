@@ -17,7 +17,7 @@ from pydantic import Field
 from torch import Tensor
 
 from bseq_plugin.errors import StoreError, UsageError
-from bseq_plugin.indexes.checks import best_first, checked_options, checked_queries, checked_vectors
+from bseq_plugin.indexes.checks import best_first, checked_queries, checked_vectors
 from bseq_plugin.indexes.faiss_cpu import (
     WRITE_BYTES,
     FaissCpuIndex,
@@ -26,22 +26,23 @@ from bseq_plugin.indexes.faiss_cpu import (
     import_faiss,
     last_words,
 )
-from bseq_plugin.schema.parts import IndexCapabilities, VectorIndex
+from bseq_plugin.schema.indexes import IndexCapabilities, VectorIndex
 
 
 class FaissShardsOptions(FaissCpuOptions):
-    """``shards``: parts of the rows, one behind the other and equally large. The rest are the options of ``faiss_cpu``,
-    for each part; ``ivf_flat`` and ``ivf_pq`` have as many lists as a part needs.
+    """Options of ``faiss_shards``. ``shards``: parts of the rows, one behind the other and equally large. The rest are
+    the options of ``faiss_cpu``, for each part; ``ivf_flat`` and ``ivf_pq`` have as many lists as a part needs.
     """
 
     shards: int = Field(2, ge=1)
 
 
-class FaissShardsIndex(VectorIndex):
-    """Exact where its parts are: with the factory ``Flat``, or with IVF lists that are all probed."""
+class FaissShardsIndex(VectorIndex[FaissShardsOptions]):
+    """FAISS indexes over parts of the rows; exact where they are: with the factory ``Flat``, or with IVF lists that are
+    all probed.
+    """
 
     name = "faiss_shards"
-    Options = FaissShardsOptions
     capabilities = IndexCapabilities(exact=True)  # with the default factory
 
     def __init__(self, parts: list[FaissCpuIndex], vectors_VD: Tensor, options: FaissShardsOptions) -> None:
@@ -49,16 +50,16 @@ class FaissShardsIndex(VectorIndex):
         self.capabilities = IndexCapabilities(exact=all(part.capabilities.exact for part in parts))
 
     @classmethod
-    def build(cls, vectors_VD: Tensor, options: Any = None) -> FaissShardsIndex:
+    def build(cls, vectors_VD: Tensor, options: FaissShardsOptions | None = None) -> FaissShardsIndex:
         """Build part after part. Raises as ``FaissCpuIndex.build``, and UsageError for more shards than vectors."""
-        vectors_VD, parsed = checked_vectors(vectors_VD), checked_options(cls.Options, options, cls.name)
+        vectors_VD, parsed = checked_vectors(vectors_VD), cls.checked_options(options)
         of_parts = _options_of_parts(parsed)
         parts = [FaissCpuIndex.build(part_ND, of_parts) for part_ND in _split(vectors_VD, parsed, UsageError)]
         return cls(parts, vectors_VD, parsed)
 
     @torch.no_grad()
     def search(self, queries_BD: Tensor, k: int) -> tuple[Tensor, Tensor]:
-        """``(scores_Bk float32, rows_Bk int64)``, best first. See ``VectorIndex``."""
+        """Return ``(scores_Bk float32, rows_Bk int64)``, best first. See ``VectorIndex``."""
         n_vectors, dim = self._vectors_VD.shape
         queries_BD = checked_queries(queries_BD, k, dim, n_vectors)
         scores, rows, first = [], [], 0
@@ -71,12 +72,12 @@ class FaissShardsIndex(VectorIndex):
         return scores_Bm[:, :k], rows_Bm[:, :k]
 
     def efforts(self) -> list[dict[str, Any]]:
-        """Those of a part."""
+        """Return the efforts of a part."""
         return self._parts[0].efforts()
 
     def with_effort(self, effort: dict[str, Any]) -> FaissShardsIndex:
-        """The same parts, which change; see ``FaissCpuIndex.with_effort``."""
-        parsed = checked_options(self.Options, {**self._options.model_dump(exclude_none=True), **effort}, self.name)
+        """Return the same parts with that effort; they change, see ``FaissCpuIndex.with_effort``."""
+        parsed = self.checked_options({**self._options.model_dump(exclude_none=True), **effort})
         return FaissShardsIndex([part.with_effort(effort) for part in self._parts], self._vectors_VD, parsed)
 
     def save(self, path: Path) -> None:
@@ -90,13 +91,13 @@ class FaissShardsIndex(VectorIndex):
             raise StoreError(f"FAISS can't write {str(path)!r}: {last_words(error)}") from error
 
     @classmethod
-    def load(cls, path: Path, vectors_VD: Tensor, options: Any = None) -> FaissShardsIndex:
+    def load(cls, path: Path, vectors_VD: Tensor, options: FaissShardsOptions | None = None) -> FaissShardsIndex:
         """Read what ``save`` wrote, whose bytes the caller has verified.
 
         Raises StoreError if it is unreadable or its parts are not over as many vectors of that width.
         """
         faiss = import_faiss()
-        vectors_VD, parsed = checked_vectors(vectors_VD), checked_options(cls.Options, options, cls.name)
+        vectors_VD, parsed = checked_vectors(vectors_VD), cls.checked_options(options)
         if not path.is_file():
             raise StoreError(f"there is no index file {str(path)!r}; publish again")
         of_parts, parts = _options_of_parts(parsed), []
@@ -112,26 +113,26 @@ class FaissShardsIndex(VectorIndex):
         return cls(parts, vectors_VD, parsed)
 
 
-def _options_of_parts(options: FaissShardsOptions) -> dict[str, Any]:
-    return options.model_dump(exclude={"shards"}, exclude_none=True)
+def _options_of_parts(options: FaissShardsOptions) -> FaissCpuOptions:
+    return FaissCpuOptions(**options.model_dump(exclude={"shards"}))
 
 
 def _split(
     vectors_VD: Tensor, options: FaissShardsOptions, error: type[UsageError] | type[StoreError]
 ) -> tuple[Tensor, ...]:
-    """Views of the rows of each part."""
+    """Return views of the rows of each part."""
     if options.shards > len(vectors_VD):
         raise error(f"shards = {options.shards}, but there are {len(vectors_VD)} vectors; take fewer shards")
     return torch.tensor_split(vectors_VD, options.shards)
 
 
 def _exactly(read: Callable[[int], bytes]) -> Callable[[int], bytes]:
-    """FAISS asks again when it gets less than it wanted, for ever at the end of a file: that is an error instead."""
+    """Raise an error at the end of a file, where FAISS would ask for ever for the bytes that it did not get."""
 
     def more(n_bytes: int) -> bytes:
-        found = read(n_bytes)
-        if n_bytes and not found:
+        chunk = read(n_bytes)
+        if n_bytes and not chunk:
             raise RuntimeError("the file ends too early")
-        return found
+        return chunk
 
     return more

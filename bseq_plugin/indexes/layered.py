@@ -6,7 +6,7 @@ Shape letters: B queries, V vectors, D width, S stale rows of the base, U rows o
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -14,17 +14,21 @@ from torch import Tensor
 from bseq_plugin.errors import UsageError
 from bseq_plugin.indexes.checks import best_first, checked_queries
 from bseq_plugin.indexes.exact import ExactIndex
-from bseq_plugin.schema.parts import IndexCapabilities, VectorIndex
+from bseq_plugin.schema.indexes import IndexCapabilities, VectorIndex
+from bseq_plugin.schema.options import PartOptions
 
 
 class LayeredIndex(VectorIndex):
-    """Rows 0..n-1 by ``base``, but those that are stale; the stale ones and all rows from n on exactly.
+    """An index that answers from ``base`` for rows 0..n-1, but for stale ones; these, and all rows from n on, it
+    searches exactly.
 
     Exact where the base is. It is made of other indexes and has no options; it writes what its base writes.
     """
 
     def __init__(self, base: VectorIndex, vectors_VD: Tensor, n_base: int, stale_S: Tensor) -> None:
-        """``vectors_VD``: all vectors, changed ones in their new form. ``stale_S``: int64, ascending, < ``n_base``."""
+        """Lay ``vectors_VD``, all vectors with changed ones in their new form, on ``base``. ``stale_S``: int64,
+        ascending, < ``n_base``.
+        """
         self.name = base.name  # type: ignore[misc]  # it stands for the index that was published
         self._base, self._vectors_VD, self._n_base = base, vectors_VD, n_base
         self._rows_U = torch.cat([stale_S, torch.arange(n_base, len(vectors_VD))])
@@ -42,32 +46,32 @@ class LayeredIndex(VectorIndex):
         )
 
     @classmethod
-    def build(cls, vectors_VD: Tensor, options: Any = None) -> VectorIndex:
-        """Not a part: raises UsageError."""
+    def build(cls, vectors_VD: Tensor, options: PartOptions | None = None) -> Self:
+        """Raise UsageError: a layered index is not a part."""
         raise UsageError("a layered index is made of another one; build that")
 
     @torch.no_grad()
     def search(self, queries_BD: Tensor, k: int) -> tuple[Tensor, Tensor]:
-        """``(scores_Bk float32, rows_Bk int64)``, best first. See ``VectorIndex``."""
+        """Return ``(scores_Bk float32, rows_Bk int64)``, best first. See ``VectorIndex``."""
         n_vectors, dim = self._vectors_VD.shape
         queries_BD = checked_queries(queries_BD, k, dim, n_vectors, self.capabilities.max_k)
         scores_Bn, rows_Bn = self._base.search(queries_BD, min(k + self._n_stale, self._n_base))
         gone_Bn = self._stale_V[rows_Bn] | (rows_Bn < 0)
-        found = [(scores_Bn.masked_fill(gone_Bn, -torch.inf), rows_Bn.masked_fill(gone_Bn, -1))]
+        hits = [(scores_Bn.masked_fill(gone_Bn, -torch.inf), rows_Bn.masked_fill(gone_Bn, -1))]
         if self._on_top is not None:
             scores_Bu, places_Bu = self._on_top.search(queries_BD, min(k, len(self._rows_U)))
-            found.append((scores_Bu, self._rows_U[places_Bu]))
-        scores_Bm, rows_Bm = (torch.cat(parts, dim=1) for parts in zip(*found, strict=True))
+            hits.append((scores_Bu, self._rows_U[places_Bu]))
+        scores_Bm, rows_Bm = (torch.cat(parts, dim=1) for parts in zip(*hits, strict=True))
         scores_Bm, rows_Bm = best_first(scores_Bm, rows_Bm)
         missing = max(0, k - scores_Bm.shape[1])
         pad = torch.nn.functional.pad
         return pad(scores_Bm[:, :k], (0, missing), value=-torch.inf), pad(rows_Bm[:, :k], (0, missing), value=-1)
 
     def save(self, path: Path) -> None:
-        """What the base writes: the rest is in the vectors."""
+        """Write the base: the rest is in the vectors."""
         self._base.save(path)
 
     @classmethod
-    def load(cls, path: Path, vectors_VD: Tensor, options: Any = None) -> VectorIndex:
-        """Not a part: raises UsageError."""
+    def load(cls, path: Path, vectors_VD: Tensor, options: PartOptions | None = None) -> Self:
+        """Raise UsageError: a layered index is not a part."""
         raise UsageError("a layered index is made of another one; load that")

@@ -1,1 +1,1 @@
-"""Built-in item encoders."""
+"""Item encoders make a vector of an item from its row of the items table."""

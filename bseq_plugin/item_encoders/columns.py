@@ -32,8 +32,9 @@ class ColumnsOptions(PartOptions):
         return self
 
 
-class ColumnsItemEncoder(ItemEncoder):
-    """+1 or -1 in a place of ``buckets`` for each category, then asinh of each number; 0 for a missing value.
+class ColumnsItemEncoder(ItemEncoder[ColumnsOptions]):
+    """An encoder that puts +1 or -1 in a place of ``buckets`` for each category, then asinh of each number; 0 for a
+    missing value.
 
     asinh is nearly the value up to 1 and its logarithm beyond, for either sign: prices and counts come to one scale
     without a mean and a deviation that would have to be stored.
@@ -41,36 +42,29 @@ class ColumnsItemEncoder(ItemEncoder):
 
     name = "columns"
     description = "categories of the items table, hashed, and its numbers"
-    Options = ColumnsOptions
-
-    def __init__(self, options: ColumnsOptions | None = None) -> None:
-        if options is None:
-            options = ColumnsOptions()  # raises: it has to know which columns
-        super().__init__(options)
 
     @property
     def width(self) -> int:
-        """``buckets``, if there are categories, and a column for each number."""
+        """The width E: ``buckets``, if there are categories, and a column for each number."""
         return (self.options.buckets if self.options.categories else 0) + len(self.options.numbers)
 
     @property
     def identity(self) -> str:
-        """sha256 of name and options."""
+        """The sha256 of name and options."""
         return hashlib.sha256(json.dumps([self.name, self.options.model_dump()], sort_keys=True).encode()).hexdigest()
 
     @property
     def columns(self) -> tuple[str, ...]:
-        """Those of both kinds."""
-        found: tuple[str, ...] = (*self.options.categories, *self.options.numbers)
-        return found
+        """The columns of both kinds."""
+        return (*self.options.categories, *self.options.numbers)
 
     def encode(self, items: pd.DataFrame, progress: bool = False) -> np.ndarray:
-        """float32 [N, E]. Raises SchemaError for a column of numbers that has something else."""
+        """Return float32 [N, E]. Raises SchemaError for a column of numbers that has something else."""
         vectors_NE = np.zeros((len(items), self.width), np.float32)
         for column in self.options.categories:
             codes, values = pd.factorize(items[column])
-            found = [_place(column, value, self.options.buckets) for value in values]
-            places = np.array(found, np.int64).reshape(-1, 2)
+            signed = [_place(column, value, self.options.buckets) for value in values]
+            places = np.array(signed, np.int64).reshape(-1, 2)
             known = codes >= 0
             np.add.at(vectors_NE, (np.flatnonzero(known), places[codes[known], 0]), places[codes[known], 1])
         first = self.width - len(self.options.numbers)
@@ -80,7 +74,9 @@ class ColumnsItemEncoder(ItemEncoder):
 
 
 def _place(column: str, value: object, buckets: int) -> tuple[int, int]:
-    """(bucket, sign) of a value. 3 and 3.0 are one: a column of integers with one missing has become one of floats."""
+    """Return (bucket, sign) of a value. 3 and 3.0 are one: a column of integers with one missing has become one of
+    floats.
+    """
     if isinstance(value, float | np.floating) and float(value).is_integer():
         value = int(value)
     number = int.from_bytes(hashlib.blake2b(f"{column}\0{value}".encode(), digest_size=8).digest(), "big")
@@ -88,7 +84,7 @@ def _place(column: str, value: object, buckets: int) -> tuple[int, int]:
 
 
 def _numbers(values: pd.Series) -> np.ndarray:
-    """float64 [N], 0 where missing."""
+    """Return float64 [N], 0 where a value is missing."""
     numbers = pd.to_numeric(values, errors="coerce").to_numpy(np.float64, na_value=np.nan)
     wrong = (np.isnan(numbers) & values.notna().to_numpy()) | np.isinf(numbers)
     if wrong.any():

@@ -1,1 +1,1 @@
-"""Losses of states against their targets and a shared candidate set."""
+"""Losses score the states of a batch against their targets and a shared set of negatives."""

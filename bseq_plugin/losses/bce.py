@@ -1,4 +1,4 @@
-"""Binary cross-entropies of a target and of each candidate, for comparison with older work."""
+"""Binary cross-entropies of a target and of each negative, for comparison with older work."""
 
 from __future__ import annotations
 
@@ -12,20 +12,21 @@ from torch.nn import functional as F
 
 from bseq_plugin.losses.chunked import chunked_loss
 from bseq_plugin.losses.options import MatmulLoss, MatmulOptions
-from bseq_plugin.schema.parts import Candidates, Targets
+from bseq_plugin.schema.losses import Negatives, Targets
 
 
 class BCELoss(MatmulLoss):
-    """``-log sigmoid(s_target) - mean over negatives of log(1 - sigmoid(s_negative))`` (SASRec, ICDM 2018, eq. 7).
+    """Binary cross-entropy ``-log sigmoid(s_target) - mean over negatives of log(1 - sigmoid(s_negative))`` (SASRec,
+    ICDM 2018, eq. 7).
 
     Scores are taken as they are: the sampling distribution is not corrected for.
     """
 
     name = "bce"
 
-    def forward(self, states_QD: Tensor, targets: Targets, candidates: Candidates) -> Tensor:
-        """Scalar; see ``SequenceLoss.forward``."""
-        return chunked_loss(_binary_cross_entropy, states_QD, targets, _uncorrected(candidates), self.options.matmul)
+    def forward(self, states_QD: Tensor, targets: Targets, negatives: Negatives) -> Tensor:
+        """Return the scalar loss; see ``SequenceLoss.forward``."""
+        return chunked_loss(_binary_cross_entropy, states_QD, targets, _uncorrected(negatives), self.options.matmul)
 
 
 class GeneralisedBCEOptions(MatmulOptions):
@@ -36,36 +37,35 @@ class GeneralisedBCEOptions(MatmulOptions):
     )
 
 
-class GeneralisedBCELoss(MatmulLoss):
+class GeneralisedBCELoss(MatmulLoss[GeneralisedBCEOptions]):
     """gBCE: binary cross-entropy with the target's probability raised to beta (gSASRec, RecSys 2023, section 5).
 
     beta = 1 - t (1 - a), with a the sampled share of the catalogue and t the calibration; the sum over targets and
-    negatives is divided by their number, as in the paper. The share is estimated from the candidates' expected counts:
+    negatives is divided by their number, as in the paper. The share is estimated from the negatives' expected counts:
     n of V for uniform negatives, 1 for a whole catalogue.
     """
 
     name = "gbce"
-    Options = GeneralisedBCEOptions
 
-    def forward(self, states_QD: Tensor, targets: Targets, candidates: Candidates) -> Tensor:
-        """Scalar; see ``SequenceLoss.forward``."""
-        beta = 1.0 - self.options.calibration * (1.0 - _sampled_share(candidates))
+    def forward(self, states_QD: Tensor, targets: Targets, negatives: Negatives) -> Tensor:
+        """Return the scalar loss; see ``SequenceLoss.forward``."""
+        beta = 1.0 - self.options.calibration * (1.0 - _sampled_share(negatives))
         logit_loss = partial(_binary_cross_entropy, exponent=beta, summed=True)
-        return chunked_loss(logit_loss, states_QD, targets, _uncorrected(candidates), self.options.matmul)
+        return chunked_loss(logit_loss, states_QD, targets, _uncorrected(negatives), self.options.matmul)
 
 
-def _sampled_share(candidates: Candidates) -> float:
-    """N / V; V is the sum of 1 / expected count over the drawn, on average."""
-    if candidates.log_expected_count_N is None:
+def _sampled_share(negatives: Negatives) -> float:
+    """Return N / V; V is estimated by the sum of 1 / expected count over the sample."""
+    if negatives.log_expected_count_N is None:
         return 1.0
-    return min(1.0, len(candidates.ids_N) / float((-candidates.log_expected_count_N).exp().sum()))
+    return min(1.0, len(negatives.ids_N) / float((-negatives.log_expected_count_N).exp().sum()))
 
 
-def _uncorrected(candidates: Candidates) -> Candidates:
-    """Zeros still say "sampled", without moving the logits."""
-    if candidates.log_expected_count_N is None:
-        return candidates
-    return replace(candidates, log_expected_count_N=torch.zeros_like(candidates.log_expected_count_N))
+def _uncorrected(negatives: Negatives) -> Negatives:
+    """Return the negatives with a correction of zero, which still says "sampled" without moving the logits."""
+    if negatives.log_expected_count_N is None:
+        return negatives
+    return replace(negatives, log_expected_count_N=torch.zeros_like(negatives.log_expected_count_N))
 
 
 def _binary_cross_entropy(

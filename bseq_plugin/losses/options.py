@@ -1,20 +1,21 @@
-"""What the built-in losses share."""
+"""The options that the built-in losses share."""
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from pydantic import Field
+from typing_extensions import TypeVar
 
-from bseq_plugin.losses.precision import multiplies_in_halves
-from bseq_plugin.schema.matmul import Matmul
+from bseq_plugin.losses.precision import multiplies_in_bfloat16
+from bseq_plugin.matmul import Matmul
+from bseq_plugin.schema.losses import SequenceLoss
 from bseq_plugin.schema.options import PartOptions
-from bseq_plugin.schema.parts import SequenceLoss
 
 
 class MatmulOptions(PartOptions):
-    """How scores are multiplied out."""
+    """The type in which scores are multiplied."""
 
     matmul: Matmul = Field(
         "auto",
@@ -23,13 +24,14 @@ class MatmulOptions(PartOptions):
     )
 
 
-class MatmulLoss(SequenceLoss):
+MatmulOptionsT_co = TypeVar("MatmulOptionsT_co", bound=MatmulOptions, default=MatmulOptions, covariant=True)
+
+
+class MatmulLoss(SequenceLoss[MatmulOptionsT_co]):
     """A loss whose products may be made in bfloat16."""
 
-    Options: ClassVar[type[PartOptions]] = MatmulOptions
-
     def machine_choices(self, dim: int) -> dict[str, Any]:
-        """``matmul`` where it is "auto": what is faster here."""
+        """Choose ``matmul`` where it is "auto": the type that is faster on this machine."""
         if self.options.matmul != "auto" or torch.cuda.is_available():
             return {}
-        return {"matmul": "bfloat16" if multiplies_in_halves(torch.empty(1, dim), "auto") else "float32"}
+        return {"matmul": "bfloat16" if multiplies_in_bfloat16(torch.empty(1, dim), "auto") else "float32"}

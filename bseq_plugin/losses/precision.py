@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from bseq_plugin.errors import RecipeError
-from bseq_plugin.schema.matmul import Matmul, fastest, halves_pay
+from bseq_plugin.matmul import Matmul, bfloat16_pays, fastest
 
 
-class Halves(NamedTuple):
-    """Buffers in bfloat16: logits of a chunk, and a chunk's part of the candidates' gradient [N, D], also widened."""
+class Bfloat16Buffers(NamedTuple):
+    """Buffers in bfloat16: logits of a chunk, and a chunk's part of the negatives' gradient [N, D], also widened."""
 
     logits: Tensor
     gradient_ND: Tensor
@@ -23,67 +23,71 @@ class Halves(NamedTuple):
 
 @dataclass
 class Products:
-    """Logits of all candidates for a chunk of states, and the gradients that come back.
+    """Logits of all negatives for a chunk of states, and the gradients that come back.
 
     Logits are seen as ``[N, C]``. In memory they lie candidate by candidate when they are multiplied in the model's own
-    type, state by state when that is bfloat16: each is the layout in which it is fast (``benchmarks/head.py``).
+    type, state by state when that is bfloat16: each is the layout in which it is fast (``make bench-head``).
 
     Attributes:
-        vectors_ND: the candidates, in the type that is multiplied.
+        vectors_ND: the negatives, in the type that is multiplied.
         d_vectors_ND: their gradient so far, in the type of the model; nothing before the first chunk.
         buffer: logits of a chunk, in the type of the model. One for all chunks: fresh pages cost more than arithmetic.
             Empty if they are ``narrow``.
-        halves: None for products in the model's own type.
+        bfloat16: the buffers in that type, None for products in the model's own type.
         narrow: logits stay in bfloat16.
     """
 
     vectors_ND: Tensor
     d_vectors_ND: Tensor
     buffer: Tensor
-    halves: Halves | None
+    bfloat16: Bfloat16Buffers | None
     narrow: bool
 
     @classmethod
-    def of(cls, vectors_ND: Tensor, chunk: int, halves: bool, narrow: bool = False) -> Products:
-        """For chunks of at most ``chunk`` states; in bfloat16 with ``halves``, and ``narrow`` logits too."""
+    def of(cls, vectors_ND: Tensor, chunk: int, bfloat16: bool, narrow: bool = False) -> Products:
+        """Make the buffers for chunks of at most ``chunk`` states; in bfloat16 with ``bfloat16``, and ``narrow`` logits
+        too.
+        """
         size = vectors_ND.shape[0] * chunk
-        half_ND = vectors_ND.bfloat16() if halves else vectors_ND
+        factors_ND = vectors_ND.bfloat16() if bfloat16 else vectors_ND
         buffers = None
-        if halves:
-            buffers = Halves(half_ND.new_empty(size), torch.empty_like(half_ND), torch.empty_like(vectors_ND))
+        if bfloat16:
+            buffers = Bfloat16Buffers(
+                factors_ND.new_empty(size), torch.empty_like(factors_ND), torch.empty_like(vectors_ND)
+            )
         buffer = vectors_ND.new_empty(0 if narrow else size)
-        return cls(half_ND, torch.empty_like(vectors_ND), buffer, buffers, narrow)
+        return cls(factors_ND, torch.empty_like(vectors_ND), buffer, buffers, narrow)
 
     def logits(self, states_CD: Tensor) -> Tensor:
-        """``[N, C]`` in the model's type, or in bfloat16 if they are ``narrow``; valid until the next call."""
+        """Return ``[N, C]`` in the model's type, or in bfloat16 if they are ``narrow``; valid until the next call."""
         n, c = self.vectors_ND.shape[0], states_CD.shape[0]
-        if self.halves is None:
+        if self.bfloat16 is None:
             return torch.mm(self.vectors_ND, states_CD.T, out=self.buffer[: n * c].view(n, c))
-        halves_CN = torch.mm(states_CD.bfloat16(), self.vectors_ND.T, out=self.halves.logits[: n * c].view(c, n))
-        return halves_CN.T if self.narrow else self.buffer[: n * c].view(c, n).copy_(halves_CN).T
+        narrow_CN = torch.mm(states_CD.bfloat16(), self.vectors_ND.T, out=self.bfloat16.logits[: n * c].view(c, n))
+        return narrow_CN.T if self.narrow else self.buffer[: n * c].view(c, n).copy_(narrow_CN).T
 
     def gradients(self, d_logits_NC: Tensor, states_CD: Tensor, out: Tensor, *, first: bool) -> None:
         """Add ``d_logits @ states`` to ``d_vectors_ND``, which the ``first`` chunk begins; put ``d_logits.T @ vectors``
         into ``out`` [C, D].
         """
-        if self.halves is None:
+        if self.bfloat16 is None:
             sums_ND = self.d_vectors_ND
             torch.addmm(sums_ND, d_logits_NC, states_CD, beta=0.0 if first else 1.0, out=sums_ND)
             torch.mm(d_logits_NC.T, self.vectors_ND, out=out)
             return
-        halves_CN = d_logits_NC.T
+        narrow_CN = d_logits_NC.T
         if not self.narrow:
-            halves_CN = self.halves.logits[: d_logits_NC.numel()].view(halves_CN.shape).copy_(halves_CN)
-        part_ND = torch.mm(halves_CN.T, states_CD.bfloat16(), out=self.halves.gradient_ND)
+            narrow_CN = self.bfloat16.logits[: d_logits_NC.numel()].view(narrow_CN.shape).copy_(narrow_CN)
+        part_ND = torch.mm(narrow_CN.T, states_CD.bfloat16(), out=self.bfloat16.gradient_ND)
         if first:
             self.d_vectors_ND.copy_(part_ND)
         else:  # widened in a buffer of its own: adding another type makes a copy in fresh memory
-            self.d_vectors_ND += self.halves.widened_ND.copy_(part_ND)
-        out.copy_(torch.mm(halves_CN, self.vectors_ND))
+            self.d_vectors_ND += self.bfloat16.widened_ND.copy_(part_ND)
+        out.copy_(torch.mm(narrow_CN, self.vectors_ND))
 
 
-def multiplies_in_halves(vectors_ND: Tensor, matmul: str) -> bool:
-    """Whether products with these candidates are made in bfloat16, "auto": see ``halves_pay``.
+def multiplies_in_bfloat16(vectors_ND: Tensor, matmul: str) -> bool:
+    """Whether products with these negatives are made in bfloat16, "auto": see ``bfloat16_pays``.
 
     Raises RecipeError for an unknown ``matmul``.
     """
@@ -91,18 +95,20 @@ def multiplies_in_halves(vectors_ND: Tensor, matmul: str) -> bool:
         raise RecipeError(f"matmul = {matmul!r}; choose one of {', '.join(get_args(Matmul))}")
     if matmul != "auto":
         return matmul == "bfloat16"
-    return halves_pay(vectors_ND, lambda: bfloat16_gain(vectors_ND.shape[1]))
+    return bfloat16_pays(vectors_ND, lambda: bfloat16_gain(vectors_ND.shape[1]))
 
 
 @cache
-def bfloat16_gain(dim: int, n_candidates: int = 8192, chunk: int = 64) -> float:
-    """Seconds of a chunk's products in float32 divided by those in bfloat16, conversions included, on this machine."""
+def bfloat16_gain(dim: int, n_negatives: int = 8192, chunk: int = 64) -> float:
+    """Return the seconds of a chunk's products in float32 divided by those in bfloat16, conversions included, on this
+    machine.
+    """
     generator = torch.Generator().manual_seed(0)
-    vectors_ND = torch.randn(n_candidates, dim, generator=generator)
+    vectors_ND = torch.randn(n_negatives, dim, generator=generator)
     states_CD = torch.randn(chunk, dim, generator=generator)
     seconds = []
-    for halves in (False, True):
-        products, out = Products.of(vectors_ND, chunk, halves), torch.empty_like(states_CD)
+    for bfloat16 in (False, True):
+        products, out = Products.of(vectors_ND, chunk, bfloat16), torch.empty_like(states_CD)
 
         def step(products: Products = products, out: Tensor = out) -> None:
             products.gradients(products.logits(states_CD), states_CD, out=out, first=False)

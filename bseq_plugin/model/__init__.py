@@ -1,1 +1,1 @@
-"""Tables + encoder + readout + loss, composed into TorchRec modules."""
+"""The model composes tables, encoder, readout and loss into TorchRec modules."""

@@ -1,7 +1,8 @@
-"""The whole interest of a user, and beside it specialised ones that add to it what a part of the history says.
+"""Anchored interests: the whole interest of a user, and specialised ones that add to it what a part of the history
+says.
 
 Shape letters: B users, T packed events, Q users that are asked for, K interests, D width of tables, E of interests,
-S targets, N candidates, C users of a chunk.
+S targets, N negatives, C users of a chunk.
 """
 
 from __future__ import annotations
@@ -13,9 +14,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bseq_plugin.layers import ZeroLinear
-from bseq_plugin.model.interests import RoutingPool, SelfAttentivePool, n_interests_of
+from bseq_plugin.model.interests import RoutingPool, SelfAttentivePool
+from bseq_plugin.schema.losses import Negatives, Targets
 from bseq_plugin.schema.packed import PackedEvents
-from bseq_plugin.schema.parts import Candidates, Targets
 
 CHUNK_ELEMENTS = 1 << 21  # scores of a chunk, of all interests
 SOFTNESS = 0.5  # of the largest score, in units of the score
@@ -25,15 +26,13 @@ SHARPER = 4.0  # first weights of events differ by a factor of e or so, where to
 class AnchoredInterests(nn.Module):
     """K interests of each user: ``[Q * K, E]``, those of a user one after the other.
 
-    The first, the anchor, is the interest that ``readout = "last"`` has. Each other one is the anchor plus ``W p_k``:
+    The first, the anchor, is the interest of ``interests.kind = "one"``. Each other one is the anchor plus ``W p_k``:
     ``p_k`` is pooled from the user's events, brought to length sqrt(D), and W begins at zero, so that all are the
     anchor at first. Events are pooled rather than states: a state of an encoder that sums up holds a little of
     everything, and states of one user are much alike.
 
     Gradients end at the anchor and at the events. The anchor, and with it every table and the encoder, is trained as if
     it were alone, and learns the same bit for bit; pool and W are trained by ``merged_softmax``.
-
-    With ``by_length`` a user of n events has ``n_interests_of`` n; the others repeat the anchor.
     """
 
     def __init__(
@@ -42,10 +41,8 @@ class AnchoredInterests(nn.Module):
         interest_dim: int,
         n_interests: int,
         method: Literal["self_attention", "routing"],
-        by_length: bool,
     ) -> None:
         super().__init__()
-        self.n_interests, self.by_length = n_interests, by_length
         self.length = dim**0.5
         self.pool: SelfAttentivePool | RoutingPool
         if method == "self_attention":
@@ -57,23 +54,20 @@ class AnchoredInterests(nn.Module):
         self.out = ZeroLinear(dim, interest_dim, bias=False)
 
     def forward(self, events: PackedEvents, anchor_QE: Tensor, rows_Q: Tensor | None = None) -> Tensor:
-        """Of all users, or of those whose newest events are the packed rows ``rows_Q``."""
+        """Return the interests of all users, or of those whose newest events are the packed rows ``rows_Q``."""
         x_TD = F.normalize(events.x_TD.detach(), dim=1) * self.length
         pooled_BKD = self.pool(events, x_TD)
         if isinstance(self.pool, RoutingPool):  # squashed to lengths below 1, where means are as long as events
             pooled_BKD = pooled_BKD * self.length
         added_BKE = self.out(pooled_BKD)
-        if self.by_length:
-            place_K = torch.arange(1, self.n_interests, device=added_BKE.device)
-            own_BK = place_K < n_interests_of(events.lengths_B, self.n_interests)[:, None]
-            added_BKE = added_BKE * own_BK[..., None]
         added_QKE = added_BKE if rows_Q is None else added_BKE[events.user_T[rows_Q]]
         anchor_Q1E = anchor_QE[:, None]
         return torch.cat([anchor_Q1E, anchor_Q1E.detach() + added_QKE], 1).flatten(0, 1)
 
 
-def merged_softmax(interests_QKE: Tensor, targets: Targets, candidates: Candidates) -> Tensor:
-    """Softmax cross-entropy of the scores that retrieval ranks by, of each item the largest of a user's K, softened.
+def merged_softmax(interests_QKE: Tensor, targets: Targets, negatives: Negatives) -> Tensor:
+    """Return the softmax cross-entropy of the scores that retrieval ranks by: of each item the largest of a user's K,
+    softened.
 
     Both targets and the items they are told apart from are scored so, as by Weston, Weiss and Yee ("Nonlinear Latent
     Factorization by Embedding Multiple User Interests", RecSys 2013): an interest that puts the wrong items
@@ -84,13 +78,13 @@ def merged_softmax(interests_QKE: Tensor, targets: Targets, candidates: Candidat
     is below the anchor for every item, as it may be after a step or two, would never learn again.
 
     Differentiable in all interests but the first, and in nothing else. Several targets of a user share one
-    distribution, and sampled candidates are corrected, as with ``SoftmaxLoss``. Weighted mean over targets; 0 without
+    distribution, and sampled negatives are corrected, as with ``SoftmaxLoss``. Weighted mean over targets; 0 without
     any. Memory is that of a chunk of users.
     """
     n_users, n_interests, _ = interests_QKE.shape
     if not len(targets.ids_S):
         return interests_QKE.sum() * 0.0
-    vectors_NE, d_interests_QKE = candidates.vectors_ND.detach(), torch.zeros_like(interests_QKE)
+    vectors_NE, d_interests_QKE = negatives.vectors_ND.detach(), torch.zeros_like(interests_QKE)
     total = interests_QKE.new_zeros(())
     chunk = max(1, CHUNK_ELEMENTS // (n_interests * max(1, len(vectors_NE))))
     scale_S = targets.weights_S / targets.weights_S.sum()
@@ -101,7 +95,7 @@ def merged_softmax(interests_QKE: Tensor, targets: Targets, candidates: Candidat
         if own.start == own.stop:
             continue
         interests_CKE = interests_QKE[start : start + chunk].detach().requires_grad_()
-        share = _chunk(interests_CKE, start, own, targets, candidates, vectors_NE, scale_S)
+        share = _chunk(interests_CKE, start, own, targets, negatives, vectors_NE, scale_S)
         # made here, so that no more than one chunk of scores is ever held
         d_interests_QKE[start : start + chunk] = torch.autograd.grad(share, interests_CKE)[0]
         total = total + share.detach()
@@ -114,22 +108,22 @@ def _chunk(
     start: int,
     own: slice,
     targets: Targets,
-    candidates: Candidates,
+    negatives: Negatives,
     vectors_NE: Tensor,
     scale_S: Tensor,
 ) -> Tensor:
-    """Summed loss of the targets ``own`` of the users ``start``..."""
+    """Return the summed loss of the targets ``own`` of the users from ``start`` on."""
     state_S = targets.state_S[own] - start
     target_SE = targets.vectors_SD[own].detach()
     positive_SK = torch.einsum("ske,se->sk", interests_CKE[state_S], target_SE)
     positive_S = (positive_SK / SOFTNESS).logsumexp(1) * SOFTNESS
     merged_CN = (interests_CKE.transpose(0, 1) / SOFTNESS @ vectors_NE.T).logsumexp(0) * SOFTNESS
-    if candidates.log_expected_count_N is None:  # the targets are among them
+    if negatives.log_expected_count_N is None:  # the targets are among them
         log_total_C = merged_CN.logsumexp(1)
     else:
-        hits_CN = _own_targets(state_S, targets.ids_S[own], len(interests_CKE), candidates.ids_N)
-        merged_CN = (merged_CN - candidates.log_expected_count_N).masked_fill(hits_CN, -torch.inf)
-        lowest = torch.finfo(merged_CN.dtype).min  # a user without any candidate
+        hits_CN = _own_targets(state_S, targets.ids_S[own], len(interests_CKE), negatives.ids_N)
+        merged_CN = (merged_CN - negatives.log_expected_count_N).masked_fill(hits_CN, -torch.inf)
+        lowest = torch.finfo(merged_CN.dtype).min  # a user without any negative
         top_C = merged_CN.detach().amax(1).clamp_min(lowest).scatter_reduce(0, state_S, positive_S.detach(), "amax")
         total_C = (merged_CN - top_C[:, None]).exp().sum(1)
         total_C = total_C.index_add(0, state_S, (positive_S - top_C[state_S]).exp())
@@ -138,7 +132,7 @@ def _chunk(
 
 
 def _own_targets(state_S: Tensor, ids_S: Tensor, n_users: int, ids_N: Tensor) -> Tensor:
-    """bool [C, N], whether a candidate is a target of the user."""
+    """Return bool [C, N], whether an item is a target of the user."""
     n_ids = int(torch.cat([ids_S, ids_N]).max()) + 1
     keys_CN = torch.arange(n_users, device=ids_N.device)[:, None] * n_ids + ids_N
     return torch.isin(keys_CN, state_S * n_ids + ids_S)

@@ -5,14 +5,14 @@ from __future__ import annotations
 from torch import nn
 
 from bseq_plugin.errors import PluginError, UsageError
-from bseq_plugin.model.encoder import SequenceInterestEncoder
 from bseq_plugin.plugins import PluginManager, plugin_manager
+from bseq_plugin.schema.attach import HistoryEncoder
 
 
 def attach(
-    host: nn.Module, interest: SequenceInterestEncoder, *, frozen: bool = False, manager: PluginManager | None = None
+    host: nn.Module, interest: HistoryEncoder, *, frozen: bool = False, manager: PluginManager | None = None
 ) -> nn.Module:
-    """A model that reads a history beside what ``host`` reads; ``host`` itself keeps its weights.
+    """Return a model that reads a history beside what ``host`` reads; ``host`` itself keeps its weights.
 
     Args:
         host: a model that an installed plugin knows: TorchRec's DLRM with bseq-dlrm, a two-tower with bseq-two-tower.

@@ -36,7 +36,7 @@ class WideModules:
 
     @classmethod
     def of(cls, encoder: SequenceInterestEncoder) -> WideModules:
-        """Copies of ``encoder``'s modules."""
+        """Copy the modules of ``encoder``."""
         multi = encoder.multi_interests
         return cls(
             copy.deepcopy(encoder.sequence_encoder).double().eval(),
@@ -45,13 +45,13 @@ class WideModules:
         )
 
     def interests(self, events: PackedEvents) -> Tensor:
-        """``[B * K, D]`` float64, as ``SequenceInterestEncoder.interests``."""
+        """Return ``[B * K, D]`` float64, as ``SequenceInterestEncoder.interests``."""
         events = replace(events, x_TD=events.x_TD.double())
         return read_interests(self.sequence_encoder, self.multi_interests, self.interest_head, events)
 
 
 def direct_interests(encoder: SequenceInterestEncoder, histories: Sequences, wide: WideModules | None = None) -> Tensor:
-    """``[B, K * D]`` float32, what ``encoder(history_features(histories, ...))`` gives.
+    """Return ``[B, K * D]`` float32, the result of ``encoder(history_features(histories, ...))``.
 
     Args:
         encoder: unsharded and without item attributes, as an ``InterestModel`` has it.
@@ -63,11 +63,38 @@ def direct_interests(encoder: SequenceInterestEncoder, histories: Sequences, wid
     """
     events = packed_events(encoder, histories)
     interests_ND = encoder.interests(events) if wide is None else wide.interests(events)
-    return interests_ND.reshape(histories.n_users, encoder.readout.width)
+    return interests_ND.reshape(histories.n_users, encoder.width)
+
+
+def event_states(encoder: SequenceInterestEncoder, histories: Sequences) -> Tensor:
+    """Return ``[T, S]``, the state of the sequence encoder after every event of the histories, in their order.
+
+    Gradients flow to the encoder, so that a network on top of the states can train it further.
+
+    Args:
+        encoder: unsharded and without item attributes, as an ``InterestModel`` has it.
+        histories: at most ``max_length`` events each (``Sequences.latest``).
+
+    Raises:
+        ValueError: if the histories lack what an event feature needs.
+    """
+    states_TS: Tensor = encoder.sequence_encoder(packed_events(encoder, histories), None, True)
+    return states_TS
+
+
+def event_attention(encoder: SequenceInterestEncoder, histories: Sequences) -> Tensor | None:
+    """Return ``[T]``, the share of each event in its user's newest state (``SequenceEncoder.attention``).
+
+    Return None if the encoder has no attention. Arguments and errors are those of ``event_states``.
+    """
+    weights_T: Tensor | None = encoder.sequence_encoder.part.attention(packed_events(encoder, histories))
+    return weights_T
 
 
 def packed_events(encoder: SequenceInterestEncoder, histories: Sequences) -> PackedEvents:
-    """The embedded events, ``x_TD`` summed in the order of the ``EventEmbedder``. Raises as ``direct_interests``."""
+    """Return the embedded events, ``x_TD`` summed in the order of the ``EventEmbedder``. Raises as
+    ``direct_interests``.
+    """
     tables = encoder.embedding_collection.embeddings
     inputs = encoder.event_embedder.inputs
     x_TD = F.embedding(_tensor(histories.items), tables[ITEM_TABLE].weight)

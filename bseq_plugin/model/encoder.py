@@ -19,39 +19,39 @@ from bseq_plugin.data.item_vectors import ItemVectors
 from bseq_plugin.data.items import ItemAttributes
 from bseq_plugin.errors import PluginError, RecipeError
 from bseq_plugin.model.anchored import AnchoredInterests
-from bseq_plugin.model.encoded_items import EncodedItems
 from bseq_plugin.model.interests import MultiInterests
 from bseq_plugin.model.items import InterestHead, ItemTower
 from bseq_plugin.model.members import SideBySide
 from bseq_plugin.model.neighbours import NeighbourItems
 from bseq_plugin.plugins import plugin_manager
+from bseq_plugin.recipe.model import EncoderSettings, VectorSettings
+from bseq_plugin.recipe.recipe import Recipe
+from bseq_plugin.schema.attach import USER_INTEREST, HistoryEncoder
+from bseq_plugin.schema.encoders import SequenceEncoder
 from bseq_plugin.schema.options import parse_options
 from bseq_plugin.schema.packed import PackedEvents
-from bseq_plugin.schema.parts import SequenceEncoder
-from bseq_plugin.schema.recipe import Recipe
 
-USER_INTEREST = "user_interest"
 ITEM_TABLE = "item"
 FEATURE_ORDER = (EVENT_TYPE, *TABLE_ROWS)  # of the tables
 
 
-class SequenceInterestEncoder(nn.Module):
-    """Sharded tables, event embedder, one sequence encoder part, readout.
+class SequenceInterestEncoder(HistoryEncoder):
+    """A TorchRec module of sharded tables, an event embedder, one sequence encoder part and a readout.
 
     Args:
-        recipe: ``encoder``, ``encoder_options``, ``members``, ``dim``, ``max_length``, ``dropout`` and
-            ``event_features`` are used.
+        recipe: the sections ``encoder``, ``vectors``, ``events``, ``items`` and ``interests`` are used, and
+            ``objective.popularity_days``.
         n_items: V; the item table has V + 1 rows, row 0 for unknown items.
         n_event_types: rows of the event-type table without its row 0; needed if the recipe reads event types
             (RecipeError without).
-        attributes: item attributes to sum into the item rows, one for each of ``recipe.item_attributes`` (training; an
+        attributes: item attributes to sum into the item rows, one for each of ``recipe.items.attributes`` (training; an
             exported encoder has them in its item table).
         item_vectors: what the recipe's item encoders say of the items (training), or only how wide that is (an exported
             encoder has it in its item table).
-        candidate_keys: look up ``target`` and ``negative`` in the item table too (training).
+        training_keys: look up ``target`` and ``negative`` in the item table too (training).
         device: of the embedding tables; "meta" leaves them to the planner of ``DistributedModelParallel``.
 
-    Input keys: ``event`` and those of ``recipe.event_features`` (int64 rows, oldest first, at most ``max_length`` a
+    Input keys: ``event`` and those of ``recipe.events.features`` (int64 rows, oldest first, at most ``max_length`` a
     user), optionally ``timestamp`` (int64 microseconds), and ``session_number`` if the encoder reads sessions, as the
     *first* keys; ``history_features(sequences, recipe)`` makes them all.
     """
@@ -64,30 +64,36 @@ class SequenceInterestEncoder(nn.Module):
         *,
         attributes: ItemAttributes | None = None,
         item_vectors: ItemVectors | int | None = None,
-        candidate_keys: bool = False,
+        training_keys: bool = False,
         device: torch.device | str | None = None,
     ) -> None:
         super().__init__()
-        part = build_encoder_part(recipe)
-        if EVENT_TYPE in recipe.event_features and n_event_types < 1:
+        part = build_encoder_part(recipe.encoder, recipe.vectors)
+        if EVENT_TYPE in recipe.events.features and n_event_types < 1:
             raise RecipeError(
                 "the recipe reads event types, but n_event_types = 0; say how many there are, or leave event_type out "
-                "of event_features"
+                "of events.features"
             )
-        tables = _tables(recipe, n_items, n_event_types, candidate_keys)
+        tables = _tables(recipe, n_items, n_event_types, training_keys)
         self.embedding_collection = EmbeddingCollection(tables=tables, device=torch.device(device) if device else None)
-        encoded = _encoded_items(recipe, item_vectors)
-        self.item_tower = ItemTower(recipe.vector_dim, attributes, recipe.table_init, encoded)
-        self.event_embedder = EventEmbedder(EventInputs.of(recipe), recipe.max_length)
+        neighbours = _neighbour_items(recipe, item_vectors)
+        self.item_tower = ItemTower(recipe.vectors.table_dim, attributes, recipe.vectors.init, neighbours)
+        self.event_embedder = EventEmbedder(EventInputs.of(recipe.events, recipe.encoder), recipe.encoder.max_length)
         self.sequence_encoder = StateReader(part)
         self.interest_head = InterestHead(
-            recipe.vector_dim, len(recipe.popularity_days), recipe.score == "cosine", recipe.temperature
+            recipe.vectors.table_dim, len(recipe.popularity_days), recipe.vectors.similarity
         )
         self.multi_interests = _multi_interests(recipe)
         self.readout = Readout(recipe.interest_dim, recipe.interests_per_user)
 
+    @property
+    def width(self) -> int:
+        """K * D."""
+        return self.readout.width
+
     def forward(self, history: KeyedJaggedTensor) -> KeyedTensor:
-        """``{"user_interest": [B, K * D]}``, float32, D = ``recipe.interest_dim``, K = ``recipe.interests_per_user``.
+        """Return ``{"user_interest": [B, K * D]}``, float32, D = ``recipe.interest_dim``, K =
+        ``recipe.interests_per_user``.
 
         A user without events has the interest of a state of zeros: for inner-product scores without priors, zeros.
         """
@@ -98,7 +104,7 @@ class SequenceInterestEncoder(nn.Module):
         return interest
 
     def interests(self, events: PackedEvents, rows_Q: Tensor | None = None) -> Tensor:
-        """``[Q * K, D]`` of the packed rows ``rows_Q``, or of all users; with K > 1 rows are newest events.
+        """Return ``[Q * K, D]`` of the packed rows ``rows_Q``, or of all users; with K > 1 rows are newest events.
 
         A straight line too, whatever the batch holds.
         """
@@ -112,13 +118,13 @@ def read_interests(
     events: PackedEvents,
     rows_Q: Tensor | None = None,
 ) -> Tensor:
-    """See ``SequenceInterestEncoder.interests``."""
-    found: Tensor
+    """Read the interests off packed events; see ``SequenceInterestEncoder.interests``."""
+    interests: Tensor
     if isinstance(multi_interests, MultiInterests):
-        found = interest_head(multi_interests(events, sequence_encoder(events, None, True), rows_Q))
-        return found
-    found = interest_head(sequence_encoder(events, rows_Q))
-    return found if multi_interests is None else multi_interests(events, found, rows_Q)
+        interests = interest_head(multi_interests(events, sequence_encoder(events, None, True), rows_Q))
+        return interests
+    interests = interest_head(sequence_encoder(events, rows_Q))
+    return interests if multi_interests is None else multi_interests(events, interests, rows_Q)
 
 
 class StateReader(nn.Module):
@@ -131,8 +137,8 @@ class StateReader(nn.Module):
     def forward(
         self, events: PackedEvents, rows_Q: Tensor | None = None, every: bool = False, masked: bool = False
     ) -> Tensor:
-        """``[Q, D]``, the states of ``rows_Q``, with ``masked`` those in their places; with ``every`` ``[T, D]``, all;
-        else ``[B, D]``, each user's newest, zeros for one without events.
+        """Return ``[Q, D]``, the states of ``rows_Q``, with ``masked`` those in their places; with ``every`` ``[T,
+        D]``, all; else ``[B, D]``, each user's newest, zeros for one without events.
         """
         if masked and rows_Q is not None:
             return self._checked(self.part.masked_states_at(events, rows_Q), len(rows_Q), events)
@@ -153,19 +159,19 @@ class StateReader(nn.Module):
         return self._checked(self.part.states_at(events, rows_Q), len(rows_Q), events)
 
     def _checked(self, states_QD: object, n_rows: int, events: PackedEvents) -> Tensor:
-        """What the part gave: it may be a plugin's, and a wrong width would be found far from here."""
+        """Check the states of the part, which may be a plugin's: a wrong width would surface far from here."""
         wanted = (n_rows, events.x_TD.shape[1])
         if not isinstance(states_QD, Tensor) or states_QD.shape != wanted:
-            found = tuple(states_QD.shape) if isinstance(states_QD, Tensor) else type(states_QD).__name__
+            given = tuple(states_QD.shape) if isinstance(states_QD, Tensor) else type(states_QD).__name__
             raise PluginError(
-                f"encoder {self.part.name!r} gave states {found}; wanted a float tensor {wanted}: repair the plugin it "
+                f"encoder {self.part.name!r} gave states {given}; wanted a float tensor {wanted}: repair the plugin it "
                 "comes from"
             )
         return states_QD
 
 
 class EventEmbedder(nn.Module):
-    """Sums the looked-up vectors of an event: its item's and those of its features (see ``event_features``)."""
+    """Sums the looked-up vectors of an event: its item's and those of its features (see ``data.event_features``)."""
 
     def __init__(self, inputs: EventInputs, max_length: int) -> None:
         super().__init__()
@@ -173,7 +179,7 @@ class EventEmbedder(nn.Module):
         self.max_length = max_length
 
     def forward(self, item_TD: Tensor, looked_up: dict[str, JaggedTensor], history: KeyedJaggedTensor) -> PackedEvents:
-        """Packed events. Raises ValueError if a history is longer than ``max_length``."""
+        """Return the packed events. Raises ValueError if a history is longer than ``max_length``."""
         event = looked_up[EVENT]
         x_TD = item_TD
         for name in self.inputs.features:
@@ -181,8 +187,8 @@ class EventEmbedder(nn.Module):
         lengths_B = event.lengths().to(torch.int64)
         if len(lengths_B) and int(lengths_B.max()) > self.max_length:
             raise ValueError(
-                f"a history has {int(lengths_B.max())} events, the encoder reads max_length = {self.max_length}: "
-                "cut histories to the latest events first (Sequences.latest)"
+                f"a history has {int(lengths_B.max())} events, the encoder reads {self.max_length} "
+                "(encoder.max_length): cut histories to the latest events first (Sequences.latest)"
             )
         offsets_B1 = torch.nn.functional.pad(lengths_B.cumsum(0), (1, 0))
         keys = history.keys()
@@ -193,60 +199,62 @@ class EventEmbedder(nn.Module):
 
 
 class Readout(nn.Module):
-    """A module of its own because the trace can't build a KeyedTensor."""
+    """A module that makes the KeyedTensor; one of its own because the trace can't build it."""
 
     def __init__(self, dim: int, n_interests: int) -> None:
         super().__init__()
         self.width = n_interests * dim
 
     def forward(self, interests_ND: Tensor) -> KeyedTensor:
-        """``{"user_interest": [B, K * D]}`` of ``[B * K, D]``."""
+        """Return ``{"user_interest": [B, K * D]}`` of ``[B * K, D]``."""
         values = interests_ND.reshape(-1, self.width)
         return KeyedTensor(keys=[USER_INTEREST], length_per_key=[self.width], values=values)
 
 
-def build_encoder_part(recipe: Recipe) -> SequenceEncoder:
-    """The sequence encoder named in the recipe, ``recipe.members`` times. Raises UsageError (unknown name) or
-    RecipeError (bad options).
+def build_encoder_part(encoder: EncoderSettings, vectors: VectorSettings) -> SequenceEncoder:
+    """The sequence encoder that is named, ``ensemble`` times. Raises UsageError (unknown name) or RecipeError (bad
+    options).
     """
-    part = plugin_manager().part("encoder", recipe.encoder)
-    options = parse_options(part.Options, recipe.encoder_options, f"encoder_options of {recipe.encoder!r}")
-    members: list[SequenceEncoder] = [
-        part(recipe.dim, recipe.max_length, recipe.dropout, options) for _ in range(recipe.members)
+    part = plugin_manager().part("encoder", encoder.name)
+    options = parse_options(part.Options, encoder.options, f"options of encoder {encoder.name!r}")
+    parts: list[SequenceEncoder] = [
+        part(vectors.dim, encoder.max_length, encoder.dropout, options) for _ in range(vectors.ensemble)
     ]
-    return members[0] if len(members) == 1 else SideBySide(members)
+    return parts[0] if len(parts) == 1 else SideBySide(parts)
 
 
 def _multi_interests(recipe: Recipe) -> MultiInterests | AnchoredInterests | None:
-    if recipe.readout != "multi":
+    interests = recipe.interests
+    if interests.kind == "one":
         return None
-    how = recipe.n_interests, recipe.interest_method, recipe.interests_by_length
-    if recipe.interests_anchored:
-        return AnchoredInterests(recipe.dim, recipe.interest_dim, *how)
-    return MultiInterests(recipe.dim, *how)
+    if interests.anchored:
+        return AnchoredInterests(recipe.vectors.dim, recipe.interest_dim, interests.n, interests.method)
+    return MultiInterests(recipe.vectors.dim, interests.n, interests.method)
 
 
-def _encoded_items(recipe: Recipe, vectors: ItemVectors | int | None) -> EncodedItems | NeighbourItems | None:
-    if not recipe.item_encoders:
+def _neighbour_items(recipe: Recipe, vectors: ItemVectors | int | None) -> NeighbourItems | None:
+    if not recipe.items.encoders:
         return None
     if vectors is None:
-        raise RecipeError(f"the recipe has item_encoders = {list(recipe.item_encoders)}; give their item_vectors")
+        raise RecipeError(
+            f"the recipe has items.encoders = {[part.name for part in recipe.items.encoders]}; give their item_vectors"
+        )
     known = None if isinstance(vectors, int) else vectors
     width = vectors if isinstance(vectors, int) else vectors.vectors_VE.shape[1]
-    return NeighbourItems(width, known) if recipe.item_fusion == "neighbours" else EncodedItems(recipe, width, known)
+    return NeighbourItems(width, known)
 
 
-def _tables(recipe: Recipe, n_items: int, n_event_types: int, candidate_keys: bool) -> list[EmbeddingConfig]:
-    item_keys = [EVENT, TARGET, NEGATIVE] if candidate_keys else [EVENT]
-    rows = {ITEM_TABLE: (n_items + 1, item_keys, recipe.table_init)}
+def _tables(recipe: Recipe, n_items: int, n_event_types: int, training_keys: bool) -> list[EmbeddingConfig]:
+    item_keys = [EVENT, TARGET, NEGATIVE] if training_keys else [EVENT]
+    rows = {ITEM_TABLE: (n_items + 1, item_keys, recipe.vectors.init)}
     # context tables start at zero: an event is its item until the data says more
-    for name in sorted(set(recipe.event_features), key=FEATURE_ORDER.index):
+    for name in sorted(set(recipe.events.features), key=FEATURE_ORDER.index):
         rows[name] = (n_event_types + 1 if name == EVENT_TYPE else TABLE_ROWS[name], [name], 0.0)
     return [
         EmbeddingConfig(
             name=name,
             num_embeddings=count,
-            embedding_dim=recipe.vector_dim,
+            embedding_dim=recipe.vectors.table_dim,
             feature_names=keys,
             init_fn=partial(nn.init.normal_, std=std),
         )

@@ -26,13 +26,13 @@ from torch.nn import functional as F
 from bseq_plugin import __version__
 from bseq_plugin.data.sequences import Sequences
 from bseq_plugin.data.vocabulary import Vocabulary
-from bseq_plugin.errors import RecipeError, RunError
+from bseq_plugin.errors import RecipeError, RunError, SchemaError
 from bseq_plugin.model.direct import WideModules, direct_interests
 from bseq_plugin.model.encoder import ITEM_TABLE, SequenceInterestEncoder
 from bseq_plugin.model.items import score_vectors
 from bseq_plugin.model.neighbours import NeighbourItems
 from bseq_plugin.model.tensor_file import create, write
-from bseq_plugin.schema.recipe import Recipe
+from bseq_plugin.recipe.recipe import Recipe
 
 AXES = "item_tower.encoded.axes_EE"
 KEYS = "item_tower.encoded.keys_VK"  # with a row an item, as the item table has
@@ -65,7 +65,8 @@ class InterestModel:
         trained_until_us: int | None,
         copy: bool = True,
     ) -> InterestModel:
-        """From the state of a ``SequenceInterestEncoder`` without attributes. Raises RunError if it does not fit.
+        """Make a model of the state of a ``SequenceInterestEncoder`` without attributes. Raises RunError if it does not
+        fit.
 
         ``copy=False`` takes the tensors as they are: tables that are mapped files stay on the disk.
         """
@@ -78,8 +79,9 @@ class InterestModel:
         except RecipeError as error:
             raise RunError(f"the saved encoder does not fit its recipe: {error}") from None
         values = {name: value.detach().clone() if copy else value for name, value in state.items()}
-        if KEYS in values and isinstance(encoder.item_tower.encoded, NeighbourItems):  # there are none while training
-            encoder.item_tower.encoded.keys_VK = torch.empty(vocabulary.n_items + 1, values[KEYS].shape[1])
+        neighbours: NeighbourItems | None = encoder.item_tower.encoded
+        if KEYS in values and neighbours is not None:  # there are none while training
+            neighbours.keys_VK = torch.empty(vocabulary.n_items + 1, values[KEYS].shape[1])
         try:
             encoder.load_state_dict(values, assign=True)
         except RuntimeError as error:
@@ -91,22 +93,23 @@ class InterestModel:
 
     @property
     def item_table_VD(self) -> Tensor:
-        """float32 [V + 1, D], D = ``recipe.vector_dim``: the rows that histories are read with."""
+        """float32 [V + 1, D], D = ``recipe.vectors.table_dim``: the rows that histories are read with."""
         weight: Tensor = self.encoder.embedding_collection.embeddings[ITEM_TABLE].weight.detach()
         return weight
 
     @cached_property
     def item_vectors_VD(self) -> Tensor:
-        """float32 [V + 1, D], D = ``recipe.interest_dim``: what an interest is multiplied with to score an item.
+        """The vectors that score an item by their inner product with an interest, float32 [V + 1,
+        ``recipe.interest_dim``].
 
         Row 0 is the unknown item's and no catalogue item.
         """
-        return score_vectors(self.item_table_VD, self.item_priors_VP, self.recipe.score == "cosine")
+        return score_vectors(self.item_table_VD, self.item_priors_VP, self.recipe.vectors.cosine)
 
     @cached_property
     def digest(self) -> str:
         """Hexadecimal sha256 of everything that decides on a vector: recipe, vocabulary, weights and item priors."""
-        digest = hashlib.sha256(json.dumps(self.recipe.model_dump(), sort_keys=True).encode())
+        digest = hashlib.sha256(json.dumps(self.recipe.as_dict(), sort_keys=True).encode())
         digest.update("\0".join(map(str, self.vocabulary.item_ids.tolist())).encode())
         state = {**self.encoder.state_dict(), "item_priors": self.item_priors_VP}
         for name in sorted(name for name, value in state.items() if value is not None):
@@ -114,9 +117,14 @@ class InterestModel:
             digest.update(state[name].detach().contiguous().numpy().tobytes())
         return digest.hexdigest()
 
+    def check_log(self, log: Sequences) -> None:
+        """Raise SchemaError if the log lacks what the encoder reads of events."""
+        if lacking := self.encoder.event_embedder.inputs.lacking(log):
+            raise SchemaError(f"the model reads {' and '.join(lacking)}, but the log has none; give a log with it")
+
     @torch.no_grad()
     def encode(self, histories: Sequences, *, wide: bool = False) -> Tensor:
-        """``interests_BKD`` float32 of the latest ``recipe.max_length`` events of each history.
+        """``interests_BKD`` float32 of the latest ``recipe.encoder.max_length`` events of each history.
 
         Without events it is what the head makes of zeros: zeros, or with popularity columns the taste of the crowd.
 
@@ -124,15 +132,15 @@ class InterestModel:
             wide: compute in float64 and round once. A matrix product in float32 has other last bits in a batch than
                 for one user alone; rounded from float64 the bytes are the same, for more time.
         """
-        histories = histories.latest(self.recipe.max_length)
+        histories = histories.latest(self.recipe.encoder.max_length)
         n_interests, dim = self.recipe.interests_per_user, self.recipe.interest_dim
         interests_BKD = torch.empty(histories.n_users, n_interests, dim)
         for users in _calls(histories):
             # one call for all, as for a single user, reads the histories where they are
             chosen = histories if len(users) == histories.n_users else histories.take(users)
             where = slice(None) if chosen is histories else torch.from_numpy(users)
-            found = direct_interests(self.encoder, chosen, self._wide if wide else None)
-            interests_BKD[where] = found.float().view(len(users), n_interests, dim)
+            vectors = direct_interests(self.encoder, chosen, self._wide if wide else None)
+            interests_BKD[where] = vectors.float().view(len(users), n_interests, dim)
         return interests_BKD
 
     @cached_property
@@ -140,7 +148,7 @@ class InterestModel:
         return WideModules.of(self.encoder)
 
     def with_items(self, rows_G: np.ndarray) -> InterestModel:
-        """The same model with these items only, in this order: int64 [G], rows 0..V-1 (vocabulary row minus 1)."""
+        """Return the same model with these items only, in this order: int64 [G], rows 0..V-1 (vocabulary row - 1)."""
         table_rows = torch.from_numpy(np.concatenate([[0], rows_G + 1]))
         state = {name: value.detach().clone() for name, value in self.encoder.state_dict().items()}
         for name in state.keys() & {ITEM_WEIGHT, KEYS}:
@@ -154,8 +162,8 @@ class InterestModel:
         return InterestModel.from_state(self.recipe, chosen, state, priors, self.trained_until_us)
 
     def with_rows(self, item_ids: np.ndarray, rows_ND: Tensor, priors_NP: Tensor | None = None) -> InterestModel:
-        """The same model with other rows of the item table for these items; unknown ids come after all others, in the
-        order given, with no event counted. ``priors_NP``: their popularity columns, if the recipe has any.
+        """Return the same model with other rows of the item table for these items; unknown ids come after all others,
+        in the order given, with no event counted. ``priors_NP``: their popularity columns, if the recipe has any.
         """
         places = self.vocabulary.item_rows(item_ids) if len(item_ids) else np.empty(0, np.int64)
         new = places == 0
@@ -194,7 +202,7 @@ class InterestModel:
         state = load_file(folder / "encoder.safetensors")
         items = load_file(folder / "items.safetensors")
         state[ITEM_WEIGHT] = items["item_table"]
-        recipe = Recipe.parse(header["recipe"], f"{folder / 'recipe.json'}")
+        recipe = Recipe.stored(header["recipe"], folder / "recipe.json")
         vocabulary = Vocabulary.load(folder / "vocabulary.parquet")
         return cls.from_state(
             recipe, vocabulary, state, items.get("item_priors"), header["trained_until_us"], copy=False
@@ -202,7 +210,7 @@ class InterestModel:
 
     @classmethod
     def from_run(cls, run: str | Path) -> InterestModel:
-        """The best model of a finished run. Raises RunError if the run is missing or not finished."""
+        """Load the best model of a finished run. Raises RunError if the run is missing or not finished."""
         folder = Path(run) / "model"
         if not folder.is_dir():
             raise RunError(f"{run} is not a finished run (no model/); train it first, or go on with --resume")
@@ -210,7 +218,7 @@ class InterestModel:
 
 
 def _with_rows(table_VD: Tensor, at_N: Tensor, rows_ND: Tensor, n_rows: int) -> Tensor:
-    """A copy of ``n_rows`` rows, those at ``at_N`` replaced."""
+    """Return a copy of ``n_rows`` rows, with those at ``at_N`` replaced."""
     longer_VD = table_VD.new_zeros(n_rows, table_VD.shape[1])
     longer_VD[: len(table_VD)] = table_VD.detach()
     longer_VD[at_N] = rows_ND.to(table_VD.dtype)
@@ -224,15 +232,17 @@ def save_parts(
     state: Mapping[str, Tensor],
     trained_until_us: int | None,
 ) -> None:
-    """The files of a model but ``items.safetensors``; ``state`` is the encoder's without the item table."""
+    """Write the files of a model but ``items.safetensors``; ``state`` is the encoder's without the item table."""
     save_file({name: value.contiguous() for name, value in state.items()}, folder / "encoder.safetensors")
-    header = {"recipe": recipe.model_dump(), "trained_until_us": trained_until_us, "bseq_version": __version__}
+    header = {"recipe": recipe.as_dict(), "trained_until_us": trained_until_us, "bseq_version": __version__}
     (folder / "recipe.json").write_text(json.dumps(header, indent=1), encoding="utf-8")
     vocabulary.save(folder / "vocabulary.parquet")
 
 
 def _calls(histories: Sequences) -> list[np.ndarray]:
-    """Places of the users of each call: like lengths together, so that there is no padding and calls are even."""
+    """Return the places of the users of each call: like lengths together, so that there is no padding and calls are
+    even.
+    """
     if histories.n_users == 0:
         return []
     if histories.n_events <= EVENTS_PER_CALL:

@@ -11,50 +11,31 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from bseq_plugin.schema.losses import Targets
 from bseq_plugin.schema.packed import PackedEvents
-from bseq_plugin.schema.parts import Targets
 
 ROUTING_STEPS = 3
 
 
 class MultiInterests(nn.Module):
-    """K interests of each user: ``[Q * K, D]``, those of a user one after the other; zeros for one without events.
+    """K interests of each user: ``[Q * K, D]``, those of a user one after the other; zeros for one without events."""
 
-    With ``by_length`` a user of n events has ``max(1, min(K, floor(log2 n)))`` interests (Li et al., "Multi-Interest
-    Network with Dynamic Routing for Recommendation at Tmall" (MIND), CIKM 2019, section 3.3); the others repeat the
-    first one, which finds the same items a second time and so changes nothing that is retrieved.
-    """
-
-    def __init__(
-        self, dim: int, n_interests: int, method: Literal["self_attention", "routing"], by_length: bool
-    ) -> None:
+    def __init__(self, dim: int, n_interests: int, method: Literal["self_attention", "routing"]) -> None:
         super().__init__()
-        self.n_interests, self.by_length = n_interests, by_length
         self.pool = SelfAttentivePool(dim, n_interests) if method == "self_attention" else RoutingPool(dim, n_interests)
 
     def forward(self, events: PackedEvents, states_TD: Tensor, rows_Q: Tensor | None = None) -> Tensor:
-        """Of all users, or of those whose newest events are the packed rows ``rows_Q``."""
+        """Return the interests of all users, or of those whose newest events are the packed rows ``rows_Q``."""
         interests_BKD = self.pool(events, states_TD)
-        if self.by_length:
-            place_K = torch.arange(self.n_interests, device=states_TD.device)
-            repeats_BK = place_K >= n_interests_of(events.lengths_B, self.n_interests)[:, None]
-            interests_BKD = torch.where(repeats_BK[..., None], interests_BKD[:, :1], interests_BKD)
         if rows_Q is not None:
             interests_BKD = interests_BKD[events.user_T[rows_Q]]
-        found: Tensor = interests_BKD.flatten(0, 1)
-        return found
-
-
-def n_interests_of(lengths_B: Tensor, n_interests: int) -> Tensor:
-    """int64 [B]: MIND's rule, ``max(1, min(K, floor(log2 n)))``."""
-    # exact, where a logarithm in floats may fall on the wrong side of a power of two
-    powers = 2 ** torch.arange(1, n_interests + 1, device=lengths_B.device)
-    return (lengths_B[:, None] >= powers).sum(1).clamp(1, n_interests)
+        flat_ND: Tensor = interests_BKD.flatten(0, 1)
+        return flat_ND
 
 
 class SelfAttentivePool(nn.Module):
-    """``softmax(W2 tanh(W1 H))`` over a user's events, K weights an event (Cen et al., "Controllable Multi-Interest
-    Framework for Recommendation" (ComiRec-SA), KDD 2020, section 3.2).
+    """The pool ``softmax(W2 tanh(W1 H))`` over a user's events, K weights an event (Cen et al., "Controllable
+    Multi-Interest Framework for Recommendation" (ComiRec-SA), KDD 2020, section 3.2).
     """
 
     def __init__(self, dim: int, n_interests: int) -> None:
@@ -62,7 +43,7 @@ class SelfAttentivePool(nn.Module):
         self.into, self.out = nn.Linear(dim, 4 * dim, bias=False), nn.Linear(4 * dim, n_interests, bias=False)
 
     def forward(self, events: PackedEvents, states_TD: Tensor) -> Tensor:
-        """``[B, K, D]``."""
+        """Return ``[B, K, D]``, the pooled events."""
         scores_TK = self.out(torch.tanh(self.into(states_TD)))
         index_TK = events.user_T[:, None].expand_as(scores_TK)
         top_BK = scores_TK.new_full((events.n_users, scores_TK.shape[1]), -torch.inf)
@@ -74,7 +55,8 @@ class SelfAttentivePool(nn.Module):
 
 
 class RoutingPool(nn.Module):
-    """Behaviour-to-interest dynamic routing (MIND, section 3.3; ComiRec-DR, section 3.2).
+    """The pool of behaviour-to-interest dynamic routing (Li et al., "Multi-Interest Network with Dynamic Routing for
+    Recommendation at Tmall" (MIND), CIKM 2019, section 3.3; ComiRec-DR, section 3.2).
 
     Every event is mapped by one matrix; three times, events are shared out among the interests by a softmax of their
     routing logits, each interest is the squashed sum of its events, and logits grow by the product of event and
@@ -87,7 +69,7 @@ class RoutingPool(nn.Module):
         self.bilinear, self.seeds = nn.Linear(dim, dim, bias=False), nn.Linear(dim, n_interests, bias=False)
 
     def forward(self, events: PackedEvents, states_TD: Tensor) -> Tensor:
-        """``[B, K, D]``, each of a length below 1."""
+        """Return ``[B, K, D]``, each interest of a length below 1."""
         mapped_TD = self.bilinear(states_TD)
         logits_TK = self.seeds(mapped_TD)
         for step in range(ROUTING_STEPS):
@@ -98,19 +80,19 @@ class RoutingPool(nn.Module):
 
 
 def squash(x: Tensor) -> Tensor:
-    """``|x|^2 / (1 + |x|^2) * x / |x|``; 0 stays 0."""
+    """Return ``|x|^2 / (1 + |x|^2) * x / |x|``; 0 stays 0."""
     square = x.square().sum(-1, keepdim=True)
     return x * square / (1 + square) / (square + 1e-9).sqrt()
 
 
 def _sums(events: PackedEvents, weights_TK: Tensor, x_TD: Tensor) -> Tensor:
-    """``[B, K, D]``, weighted sums over the events of each user."""
+    """Return ``[B, K, D]``, weighted sums over the events of each user."""
     shape = (events.n_users, weights_TK.shape[1], x_TD.shape[1])
     return x_TD.new_zeros(shape).index_add(0, events.user_T, weights_TK[..., None] * x_TD[:, None])
 
 
 def label_aware(interests_QKD: Tensor, targets: Targets) -> Targets:
-    """Every target with the interest of its user that fits it best; ``state_S`` then counts interests.
+    """Match every target with the interest of its user that fits it best; ``state_S`` then counts interests.
 
     Label-aware attention in its hard form (MIND, section 3.4, with the power at infinity; ComiRec, section 3.3): what
     retrieval does with the largest of the scores.

@@ -11,13 +11,15 @@ from torch.nn import functional as F
 from torchrec import JaggedTensor, KeyedJaggedTensor
 
 from bseq_plugin.data.items import ItemAttributes
-from bseq_plugin.model.encoded_items import EncodedItems
 from bseq_plugin.model.neighbours import NeighbourItems
+from bseq_plugin.recipe.model import SimilaritySettings
 
 
 class ItemTower(nn.Module):
-    """Adds the vectors of an item's attributes to its looked-up row, then what its encoders say (``EncodedItems``, or
-    nothing until training is over: ``NeighbourItems``).
+    """A module that adds the vectors of an item's attributes to its looked-up row.
+
+    What item encoders say of an item changes its row once training is over; until then the tower only holds their
+    ``NeighbourItems`` as ``encoded``, so that they are saved with the model.
 
     Attributes have few values, so their table is a dense parameter, copied to every rank; the item table alone is
     sharded. When a trained model is exported the sums are written into the item table (``folded``) and the tower is
@@ -32,7 +34,7 @@ class ItemTower(nn.Module):
         dim: int,
         attributes: ItemAttributes | None = None,
         init_std: float = 0.02,
-        encoded: EncodedItems | NeighbourItems | None = None,
+        encoded: NeighbourItems | None = None,
     ) -> None:
         super().__init__()
         self.encoded = encoded
@@ -45,14 +47,11 @@ class ItemTower(nn.Module):
             self.register_buffer("membership_transposed", matrix.t().to_sparse_csr(), persistent=False)
 
     def forward(self, looked_up: dict[str, JaggedTensor], features: KeyedJaggedTensor, keys: list[str]) -> list[Tensor]:
-        """``[N, D]`` for each of ``keys``: the item rows of that key of the batch."""
+        """Return ``[N, D]`` for each of ``keys``: the item rows of that key of the batch."""
         rows = [looked_up[key].values() for key in keys]
-        if self.attribute_table is None and self.encoded is None:
+        if self.attribute_table is None:
             return rows
-        ids = [features[key].values() for key in keys]
-        rows = rows if self.attribute_table is None else self._with_attributes(rows, ids)
-        fused: list[Tensor] = rows if self.encoded is None else self.encoded(rows, ids)
-        return fused
+        return self._with_attributes(rows, [features[key].values() for key in keys])
 
     def _with_attributes(self, rows: list[Tensor], ids: list[Tensor]) -> list[Tensor]:
         # Summed once for the whole catalogue, then looked up like rows: histories repeat items many times over.
@@ -65,20 +64,19 @@ class ItemTower(nn.Module):
 
     @torch.no_grad()
     def folded(self, rows_ND: Tensor, first_row: int = 0, columns: slice = slice(None)) -> Tensor:
-        """Rows ``first_row``... of the item table, or some of their columns, with all that is known of the items."""
-        if self.attribute_table is not None:
-            rows_ND = self._attributes_folded(rows_ND, first_row, columns)
-        return rows_ND if self.encoded is None else self.encoded.folded(rows_ND, first_row, columns)
-
-    def _attributes_folded(self, rows_ND: Tensor, first_row: int, columns: slice) -> Tensor:
+        """Return rows of the item table from ``first_row`` on, or some of their columns, with the vectors of their
+        attributes.
+        """
+        if self.attribute_table is None:
+            return rows_ND
         starts = self.membership.crow_indices()[first_row : first_row + len(rows_ND) + 1]
         codes = self.membership.col_indices()[starts[0] : starts[-1]].view(len(rows_ND), -1)
-        added_ND: Tensor = cast(nn.Embedding, self.attribute_table).weight[codes].sum(1)[:, columns]
+        added_ND: Tensor = self.attribute_table.weight[codes].sum(1)[:, columns]
         return rows_ND + added_ND.to(rows_ND.device)
 
 
 def _membership(attributes: ItemAttributes) -> Tensor:
-    """Sparse CSR float32 [V + 1, codes], 1 where an item has a value."""
+    """Return sparse CSR float32 [V + 1, codes], 1 where an item has a value."""
     n_rows, n_attributes = attributes.codes_VA.shape
     starts = torch.arange(0, n_rows * n_attributes + 1, n_attributes)
     codes = torch.from_numpy(attributes.codes_VA).flatten()
@@ -89,7 +87,9 @@ def _membership(attributes: ItemAttributes) -> Tensor:
 
 
 class _SparseProduct(torch.autograd.Function):
-    """Constant sparse matrix times dense parameter; the transpose is kept, where autograd would make it every step."""
+    """The product of a constant sparse matrix and a dense parameter; the transpose is kept, where autograd would make
+    it every step.
+    """
 
     @staticmethod
     def forward(ctx: Any, matrix: Tensor, transposed: Tensor, dense: Tensor) -> Tensor:
@@ -102,27 +102,28 @@ class _SparseProduct(torch.autograd.Function):
 
 
 def score_vectors(rows_ND: Tensor, priors_NP: Tensor | None, cosine: bool) -> Tensor:
-    """``[N, D + P]``: what an interest is multiplied with; rows of length 1 for cosine scores, then the priors."""
+    """Return ``[N, D + P]``, what an interest is multiplied with: rows of length 1 for cosine similarity, then the
+    priors.
+    """
     vectors_ND = F.normalize(rows_ND, dim=-1) if cosine else rows_ND
     return vectors_ND if priors_NP is None else torch.cat([vectors_ND, priors_NP], dim=1)
 
 
 class InterestHead(nn.Module):
-    """From an encoder state to an interest vector: the left-hand side of every score.
+    """A module from an encoder state to an interest vector, the left-hand side of every score.
 
     For cosine scores the state is brought to length 1 / temperature (learned). With P priors, P weights are
     read off the state and appended: how much this user follows the crowd.
     """
 
-    def __init__(self, dim: int, n_priors: int, cosine: bool, temperature: float) -> None:
+    def __init__(self, dim: int, n_priors: int, similarity: SimilaritySettings) -> None:
         super().__init__()
-        self.cosine = cosine
-        self.initial_scale = 1.0 / temperature
-        self.scale = ScaleParameter(self.initial_scale) if cosine else None
+        self.cosine = similarity.kind == "cosine"
+        self.scale = ScaleParameter(1.0 / similarity.temperature) if similarity.kind == "cosine" else None
         self.prior_weights = PriorWeights(dim, n_priors) if n_priors else None
 
     def forward(self, states_ND: Tensor) -> Tensor:
-        """``[N, D]`` to ``[N, D + P]``."""
+        """Bring ``[N, D]`` to ``[N, D + P]``."""
         if self.cosine:
             states_ND = F.normalize(states_ND, dim=-1)
         interests = states_ND if self.scale is None else self.scale(states_ND)
@@ -132,16 +133,16 @@ class InterestHead(nn.Module):
 
 
 class PriorWeights(nn.Linear):
-    """Begins the same for everybody: 0.3 of each popularity column, whatever the state."""
+    """A linear layer that begins the same for everybody: 0.3 of each popularity column, whatever the state."""
 
     def reset_parameters(self) -> None:
-        """Back to that; also called when a model made on the meta device gets its memory."""
+        """Set weights to 0 and biases to 0.3; also called when a model made on the meta device gets its memory."""
         nn.init.zeros_(self.weight)
         nn.init.constant_(self.bias, 0.3)
 
 
 class ScaleParameter(nn.Module):
-    """Multiplies by a learned positive number."""
+    """A module that multiplies by a learned positive number."""
 
     def __init__(self, initial: float) -> None:
         super().__init__()
@@ -150,10 +151,10 @@ class ScaleParameter(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Back to the initial scale; also called when a model made on the meta device gets its memory."""
+        """Set the initial scale; also called when a model made on the meta device gets its memory."""
         with torch.no_grad():
             self.log_scale.fill_(torch.tensor(self.initial).log().item())
 
     def forward(self, x: Tensor) -> Tensor:
-        """Same shape."""
+        """Return ``x`` times the scale."""
         return x * self.log_scale.exp()

@@ -1,4 +1,4 @@
-"""Items placed among those that are like them, once training is over: what is learned is learned from ids alone.
+"""Items placed among similar items, once training is over: training itself learns from ids alone.
 
 The row of an item says what its users like, as far as its events tell. Before them the best guess is the rows of the
 items whose vectors (of item encoders) are near: the mean of these rows, weighted by nearness (Nadaraya, 1964; Watson,
@@ -23,13 +23,14 @@ from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bseq_plugin.data.item_vectors import ItemVectors
 from bseq_plugin.errors import RunError
-from bseq_plugin.model.encoded_items import WhitenedVectors
+from bseq_plugin.model.whitening import whitening
 from bseq_plugin.plugins import plugin_manager
+from bseq_plugin.schema.indexes import VectorIndex
 
 KEY_WIDTH = 384  # leading directions of the whitened vectors that are kept
 N_NEIGHBOURS = 20
@@ -41,30 +42,37 @@ LISTS = 32
 Blocks = Iterable[tuple[int, Tensor]]
 
 
-class NeighbourItems(WhitenedVectors):
-    """The item encoders' part of an encoder with ``item_fusion = "neighbours"``: nothing while training.
+class NeighbourItems(nn.Module):
+    """The part of a model that item encoders fill: buffers that go with it, and that training does not read.
 
     Args:
         width: E.
         vectors: of all items, for a new model; None for one whose state is read.
     """
 
+    identity: Tensor  # uint8 [32]: sha256 of the encoders
+    centre_E: Tensor  # mean of the vectors
+    axes_EE: Tensor  # and their whitening axes
     keys_VK: Tensor | None  # float16, of the items in the table; only in exported models
 
     def __init__(self, width: int, vectors: ItemVectors | None = None) -> None:
-        super().__init__(width, vectors)
+        super().__init__()
+        identity = bytes(32) if vectors is None else bytes.fromhex(vectors.identity)
+        self.register_buffer("identity", torch.tensor(list(identity), dtype=torch.uint8))
+        centre_E, axes_EE = torch.zeros(width), torch.zeros(width, width)
+        if vectors is not None:
+            centre_E, axes_EE = whitening(vectors.vectors_VE)
+        self.register_buffer("centre_E", centre_E)
+        self.register_buffer("axes_EE", axes_EE)
         self.register_buffer("keys_VK", None)
 
-    def forward(self, rows: list[Tensor], ids: list[Tensor]) -> list[Tensor]:
-        """``rows`` as they are."""
-        return rows
-
-    def folded(self, rows_ND: Tensor, first_row: int, columns: slice) -> Tensor:
-        """``rows_ND`` as they are."""
-        return rows_ND
+    @property
+    def vectors_identity(self) -> str:
+        """The ``ItemVectors.identity`` of the vectors that the model was made with."""
+        return bytes(self.identity.tolist()).hex()
 
     def keys_of(self, vectors_NE: Tensor) -> Tensor:
-        """float16 [N, K], of length 1: two items are as near as the inner product says; zeros stay zeros."""
+        """Return float16 [N, K], of length 1: two items are as near as the inner product says; zeros stay zeros."""
         axes_EK = self.axes_EE[:, :KEY_WIDTH]
         parts = [
             (F.normalize((part_NE - self.centre_E) @ axes_EK, dim=1) * part_NE.any(1, keepdim=True)).half()
@@ -73,7 +81,7 @@ class NeighbourItems(WhitenedVectors):
         return torch.cat(parts)
 
     def rows_of(self, vectors_NE: Tensor, table_VD: Tensor, counts_V: np.ndarray) -> Tensor:
-        """float32 [N, D], the guess for items that are not in the table; zeros for a vector of zeros.
+        """Return float32 [N, D], the guess for items that are not in the table; zeros for a vector of zeros.
 
         ``table_VD`` [V + 1, D] and ``counts_V`` int64 [V], events of each item, are those of the exported model; of
         another one RunError is raised.
@@ -110,7 +118,7 @@ class AlikeItems:
         self._nearest = _search(torch.from_numpy(distinct_GK).float(), n_asked)
 
     def guess(self, keys_NK: Tensor, own_ND: Tensor | None = None, first: int = 0) -> tuple[Tensor, Tensor]:
-        """(float32 [N, D], bool [N]): the guess, and whether there is one; zeros where not.
+        """Return (float32 [N, D], bool [N]): the guess, and whether there is one; zeros where not.
 
         ``own_ND`` are the rows of the items asked about if they are in the table, from row ``first`` on: an item is no
         neighbour of its own.
@@ -133,7 +141,7 @@ class AlikeItems:
 def completed(
     keys_VK: Tensor, counts_V: np.ndarray, prior_events: float, blocks: Callable[[], Blocks], whole: bool = False
 ) -> Iterator[tuple[int, Tensor]]:
-    """(first row, rows [n, D]) of the item table with the guesses in it; ``blocks`` are asked for twice.
+    """Yield (first row, rows [n, D]) of the item table with the guesses in it; ``blocks`` are asked for twice.
 
     Args:
         prior_events: m, how many events of an item the guess counts for.
@@ -145,15 +153,17 @@ def completed(
         for start in range(0, len(rows_ND), ROWS):
             at = first + start
             own_ND = rows_ND[start : start + ROWS].float()
-            guess_ND, found_N = alike.guess(keys_VK[at : at + len(own_ND)], own_ND, at)
+            guess_ND, has_guess_N = alike.guess(keys_VK[at : at + len(own_ND)], own_ND, at)
             n_N1 = events_V[at : at + len(own_ND), None]
             own_share_N1 = 1.0 if whole else n_N1 / (n_N1 + prior_events)
             mixed_ND = own_share_N1 * own_ND + prior_events / (n_N1 + prior_events) * guess_ND
-            yield at, torch.where(found_N[:, None], mixed_ND, own_ND)
+            yield at, torch.where(has_guess_N[:, None], mixed_ND, own_ND)
 
 
 def own_directions(ids: Iterable[object], table_VD: Tensor, counts_V: np.ndarray) -> Tensor:
-    """float32 [N, D]: a random direction of each id, the same every time, as long as rows with events on average."""
+    """Return float32 [N, D], a random direction of each id, the same every time, as long as rows with events on
+    average.
+    """
     drawn = []
     for one in ids:
         seed = int.from_bytes(hashlib.sha256(str(one).encode("utf-8", "surrogatepass")).digest()[:8], "big")
@@ -161,13 +171,13 @@ def own_directions(ids: Iterable[object], table_VD: Tensor, counts_V: np.ndarray
     known = np.flatnonzero(counts_V > 0) + 1
     parts = np.array_split(known, max(1, len(known) // ROWS))
     total = sum(float(table_VD[part].float().norm(dim=1).sum()) for part in parts if len(part))
-    found_ND = torch.from_numpy(np.array(drawn, np.float32).reshape(-1, table_VD.shape[1]))
-    return F.normalize(found_ND, dim=1) * (total / max(1, len(known)))
+    directions_ND = torch.from_numpy(np.array(drawn, np.float32).reshape(-1, table_VD.shape[1]))
+    return F.normalize(directions_ND, dim=1) * (total / max(1, len(known)))
 
 
 def directed(guess_ND: Tensor, ids: Iterable[object], table_VD: Tensor, counts_V: np.ndarray, length: float) -> Tensor:
-    """``[N, D]``, rows of new items: what their neighbours say, and ``length`` times a direction of their own; zeros
-    where the neighbours say nothing.
+    """Return ``[N, D]``, rows of new items: the guess of their neighbours, and ``length`` times a direction of their
+    own; zeros where there is no guess.
     """
     if length == 0:
         return guess_ND
@@ -175,13 +185,13 @@ def directed(guess_ND: Tensor, ids: Iterable[object], table_VD: Tensor, counts_V
 
 
 def blocks_of(table_VD: Tensor) -> Iterator[tuple[int, Tensor]]:
-    """A table in memory, as blocks."""
+    """Yield a table in memory as blocks."""
     for first in range(0, len(table_VD), 1 << 16):
         yield first, table_VD[first : first + (1 << 16)]
 
 
 def _distinct(keys_WK: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(distinct keys [G, K], the place among them of each key)."""
+    """Return (distinct keys [G, K], the place among them of each key)."""
     if not len(keys_WK):
         return keys_WK, np.empty(0, np.int64)
     as_bytes = np.ascontiguousarray(keys_WK).view(np.dtype((np.void, keys_WK.itemsize * keys_WK.shape[1])))[:, 0]
@@ -190,11 +200,12 @@ def _distinct(keys_WK: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _search(keys_GK: Tensor, n_asked: int) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
-    """What gives (cosines [N, k], places [N, k]) of the nearest keys."""
+    """Return a function that gives (cosines [N, k], places [N, k]) of the nearest keys."""
     k = min(N_NEIGHBOURS, len(keys_GK))
     if len(keys_GK) * n_asked <= EXACT_PAIRS:
         return lambda asked_NK: torch.topk(asked_NK @ keys_GK.T, k, dim=1)
-    index = plugin_manager().part("index", "faiss_cpu").build(keys_GK, {"factory": "ivf_flat", "nprobe": LISTS})
+    part: type[VectorIndex] = plugin_manager().part("index", "faiss_cpu")
+    index = part.build(keys_GK, part.checked_options({"factory": "ivf_flat", "nprobe": LISTS}))
 
     def search(asked_NK: Tensor) -> tuple[Tensor, Tensor]:
         cosines_Nk, places_Nk = index.search(asked_NK, k)

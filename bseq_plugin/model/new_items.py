@@ -14,40 +14,40 @@ from torch import Tensor
 
 from bseq_plugin.data.events import ITEM, Events
 from bseq_plugin.data.item_vectors import build_item_encoders, encode_items, encoders_identity
-from bseq_plugin.data.items import PopularityPrior, checked_items
+from bseq_plugin.data.items import PopularityPrior, check_items
 from bseq_plugin.data.sequences import Sequences
 from bseq_plugin.errors import UsageError
-from bseq_plugin.model.encoded_items import EncodedItems
 from bseq_plugin.model.interest_model import InterestModel
 from bseq_plugin.model.neighbours import NeighbourItems, directed
 
 
 @torch.no_grad()
 def rows_of_items(model: InterestModel, items: pd.DataFrame, progress: bool = False) -> Tensor:
-    """float32 [N, D], rows of the item table for the rows of an items table, as ``publish_delta`` takes them.
+    """Return float32 [N, D], rows of the item table for the rows of an items table, as ``publish_delta`` takes them.
 
     Raises:
         UsageError: the model was trained without item encoders, or with other weights or options of theirs.
         SchemaError: a column is missing, an item is there twice.
     """
-    fusion = _fusion(model)
-    encoders = build_item_encoders(model.recipe)
-    if encoders_identity(encoders) != fusion.vectors_identity:
+    neighbours = _neighbours(model)
+    encoders = build_item_encoders(model.recipe.items.encoders)
+    if encoders_identity(encoders) != neighbours.vectors_identity:
+        names = ", ".join(settings.name for settings in model.recipe.items.encoders)
         raise UsageError(
-            f"the item encoders ({', '.join(model.recipe.item_encoders)}) give other vectors than those the model was "
-            "trained with: their weights or their version changed; use the same weights, or train again"
+            f"the item encoders ({names}) give other vectors than those the model was trained with: their weights or "
+            "their version changed; use the same weights, or train again"
         )
-    checked_items(items, [column for encoder in encoders for column in encoder.columns])
+    check_items(items, [column for encoder in encoders for column in encoder.columns])
     vectors_NE = torch.from_numpy(encode_items(encoders, items, progress))
-    table_VD, counts_V, length = model.item_table_VD, model.vocabulary.item_counts, model.recipe.own_direction
-    rows_ND: Tensor = fusion.rows_of(vectors_NE, table_VD, counts_V)
+    table_VD, counts_V, length = model.item_table_VD, model.vocabulary.item_counts, model.recipe.items.own_direction
+    rows_ND = neighbours.rows_of(vectors_NE, table_VD, counts_V)
     return directed(rows_ND, items[ITEM].tolist(), table_VD, counts_V, length)
 
 
 def with_new_items(
     model: InterestModel, items: pd.DataFrame, progress: bool = False, log: Events | None = None
 ) -> InterestModel:
-    """The model with those of ``items`` that it does not have, ids ascending; itself if it has them all.
+    """Return the model with those of ``items`` that it does not have, ids ascending; itself if it has them all.
 
     An item of which nothing is known is left out. Raises as ``rows_of_items``.
 
@@ -56,10 +56,10 @@ def with_new_items(
             at its end, for all items. The model then knows of these events, and ``trained_until_us`` says so. Without
             it nobody has had the new items yet.
     """
-    _fusion(model)
-    checked_items(items, [])
+    _neighbours(model)
+    check_items(items, [])
     new = items[model.vocabulary.item_rows(items[ITEM]) == 0] if len(items) else items
-    rows_ND = rows_of_items(model, new, progress) if len(new) else torch.empty(0, model.recipe.vector_dim)
+    rows_ND = rows_of_items(model, new, progress) if len(new) else torch.empty(0, model.recipe.vectors.table_dim)
     known = rows_ND.any(1)
     n_priors, longer = len(model.recipe.popularity_days), model
     if bool(known.any()):
@@ -70,7 +70,9 @@ def with_new_items(
 
 
 def with_popularity(model: InterestModel, log: Events) -> InterestModel:
-    """The model with the popularity columns of all its items at the end of a log, or of training if that is later."""
+    """Return the model with the popularity columns of all its items at the end of a log, or of training if that is
+    later.
+    """
     sequences = Sequences.from_events(log, model.vocabulary)
     popularity = PopularityPrior(sequences, model.vocabulary.n_items, model.recipe.popularity_days)
     newest_us = max(model.trained_until_us or 0, int(log.frame["timestamp"].max()) if len(log) else 0)
@@ -78,18 +80,11 @@ def with_popularity(model: InterestModel, log: Events) -> InterestModel:
     return replace(model, item_priors_VP=priors_VP, trained_until_us=newest_us)
 
 
-def _fusion(model: InterestModel) -> EncodedItems | NeighbourItems:
-    fusion = model.encoder.item_tower.encoded
-    if model.recipe.item_attributes and not isinstance(
-        fusion, NeighbourItems
-    ):  # of which the neighbours' rows are part
-        raise UsageError(
-            "new items can't be added to a model with item_attributes, whose vectors are part of its rows; use "
-            "item_encoders with item_fusion = 'neighbours', or give the columns to the item encoder 'columns' instead"
-        )
-    if fusion is None:
+def _neighbours(model: InterestModel) -> NeighbourItems:
+    neighbours: NeighbourItems | None = model.encoder.item_tower.encoded
+    if neighbours is None:
         raise UsageError(
             "the model was trained without item encoders, so an item that it has never seen has no vector; train with "
-            "item_encoders, or leave the items table out"
+            "items.encoders, or leave the items table out"
         )
-    return fusion
+    return neighbours

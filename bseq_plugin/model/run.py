@@ -11,17 +11,17 @@ RUN/model/               the best model (see InterestModel), there once the run 
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bseq_plugin.data.prepare import PreparedLog
+from bseq_plugin.data.prepare import PreparedLog, training_histories
 from bseq_plugin.data.sequences import Sequences
 from bseq_plugin.data.vocabulary import Vocabulary
 from bseq_plugin.errors import RunError
+from bseq_plugin.files import SCRATCH, write_json, write_text
 from bseq_plugin.model.interest_model import InterestModel
-from bseq_plugin.schema.recipe import Recipe
+from bseq_plugin.recipe.recipe import Recipe
 
 
 @dataclass(frozen=True)
@@ -66,13 +66,15 @@ class Run:
     @property
     def is_half_begun(self) -> bool:
         """Return whether all there is may come from a killed ``begin``, which writes ``run.json`` last."""
-        written = {"recipe.json", "vocabulary.parquet", "sequences.parquet", ".recipe.json.tmp", ".run.json.tmp"}
-        return self.path.is_dir() and {path.name for path in self.path.iterdir()} <= written
+        if not self.path.is_dir():
+            return False
+        names = {path.name for path in self.path.iterdir() if not path.name.startswith(SCRATCH)}
+        return names <= {"recipe.json", "vocabulary.parquet", "sequences.parquet"}
 
     @property
     def recipe(self) -> Recipe:
         """Return the resolved recipe."""
-        return Recipe.parse(json.loads((self.path / "recipe.json").read_text(encoding="utf-8")), str(self.path))
+        return Recipe.stored(json.loads((self.path / "recipe.json").read_text(encoding="utf-8")), self.path)
 
     def vocabulary(self) -> Vocabulary:
         """Return the item and event-type ids."""
@@ -88,10 +90,14 @@ class Run:
             raise RunError(f"{self.path} has no sequences.parquet; is it a run directory?")
         return Sequences.load(file, self.vocabulary())
 
+    def training_part(self) -> Sequences:
+        """Return the histories that training learned from: the log without its held-out part."""
+        return training_histories(self.sequences(), self.recipe.split)
+
     def begin(self, log: PreparedLog, warm_start: str | Path | None = None) -> None:
         """Write what training starts from; ``warm_start`` is the run whose weights it begins with."""
         self.path.mkdir(parents=True, exist_ok=True)
-        replace_text(self.path / "recipe.json", log.recipe.model_dump_json(indent=1))
+        write_text(self.path / "recipe.json", json.dumps(log.recipe.as_dict(), indent=1))
         log.vocabulary.save(self.path / "vocabulary.parquet")
         log.sequences.save(self.path / "sequences.parquet", log.vocabulary)
         info = {"status": "training", "attributes_sha256": None if log.attributes is None else log.attributes.digest}
@@ -105,11 +111,4 @@ class Run:
 
     def update(self, info: dict[str, Any]) -> None:
         """Replace ``run.json``."""
-        replace_text(self.path / "run.json", json.dumps(info, indent=1))
-
-
-def replace_text(path: Path, text: str) -> None:
-    """Write beside and rename, so that a reader sees the old text or the new."""
-    aside = path.with_name(f".{path.name}.tmp")
-    aside.write_text(text, encoding="utf-8")
-    os.replace(aside, path)
+        write_json(self.path / "run.json", info)

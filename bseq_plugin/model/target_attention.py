@@ -65,7 +65,7 @@ class TargetAttention(nn.Module):
         user_N: Tensor | None = None,
         at_N: Tensor | None = None,
     ) -> Tensor:
-        """``[N, D]``, the history as each candidate sees it; zeros for a user without events.
+        """Return ``[N, D]``, the history as each candidate sees it; zeros for a user without events.
 
         Args:
             candidates_ND: float.
@@ -89,9 +89,9 @@ class TargetAttention(nn.Module):
         return context_ND.index_add(0, candidate_P, weight_P[:, None] * events.x_TD[event_P])
 
     def _users(self, candidates_ND: Tensor, events: PackedEvents, user_N: Tensor | None) -> Tensor:
-        for name, found in (("candidates_ND", candidates_ND), ("events.x_TD", events.x_TD)):
-            if found.ndim != 2 or found.shape[1] != self.dim:
-                raise UsageError(f"{name} has shape {tuple(found.shape)}; this attention has dim = {self.dim}")
+        for name, vectors in (("candidates_ND", candidates_ND), ("events.x_TD", events.x_TD)):
+            if vectors.ndim != 2 or vectors.shape[1] != self.dim:
+                raise UsageError(f"{name} has shape {tuple(vectors.shape)}; this attention has dim = {self.dim}")
         if user_N is None:
             if len(candidates_ND) != events.n_users:
                 raise UsageError(
@@ -113,7 +113,7 @@ class TargetAttention(nn.Module):
 
 
 class DecayRate(nn.Module):
-    """-rate * x with a learned rate > 0, 0.1 at first."""
+    """A module that returns -rate * x with a learned rate > 0, 0.1 at first."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -121,18 +121,20 @@ class DecayRate(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Back to 0.1; also called when a model made on the meta device gets its memory."""
+        """Set the rate to 0.1; also called when a model made on the meta device gets its memory."""
         with torch.no_grad():
             self.raw.fill_(math.log(math.expm1(0.1)))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Same shape."""
+        """Return ``-rate * x``."""
         decayed: Tensor = -F.softplus(self.raw) * x
         return decayed
 
 
 def pairs(events: PackedEvents, user_N: Tensor) -> tuple[Tensor, Tensor]:
-    """int64 ``(candidate_P, event_P)``, every candidate with every event of its user; by candidate, oldest first."""
+    """Return int64 ``(candidate_P, event_P)``, every candidate with every event of its user; by candidate, oldest
+    first.
+    """
     length_N = events.lengths_B[user_N]
     candidate_P = torch.repeat_interleave(length_N)
     place_P = torch.arange(len(candidate_P), device=user_N.device) - (length_N.cumsum(0) - length_N)[candidate_P]

@@ -18,13 +18,14 @@ from bseq_plugin.model.interests import label_aware
 from bseq_plugin.model.items import score_vectors
 from bseq_plugin.model.members import members_loss
 from bseq_plugin.plugins import plugin_manager
+from bseq_plugin.recipe.recipe import Recipe
+from bseq_plugin.schema.losses import Negatives, SequenceLoss, Targets
 from bseq_plugin.schema.options import parse_options
-from bseq_plugin.schema.parts import Candidates, MachineChoices, SequenceLoss, Targets
-from bseq_plugin.schema.recipe import Recipe
+from bseq_plugin.schema.part import MachineChoices
 
 
 class SequenceInterestTask(nn.Module):
-    """A ``SequenceInterestEncoder`` with the recipe's loss. Arguments as there."""
+    """A ``SequenceInterestEncoder`` with the recipe's loss, for the same arguments."""
 
     def __init__(
         self,
@@ -44,27 +45,27 @@ class SequenceInterestTask(nn.Module):
             n_event_types,
             attributes=attributes,
             item_vectors=item_vectors,
-            candidate_keys=True,
+            training_keys=True,
             device=device,
         )
-        self.masked = recipe.targets == "masked"
+        self.masked = recipe.objective.kind == "masked"
         part = self.interest_encoder.sequence_encoder.part
         if self.masked and not part.predicts_masked:
             raise RecipeError(
-                f"targets = 'masked' needs an encoder that predicts hidden events, and {part.name!r} does not; use "
-                "encoder = 'masked', or other targets"
+                f"objective.kind = 'masked' needs an encoder that predicts hidden events, and {part.name!r} does not; "
+                "use encoder.name = 'masked', or another objective"
             )
         self.objective = Objective(
             build_loss_part(recipe),
-            recipe.score == "cosine",
+            recipe.vectors.cosine,
             recipe.interests_per_user,
-            recipe.members,
-            anchored=recipe.interests_anchored,
+            recipe.vectors.ensemble,
+            anchored=recipe.interests.kind == "several" and recipe.interests.anchored,
         )
 
     def machine_choices(self) -> dict[str, dict[str, Any]]:
         """What is best on this machine, by part; see ``MachineChoices``. Some of it is measured now."""
-        return {name: part.machine_choices(self.recipe.dim) for name, part in self._choosing.items()}
+        return {name: part.machine_choices(self.recipe.vectors.dim) for name, part in self._choosing.items()}
 
     def settle(self, choices: Mapping[str, Mapping[str, Any]]) -> None:
         """Take ``choices`` over, as ``machine_choices`` gave them here, on another rank, or when a run was begun."""
@@ -76,7 +77,8 @@ class SequenceInterestTask(nn.Module):
         return {"encoder": self.interest_encoder.sequence_encoder.part, "loss": self.objective.loss}
 
     def forward(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        """``(loss, {"loss", "n_targets"})``; the loss is scaled so that its mean over ranks is the global batch's.
+        """Return ``(loss, {"loss", "n_targets"})``; the loss is scaled so that its mean over ranks is the global
+        batch's.
 
         ``n_targets`` float32, each target counted with its weight.
         """
@@ -94,7 +96,7 @@ class SequenceInterestTask(nn.Module):
 
 
 class Objective(nn.Module):
-    """Brings interests, targets and candidates together; a leaf of the trace."""
+    """A module that brings interests, targets and negatives together; a leaf of the trace."""
 
     def __init__(
         self, loss: SequenceLoss, cosine: bool, n_interests: int = 1, n_members: int = 1, *, anchored: bool = False
@@ -109,31 +111,31 @@ class Objective(nn.Module):
     def forward(
         self, interests_ND: Tensor, target_SD: Tensor, negative_ND: Tensor, batch: Batch
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """See ``SequenceInterestTask.forward``."""
-        negative_ND = score_vectors(negative_ND, batch.candidate_priors_NP, self.cosine)
+        """Return the loss and its figures; see ``SequenceInterestTask.forward``."""
+        negative_ND = score_vectors(negative_ND, batch.negative_priors_NP, self.cosine)
         places_S = batch.target_places_S
         if places_S is None:
             target_SD = score_vectors(target_SD, batch.target_priors_SP, self.cosine)
         else:  # targets are not looked up a second time
             target_SD = negative_ND.index_select(0, places_S)
         targets = Targets(target_SD, batch.target_ids_S, batch.target_state_S, batch.target_weights_S, places_S)
-        candidates = Candidates(negative_ND, batch.candidate_ids_N, batch.log_expected_count_N)
+        negatives = Negatives(negative_ND, batch.negative_ids_N, batch.log_expected_count_N)
         interests_QKD = interests_ND.view(-1, self.n_interests, interests_ND.shape[1])
         if self.anchored:
-            loss = self.loss(interests_QKD[:, 0].contiguous(), targets, candidates)
-            loss = loss + merged_softmax(interests_QKD, targets, candidates)
+            loss = self.loss(interests_QKD[:, 0].contiguous(), targets, negatives)
+            loss = loss + merged_softmax(interests_QKD, targets, negatives)
         elif self.n_interests > 1:
-            loss = self.loss(interests_ND, label_aware(interests_QKD, targets), candidates)
+            loss = self.loss(interests_ND, label_aware(interests_QKD, targets), negatives)
         elif self.n_members > 1:
-            loss = members_loss(self.loss, self.n_members, interests_ND, targets, candidates)
+            loss = members_loss(self.loss, self.n_members, interests_ND, targets, negatives)
         else:
-            loss = self.loss(interests_ND, targets, candidates)
+            loss = self.loss(interests_ND, targets, negatives)
         n_targets = batch.target_weights_S.sum()
         return loss * batch.loss_scale, {"loss": loss.detach(), "n_targets": n_targets}
 
 
 def build_loss_part(recipe: Recipe) -> SequenceLoss:
     """The loss named in the recipe. Raises UsageError (unknown name) or RecipeError (bad options)."""
-    part = plugin_manager().part("loss", recipe.loss)
-    loss: SequenceLoss = part(parse_options(part.Options, recipe.loss_options, f"loss_options of {recipe.loss!r}"))
+    part = plugin_manager().part("loss", recipe.loss.name)
+    loss: SequenceLoss = part(parse_options(part.Options, recipe.loss.options, f"options of loss {recipe.loss.name!r}"))
     return loss

@@ -17,14 +17,17 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, contiguous_format
 
-from bseq_plugin.errors import BseqError, RunError, UsageError
+from bseq_plugin.errors import RunError, UsageError
+from bseq_plugin.files import output_file
 
 BYTES = 4  # of a float32
 ROWS_PER_WRITE = 1 << 16  # what is mapped at a time counts as memory of the process
 
 
 def create(path: Path, shapes: Mapping[str, tuple[int, int]]) -> None:
-    """Make a file of float32 matrices, all zeros, its space on the device reserved. Raises OSError if there is none."""
+    """Make a file of float32 matrices, all zeros, with its space on the device reserved. Raises OSError if there is
+    none.
+    """
     header: dict[str, object] = {}
     end = 0
     for name, (rows, columns) in shapes.items():
@@ -67,18 +70,12 @@ def save_sealed(path: Path, tensors: Mapping[str, Tensor], told: Mapping[str, st
     except OSError as error:
         raise UsageError(f"can't write {str(path)!r}: its folder can't be made ({error}); name another place") from None
     kept = {name: value.detach().clone(memory_format=contiguous_format) for name, value in tensors.items()}
-    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        aside.write_bytes(save(kept, {**told, "sha256": _digest(kept, told)}))
-        os.replace(aside, path)
-    except OSError as error:
-        raise BseqError(f"can't write {str(path)!r}: {error}") from error
-    finally:
-        aside.unlink(missing_ok=True)
+    with output_file(path) as file:
+        file.write(save(kept, {**told, "sha256": _digest(kept, told)}))
 
 
 def load_sealed(path: Path, writer: str) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """(tensors, told) as they were given to ``save_sealed``.
+    """Return (tensors, told) as they were given to ``save_sealed``.
 
     Raises RunError if the file is not there, not one of these (``writer`` says whose it is to be), or damaged.
     """
@@ -97,6 +94,6 @@ def load_sealed(path: Path, writer: str) -> tuple[dict[str, Tensor], dict[str, s
 
 
 def _digest(tensors: Mapping[str, Tensor], told: Mapping[str, str]) -> str:
-    """sha256 of the tensors and of what is told beside them."""
+    """Return the sha256 of the tensors and of what is told beside them."""
     weights = save(dict(sorted(tensors.items())))
     return hashlib.sha256(weights + json.dumps(dict(told), sort_keys=True).encode()).hexdigest()

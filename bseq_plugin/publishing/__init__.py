@@ -1,1 +1,1 @@
-"""From a trained run to a version of the store: what may be published, its files, its index, deltas between builds."""
+"""Publishing makes a version of the store from a trained run, or a delta between two builds."""

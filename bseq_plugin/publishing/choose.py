@@ -15,7 +15,7 @@ from torch import Tensor
 from bseq_plugin.errors import MissingDependencyError, UsageError
 from bseq_plugin.indexes.exact import ExactIndex
 from bseq_plugin.publishing.measure import DEFAULT_KINDS, Measured, built, measure, size_of, true_rows, variants
-from bseq_plugin.schema.parts import VectorIndex
+from bseq_plugin.schema.indexes import VectorIndex
 
 MAX_EXACT_ITEMS = 1_000_000  # up to here exact search is quick enough, unless a latency is asked for
 

@@ -24,11 +24,11 @@ from bseq_plugin.publishing.choose import Choice
 from bseq_plugin.publishing.history_parts import InMemory
 from bseq_plugin.publishing.publish import publish_model
 from bseq_plugin.publishing.publishable import rows_after
-from bseq_plugin.publishing.write_version import INDEX_FILE, Prepared, prepared, write_version
-from bseq_plugin.serving.blend import Blend
+from bseq_plugin.publishing.write_version import Prepared, prepared, write_version
 from bseq_plugin.serving.served import Served, load_index
 from bseq_plugin.store.overlay import Overlay
 from bseq_plugin.store.store import Store
+from bseq_plugin.store.version import INDEX_FILE
 
 MAX_SHARE = 0.2  # of the catalogue on top: beyond that, searching it exactly and over-fetching cost more than building
 
@@ -59,7 +59,7 @@ def publish_delta(
     given, gone = pd.Index(list(item_ids)), pd.Index(list(removed))
     _check(served, given, rows_ND, gone, priors_NP)
     known = served.model.vocabulary.item_rows(given.to_numpy()) - 1 if len(given) else np.empty(0, np.int64)
-    rows = torch.empty(0, served.model.recipe.vector_dim) if rows_ND is None else rows_ND
+    rows = torch.empty(0, served.model.recipe.vectors.table_dim) if rows_ND is None else rows_ND
     model = served.model.with_rows(given.to_numpy(), rows, priors_NP)
     before = served.overlay
     went = served.model.vocabulary.item_rows(gone.to_numpy()) - 1 if len(gone) else np.empty(0, np.int64)
@@ -68,11 +68,11 @@ def publish_delta(
         np.union1d(before.stale_S, known[(known >= 0) & (known < before.n_base)]),
         np.setdiff1d(np.union1d(before.removed_R, went), known),
     )
-    check_on_top(overlay, model.vocabulary.n_items)
-    return write_delta(opened, served, prepared(model, InMemory(served.histories)), overlay, served.blend)
+    _check_on_top(overlay, model.vocabulary.n_items)
+    return _write_delta(opened, served, prepared(model, InMemory(served.histories)), overlay)
 
 
-def check_on_top(overlay: Overlay, n_items: int) -> None:
+def _check_on_top(overlay: Overlay, n_items: int) -> None:
     """Raise UsageError if more of the items lie on top of the index than is sensible."""
     on_top = len(overlay.stale_S) + n_items - overlay.n_base
     if on_top > MAX_SHARE * n_items:
@@ -104,17 +104,17 @@ def merge_delta(store: Store | str | Path, *, index: str | None = None, index_op
     )
 
 
-def write_delta(store: Store, served: Served, made: Prepared, overlay: Overlay, blend: Blend) -> str:
+def _write_delta(store: Store, served: Served, made: Prepared, overlay: Overlay) -> str:
     """Write a version with the index of ``served``; raises StoreError as ``publish``."""
     vectors_VD, index = made.model.item_vectors_VD[1:], served.version.manifest["index"]
     if not served.version.has(INDEX_FILE):  # nothing was built that could be kept
         overlay = replace(overlay, n_base=len(vectors_VD), stale_S=overlay.stale_S[:0])
     chosen = load_index(served.version, vectors_VD, index["name"], overlay)
-    return write_version(store, made, Choice(chosen, index["name"], index["options"]), blend, overlay)
+    return write_version(store, made, Choice(chosen, index["name"], index["options"]), served.blend, overlay)
 
 
 def _check(served: Served, given: pd.Index, rows_ND: Tensor | None, gone: pd.Index, priors_NP: Tensor | None) -> None:
-    n_priors, dim = len(served.model.recipe.popularity_days), served.model.recipe.vector_dim
+    n_priors, dim = len(served.model.recipe.popularity_days), served.model.recipe.vectors.table_dim
     if not len(given) and not len(gone):
         raise UsageError("a delta of nothing: give item_ids with rows_ND, or removed")
     for what, ids in (("item_ids", given), ("removed", gone)):

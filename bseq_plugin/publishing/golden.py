@@ -15,7 +15,7 @@ from bseq_plugin.indexes.exact import ExactIndex
 from bseq_plugin.model.interest_model import InterestModel
 from bseq_plugin.publishing.history_parts import spread
 from bseq_plugin.publishing.measure import recall
-from bseq_plugin.schema.parts import VectorIndex
+from bseq_plugin.schema.indexes import VectorIndex
 
 N_GOLDEN, GOLDEN_K = 16, 10
 

@@ -29,8 +29,8 @@ from bseq_plugin.publishing.measure import (
     true_rows,
     variants,
 )
-from bseq_plugin.schema.parts import VectorIndex
-from bseq_plugin.serving.hits import Excluded
+from bseq_plugin.schema.indexes import VectorIndex
+from bseq_plugin.serving.hits import ExcludedPairs
 from bseq_plugin.serving.search import search_items
 from bseq_plugin.serving.served import Served
 from bseq_plugin.store.store import Store
@@ -117,7 +117,7 @@ class _Task:
 
     served: Served
     interests_UKD: Tensor
-    seen: Excluded
+    seen: ExcludedPairs
     offsets_U1: np.ndarray
     targets_N: np.ndarray  # vocabulary rows
     k: int
@@ -143,7 +143,7 @@ class _Task:
         targets = targets[np.isin(targets // n_items, users)]
         offsets = np.searchsorted(targets // n_items, [*users, users[-1] + 1])
         own = chosen.known()
-        excluded = Excluded.of(own.user_index, own.items - 1, len(users), n_items)
+        excluded = ExcludedPairs.of(own.user_index, own.items - 1, len(users), n_items)
         return cls(served, served.model.encode(chosen), excluded, offsets, targets % n_items + 1, min(k, n_items))
 
     def metrics(self, index: VectorIndex) -> dict[str, float]:

@@ -19,7 +19,7 @@ from torch import Tensor
 from bseq_plugin.indexes.exact import ExactIndex
 from bseq_plugin.plugins import plugin_manager
 from bseq_plugin.publishing.history_parts import spread
-from bseq_plugin.schema.parts import VectorIndex
+from bseq_plugin.schema.indexes import VectorIndex
 
 BATCHES = (1, 256)
 QUANTILES = {"p50": 0.5, "p95": 0.95, "p99": 0.99}
@@ -90,7 +90,8 @@ def true_rows(vectors_VD: Tensor, queries_QD: Tensor, k: int) -> Tensor:
 def built(name: str, options: Mapping[str, Any], vectors_VD: Tensor) -> tuple[VectorIndex, float]:
     """Return an index and the seconds it took to build. Raises as ``VectorIndex.build``."""
     started = time.perf_counter()
-    index: VectorIndex = plugin_manager().part("index", name).build(vectors_VD, dict(options))
+    part: type[VectorIndex] = plugin_manager().part("index", name)
+    index = part.build(vectors_VD, part.checked_options(options))
     return index, time.perf_counter() - started
 
 

@@ -8,7 +8,6 @@ from typing import Any
 
 import pandas as pd
 
-from bseq_plugin.data.event_features import EventInputs
 from bseq_plugin.data.events import Events
 from bseq_plugin.data.interest_files import InterestFiles
 from bseq_plugin.data.partitions import PartitionedSequences
@@ -132,8 +131,7 @@ def _by_now(log: Events, model: InterestModel, known: HistoryParts) -> InMemory:
             "no user of the run is in log; give the whole log by now, with user ids as in training: if the run was "
             "trained with --pseudonymise, give the same key"
         )
-    if lacking := EventInputs.of(model.recipe).lacking(histories.histories):
-        raise SchemaError(f"the model reads {' and '.join(lacking)}, but log has none; give a log with it")
+    model.check_log(histories.histories)
     return histories
 
 

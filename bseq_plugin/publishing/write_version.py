@@ -47,8 +47,8 @@ from bseq_plugin.serving.sources import fitted_sources, save_sources
 from bseq_plugin.store.disk import sha256
 from bseq_plugin.store.overlay import Overlay
 from bseq_plugin.store.store import Store
+from bseq_plugin.store.version import INDEX_FILE
 
-INDEX_FILE = "items.faiss"
 N_SAMPLED = 512  # users whose interests "auto" measures with, and golden queries are taken from
 Report = Callable[[str, int, int], None]  # (what, done, of how many)
 PACKAGES = (

@@ -1,4 +1,4 @@
-"""Ranking features: columns for (user, candidate, at) from events strictly before ``at``."""
+"""Ranking describes a user and a candidate by features of events strictly before an instant."""
 
 from __future__ import annotations
 

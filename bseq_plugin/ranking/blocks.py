@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from bseq_plugin.errors import BseqError, PluginError
-from bseq_plugin.schema.parts import RankingFeature
 from bseq_plugin.schema.ranking import FeatureInputs
+from bseq_plugin.schema.ranking_features import RankingFeature
 
 BLOCK_NUMBERS = 8_000_000  # float64 numbers a block needs at once (about; padding can triple it): 64 MB
 

@@ -26,7 +26,8 @@ from bseq_plugin.ranking.model import FeatureModel, encode, refuse_future_model
 from bseq_plugin.ranking.requests import CandidateRows, Histories, Requests, read_log, relevant_events
 from bseq_plugin.ranking.spec import FeatureSpec
 from bseq_plugin.ranking.table import FeatureTable
-from bseq_plugin.schema.ranking import FeatureInputs, unit_table
+from bseq_plugin.schema.grid import unit_table
+from bseq_plugin.schema.ranking import FeatureInputs
 
 VERSION_DIGITS = 6  # hexadecimal digits of a model's digest that float32 holds exactly
 
@@ -151,7 +152,7 @@ class FeatureEngine:
         if self.interests is not None:
             stored_RKD, known_R = self.interests.as_of(requests.user_ids, requests.at_R, self.spec.ttl_days)
             return stored_RKD[..., : self._item_vectors_VD.shape[1]], known_R
-        read = histories.latest(self.model.recipe.max_length)
+        read = histories.latest(self.model.recipe.encoder.max_length)
         dim = self._item_vectors_VD.shape[1]
         interests_RKD, newest_R = encode(self.model, read, dim + self._n_priors)
         return interests_RKD[..., :dim], newest_R
@@ -174,10 +175,10 @@ def ranking_features(
 
     Only events strictly before a row's ``at`` are read, whatever else the log holds: an event exactly at ``at`` is
     excluded, and adding, changing or deleting events at or after ``at`` changes no byte. Equal times keep the order of
-    the log. Interests are encoded from the latest ``model.recipe.max_length`` of these events, the other features
-    read the latest ``features.history_length``, counts of events all of them. An unknown item, an unknown user, a user
-    without an earlier event of a known item: NaN where that is needed. An event whose ``created_timestamp`` lies after
-    ``at`` was not known then and is not read.
+    the log. Interests are encoded from the latest ``encoder.max_length`` of these events, the other features read the
+    latest ``features.history_length``, counts of events all of them. An unknown item, an unknown user, a user without
+    an earlier event of a known item: NaN where that is needed. An event whose ``created_timestamp`` lies after ``at``
+    was not known then and is not read.
 
     For one request after another build a ``FeatureEngine`` once and call its ``features``.
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from bseq_plugin.data.events import DAY_US, USER
 from bseq_plugin.errors import SchemaError, UsageError
-from bseq_plugin.schema.ranking import first_at_or_after
+from bseq_plugin.schema.grid import first_at_or_after
 
 
 @dataclass(frozen=True)

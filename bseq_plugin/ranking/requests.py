@@ -16,7 +16,7 @@ from bseq_plugin.data.vocabulary import Vocabulary
 from bseq_plugin.errors import SchemaError, UsageError
 from bseq_plugin.ranking.late import without_late
 from bseq_plugin.ranking.table import REQUEST
-from bseq_plugin.schema.ranking import first_at_or_after
+from bseq_plugin.schema.grid import first_at_or_after
 
 AT = "at"
 RETRIEVAL_COLUMNS = ("rank", "score", "interest", "n_interests")

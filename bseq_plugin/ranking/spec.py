@@ -13,7 +13,7 @@ from bseq_plugin.errors import PluginError, UsageError
 from bseq_plugin.plugins import PluginManager, plugin_manager
 from bseq_plugin.ranking.features import FEATURES
 from bseq_plugin.schema.options import parse_options
-from bseq_plugin.schema.parts import RankingFeature
+from bseq_plugin.schema.ranking_features import RankingFeature
 
 
 class FeatureSpec(BaseModel):

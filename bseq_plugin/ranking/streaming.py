@@ -11,8 +11,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from bseq_plugin.errors import SchemaError, UsageError
+from bseq_plugin.files import output_file
 from bseq_plugin.ranking.engine import FeatureEngine
-from bseq_plugin.ranking.table import FeatureTable, written_whole
+from bseq_plugin.ranking.table import FeatureTable
 
 PIECE_ROWS = 50_000  # about 1.5 kB a row with all features and 64-wide vectors
 
@@ -70,7 +71,10 @@ def write_features(
         BseqError: writing fails.
     """
     done = 0
-    with written_whole(path) as file, ExitStack() as stack:  # the writer is closed before its file, also by an error
+    with (
+        output_file(Path(path)) as file,
+        ExitStack() as stack,
+    ):  # the writer is closed before its file, also by an error
         writer: pq.ParquetWriter | None = None
         for table in stream_features(engine, candidate_pieces(candidates, rows), at):
             arrow = table.to_arrow()

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -16,7 +14,8 @@ import pyarrow.parquet as pq
 import torch
 
 from bseq_plugin.data.events import ITEM, USER
-from bseq_plugin.errors import BseqError, MissingDependencyError, UsageError
+from bseq_plugin.errors import MissingDependencyError
+from bseq_plugin.files import output_file
 
 if TYPE_CHECKING:
     from torchrec import KeyedTensor
@@ -100,7 +99,7 @@ class FeatureTable:
 
         Raises UsageError if the folder does not exist, BseqError if writing fails.
         """
-        with written_whole(path) as file:
+        with output_file(Path(path)) as file:
             pq.write_table(self.to_arrow(), file)
 
     def to_keyed_tensor(self, fill: float | None = 0.0) -> KeyedTensor:
@@ -122,28 +121,6 @@ class FeatureTable:
             keys = keys + [name + ISNULL for name in keys]
         values = torch.from_numpy(np.concatenate(parts, axis=1))
         return KeyedTensor(keys=keys, length_per_key=[part.shape[1] for part in parts], values=values)
-
-
-@contextmanager
-def written_whole(path: str | Path) -> Iterator[BinaryIO]:
-    """A file to write to, that takes the name ``path`` when all of it is on disk; until then ``path`` is what it was.
-
-    Raises UsageError if the folder does not exist, BseqError if writing fails.
-    """
-    path = Path(path)
-    if not path.parent.is_dir():
-        raise UsageError(f"can't write {str(path)!r}: there is no folder {str(path.parent)!r}; create it first")
-    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with aside.open("wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(aside, path)
-    except OSError as error:
-        raise BseqError(f"can't write {str(path)!r}: {error}") from error
-    finally:
-        aside.unlink(missing_ok=True)
 
 
 def _plain(ids: pd.Series) -> pa.Array:

@@ -1,1 +1,1 @@
-"""Event readers: ``read_events`` asks the plugins, the built-in ones last."""
+"""Readers recognise a source of events and read it; plugins are asked before the built-in ones."""

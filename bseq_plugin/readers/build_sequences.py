@@ -23,6 +23,7 @@ from bseq_plugin.data.events import CREATED, EVENT_TYPE, ITEM, SESSION, TIME, US
 from bseq_plugin.data.partitions import COLUMNS, ITEMS, Partition, PartitionedSequences
 from bseq_plugin.data.pseudonyms import Pseudonymiser
 from bseq_plugin.errors import BseqError, MissingDependencyError, SchemaError, UsageError
+from bseq_plugin.files import aside_of, put_in_place
 from bseq_plugin.readers.checks_sql import column_checks
 from bseq_plugin.readers.files import files_of
 
@@ -68,7 +69,7 @@ def build_sequences(
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise UsageError(f"{target} is there already and not empty; give another --out")
     log = _Log(source, dict(columns or {}), timestamp_unit, pseudonymise is not None)
-    aside = target.with_name(f".{target.name}.tmp-{os.getpid()}")
+    aside = aside_of(target)
     shutil.rmtree(aside, ignore_errors=True)
     try:
         aside.mkdir(parents=True)
@@ -78,8 +79,8 @@ def build_sequences(
             _Build(connection, log, aside, memory_mb, partitions, report).run()
         shutil.rmtree(aside / "work")
         if target.is_dir():
-            target.rmdir()
-        os.replace(aside, target)
+            target.rmdir()  # fails if it is empty no more
+        put_in_place(aside, target)
     except OSError as error:
         raise BseqError(f"sequences can't be written to {target}: {error}; nothing is left of it") from error
     finally:

@@ -1,1 +1,1 @@
-"""The contract in types: recipes, packed events, and the base classes of parts."""
+"""The schema is the contract in types: the recipe, packed events and the base classes of parts."""

@@ -1,4 +1,4 @@
-"""What makes a vector of an item from its row of the items table: the base class of an item encoder.
+"""The contract of item encoders: from an item's row of the items table to a vector.
 
 Shape letters: N items, E width of the vectors.
 """
@@ -6,47 +6,46 @@ Shape letters: N items, E width of the vectors.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
-from bseq_plugin.schema.options import PartOptions
+from bseq_plugin.schema.part import OptionsT_co, Part
 
 if TYPE_CHECKING:
     import numpy as np
     import pandas as pd
 
 
-class ItemEncoder(ABC):
-    """Text, categories, numbers or pictures of an item as a vector, without looking at anybody's behaviour.
+class ItemEncoder(Part[OptionsT_co], ABC):
+    """The base of item encoders: text, categories, numbers or pictures of an item as a vector, whatever anybody did
+    with it.
 
     So an item that nobody has touched yet has one. A vector depends on its own row of the items table alone, on the
     options and on the weights: that is what allows caching, and items that come after training.
     """
 
-    name: ClassVar[str]
     description: ClassVar[str]  # one sentence
-    Options: ClassVar[type[PartOptions]] = PartOptions
 
-    def __init__(self, options: Any = None) -> None:
-        self.options: Any = self.Options() if options is None else options
+    def __init__(self, options: OptionsT_co | None = None) -> None:
+        self.options: OptionsT_co = self.checked_options(options)
 
     @property
     @abstractmethod
     def width(self) -> int:
-        """E."""
+        """The width E of the vectors."""
 
     @property
     @abstractmethod
     def identity(self) -> str:
-        """The same for two encoders exactly if they give the same vectors: name, options and weights as a sha256."""
+        """A sha256 of name, options and weights: the same for two encoders exactly if they give the same vectors."""
 
     @property
     @abstractmethod
     def columns(self) -> tuple[str, ...]:
-        """Columns of the items table that are read, beside ``item_id``."""
+        """The columns of the items table that are read, beside ``item_id``."""
 
     @abstractmethod
     def encode(self, items: pd.DataFrame, progress: bool = False) -> np.ndarray:
-        """float32 [N, E], finite, for the rows of ``items``; zeros for an item of which nothing is known.
+        """Return float32 [N, E], finite, for the rows of ``items``; zeros for an item of which nothing is known.
 
         ``items`` has ``item_id`` and ``columns``; a value may be missing. ``progress``: show a bar on stderr.
         """

@@ -37,39 +37,39 @@ class PackedEvents:
 
     @cached_property
     def lengths_B(self) -> Tensor:
-        """int64 [B], events of each user."""
+        """The number of events of each user, int64 [B]."""
         return self.offsets_B1[1:] - self.offsets_B1[:-1]
 
     @cached_property
     def user_T(self) -> Tensor:
-        """int64 [T], the user (0..B-1) each row belongs to."""
+        """The user (0..B-1) each row belongs to, int64 [T]."""
         if self.n_users == 1:
             return self.offsets_B1.new_zeros(self.x_TD.shape[0])
         return torch.repeat_interleave(self.lengths_B, output_size=self.x_TD.shape[0])
 
     @cached_property
     def position_T(self) -> Tensor:
-        """int64 [T], 0 for the oldest event of a user."""
+        """The place of each event in its history, int64 [T]: 0 for the oldest."""
         rows = torch.arange(self.x_TD.shape[0], device=self.x_TD.device)
         return rows - self.offsets_B1[:-1][self.user_T]
 
     @cached_property
     def age_T(self) -> Tensor:
-        """int64 [T], number of later events of the same user: 0 for the newest."""
+        """The number of later events of the same user, int64 [T]: 0 for the newest."""
         rows = torch.arange(1, self.x_TD.shape[0] + 1, device=self.x_TD.device)
         return self.offsets_B1[1:][self.user_T] - rows
 
     @property
     def n_users(self) -> int:
-        """B."""
+        """The number of users, B."""
         return self.offsets_B1.shape[0] - 1
 
     def with_x(self, x_TD: Tensor) -> PackedEvents:
-        """The same events with other values; x_TD may have another width."""
+        """Return the same events with other values; x_TD may have another width."""
         return replace(self, x_TD=x_TD)
 
     def padded(self) -> tuple[Tensor, Tensor]:
-        """``(x_BLD, mask_BL)``: right-padded with zeros, True where there is an event. L is the longest history."""
+        """Return ``(x_BLD, mask_BL)``: right-padded with zeros, True where an event is. L is the longest history."""
         length = int(self.lengths_B.max()) if self.n_users else 0
         x_BLD = self.x_TD.new_zeros(self.n_users, length, self.x_TD.shape[1])
         x_BLD[self.user_T, self.position_T] = self.x_TD
@@ -77,5 +77,5 @@ class PackedEvents:
         return x_BLD, mask_BL
 
     def packed(self, x_BLD: Tensor) -> Tensor:
-        """``x_TD``: the inverse of ``padded`` for a tensor of the same B and L."""
+        """Return ``x_TD``, the inverse of ``padded`` for a tensor of the same B and L."""
         return x_BLD[self.user_T, self.position_T]

@@ -1,4 +1,4 @@
-"""What a ranking feature may read. Events at or after a request's ``at`` are cut off before a feature sees anything.
+"""The inputs of ranking features. Events at or after a request's ``at`` are cut off before a feature sees anything.
 
 Shape letters: R requests (one user at one instant), N candidate rows, T history events of all requests, K interests,
 V catalogue items, D width, M vectors a request.
@@ -9,64 +9,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import Any, TypeVar, cast
 
 import numpy as np
 import torch
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from bseq_plugin.schema.ranking_groups import RowGroup
+from bseq_plugin.schema.grid import first_at_or_after, products, rows_of, unit_vectors
+from bseq_plugin.schema.ranking_groups import RowGroup, row_groups
 
-# Unit vectors are rounded to multiples of 2^-24, all of which float32 holds. Products of two are then multiples of
-# 2^-48 and their sums stay below 2^5, so a dot product in float64 is exact: in any order, in any BLAS kernel, in any
-# block. That is why a feature has the same bytes for one row online and for a million rows offline.
-GRID = 2.0**-24
-SUM_BITS = 53 - 24  # of weights whose products with grid vectors are to be added exactly
 Shared = TypeVar("Shared")
-
-
-def products(left: np.ndarray, right: np.ndarray) -> np.ndarray:
-    """Batched matrix products, as ``np.matmul``, by torch: two libraries' threads would wait for each other's cores."""
-    return torch.matmul(torch.from_numpy(left), torch.from_numpy(right)).numpy()
-
-
-def on_grid(x: Tensor) -> Tensor:
-    """float64, every element rounded to the nearest multiple of ``GRID``; for elements in [-1, 1]."""
-    return torch.round(x.double() / GRID) * GRID
-
-
-def unit_vectors(x: Tensor) -> Tensor:
-    """float64 on the grid, ``x`` [..., D] over its L2 norm; all of a vector is NaN if its norm is 0 or not finite."""
-    wide = x.to(torch.float64, copy=True)
-    norm = torch.linalg.vector_norm(wide, dim=-1, keepdim=True)
-    norm = torch.where(torch.isfinite(norm) & (norm > 0), norm, torch.nan)
-    # in place: these are the largest tensors of a block, and the time goes into memory
-    return wide.mul_(1 / (norm * GRID)).round_().mul_(GRID)
-
-
-def unit_table(vectors_VD: Tensor) -> Tensor:
-    """float32 [V + 1, D] on the grid, the L2-normalised item vectors; NaN in row 0 and for zero vectors."""
-    units_VD = torch.empty(vectors_VD.shape, dtype=torch.float32)
-    for start in range(0, len(units_VD), 1 << 16):  # in pieces, for the sake of memory
-        units_VD[start : start + (1 << 16)] = unit_vectors(vectors_VD[start : start + (1 << 16)])
-    units_VD[0] = torch.nan
-    return units_VD
-
-
-def rows_of(table: Tensor, rows: Tensor) -> Tensor:
-    """``table[rows]`` for int64 ``rows`` of any shape; several times as fast as torch's own indexing."""
-    return table.index_select(0, rows.reshape(-1)).view(*rows.shape, *table.shape[1:])
-
-
-def first_at_or_after(times_T: np.ndarray, low_R: np.ndarray, high_R: np.ndarray, at_R: np.ndarray) -> np.ndarray:
-    """int64 [R], the first place in [low, high) whose time is >= at, else high: one binary search for all requests."""
-    while (unsettled_R := low_R < high_R).any():
-        middle_R = (low_R + high_R) // 2
-        earlier_R = unsettled_R & (times_T[np.minimum(middle_R, len(times_T) - 1)] < at_R)
-        low_R = np.where(earlier_R, middle_R + 1, low_R)
-        high_R = np.where(unsettled_R & ~earlier_R, middle_R, high_R)
-    return high_R
 
 
 @dataclass(frozen=True)
@@ -122,17 +74,17 @@ class FeatureInputs:
     log_ends_R: Tensor | None = None
 
     def item_vectors(self, rows: Tensor) -> Tensor:
-        """float32 [..., D] for vocabulary rows [...]; NaN for row 0."""
+        """Return float32 [..., D] for vocabulary rows [...]; NaN for row 0."""
         return torch.where((rows > 0)[..., None], self.item_vectors_VD[rows], torch.nan)
 
     def item_units(self, rows: Tensor) -> Tensor:
-        """float64 [..., D] on the grid, the L2-normalised item vectors e(.); NaN for row 0 and for zero vectors."""
+        """Return float64 [..., D] on the grid, the L2-normalised item vectors e(.); NaN for row 0 and zero vectors."""
         if self.item_units_VD is None:
             return unit_vectors(self.item_vectors(rows))
         return rows_of(self.item_units_VD, rows).double()
 
     def once(self, function: Callable[[FeatureInputs], Shared]) -> Shared:
-        """``function(self)``, computed at the first call: what several features share."""
+        """Return ``function(self)``, computed at the first call: for what several features share."""
         if function not in self._shared:
             self._shared[function] = function(self)
         return cast(Shared, self._shared[function])
@@ -143,16 +95,18 @@ class FeatureInputs:
 
     @cached_property
     def lengths_R(self) -> Tensor:
-        """int64 [R], events of each request's history that were read."""
+        """The number of events of each request's history that were read, int64 [R]."""
         return self.offsets_R1[1:] - self.offsets_R1[:-1]
 
     @cached_property
     def request_T(self) -> Tensor:
-        """int64 [T], the request each event belongs to."""
+        """The request each event belongs to, int64 [T]."""
         return torch.repeat_interleave(self.lengths_R, output_size=self.items_T.shape[0])
 
     def count_before(self, limit_R: Tensor) -> Tensor:
-        """int64 [R], how many of all events that a request may know are strictly before ``limit_R`` (microseconds)."""
+        """Return int64 [R], how many of all events that a request may know are strictly before ``limit_R``
+        (microseconds).
+        """
         times, starts_R, ends_R = self.log_times, self.log_starts_R, self.log_ends_R
         if times is None or starts_R is None or ends_R is None:
             times, starts_R, ends_R = self.timestamps_T, self.offsets_R1[:-1], self.offsets_R1[1:]
@@ -161,25 +115,24 @@ class FeatureInputs:
 
     @cached_property
     def candidate_units_ND(self) -> Tensor:
-        """float64 [N, D], e(candidate); NaN for an unknown item."""
+        """The unit vector e(candidate) of each row, float64 [N, D]; NaN for an unknown item."""
         return self.item_units(self.candidate_N)
 
     @cached_property
     def history_units_TD(self) -> Tensor:
-        """float64 [T, D], e(.) of each event; NaN for an unknown item."""
+        """The unit vector e(.) of each event's item, float64 [T, D]; NaN for an unknown item."""
         return self.item_units(self.items_T)
 
     @cached_property
     def interest_units_RKD(self) -> Tensor:
-        """float64 [R, K, D], L2-normalised interests; NaN where there is none."""
+        """The L2-normalised interests, float64 [R, K, D]; NaN where there is none."""
         return unit_vectors(self.interests_RKD)
 
     @cached_property
     def groups(self) -> list[RowGroup]:
         """The candidate rows by request, in groups of requests of like size; every row is in one of them."""
-        from bseq_plugin.schema.ranking_groups import row_groups
-
-        return row_groups(self)
+        units_TD = self.history_units_TD.numpy()
+        return row_groups(self.request_N, self.candidate_N, self.offsets_R1, units_TD, self.item_units)
 
     @property
     def pieces(self) -> list[RowGroup]:
@@ -187,7 +140,7 @@ class FeatureInputs:
         return [piece for group in self.groups for piece in group.pieces]
 
     def cosines(self, vectors_RMD: Tensor) -> Tensor:
-        """float64 [N, M], inner products of e(candidate) with its request's vectors, clamped to [-1, 1]; NaN stays NaN.
+        """Return float64 [N, M], e(candidate) times its request's vectors, clamped to [-1, 1]; NaN stays NaN.
 
         Args:
             vectors_RMD: float64 on the grid, of length 1 or less.
@@ -200,5 +153,5 @@ class FeatureInputs:
 
     @cached_property
     def cosine_NK(self) -> Tensor:
-        """float64 [N, K], cosine of each candidate to each interest of its user; NaN where either is missing."""
+        """The cosine of each candidate to each interest of its user, float64 [N, K]; NaN where either is missing."""
         return self.cosines(self.interest_units_RKD)

@@ -5,13 +5,15 @@ Shape letters as in ``schema/ranking.py``; g requests of a group, n candidate ro
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 from functools import cached_property
 
 import numpy as np
 import torch
+from torch import Tensor
 
-from bseq_plugin.schema.ranking import SUM_BITS, FeatureInputs, products
+from bseq_plugin.schema.grid import SUM_BITS, products
 
 PIECE_CELLS = 1 << 18  # cosines of a piece (about): they stay in a core's cache from one pass over them to the next
 PADDING = -4.0  # below every cosine, so that it loses every comparison and has no weight after an exponential
@@ -41,12 +43,12 @@ class RowGroup:
 
     @cached_property
     def lengths_g(self) -> np.ndarray:
-        """int64 [g], known events of each request."""
+        """The number of known events of each request, int64 [g]."""
         return np.asarray(self.is_event_gL.sum(1))
 
     @cached_property
     def pieces(self) -> list[RowGroup]:
-        """The same requests, a few at a time: for work on all candidates x events. None for a group without events."""
+        """The same requests, a few at a time: for work on all candidates x events. Empty for a group without events."""
         (n_requests, n_rows), length = self.row_gn.shape, self.event_gL.shape[1]
         if length == 0:
             return []
@@ -56,12 +58,12 @@ class RowGroup:
 
     @cached_property
     def largest_gn(self) -> np.ndarray:
-        """float32, the largest cosine to an event."""
+        """The largest cosine to an event, float32."""
         return torch.from_numpy(self.cosine_gnL).amax(2).numpy()  # torch's is several times as fast as NumPy's
 
     @cached_property
     def scale_g(self) -> np.ndarray:
-        """float64, powers of two: weights in [0, 1] as multiples of 1 / scale, times events, add up exactly.
+        """Powers of two, float64: weights in [0, 1] as multiples of 1 / scale, times events, add up exactly.
 
         It follows from the request's own number of events, so that a row's value does not depend on others.
         """
@@ -74,7 +76,7 @@ class RowGroup:
 
     @cached_property
     def cosine_gnL(self) -> np.ndarray:
-        """float32, cosine of each candidate with each event, ``PADDING`` for padding; NaN for an unknown candidate.
+        """The cosine of each candidate with each event, float32; ``PADDING`` for padding, NaN for an unknown candidate.
 
         Exact up to the rounding to float32; may exceed 1 by as much as the grid allows: clamp what is made of it.
         """
@@ -95,16 +97,25 @@ class RowGroup:
             out_N[self.row_gn[self.real_gn]] = values_gn[self.real_gn]
 
 
-def row_groups(inputs: FeatureInputs) -> list[RowGroup]:
-    """All rows of a block in groups. Padding costs less than a factor of four, however many requests there are."""
-    request_N = inputs.request_N.numpy()
-    n_requests = inputs.at_R.shape[0]
-    order_N = np.argsort(request_N, kind="stable")
-    rows_R = np.bincount(request_N, minlength=n_requests)
+def row_groups(
+    request_N: Tensor,
+    candidate_N: Tensor,
+    offsets_R1: Tensor,
+    units_TD: np.ndarray,
+    item_units: Callable[[Tensor], Tensor],
+) -> list[RowGroup]:
+    """Put all rows of a block into groups. Padding costs less than a factor of four, however many requests there are.
+
+    Args:
+        request_N, candidate_N, offsets_R1: as in ``FeatureInputs``.
+        units_TD: float64 on the grid, e(.) of each event; NaN for an unknown item.
+        item_units: vocabulary rows [...] -> e(.) of them, float64 [..., D] on the grid.
+    """
+    order_N = np.argsort(request_N.numpy(), kind="stable")
+    rows_R = np.bincount(request_N.numpy(), minlength=len(offsets_R1) - 1)
     first_R = np.cumsum(rows_R) - rows_R
-    units_TD = inputs.history_units_TD.numpy()
     known_T = np.flatnonzero(np.isfinite(units_TD[:, 0]))  # all of a unit vector is finite, or nothing
-    stop_R = np.searchsorted(known_T, inputs.offsets_R1.numpy()[1:])
+    stop_R = np.searchsorted(known_T, offsets_R1.numpy()[1:])
     known_R = np.diff(stop_R, prepend=0)
     bucket_R = np.where(rows_R > 0, 64 * _log2(rows_R) + _log2(known_R), -1)
     groups = []
@@ -117,18 +128,18 @@ def row_groups(inputs: FeatureInputs) -> list[RowGroup]:
         events_gLD = units_TD[event_gL]
         if not is_event_gL.all():
             events_gLD[~is_event_gL] = 0.0
-        candidates_gnD = inputs.item_units(inputs.candidate_N[torch.from_numpy(row_gn)]).numpy()
+        candidates_gnD = item_units(candidate_N[torch.from_numpy(row_gn)]).numpy()
         groups.append(RowGroup(request_g, row_gn, real_gn, candidates_gnD, event_gL, is_event_gL, events_gLD))
     return groups
 
 
 def _padded(starts_g: np.ndarray, lengths_g: np.ndarray, step: int) -> tuple[np.ndarray, np.ndarray]:
-    """``(places [g, longest], real [g, longest])``: start, start + step, ... of each; 0 where not real."""
+    """Return ``(places [g, longest], real [g, longest])``: start, start + step, ... of each; 0 where not real."""
     count = np.arange(lengths_g.max())
     real = count < lengths_g[:, None]
     return np.where(real, starts_g[:, None] + step * count, 0), real
 
 
 def _log2(counts: np.ndarray) -> np.ndarray:
-    """int64, 1 + the power of two at or above; 0 for 0."""
+    """Return int64, 1 + the power of two at or above; 0 for 0."""
     return np.where(counts > 0, 1 + np.ceil(np.log2(np.maximum(counts, 1))), 0).astype(np.int64)

@@ -1,4 +1,4 @@
-"""Where candidates may come from beside interest search: the base class of a source, and what it may read.
+"""The contract of candidate sources, which find candidates beside interest search.
 
 Shape letters: B users, T events, K interests, D width, V catalogue items, N candidates, Q queries, m neighbours.
 """
@@ -8,11 +8,11 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from torch import Tensor
 
-from bseq_plugin.schema.options import PartOptions
+from bseq_plugin.schema.part import OptionsT_co, Part
 
 if TYPE_CHECKING:
     from bseq_plugin.data.sequences import Sequences
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class SourceInputs:
-    """What a source may read to find candidates.
+    """The inputs that a source may read to find candidates.
 
     Attributes:
         histories: of B users, known items only, oldest event first, in rows of the vocabulary.
@@ -38,7 +38,7 @@ class SourceInputs:
 
 @dataclass(frozen=True)
 class SourceCandidates:
-    """Flat lists, in any order; no pair of user and item twice.
+    """Candidates in flat lists, in any order; no pair of user and item occurs twice.
 
     Attributes:
         users_N: int64, places 0..B-1.
@@ -51,29 +51,30 @@ class SourceCandidates:
     scores_N: Tensor
 
 
-class CandidateSource(ABC):
-    """Candidates of its own, blended with those of interest search by a learned weight.
+class CandidateSource(Part[OptionsT_co], ABC):
+    """The base of candidate sources, which find candidates of their own; a learned weight blends them with those of
+    interest search.
 
     What a source remembers is made once, when a version is published (``fit``), and lies in the store as plain tensors.
     Filters, seen items and the blend are not its business. ``options`` are those of its ``Options``.
     """
 
-    name: ClassVar[str]
     description: ClassVar[str]  # one sentence
-    Options: ClassVar[type[PartOptions]] = PartOptions
 
-    def __init__(self, state: Mapping[str, Tensor], options: Any = None) -> None:
+    def __init__(self, state: Mapping[str, Tensor], options: OptionsT_co | None = None) -> None:
         self.state = state
-        self.options: Any = self.Options() if options is None else options
+        self.options: OptionsT_co = self.checked_options(options)
 
     @classmethod
-    def fit(cls, histories: Sequences, n_items: int, options: Any = None) -> dict[str, Tensor]:
-        """What ``find`` needs to remember of the histories of all users (vocabulary rows 1..V; 0 = unknown)."""
+    def fit(cls, histories: Sequences, n_items: int, options: OptionsT_co | None = None) -> dict[str, Tensor]:
+        """Return the tensors that ``find`` needs to remember of the histories of all users (vocabulary rows 1..V; 0 =
+        unknown).
+        """
         return {}
 
     @abstractmethod
     def find(self, inputs: SourceInputs, k: int) -> SourceCandidates:
-        """At most ``k`` candidates for each user; a user it has nothing for is left out.
+        """Return at most ``k`` candidates for each user; a user it has nothing for is left out.
 
         A user's candidates depend on nobody else of the batch.
         """

@@ -1,1 +1,1 @@
-"""Answers from a store: interests of histories, search, filters, candidate sources and how they are blended."""
+"""Serving answers from a store: interests of histories, search, filters, sources and their blend."""

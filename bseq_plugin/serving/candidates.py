@@ -16,11 +16,11 @@ from torch import Tensor
 from bseq_plugin.data.sequences import Sequences
 from bseq_plugin.indexes.exact import ExactIndex
 from bseq_plugin.model.interest_model import InterestModel
-from bseq_plugin.schema.parts import VectorIndex
+from bseq_plugin.schema.indexes import VectorIndex
 from bseq_plugin.schema.sources import CandidateSource, SourceInputs
 from bseq_plugin.serving.blend import Blend, blend_scores, history_scores
 from bseq_plugin.serving.filters import RowFilters
-from bseq_plugin.serving.hits import Excluded, Hits
+from bseq_plugin.serving.hits import ExcludedPairs, Hits
 from bseq_plugin.serving.search import search_items
 from bseq_plugin.serving.sources import SourceScores, ask_sources, searcher
 
@@ -94,7 +94,7 @@ def popular_candidates(served: Answering, users: np.ndarray, k: int, filters: Ro
     """
     shown_V = slice(None) if filters.allowed_V is None else filters.allowed_V[served.popular_rows]
     rows, counts = served.popular_rows[shown_V], served.popular_counts[shown_V]
-    excluded = Excluded.of(filters.users_P, filters.rows_P, len(users), served.model.vocabulary.n_items)
+    excluded = ExcludedPairs.of(filters.users_P, filters.rows_P, len(users), served.model.vocabulary.n_items)
     n_rows = min(len(rows), k + int(excluded.counts_B.max(initial=0)))
     kept_Bn = ~excluded.contains(np.arange(len(users))[:, None], rows[None, :n_rows])
     kept_Bn &= np.cumsum(kept_Bn, axis=1) <= k
@@ -122,7 +122,7 @@ def interest_candidates(
     n_seen = known.n_events if exclude_seen else 0
     users_P = np.concatenate([known.user_index[:n_seen], filters.users_P])
     rows_P = np.concatenate([known.items[:n_seen] - 1, filters.rows_P])
-    excluded = Excluded.of(users_P, rows_P, histories.n_users, n_items)
+    excluded = ExcludedPairs.of(users_P, rows_P, histories.n_users, n_items)
     interests_BKD = served.model.encode(histories)
     hits = search_items(served.index, served.oracle, interests_BKD, min(k, n_items), excluded, filters.allowed_V)
     if not blend:

@@ -23,7 +23,7 @@ from bseq_plugin.model.interest_model import InterestModel
 from bseq_plugin.model.run import Run
 from bseq_plugin.schema.sources import CandidateSource, SourceInputs
 from bseq_plugin.serving.blend import Blend, blend_scores, history_scores
-from bseq_plugin.serving.hits import Excluded
+from bseq_plugin.serving.hits import ExcludedPairs
 from bseq_plugin.serving.sources import SourceScores, ask_sources, fitted_sources, searcher
 
 # Days; a habit fades over months, what was bought just now counts for weeks.
@@ -53,7 +53,7 @@ def fit_blend(run: Run | str | Path, *, sources: Iterable[str] = (), k: int = 20
         PluginError: a source failed or gave something unusable.
     """
     opened = Run.open(run)
-    held_out = HeldOut.of(opened.sequences(), opened.recipe, split)
+    held_out = HeldOut.of(opened.sequences(), opened.recipe.split, split)
     return search_blend(opened.model(), held_out, k, sources).blend
 
 
@@ -76,7 +76,7 @@ def search_blend(model: InterestModel, held_out: HeldOut, k: int = 20, sources: 
     if isinstance(k, bool) or not isinstance(k, int) or k < 1:
         raise UsageError(f"k = {k!r}; give a whole number of 1 or more")
     fitted = fitted_sources(sources, held_out.known, model.vocabulary.n_items)
-    search = _Search(model, held_out, k, fitted)
+    search = _WeightSearch(model, held_out, k, fitted)
     tried = search.run([Blend()]) if held_out.seen == "mask" else _histories_tried(search)
     blend, metric = max(tried, key=lambda row: row[1])
     for name in fitted:
@@ -86,7 +86,7 @@ def search_blend(model: InterestModel, held_out: HeldOut, k: int = 20, sources: 
     return BlendFit(replace(blend, reached={f"ndcg@{k}": metric}), metric, tuple(tried))
 
 
-def _histories_tried(search: _Search) -> list[tuple[Blend, float]]:
+def _histories_tried(search: _WeightSearch) -> list[tuple[Blend, float]]:
     """Return all combinations of the two parts of the history, each with its NDCG."""
     unit = search.spread
     first = search.run(
@@ -104,7 +104,7 @@ def _histories_tried(search: _Search) -> list[tuple[Blend, float]]:
     return [*first, *second]
 
 
-class _Search:
+class _WeightSearch:
     """Scores of all pairs, made once; a combination of weights is then a sum and a top-k."""
 
     def __init__(self, model: InterestModel, held_out: HeldOut, k: int, sources: Mapping[str, CandidateSource]) -> None:
@@ -179,7 +179,7 @@ class _Search:
         histories = self.evaluation.histories.known()
         inputs = SourceInputs(histories, interests_UKD, items_VD, searcher(ExactIndex.build(items_VD[1:]), n_items))
         n_seen = histories.n_events if self.masks_seen else 0
-        excluded = Excluded.of(histories.user_index[:n_seen], histories.items[:n_seen] - 1, self.n_users, n_items)
+        excluded = ExcludedPairs.of(histories.user_index[:n_seen], histories.items[:n_seen] - 1, self.n_users, n_items)
         answers = ask_sources(sources, inputs, self.k, excluded, None)
         return {
             name: SourceScores(one.keys_N // n_items * self.n_rows + one.keys_N % n_items + 1, one.scores_N)

@@ -12,7 +12,7 @@ import numpy as np
 
 
 @dataclass(frozen=True)
-class Excluded:
+class ExcludedPairs:
     """Items that must not be shown: the sorted, distinct numbers ``user * V + row``."""
 
     keys_P: np.ndarray
@@ -20,20 +20,20 @@ class Excluded:
     n_items: int
 
     @classmethod
-    def of(cls, users_P: np.ndarray, rows_P: np.ndarray, n_users: int, n_items: int) -> Excluded:
+    def of(cls, users_P: np.ndarray, rows_P: np.ndarray, n_users: int, n_items: int) -> ExcludedPairs:
         """Return the exclusion of (user, row) pairs in any order, repeats allowed."""
         keys_P = np.unique(users_P * n_items + rows_P)
         return cls(keys_P, np.bincount(keys_P // n_items, minlength=n_users), n_items)
 
-    def among(self, allowed_V: np.ndarray) -> Excluded:
+    def among(self, allowed_V: np.ndarray) -> ExcludedPairs:
         """Return only the pairs whose item is allowed: the others are left out anyhow."""
         keys_P = self.keys_P[allowed_V[self.keys_P % self.n_items]]
-        return Excluded(keys_P, np.bincount(keys_P // self.n_items, minlength=len(self.counts_B)), self.n_items)
+        return ExcludedPairs(keys_P, np.bincount(keys_P // self.n_items, minlength=len(self.counts_B)), self.n_items)
 
-    def slice(self, start: int, end: int) -> Excluded:
+    def slice(self, start: int, end: int) -> ExcludedPairs:
         """Return the pairs of users start..end-1, who become 0..end-start-1."""
         first, last = np.searchsorted(self.keys_P, [start * self.n_items, end * self.n_items])
-        return Excluded(self.keys_P[first:last] - start * self.n_items, self.counts_B[start:end], self.n_items)
+        return ExcludedPairs(self.keys_P[first:last] - start * self.n_items, self.counts_B[start:end], self.n_items)
 
     def contains(self, users: np.ndarray, rows: np.ndarray) -> np.ndarray:
         """Return whether each pair is excluded, for arrays that broadcast against each other."""

@@ -10,7 +10,6 @@ from functools import cached_property
 
 import numpy as np
 
-from bseq_plugin.data.event_features import EventInputs
 from bseq_plugin.data.sequences import Sequences
 from bseq_plugin.serving.candidates import Answering, Candidates, interest_candidates, popular_candidates
 from bseq_plugin.serving.diversity import RowDiversity
@@ -75,7 +74,7 @@ class Request:
         n_users = self.histories.n_users
         parts = [popular_candidates(self.served, cold, k, self.filters.of_users(cold, n_users))]
         if len(active):
-            chosen = readable(self.histories.take(active), EventInputs.of(self.served.model.recipe))
+            chosen = readable(self.histories.take(active), self.served.model.encoder.event_embedder.inputs)
             rules = self.filters.of_users(active, n_users)
             best = interest_candidates(self.served, chosen, k, self.exclude_seen, self.blend, self.at_us, rules)
             parts.append(best.of_users(active))

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from bseq_plugin.errors import PluginError
-from bseq_plugin.schema.parts import RowMask, VectorIndex
-from bseq_plugin.serving.hits import Excluded, Hits
+from bseq_plugin.schema.indexes import RowMask, VectorIndex
+from bseq_plugin.serving.hits import ExcludedPairs, Hits
 
 HITS_PER_SEARCH = 1 << 21  # bounds the memory of one search, whatever B, K and k are
 MIN_ALLOWED_SHARE = 0.1  # with fewer items allowed, exact search among these is cheaper than over-fetching
@@ -27,7 +27,7 @@ def search_items(
     oracle: VectorIndex,
     interests_BKD: Tensor,
     k: int,
-    excluded: Excluded,
+    excluded: ExcludedPairs,
     allowed_V: np.ndarray | None = None,
 ) -> Hits:
     """Return the k best items of each user over all of the user's interests, without what is excluded or not allowed.
@@ -45,7 +45,7 @@ def search_items(
         excluded = excluded.among(allowed_V)
         if allowed_V.mean() < MIN_ALLOWED_SHARE:
             index = oracle
-    search = _Search(index, oracle, k, excluded.n_items, allowed_V)
+    search = _FilteredSearch(index, oracle, k, excluded.n_items, allowed_V)
     depth = search.depth(excluded)
     block = max(1, HITS_PER_SEARCH // (depth * n_interests))
     if 0 < n_users <= block:
@@ -59,14 +59,14 @@ def search_items(
 
 
 @dataclass(frozen=True)
-class _Search:
+class _FilteredSearch:
     index: VectorIndex
     oracle: VectorIndex
     k: int
     n_items: int
     allowed_V: np.ndarray | None
 
-    def depth(self, excluded: Excluded) -> int:
+    def depth(self, excluded: ExcludedPairs) -> int:
         """Return how many hits the index is asked for."""
         if self.index.capabilities.masks:
             return min(self.k, self.n_items)
@@ -76,7 +76,7 @@ class _Search:
         limit = self.index.capabilities.max_k
         return min(self.k + extra, self.n_items, *([] if limit is None else [limit]))
 
-    def block(self, interests_BKD: Tensor, excluded: Excluded, depth: int) -> Hits:
+    def block(self, interests_BKD: Tensor, excluded: ExcludedPairs, depth: int) -> Hits:
         """Return the answer for as many users as fit one search."""
         n_users, n_interests, dim = interests_BKD.shape
         queries_QD = interests_BKD.reshape(n_users * n_interests, dim)
@@ -94,8 +94,8 @@ class _Search:
             hits = Hits.join(parts)
         return Hits(hits.users_N, hits.rows_N, hits.scores_N, hits.interests_N % n_interests).top(self.k)
 
-    def _short(self, found_Q: np.ndarray, users_Q: np.ndarray, excluded: Excluded) -> np.ndarray:
-        """Return the queries that gave fewer than k, though the catalogue has more for them."""
+    def _short(self, found_Q: np.ndarray, users_Q: np.ndarray, excluded: ExcludedPairs) -> np.ndarray:
+        """Return the queries that found fewer than k, though the catalogue has more for them."""
         if not len(found_Q) or found_Q.min() >= self.k:
             return np.empty(0, np.int64)
         n_allowed = self.n_items if self.allowed_V is None else int(self.allowed_V.sum())
@@ -108,7 +108,7 @@ class _Search:
         queries_C: np.ndarray,
         users_Q: np.ndarray,
         depth: int,
-        excluded: Excluded,
+        excluded: ExcludedPairs,
     ) -> tuple[Hits, np.ndarray, bool]:
         """Return the first k hits of each query that may be shown, ``interests_N`` being the query's number; how many
         [C]; whether they are best first without equal scores (so that no row can be there twice).
@@ -134,7 +134,7 @@ class _Search:
         hits = Hits(users_C[queries_N], rows_Cn.ravel()[places_N], scores_Cn.ravel()[places_N], queries_C[queries_N])
         return hits, kept_Cn.sum(axis=1), in_order
 
-    def _mask(self, users_C: np.ndarray, excluded: Excluded) -> RowMask:
+    def _mask(self, users_C: np.ndarray, excluded: ExcludedPairs) -> RowMask:
         """Return the filters as an index takes them: each query leaves out the pairs of its user."""
         first_C = np.searchsorted(excluded.keys_P, users_C * self.n_items)
         counts_C = excluded.counts_B[users_C]

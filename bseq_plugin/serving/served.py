@@ -28,13 +28,12 @@ from bseq_plugin.indexes.faiss_gpu import FaissGpuIndex
 from bseq_plugin.indexes.layered import LayeredIndex
 from bseq_plugin.model.interest_model import InterestModel
 from bseq_plugin.plugins import plugin_manager
-from bseq_plugin.publishing.write_version import INDEX_FILE
-from bseq_plugin.schema.parts import VectorIndex
+from bseq_plugin.schema.indexes import VectorIndex
 from bseq_plugin.schema.sources import CandidateSource
 from bseq_plugin.serving.blend import Blend
 from bseq_plugin.serving.sources import SOURCES_FILE, load_sources
 from bseq_plugin.store.overlay import Overlay
-from bseq_plugin.store.version import StoreVersion
+from bseq_plugin.store.version import INDEX_FILE, StoreVersion
 
 MODEL_FILES = ("encoder.safetensors", "items.safetensors", "recipe.json", "vocabulary.parquet")
 TOLERANCE = 1e-3  # of golden vectors and scores, relative: other machines add in another order
@@ -148,15 +147,13 @@ def load_index(version: StoreVersion, vectors_VD: Tensor, name: str, overlay: Ov
 
 
 def _load_base(version: StoreVersion, vectors_VD: Tensor, name: str) -> VectorIndex:
-    part = plugin_manager().part("index", name)
-    options = version.manifest["index"]["options"] if name == version.manifest["index"]["name"] else None
-    base: VectorIndex
+    part: type[VectorIndex] = plugin_manager().part("index", name)
+    published = version.manifest["index"]
+    options = part.checked_options(published["options"] if name == published["name"] else None)
     # only a file of the manifest has been verified; what merely lies in the folder is not read
-    if options is not None and version.has(INDEX_FILE):
-        base = part.load(version.file(INDEX_FILE), vectors_VD, options)
-    else:
-        base = part.build(vectors_VD, options)
-    return base
+    if name == published["name"] and version.has(INDEX_FILE):
+        return part.load(version.file(INDEX_FILE), vectors_VD, options)
+    return part.build(vectors_VD, options)
 
 
 def _check_pair(version: StoreVersion) -> None:

@@ -17,9 +17,9 @@ from torch import Tensor
 from bseq_plugin.data.sequences import Sequences
 from bseq_plugin.errors import BseqError, PluginError, StoreError
 from bseq_plugin.plugins import plugin_manager
-from bseq_plugin.schema.parts import VectorIndex
+from bseq_plugin.schema.indexes import VectorIndex
 from bseq_plugin.schema.sources import CandidateSource, SourceCandidates, SourceInputs
-from bseq_plugin.serving.hits import Excluded
+from bseq_plugin.serving.hits import ExcludedPairs
 
 SOURCES_FILE = "sources.safetensors"
 MAX_EXTRA = 512  # of seen and filtered items that a source is asked for in excess
@@ -90,7 +90,7 @@ def ask_sources(
     sources: Mapping[str, CandidateSource],
     inputs: SourceInputs,
     k: int,
-    excluded: Excluded,
+    excluded: ExcludedPairs,
     allowed_V: np.ndarray | None,
 ) -> dict[str, SourceScores]:
     """Return the best ``max(k, LEAST_DEPTH)`` of each source that may be shown."""
@@ -152,7 +152,7 @@ def _problem(answer: object, inputs: SourceInputs, k: int) -> str | None:
     return f"{most} candidates for one user, asked for {k}" if most > k else None
 
 
-def _shown(answer: SourceCandidates, excluded: Excluded, allowed_V: np.ndarray | None, k: int) -> SourceScores:
+def _shown(answer: SourceCandidates, excluded: ExcludedPairs, allowed_V: np.ndarray | None, k: int) -> SourceScores:
     """Return what may be shown of a source's answer, at most k a user."""
     users, rows, scores = answer.users_N.numpy(), answer.rows_N.numpy() - 1, answer.scores_N.numpy()
     kept = ~excluded.contains(users, rows)

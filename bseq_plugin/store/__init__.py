@@ -1,1 +1,1 @@
-"""The store: immutable, verified versions on a disk, one of them current. It knows nothing of models."""
+"""The store keeps immutable, verified versions on a disk, one of them current, and knows no model."""

@@ -1,4 +1,4 @@
-"""Files that are flushed, replaced and verified: what the store is made of."""
+"""Files that are read with care and verified: what the store is made of."""
 
 from __future__ import annotations
 
@@ -17,25 +17,7 @@ from typing import Any
 from blake3 import blake3
 
 from bseq_plugin.errors import StoreError, UsageError
-from bseq_plugin.files import fsync
-
-SCRATCH = ".tmp-"  # begins the name of whatever is not finished yet, or no longer wanted
-
-
-class Disk:
-    """The operations that can fail for want of space, permission or luck; tests replace them one by one."""
-
-    def write(self, path: Path, data: bytes) -> None:
-        """Create ``path`` with ``data``."""
-        path.write_bytes(data)
-
-    def fsync(self, path: Path) -> None:
-        """Force a file, or a folder's entries, to the device."""
-        fsync(path)
-
-    def replace(self, source: Path, target: Path) -> None:
-        """Rename atomically."""
-        os.replace(source, target)
+from bseq_plugin.files import SCRATCH
 
 
 def build_time() -> datetime:

@@ -21,16 +21,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from bseq_plugin.errors import StoreError, UsageError
-from bseq_plugin.store.disk import (
-    SCRATCH,
-    Disk,
-    build_time,
-    file_entry,
-    object_bytes,
-    parse_object,
-    read_small,
-    remove,
-)
+from bseq_plugin.files import SCRATCH, Disk, put_in_place, write_bytes
+from bseq_plugin.store.disk import build_time, file_entry, object_bytes, parse_object, read_small, remove
 from bseq_plugin.store.lock import publish_lock
 from bseq_plugin.store.signing import SIGNATURE, checked_key, signature
 from bseq_plugin.store.version import (
@@ -141,8 +133,7 @@ class Store:
             sha256 = hashlib.sha256(raw).hexdigest()
             folder = self._versions / f"v{parse_object(raw, MANIFEST)['number']:08d}-{sha256[:8]}"
             with self._undone_on_failure(scratch, folder):
-                self._disk.replace(scratch, folder)
-                self._disk.fsync(self._versions)
+                put_in_place(scratch, folder, self._disk)
                 lease.check()
                 self._point(folder.name, sha256)
             return folder.name
@@ -201,13 +192,10 @@ class Store:
             ) from error
 
     def _seal(self, scratch: Path, manifest: Mapping[str, Any]) -> bytes:
-        """Checksum and flush the files, then write the manifest; its bytes."""
+        """Checksum the files, then write the manifest; its bytes."""
         if RESERVED & set(manifest) or any((scratch / name).exists() for name in (MANIFEST, SIGNATURE)):
             raise UsageError(f"the store writes {MANIFEST} and its fields {sorted(RESERVED)} itself; use other names")
-        files = {}
-        for path in sorted(scratch.iterdir()):
-            files[path.name] = file_entry(path)
-            self._disk.fsync(path)
+        files = {path.name: file_entry(path) for path in sorted(scratch.iterdir())}
         numbers, parent = [version_number(name) for name in self.versions()], None
         with contextlib.suppress(StoreError):
             parent = self._read_current()[0]
@@ -215,19 +203,13 @@ class Store:
         head = {"schema": SCHEMA, "number": max(numbers, default=0) + 1, "parent": parent}
         raw = object_bytes({**head, "created_at": build_time().isoformat(), **manifest, "files": files})
         self._disk.write(scratch / MANIFEST, raw)
-        self._disk.fsync(scratch / MANIFEST)
         if self._key is not None:
             self._disk.write(scratch / SIGNATURE, signature(self._key, raw))
-            self._disk.fsync(scratch / SIGNATURE)
-        self._disk.fsync(scratch)
         return raw
 
     def _point(self, name: str, manifest_sha256: str) -> None:
-        aside = self.path / f"{SCRATCH}{CURRENT}"
-        self._disk.write(aside, object_bytes({"version": name, "manifest_sha256": manifest_sha256}))
-        self._disk.fsync(aside)
-        self._disk.replace(aside, self.path / CURRENT)
-        self._disk.fsync(self.path)
+        pointer = object_bytes({"version": name, "manifest_sha256": manifest_sha256})
+        write_bytes(self.path / CURRENT, pointer, self._disk)
 
     def _remove_leftovers(self) -> None:
         """What publishers that died left behind: whoever holds the lock is the only one alive."""
@@ -244,7 +226,6 @@ class Store:
             if not visible:
                 for folder in folders:
                     remove(folder)
-            remove(self.path / f"{SCRATCH}{CURRENT}")
             if isinstance(error, OSError):
                 now = (
                     "the new version is visible but may not survive a power failure"

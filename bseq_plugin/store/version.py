@@ -18,6 +18,7 @@ from bseq_plugin.store.signing import check_signature
 
 SCHEMA = 1
 MANIFEST = "MANIFEST.json"
+INDEX_FILE = "items.faiss"  # what an index backend saved, if it needs a file
 VERSION_NAME = re.compile(r"v(\d{8,18})-([0-9a-f]{8})", re.ASCII)
 MAX_MANIFEST_BYTES = 64 * 2**20
 MAX_CURRENT_BYTES = 4096

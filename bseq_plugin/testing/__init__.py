@@ -1,4 +1,4 @@
-"""Conformance suites for plugin authors: subclass one, set one attribute, run pytest.
+"""Testing has conformance suites for plugin authors: subclass one, set one attribute, run pytest.
 
 from bseq_plugin.testing.encoders import EncoderTests
 

@@ -9,8 +9,8 @@ from typing import Any, ClassVar
 import pytest
 import torch
 
+from bseq_plugin.schema.encoders import SequenceEncoder
 from bseq_plugin.schema.packed import PackedEvents
-from bseq_plugin.schema.parts import SequenceEncoder
 
 DIM, MAX_LENGTH = 8, 12
 
@@ -28,7 +28,7 @@ class EncoderTests:
     def build(self, dropout: float = 0.0) -> SequenceEncoder:
         """An encoder with fixed weights, in evaluation mode."""
         torch.manual_seed(0)
-        return self.encoder(DIM, MAX_LENGTH, dropout, self.encoder.Options(**self.options)).eval()
+        return self.encoder(DIM, MAX_LENGTH, dropout, self.encoder.checked_options(self.options)).eval()
 
     @staticmethod
     def events(lengths: Sequence[int], seed: int = 1) -> PackedEvents:
@@ -124,7 +124,7 @@ class EncoderTests:
     def test_can_be_made_on_the_meta_device(self) -> None:
         """Every module with parameters of its own can allocate and reset them, as DistributedModelParallel asks."""
         with torch.device("meta"):
-            encoder = self.encoder(DIM, MAX_LENGTH, 0.0, self.encoder.Options(**self.options))
+            encoder = self.encoder(DIM, MAX_LENGTH, 0.0, self.encoder.checked_options(self.options))
         encoder.to_empty(device="cpu")
         for name, module in encoder.named_modules():
             if next(module.parameters(recurse=False), None) is not None:

@@ -24,7 +24,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from bseq_plugin.errors import BseqError, UsageError
-from bseq_plugin.schema.parts import IndexCapabilities, VectorIndex
+from bseq_plugin.schema.indexes import IndexCapabilities, VectorIndex
+from bseq_plugin.schema.options import PartOptions
 
 
 def brute_force(queries_BD: Tensor, vectors_VD: Tensor, k: int) -> tuple[np.ndarray, np.ndarray]:
@@ -53,7 +54,12 @@ class IndexTests:
 
     def build(self, vectors_VD: Tensor) -> VectorIndex:
         """The index under test over ``vectors_VD``."""
-        return self.index.build(vectors_VD, dict(self.options))
+        return self.index.build(vectors_VD, self.parsed)
+
+    @property
+    def parsed(self) -> PartOptions:
+        """The options of the index under test."""
+        return self.index.checked_options(self.options)
 
     def check_hits(self, queries_BD: Tensor, vectors_VD: Tensor, scores_Bk: Tensor, rows_Bk: Tensor, k: int) -> None:
         """Shapes, dtypes, order, no row twice, scores of the rows they claim; the right rows if exact."""
@@ -181,7 +187,7 @@ class IndexTests:
         vectors_VD, queries_BD = vectors(self.n_vectors, 8), vectors(20, 8, seed=1)
         built = self.build(vectors_VD)
         built.save(tmp_path / "items.index")
-        loaded = self.index.load(tmp_path / "items.index", vectors_VD, dict(self.options))
+        loaded = self.index.load(tmp_path / "items.index", vectors_VD, self.parsed)
         for got, wanted in zip(loaded.search(queries_BD, 9), built.search(queries_BD, 9), strict=True):
             assert torch.equal(got, wanted)
 
@@ -191,11 +197,11 @@ class IndexTests:
         if path.exists():
             for other_VD in (vectors(self.n_vectors + 1, 8), vectors(self.n_vectors, 9)):
                 with pytest.raises(BseqError):
-                    self.index.load(path, other_VD, dict(self.options))
+                    self.index.load(path, other_VD, self.parsed)
 
     def test_unknown_options_are_refused(self) -> None:
         with pytest.raises(UsageError, match="no_such_option"):
-            self.index.build(vectors(self.n_vectors, 8), {"no_such_option": 1})
+            self.index.build(vectors(self.n_vectors, 8), self.index.checked_options({"no_such_option": 1}))
 
     @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.differing_executors])
     @given(data=st.data())

@@ -35,7 +35,7 @@ class ItemEncoderTests:
 
     def build(self) -> ItemEncoder:
         """The encoder under test."""
-        return self.item_encoder(self.item_encoder.Options(**self.options))
+        return self.item_encoder(self.item_encoder.checked_options(self.options))
 
     def encoded(self, items: pd.DataFrame) -> np.ndarray:
         """What it gives, after the checks that training makes."""

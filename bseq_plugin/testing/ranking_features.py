@@ -26,9 +26,9 @@ from bseq_plugin.data.vocabulary import Vocabulary
 from bseq_plugin.hookspecs import hookimpl
 from bseq_plugin.plugins import PluginManager
 from bseq_plugin.ranking import FeatureSpec, FeatureTable, ranking_features
-from bseq_plugin.schema.parts import RankingFeature
+from bseq_plugin.recipe.recipe import Recipe
 from bseq_plugin.schema.ranking import FeatureInputs
-from bseq_plugin.schema.recipe import Recipe
+from bseq_plugin.schema.ranking_features import RankingFeature
 
 NOW = pd.Timestamp("2024-05-01T12:00:00+00:00")
 NOW_US = NOW.value // 1_000  # `value` is in nanoseconds whatever the unit of the Timestamp

@@ -24,7 +24,7 @@ from safetensors.torch import load_file, save_file
 from bseq_plugin.data.sequences import Sequences
 from bseq_plugin.indexes.exact import ExactIndex
 from bseq_plugin.schema.sources import CandidateSource, SourceCandidates, SourceInputs
-from bseq_plugin.serving.hits import Excluded
+from bseq_plugin.serving.hits import ExcludedPairs
 from bseq_plugin.serving.sources import ask_sources, searcher
 
 N_ITEMS, DIM = 40, 6
@@ -65,18 +65,18 @@ class CandidateSourceTests:
     """Set ``source``; ``options`` if it needs some."""
 
     source: ClassVar[type[CandidateSource]]
-    options: ClassVar[Mapping[str, Any] | None] = None
+    options: ClassVar[Mapping[str, Any]] = {}
 
     def fitted(self, seed: int = 0) -> CandidateSource:
         """The source under test, fitted on made-up histories."""
-        options = None if self.options is None else self.source.Options(**self.options)
+        options = self.source.checked_options(self.options)
         return self.source(self.source.fit(made_up_histories(seed=seed), N_ITEMS, options), options)
 
     def checked(self, source: CandidateSource, inputs: SourceInputs, k: int) -> SourceCandidates:
         """What it finds, after the same checks that serving makes."""
         nothing = np.empty(0, np.int64)
         n_users = inputs.histories.n_users
-        ask_sources({source.name: source}, inputs, k, Excluded.of(nothing, nothing, n_users, N_ITEMS), None)
+        ask_sources({source.name: source}, inputs, k, ExcludedPairs.of(nothing, nothing, n_users, N_ITEMS), None)
         return source.find(inputs, k)
 
     def test_has_a_name_and_says_what_it_is(self) -> None:

@@ -1,1 +1,1 @@
-"""Training: one code path for one process and for ``torchrun``."""
+"""Training fits a model, by the same code in one process and under ``torchrun``."""

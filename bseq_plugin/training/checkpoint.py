@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 import shutil
 import warnings
@@ -28,14 +27,15 @@ from torch.distributed.checkpoint.api import CheckpointException
 
 from bseq_plugin.data.vocabulary import Vocabulary
 from bseq_plugin.errors import RunError
-from bseq_plugin.files import fsync
-from bseq_plugin.schema.recipe import Recipe
+from bseq_plugin.files import put_in_place
+from bseq_plugin.recipe.merge import different_keys
+from bseq_plugin.recipe.recipe import Recipe
 from bseq_plugin.training.distributed import World
 from bseq_plugin.training.sharding import ShardedTask
 
 NAME = re.compile(r"epoch-(\d{4,})(?:-step-(\d{8,}))?")
-# Settings that say where tables lie or when to stop, not what the numbers in a checkpoint mean.
-FREE_SETTINGS = {"sharding", "epochs", "patience", "validate_every", "stop_after"}
+# Sections that say how long and on what part of the log is learned, not what the numbers in a checkpoint mean.
+FREE_SECTIONS = {"training", "split"}
 
 
 class Position(NamedTuple):
@@ -55,7 +55,7 @@ class Position(NamedTuple):
 
 def identity(recipe: Recipe, vocabulary: Vocabulary) -> dict[str, str]:
     """Return what a checkpoint must have in common with the run that loads it."""
-    settings = {k: v for k, v in recipe.model_dump(mode="json").items() if k not in FREE_SETTINGS}
+    settings = {name: section for name, section in recipe.as_dict().items() if name not in FREE_SECTIONS}
     rows = pd.util.hash_array(vocabulary.item_ids).tobytes() + json.dumps(vocabulary.event_types).encode()
     return {
         "recipe": json.dumps(settings, sort_keys=True),
@@ -100,11 +100,9 @@ class Checkpoints:
 
         def show() -> None:
             try:
-                _write_synced(aside / "state.json", json.dumps({**head, "random_states": random, "state": state}))
-                if self.path(at).exists():  # a resumed run wrote this one before: the new one is the same
-                    shutil.rmtree(self.path(at))
-                aside.rename(self.path(at))
-                fsync(self.folder)
+                document = {**head, "random_states": random, "state": state}
+                (aside / "state.json").write_text(json.dumps(document), encoding="utf-8")
+                put_in_place(aside, self.path(at))  # a resumed run may have written this one before: the same
             except OSError as error:
                 raise RunError(f"{what}: {error}") from error
             for old in set(self.positions()) - keep - {at}:
@@ -158,8 +156,6 @@ class Checkpoints:
                 "checkpoint before, if there is one"
             ) from None
         for name, value in (self.identity or {}).items():
-            if saved is not None and name == "recipe":
-                saved[name] = _with_defaults(saved[name])
             if saved is not None and saved[name] != value:
                 raise RunError(
                     f"{path} was saved with another {name} ({_difference(saved[name], value)}); resume with the same "
@@ -179,20 +175,13 @@ class Checkpoints:
         model.load_state_dict(values["model"], strict=leave_out is None)
 
 
-def _with_defaults(settings: str) -> str:
-    """Return a recipe of an earlier version with what it did not know yet, which is then at its default."""
-    defaults = {k: v for k, v in Recipe().model_dump(mode="json").items() if k not in FREE_SETTINGS}
-    return json.dumps({**defaults, **json.loads(settings)}, sort_keys=True)
-
-
 def _difference(saved: str, wanted: str) -> str:
     """Return, in a few words, the settings that differ, or both texts."""
     try:
         old, new = json.loads(saved), json.loads(wanted)
     except ValueError:
         return f"{saved}; here: {wanted}"
-    names = sorted(name for name in old.keys() | new.keys() if old.get(name) != new.get(name))
-    return f"different: {', '.join(names)}"
+    return f"different: {', '.join(different_keys(old, new))}"
 
 
 @contextmanager
@@ -204,10 +193,3 @@ def _told_in_one_line(what: str) -> Iterator[None]:
         cause = next(iter(error.failures.values()))[0]
         first = next(iter(str(cause).splitlines()), "")
         raise RunError(f"{what}: {type(cause).__name__}: {first}") from error
-
-
-def _write_synced(path: Path, text: str) -> None:
-    with path.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())

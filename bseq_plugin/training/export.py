@@ -11,7 +11,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from bseq_plugin.data.prepare import PreparedLog
-from bseq_plugin.files import fsync
+from bseq_plugin.files import put_in_place
 from bseq_plugin.model.interest_model import ITEM_WEIGHT, KEYS, save_parts
 from bseq_plugin.model.neighbours import NeighbourItems, completed
 from bseq_plugin.model.run import Run
@@ -30,16 +30,16 @@ def export_model(
 ) -> None:
     """Leave ``RUN/model`` (see ``InterestModel``): every rank writes the rows, or columns, that it holds. Collective.
 
-    ``sharded`` has the weights of ``best``. With ``item_fusion = "neighbours"`` rank 0 then completes the table, a
+    ``sharded`` has the weights of ``best``. With item encoders rank 0 then completes the table, a
     block at a time; beside a block it holds one row for each distinct vector of the item encoders.
     """
     aside = run.path / ".model"
     here.on_first(lambda: _begin(log, checkpoints, best, aside))
     here.on_all(lambda: _write_shards(sharded, aside / "items.safetensors"))
     # a warm start began with completed rows: to complete them again would pull them towards their neighbours each day
-    if log.item_vectors is not None and log.recipe.item_fusion == "neighbours" and not run.info.get("warm_start"):
+    if log.item_vectors is not None and not run.info.get("warm_start"):
         here.on_first(lambda: _complete(log, aside))
-    here.on_first(lambda: _show(aside, run.path / "model"))
+    here.on_first(lambda: put_in_place(aside, run.path / "model"))
 
 
 def _begin(log: PreparedLog, checkpoints: Checkpoints, best: Position, aside: Path) -> None:
@@ -50,17 +50,17 @@ def _begin(log: PreparedLog, checkpoints: Checkpoints, best: Position, aside: Pa
         width = log.item_vectors.vectors_VE.shape[1]
     plain = SequenceInterestTask(log.recipe, 0, n_event_types, attributes=log.attributes, item_vectors=width)
     checkpoints.load_plain(plain, best, leave_out=ITEM_KEY)
-    # attributes are in the item rows then; what item encoders say of items that come later has still to be projected
+    # attributes are in the item rows then
     state = {k: v for k, v in plain.interest_encoder.state_dict().items() if "item_tower.attribute" not in k}
     del state[ITEM_WEIGHT]
-    encoded = plain.interest_encoder.item_tower.encoded
-    if log.item_vectors is not None and isinstance(encoded, NeighbourItems):
-        state[KEYS] = encoded.keys_of(torch.from_numpy(log.item_vectors.vectors_VE))
+    neighbours: NeighbourItems | None = plain.interest_encoder.item_tower.encoded
+    if log.item_vectors is not None and neighbours is not None:
+        state[KEYS] = neighbours.keys_of(torch.from_numpy(log.item_vectors.vectors_VE))
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir()
     save_parts(aside, log.recipe, log.vocabulary, state, log.trained_until_us)
     priors = log.item_priors
-    shapes = {"item_table": (log.vocabulary.n_items + 1, log.recipe.vector_dim)}
+    shapes = {"item_table": (log.vocabulary.n_items + 1, log.recipe.vectors.table_dim)}
     if priors is not None:
         shapes["item_priors"] = (priors.shape[0], priors.shape[1])
     create(aside / "items.safetensors", shapes)
@@ -90,13 +90,6 @@ def _complete(log: PreparedLog, aside: Path) -> None:
             for first in range(0, len(keys_VK), ROWS):
                 yield first, rows_VD[first : first + ROWS]
 
-    counts_V, recipe = log.vocabulary.item_counts, log.recipe
-    for first, rows_ND in completed(keys_VK, counts_V, recipe.prior_events, blocks, recipe.own_direction > 0):
+    counts_V, items = log.vocabulary.item_counts, log.recipe.items
+    for first, rows_ND in completed(keys_VK, counts_V, items.prior_events, blocks, items.own_direction > 0):
         write(path, "item_table", rows_ND, first)
-
-
-def _show(aside: Path, model: Path) -> None:
-    for path in [*aside.iterdir(), aside]:
-        fsync(path)
-    shutil.rmtree(model, ignore_errors=True)
-    aside.rename(model)

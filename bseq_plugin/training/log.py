@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch.utils.tensorboard import SummaryWriter
 
-from bseq_plugin.model.run import replace_text
+from bseq_plugin.files import write_text
 
 Report = Callable[[float, int], None]  # (loss, events of the step)
 
@@ -97,7 +97,7 @@ class RunLog:
             return
         lines = self.path.read_text(encoding="utf-8").splitlines()
         kept = [line for line in lines if _epoch_of(line) <= epoch]
-        replace_text(self.path, "".join(f"{line}\n" for line in kept))
+        write_text(self.path, "".join(f"{line}\n" for line in kept))
 
 
 def _epoch_of(line: str) -> float:

@@ -2,7 +2,7 @@
 
 fbgemm's CPU kernel for look-ups without pooling sums the gradients of a row in nested hash maps, in one thread, and
 spends its time allocating. A look-up without pooling is a pooled one whose bags hold one row each, and the pooled
-kernel sorts, vectorises and runs on all threads (``benchmarks/row_update.py`` measures both). Both are exact: the
+kernel sorts, vectorises and runs on all threads (``make bench-row_update`` measures both). Both are exact: the
 gradients of a row are summed before it is updated.
 
 Shape letters: N looked-up rows, D width, F features (keys) of the look-up.

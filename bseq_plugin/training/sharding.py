@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import warnings
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, cast
@@ -19,10 +18,9 @@ from torchrec.optim.optimizers import in_backward_optimizer_filter
 from torchrec.optim.rowwise_adagrad import RowWiseAdagrad
 
 from bseq_plugin.model.task import SequenceInterestTask
-from bseq_plugin.schema.recipe import Recipe
-from bseq_plugin.training.averaging import WeightAverage
+from bseq_plugin.recipe.training import TrainingSettings
 from bseq_plugin.training.distributed import World
-from bseq_plugin.training.plan import check_device, make_plan
+from bseq_plugin.training.plan import Sharding, check_device, make_plan
 
 TABLE_OPTIMIZERS = {
     "rowwise_adagrad": EmbOptimType.EXACT_ROWWISE_ADAGRAD,
@@ -37,14 +35,12 @@ RANK_STRIDE = 1_000_003  # seeds of ranks lie apart, and rank 0 keeps the recipe
 class ShardedTask:
     """The model under DistributedModelParallel with the optimizer of all its parameters.
 
-    ``dense_optimizers`` are the parts of it for dense parameters; a model may have none. While ``average.applied()``
-    the model has the averaged weights and ``average`` the ones that are trained.
+    ``dense_optimizers`` are the parts of it for dense parameters; a model may have none.
     """
 
     model: DistributedModelParallel
     optimizer: CombinedOptimizer
     dense_optimizers: list[KeyedOptimizerWrapper]
-    average: WeightAverage | None = None
 
     @property
     def task(self) -> SequenceInterestTask:
@@ -53,34 +49,24 @@ class ShardedTask:
         return cast(SequenceInterestTask, getattr(module, "module", module))
 
     def state(self) -> dict[str, Any]:
-        """Return what a checkpoint holds of the model and its optimizers: ``model`` is what is exported.
-
-        Call it while the average is applied.
-        """
-        trained = {} if self.average is None else {"trained": self.average.state()}
-        return {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict(), **trained}
-
-    def averaged(self) -> AbstractContextManager[None]:
-        """Give the model its averaged weights within, if they are averaged."""
-        return nullcontext() if self.average is None else self.average.applied()
+        """Return what a checkpoint holds of the model and its optimizers: ``model`` is what is exported."""
+        return {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict()}
 
     def load(self, values: dict[str, Any]) -> None:
-        """Take in what ``state`` gave; the average's copies were loaded in place."""
+        """Take over what ``state`` gave."""
         self.model.load_state_dict(values["model"])
         self.optimizer.load_state_dict(values["optimizer"])
-        if self.average is not None:
-            self.average.swap()
 
 
-def shard(task: SequenceInterestTask, recipe: Recipe, here: World) -> ShardedTask:
+def shard(task: SequenceInterestTask, training: TrainingSettings, sharding: Sharding, here: World) -> ShardedTask:
     """Plan, shard, and give table rows the fused optimizer and dense parameters AdamW."""
-    check_device(recipe, here.device, here.size)
-    fused = {"optimizer": TABLE_OPTIMIZERS[recipe.table_optimizer], "learning_rate": recipe.table_learning_rate}
+    check_device(sharding, training.table, task.recipe.vectors.table_dim, here.device, here.size)
+    fused = {"optimizer": TABLE_OPTIMIZERS[training.table.name], "learning_rate": training.table.rate}
     sharders = [cast(ModuleSharder[nn.Module], EmbeddingCollectionSharder(fused_params=fused))]
-    plan = make_plan(task, sharders, recipe, here)
+    plan = make_plan(task, sharders, sharding, training.table, here)
     # Each rank fills its own shards: from one seed they would all begin with the same rows. Dense parameters, which
     # must be equal, exist already and come from rank 0.
-    torch.manual_seed(recipe.seed + RANK_STRIDE * here.rank)
+    torch.manual_seed(training.seed + RANK_STRIDE * here.rank)
     with warnings.catch_warnings():
         # torchrec calls DistributedDataParallel in a way that torch has deprecated; nobody here can act on it
         warnings.filterwarnings("ignore", category=FutureWarning, module="torchrec")
@@ -88,11 +74,11 @@ def shard(task: SequenceInterestTask, recipe: Recipe, here: World) -> ShardedTas
         model = DistributedModelParallel(
             task, device=here.device, plan=plan, sharders=sharders, init_data_parallel=here.size > 1
         )
-    parts = _dense_optimizers(dict(in_backward_optimizer_filter(model.named_parameters())), recipe)
+    parts = _dense_optimizers(dict(in_backward_optimizer_filter(model.named_parameters())), training)
     return ShardedTask(model, CombinedOptimizer([model.fused_optimizer, *parts]), parts)
 
 
-def _dense_optimizers(parameters: dict[str, Any], recipe: Recipe) -> list[KeyedOptimizerWrapper]:
+def _dense_optimizers(parameters: dict[str, Any], training: TrainingSettings) -> list[KeyedOptimizerWrapper]:
     """Return AdamW, and row-wise Adagrad for the attribute table, whose rows are learned like those of the item table.
 
     Either may have nothing to do (``mean`` without options learns its tables alone), and is then left out.
@@ -101,8 +87,8 @@ def _dense_optimizers(parameters: dict[str, Any], recipe: Recipe) -> list[KeyedO
     rest = {name: value for name, value in parameters.items() if name not in tables}
     optimizers = []
     if rest:
-        adam = partial(torch.optim.AdamW, lr=recipe.learning_rate, weight_decay=recipe.weight_decay, fused=True)
+        adam = partial(torch.optim.AdamW, lr=training.dense.rate, weight_decay=training.dense.weight_decay, fused=True)
         optimizers.append(KeyedOptimizerWrapper(rest, adam))
     if tables:
-        optimizers.append(KeyedOptimizerWrapper(tables, partial(RowWiseAdagrad, lr=recipe.table_learning_rate)))
+        optimizers.append(KeyedOptimizerWrapper(tables, partial(RowWiseAdagrad, lr=training.table.rate)))
     return optimizers

@@ -13,17 +13,17 @@ from torch import distributed as dist
 
 from bseq_plugin.data.events import Events
 from bseq_plugin.data.partitions import PartitionedSequences
-from bseq_plugin.data.prepare import PreparedLog, prepare
-from bseq_plugin.data.prepare_partitions import count_partitions, cut, prepare_partitions, resolved
+from bseq_plugin.data.prepare import PreparedLog, prepare, training_histories
+from bseq_plugin.data.prepare_partitions import count_partitions, prepare_partitions, resolved
 from bseq_plugin.data.streams import StreamedData, check_streams
 from bseq_plugin.data.training_data import TrainingData
 from bseq_plugin.errors import RunError, UsageError
 from bseq_plugin.model.run import Run
 from bseq_plugin.model.task import SequenceInterestTask
-from bseq_plugin.schema.recipe import Recipe
+from bseq_plugin.recipe.merge import different_keys
+from bseq_plugin.recipe.recipe import Recipe
 from bseq_plugin.training.distributed import World, world
-from bseq_plugin.training.item_init import begin_with_vectors
-from bseq_plugin.training.plan import check_device, sharding_types, table_names
+from bseq_plugin.training.plan import Sharding, check_device, sharding_types, table_names
 from bseq_plugin.training.row_update import pooled_row_update
 from bseq_plugin.training.sharding import shard
 from bseq_plugin.training.trainer import Trainer, build_task
@@ -40,6 +40,7 @@ def train(
     progress: bool = True,
     checkpoint_steps: int | None = None,
     warm_start: str | Path | None = None,
+    sharding: Sharding = "auto",
 ) -> Run:
     """Train ``recipe`` on ``events`` and leave a run at ``out``; under torchrun every rank calls it alike.
 
@@ -50,6 +51,8 @@ def train(
         progress: progress bar and one line an epoch on stderr.
         checkpoint_steps: also write a checkpoint after so many steps within an epoch; default: after each epoch.
         warm_start: a finished run to begin with: its items keep their rows by id, new ones begin at the mean.
+        sharding: how tables lie on the processes, for all of them or by table: "auto", "row_wise", "table_wise" or
+            "column_wise". It changes nothing that is learned, and may be another one when a run is resumed.
 
     Raises:
         RecipeError, SchemaError, UsageError: bad settings or data, before anything is written.
@@ -60,13 +63,13 @@ def train(
     run = Run(Path(out))
     with world() as here:
         if isinstance(events, Events):
-            if recipe.item_encoders and here.size > 1:  # the first one fills the encoders' caches for the others
+            if recipe.items.encoders and here.size > 1:  # the first one fills the encoders' caches for the others
                 here.on_first(lambda: bool(prepare(events, recipe, items, progress)))
             log = here.on_all(lambda: prepare(events, recipe, items, progress and here.is_first))
         else:
             log = _prepared_partitions(events, recipe, items, here, progress)
         # built before anything is written, so that bad options and unknown names fail first
-        task = here.on_all(lambda: _checked_task(log, here))
+        task = here.on_all(lambda: _checked_task(log, sharding, here))
         data = here.on_all(lambda: _batches(log, here))
         warm = None if warm_start is None else here.on_all(lambda: WarmStart.open(warm_start, log))
         here.on_first(lambda: _check_out(run, log, resume))
@@ -74,9 +77,7 @@ def train(
             return run
         here.on_first(lambda: _begin(run, log, warm_start))  # nobody goes on before the run directory stands
         _settle_machine_choices(task, run, here)
-        sharded = shard(task, log.recipe, here)
-        if log.recipe.item_init == "encoder":
-            begin_with_vectors(sharded, log)
+        sharded = shard(task, log.recipe.training, sharding, here)
         if warm is not None:  # a checkpoint of the run itself, if there is one, is loaded over it
             here.on_all(lambda: warm.apply(sharded, log.vocabulary))
         trainer = Trainer(log, data, sharded, run, here, progress, checkpoint_steps)
@@ -100,23 +101,24 @@ def _prepared_partitions(
     dist.all_reduce(total)
     newest_us = max(here.gather(newest_us))
     counts = total.cpu().numpy()
-    if recipe.item_encoders and here.size > 1:
+    if recipe.items.encoders and here.size > 1:
         here.on_first(lambda: bool(prepare_partitions(log, ready, counts, newest_us, items, progress)))
     return here.on_all(lambda: prepare_partitions(log, ready, counts, newest_us, items, progress and here.is_first))
 
 
-def _checked_task(log: PreparedLog, here: World) -> SequenceInterestTask:
-    check_device(log.recipe, here.device, here.size)
-    torch.manual_seed(log.recipe.seed)
+def _checked_task(log: PreparedLog, sharding: Sharding, here: World) -> SequenceInterestTask:
+    recipe = log.recipe
+    check_device(sharding, recipe.training.table, recipe.vectors.table_dim, here.device, here.size)
+    torch.manual_seed(recipe.training.seed)
     task = build_task(log, device="meta")
-    sharding_types(log.recipe, table_names(task), here.size)
+    sharding_types(sharding, table_names(task), here.size)
     return task
 
 
 def _batches(log: PreparedLog, here: World) -> TrainingData:
     if log.partitions is None:
         return TrainingData(log.training, log.vocabulary, log.recipe, here.rank, here.size)
-    training = partial(cut, log.recipe)
+    training = partial(training_histories, split=log.recipe.split)
     return StreamedData(log.partitions, log.vocabulary, log.recipe, training, here.gather, here.rank, here.size)
 
 
@@ -150,10 +152,8 @@ def _check_out(run: Run, log: PreparedLog, resume: bool) -> None:
         return
     if not resume:
         raise RunError(f"{run.path} already holds a run; give another --out, or go on with it (--resume)")
-    # where tables lie may change from one start to the next: it does not change what is learned
-    begun = run.recipe.replace(sharding=log.recipe.sharding)
-    if begun != log.recipe:
-        changed = [k for k, v in log.recipe.model_dump().items() if v != begun.model_dump()[k]]
+    changed = different_keys(run.recipe.as_dict(), log.recipe.as_dict())
+    if changed:
         raise RunError(
             f"{run.path} was begun with another recipe (different: {', '.join(changed)}); use the same to resume"
         )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
@@ -14,8 +14,7 @@ from bseq_plugin.data.training_data import TrainingData
 from bseq_plugin.errors import BseqError
 from bseq_plugin.model.run import Run
 from bseq_plugin.model.task import SequenceInterestTask
-from bseq_plugin.schema.recipe import Recipe
-from bseq_plugin.training.averaging import WeightAverage
+from bseq_plugin.recipe.recipe import Recipe
 from bseq_plugin.training.checkpoint import Checkpoints, Position, identity
 from bseq_plugin.training.distributed import World
 from bseq_plugin.training.export import export_model
@@ -62,11 +61,10 @@ class Progress:
         """Return the position of the checkpoint that holds this."""
         return Position(self.epoch, self.step)
 
-    def stops(self, recipe: Recipe, has_validation: bool) -> bool:
+    def stops(self, recipe: Recipe) -> bool:
         """Return whether all epochs are done, or ``patience`` of them brought nothing better."""
-        waited = self.epoch - self.best_epoch
-        last = min(recipe.epochs, recipe.stop_after or recipe.epochs)
-        return self.epoch >= last or (has_validation and waited >= recipe.patience)
+        waited, split = self.epoch - self.best_epoch, recipe.split
+        return self.epoch >= recipe.training.last_epoch or (split.kind != "none" and waited >= split.patience)
 
 
 class Trainer:
@@ -90,9 +88,6 @@ class Trainer:
         priors = log.item_priors
         self.item_priors_VP = None if priors is None else torch.from_numpy(priors)
         self.base_rates = [float(group["lr"]) for group in sharded.optimizer.param_groups]
-        if self.recipe.ema_half_life:
-            average = WeightAverage(sharded.model, self.recipe.ema_half_life, data.steps_per_epoch)
-            self.sharded = replace(sharded, average=average)
         self.state = Progress()
         self._generator_restored = False
 
@@ -104,28 +99,27 @@ class Trainer:
             self.run.path,
             enabled=self.here.is_first,
             progress=self.show,
-            epochs=self.recipe.epochs,
+            epochs=self.recipe.training.epochs,
             resumed_after=state.epoch,
         ) as log:
-            while not state.stops(self.recipe, self.log.validation is not None):
+            while not state.stops(self.recipe):
                 self._epoch(state, log)
             self._export(Position(state.best_epoch), log)
         self.here.on_first(lambda: self._complete(state))
 
     def _export(self, best: Position, log: RunLog) -> None:
-        with self.sharded.averaged():
-            if best != self.state.position:
-                self.checkpoints.load_weights(self.sharded, best, self.here)
-            export_model(self.log, self.sharded, self.checkpoints, best, self.run, self.here)
-            if self.log.partitions is not None and not self._completes_rows:
-                with log.counting("interests of users", self.log.partitions.n_users // self.here.size) as count:
-                    encoder = self.sharded.task.interest_encoder
-                    export_interests(self.log, self.log.partitions, encoder, self.run, self.here, count)
+        if best != self.state.position:
+            self.checkpoints.load_weights(self.sharded, best, self.here)
+        export_model(self.log, self.sharded, self.checkpoints, best, self.run, self.here)
+        if self.log.partitions is not None and not self._completes_rows:
+            with log.counting("interests of users", self.log.partitions.n_users // self.here.size) as count:
+                encoder = self.sharded.task.interest_encoder
+                export_interests(self.log, self.log.partitions, encoder, self.run, self.here, count)
 
     @property
     def _completes_rows(self) -> bool:
-        """Return whether the exported rows differ from the sharded tables, so that publishing has to read histories."""
-        return self.log.item_vectors is not None and self.recipe.item_fusion == "neighbours"
+        """Return whether the exported rows are not those of the sharded tables, so that publishing has to read histories."""
+        return self.log.item_vectors is not None
 
     def _resume(self) -> None:
         positions = self.here.on_first(self.checkpoints.positions)
@@ -153,25 +147,23 @@ class Trainer:
     def _save(self) -> None:
         state = self.state
         keep = {Position(state.best_epoch)}
-        with self.sharded.averaged():
-            self.checkpoints.save(self.sharded, asdict(state), state.position, keep, self.here)
+        self.checkpoints.save(self.sharded, asdict(state), state.position, keep, self.here)
 
     def _judge(self, state: Progress, line: dict[str, Any]) -> None:
         """Validate; without a validation set the newest epoch is the best."""
-        if self.log.validation is None:
+        split = self.recipe.split
+        if self.log.validation is None or split.kind == "none":
             state.best_epoch = state.epoch
             return
-        if state.epoch % self.recipe.validate_every and not state.stops(self.recipe, True):  # no epoch goes unseen
+        if state.epoch % split.every and not state.stops(self.recipe):  # no epoch goes unseen
             return
         self.sharded.model.eval()
         encoder = self.sharded.task.interest_encoder
-        with self.sharded.averaged():
-            metrics = validate(
-                encoder, self.log.validation, self.item_priors_VP, self.log.vocabulary.n_items, self.recipe, self.here
-            )
+        n_items, priors_VP = self.log.vocabulary.n_items, self.item_priors_VP
+        metrics = validate(encoder, self.log.validation, priors_VP, n_items, self.recipe, split, self.here)
         line.update(metrics)
-        if metrics[self.recipe.validation_metric] > state.best_score:
-            state.best_epoch, state.best_score = state.epoch, metrics[self.recipe.validation_metric]
+        if metrics[split.metric] > state.best_score:
+            state.best_epoch, state.best_score = state.epoch, metrics[split.metric]
             state.best_metrics = metrics
 
     def _steps(self, epoch: int, report: Any) -> None:
@@ -181,7 +173,7 @@ class Trainer:
             # Dropout of an epoch depends on (seed, epoch, rank) alone, so that a resumed run repeats the uninterrupted
             # one. A checkpoint in the middle of an epoch has the generators' states, for as many ranks.
             place = (epoch, self.here.rank) if saved_at == 0 else (epoch, self.here.rank, saved_at)
-            torch.manual_seed(hash((self.recipe.seed, *place)) & 0x7FFF_FFFF)
+            torch.manual_seed(hash((self.recipe.training.seed, *place)) & 0x7FFF_FFFF)
         self._generator_restored = False
         self.sharded.model.train()
         first = epoch * self.data.steps_per_epoch + saved_at
@@ -193,8 +185,6 @@ class Trainer:
             own = [own[0] + loss * n_targets, own[1] + n_targets, own[2] + n_events]
             report(loss, n_events)
             state.step += 1
-            if self.sharded.average is not None:
-                self.sharded.average.update(epoch * self.data.steps_per_epoch + state.step)
             if self.checkpoint_steps and state.step - saved_at >= self.checkpoint_steps:
                 self._add(own, started)
                 self._save()
@@ -209,14 +199,14 @@ class Trainer:
     def _require_finite(self, loss: float, epoch: int, step: int) -> None:
         if not math.isfinite(loss):
             raise BseqError(
-                f"the loss is {loss} in epoch {epoch + 1}, step {step + 1}; lower learning_rate or "
-                f"table_learning_rate. The last good checkpoint is kept in {self.checkpoints.folder}"
+                f"the loss is {loss} in epoch {epoch + 1}, step {step + 1}; lower training.dense.rate "
+                f"or training.table.rate. The last good checkpoint is kept in {self.checkpoints.folder}"
             )
 
     def _set_learning_rate(self, step: int) -> None:
-        if self.recipe.schedule == "constant":
+        if self.recipe.training.schedule == "constant":
             return
-        total = self.recipe.epochs * self.data.steps_per_epoch
+        total = self.recipe.training.epochs * self.data.steps_per_epoch
         factor = min(1.0, (step + 1) / WARM_UP_STEPS) * 0.5 * (1.0 + math.cos(math.pi * step / total))
         for group, rate in zip(self.sharded.optimizer.param_groups, self.base_rates, strict=True):
             group["lr"] = rate * max(factor, 0.02)

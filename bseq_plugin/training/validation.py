@@ -11,11 +11,12 @@ from torch import Tensor
 from bseq_plugin.data.batches import NEGATIVE, TARGET, history_features
 from bseq_plugin.data.sequences import Sequences
 from bseq_plugin.data.splits import EvaluationSet
-from bseq_plugin.metrics import Excluded, ranking_metrics, top_k_items
+from bseq_plugin.metrics import ExcludedRuns, ranking_metrics, top_k_items
 from bseq_plugin.model.encoder import SequenceInterestEncoder
 from bseq_plugin.model.interest_model import EVENTS_PER_CALL
 from bseq_plugin.model.items import score_vectors
-from bseq_plugin.schema.recipe import Recipe
+from bseq_plugin.recipe.data import HeldOutSplit
+from bseq_plugin.recipe.recipe import Recipe
 from bseq_plugin.training.distributed import World
 
 ITEMS_PER_CALL = 1 << 19
@@ -29,18 +30,19 @@ def validate(
     item_priors_VP: Tensor | None,
     n_items: int,
     recipe: Recipe,
+    split: HeldOutSplit,
     here: World,
 ) -> dict[str, float]:
-    """Return the means over all users of ``recall``, ``ndcg`` and ``mrr`` at the k of ``recipe.validation_metric``.
+    """Return the means over all users of ``recall``, ``ndcg`` and ``mrr`` at the k of ``split.metric``.
 
     The encoder is the sharded one of a ``SequenceInterestTask``, detached from any pipeline. Collective: every rank
     calls it with the same evaluation set. ``item_priors_VP``: popularity columns as of the start of the validation.
     """
-    k = int(recipe.validation_metric.split("@")[1])
+    k = int(split.metric.split("@")[1])
     own = np.array_split(np.arange(evaluation.n_users), here.size)[here.rank]
     own_histories = evaluation.histories.take(own)
     interests_BKD = sharded_interests(encoder, own_histories, recipe, here, _nobody(evaluation.histories))
-    excluded = (own_histories.offsets, own_histories.items) if recipe.mask_seen else None
+    excluded = (own_histories.offsets, own_histories.items) if split.mask_seen else None
     chunks = _score_vectors(encoder, item_priors_VP, n_items, recipe, evaluation.histories, here)
     top_UK = _top_of_chunks(interests_BKD, chunks, k, excluded)
     first, last = (int(own[0]), int(own[-1]) + 1) if len(own) else (0, 0)
@@ -90,11 +92,11 @@ def _score_vectors(
     """Yield ``_item_chunks`` as an interest is multiplied with them."""
     for first, rows_ND in _item_chunks(encoder, n_items, recipe, histories, here):
         priors_NP = None if item_priors_VP is None else item_priors_VP[first : first + len(rows_ND)].to(here.device)
-        yield first, score_vectors(rows_ND, priors_NP, recipe.score == "cosine")
+        yield first, score_vectors(rows_ND, priors_NP, recipe.vectors.cosine)
 
 
 def _top_of_chunks(
-    interests_BKD: Tensor, chunks: Iterator[tuple[int, Tensor]], k: int, excluded: Excluded | None
+    interests_BKD: Tensor, chunks: Iterator[tuple[int, Tensor]], k: int, excluded: ExcludedRuns | None
 ) -> np.ndarray:
     """Return ``top_k_items`` over all chunks: int64 [B, k], by score, then by row."""
     best: list[tuple[np.ndarray, Tensor]] = []
@@ -128,7 +130,7 @@ def _best(lists: list[tuple[np.ndarray, Tensor]], k: int) -> tuple[np.ndarray, T
     return np.take_along_axis(rows_BN, order.cpu().numpy(), axis=1)[:, :k], scores_BN[:, :k]
 
 
-def _within(excluded: Excluded | None, shift: int, n_rows: int) -> Excluded | None:
+def _within(excluded: ExcludedRuns | None, shift: int, n_rows: int) -> ExcludedRuns | None:
     """Return the excluded rows of a chunk, numbered from its row ``shift`` on; row 0 is nobody's business."""
     if excluded is None:
         return None
@@ -145,7 +147,7 @@ def sharded_interests(
 
     ``nobody``: one user without events, whom a rank asks for when it has nobody left; with the columns of the others.
     """
-    histories = histories.latest(recipe.max_length)
+    histories = histories.latest(recipe.encoder.max_length)
     n_calls = max(here.gather(-(-histories.n_events // EVENTS_PER_CALL)), default=1)
     interests = []
     for users in np.array_split(np.arange(histories.n_users), max(1, n_calls)):

@@ -1,9 +1,8 @@
 """Begin a run with what another one has learned: every id keeps its row, wherever the row now stands.
 
 Known items and event types are found by id; new items begin at the mean of the known ones, with the optimizer's memory
-of a row that was never trained. With item encoders a new item begins as what they say of it, or where its neighbours in
-the finished model are, and a known one keeps its vector even if its text has changed. Nothing is taken over by place: a
-vocabulary that has grown by one item in front would shift every row.
+of a row that was never trained. With item encoders a new item begins where its neighbours in the finished model are.
+Nothing is taken over by place: a vocabulary that has grown by one item in front would shift every row.
 """
 
 from __future__ import annotations
@@ -25,34 +24,25 @@ from bseq_plugin.data.item_vectors import ItemVectors
 from bseq_plugin.data.prepare import PreparedLog
 from bseq_plugin.data.vocabulary import Vocabulary
 from bseq_plugin.errors import RecipeError
-from bseq_plugin.model.encoded_items import EncodedItems
 from bseq_plugin.model.encoder import ITEM_TABLE
 from bseq_plugin.model.interest_model import InterestModel
 from bseq_plugin.model.neighbours import NeighbourItems, directed
 from bseq_plugin.model.run import Run
+from bseq_plugin.recipe.merge import different_keys, value_at
+from bseq_plugin.recipe.recipe import Recipe
 from bseq_plugin.training.checkpoint import Checkpoints, Position
 from bseq_plugin.training.sharding import ShardedTask
 
-# What decides the shapes and the meaning of weights.
-SHARED = (
-    "encoder",
-    "encoder_options",
-    "dim",
-    "members",
-    "max_length",
-    "event_features",
-    "time_zone",
-    "session_gap_minutes",
-    "score",
-    "readout",
-    "n_interests",
-    "interest_method",
-    "interests_anchored",
-    "popularity_days",
-    "item_encoders",
-    "item_encoder_options",
-    "item_fusion",
-)
+# Sections that decide the shapes and the meaning of weights, and what in them does not.
+SHARED = ("encoder", "vectors", "events", "items", "interests")
+FREE = {
+    "encoder.dropout",
+    "items.min_count",
+    "items.own_direction",
+    "items.prior_events",
+    "vectors.init",
+    "vectors.similarity.temperature",
+}
 TABLES = "interest_encoder.embedding_collection.embeddings"
 ROWS = 1 << 16
 
@@ -69,22 +59,15 @@ class WarmStart:
     def open(cls, path: str | Path, log: PreparedLog) -> WarmStart:
         """Read ``path`` and see that it fits ``log``'s recipe."""
         run, model = Run(Path(path)), InterestModel.from_run(path)
-        old, new = model.recipe.model_dump(), log.recipe.model_dump()
-        different = [name for name in SHARED if old[name] != new[name]]
+        different = _different(model.recipe, log.recipe)
         if different:
             raise RecipeError(
-                f"warm start from {path}: it has another {', '.join(different)} "
-                f"({', '.join(f'{name} = {old[name]!r}' for name in different)}); use the same, or start cold"
+                f"warm start from {path}: it has another {', '.join(different)}; use the same, or start cold"
             )
-        if old["item_attributes"] or new["item_attributes"]:
+        if log.recipe.items.attributes:
             raise RecipeError(
-                "warm start with item_attributes is not offered: a finished model has them summed into its item rows, "
+                "warm start with items.attributes is not offered: a finished model has them summed into its item rows, "
                 "and they would be added twice; start cold"
-            )
-        if new["item_fusion"] == "gate" and new["item_encoders"]:
-            raise RecipeError(
-                "warm start with item_fusion = 'gate' is not offered: the id rows can't be told from the finished "
-                "model's item rows; use item_fusion = 'sum', or start cold"
             )
         _check_item_encoders(path, model, log)
         return cls(run, model, log.item_vectors)
@@ -112,23 +95,21 @@ class WarmStart:
             old_rows = rows.get(table, np.arange(len(old[name])) if table in TABLE_ROWS else None)
             if old_rows is not None:
                 _fill(value, old[name], old_rows)
-        # by now the projection is the old one
-        _leave_id_rows(state[f"{TABLES}.{ITEM_TABLE}.weight"], sharded, rows[ITEM_TABLE])
         self._place_new(state[f"{TABLES}.{ITEM_TABLE}.weight"], rows[ITEM_TABLE], vocabulary)
         self._fill_optimizer(sharded, rows)
         return int((rows[ITEM_TABLE][1:] > 0).sum())
 
     def _place_new(self, table: object, old_rows: np.ndarray, vocabulary: Vocabulary) -> None:
         """Place new items among those that are like them; one of which nothing is known keeps the mean."""
-        encoded = self.model.encoder.item_tower.encoded
-        if self.item_vectors is None or not isinstance(encoded, NeighbourItems):
+        neighbours: NeighbourItems | None = self.model.encoder.item_tower.encoded
+        if self.item_vectors is None or neighbours is None:
             return
         new = np.flatnonzero((old_rows < 0) & self.item_vectors.vectors_VE.any(1))
         vectors_NE = torch.from_numpy(self.item_vectors.vectors_VE[new])
         table_VD, counts_V = self.model.item_table_VD, self.model.vocabulary.item_counts
-        guess_ND = encoded.rows_of(vectors_NE, table_VD, counts_V)
+        guess_ND = neighbours.rows_of(vectors_NE, table_VD, counts_V)
         ids = vocabulary.item_ids[new - 1].tolist()
-        said_ND = directed(guess_ND, ids, table_VD, counts_V, self.model.recipe.own_direction)
+        said_ND = directed(guess_ND, ids, table_VD, counts_V, self.model.recipe.items.own_direction)
         at_N = torch.from_numpy(new)
         for shard in table.local_shards():  # type: ignore[attr-defined]
             first, start = shard.metadata.shard_offsets
@@ -156,29 +137,24 @@ class WarmStart:
                 _fill(value, old, old_rows, new=0.0)
 
 
+def _different(old: Recipe, new: Recipe) -> list[str]:
+    """Return what keeps the weights of one recipe from another, with the value of the old one."""
+    before, now = ({name: recipe.as_dict()[name] for name in SHARED} for recipe in (old, new))
+    keys = [key for key in different_keys(before, now) if key not in FREE]
+    described = [f"{key} ({key} = {value_at(before, key)!r})" for key in keys]
+    if old.popularity_days != new.popularity_days:
+        described.append(f"objective.popularity_days ({list(old.popularity_days)})")
+    return described
+
+
 def _check_item_encoders(path: str | Path, model: InterestModel, log: PreparedLog) -> None:
-    fusion = model.encoder.item_tower.encoded
-    if fusion is None or log.item_vectors is None or fusion.vectors_identity == log.item_vectors.identity:
+    neighbours: NeighbourItems | None = model.encoder.item_tower.encoded
+    if neighbours is None or log.item_vectors is None or neighbours.vectors_identity == log.item_vectors.identity:
         return
     raise RecipeError(
-        f"warm start from {path}: its item encoders had other weights, and what was learned to read from their vectors "
-        "does not fit; use the same weights, or start cold"
+        f"warm start from {path}: its item encoders had other weights, so that the vectors of new items can't be "
+        "compared with those of its items; use the same weights, or start cold"
     )
-
-
-def _leave_id_rows(sharded: object, task: ShardedTask, old_rows: np.ndarray) -> None:
-    """Take what the item encoders say out of the old item rows, into which it was summed; zeros for new items."""
-    encoded = task.task.interest_encoder.item_tower.encoded
-    if not isinstance(encoded, EncodedItems):
-        return
-    for shard in sharded.local_shards():  # type: ignore[attr-defined]
-        first, start = shard.metadata.shard_offsets
-        columns = slice(start, start + shard.tensor.shape[1])
-        for row in range(0, len(shard.tensor), ROWS):
-            block = shard.tensor[row : row + ROWS]
-            said = encoded.folded(torch.zeros_like(block), first + row, columns)
-            new = torch.from_numpy(old_rows[first + row : first + row + len(block)] < 0).to(block.device)
-            block.copy_(torch.where(new[:, None], 0.0, block - said))
 
 
 def _fill(sharded: object, old: Tensor, old_rows: np.ndarray, new: float | None = None) -> None:

@@ -10,11 +10,10 @@ class WindowMeanOptions(bseq.PartOptions):
     window: int = 5  # events
 
 
-class WindowMean(bseq.SequenceEncoder):
+class WindowMean(bseq.SequenceEncoder[WindowMeanOptions]):
     """Each state is the mean of its own event and the ``window - 1`` before it."""
 
     name = "window_mean"
-    Options = WindowMeanOptions
 
     def forward(self, events: bseq.PackedEvents) -> Tensor:
         window = self.options.window

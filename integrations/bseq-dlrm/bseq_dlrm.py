@@ -16,13 +16,10 @@ from torchrec.models.dlrm import DLRM
 from torchrec.streamable import Pipelineable
 
 import bseq_plugin as bseq
-from bseq_plugin.errors import UsageError
-
-USER_INTEREST = "user_interest"
 
 
 @bseq.hookimpl
-def bseq_attach(host: nn.Module, interest: bseq.SequenceInterestEncoder, frozen: bool) -> nn.Module | None:
+def bseq_attach(host: nn.Module, interest: bseq.HistoryEncoder, frozen: bool) -> nn.Module | None:
     """``DLRMWithInterest`` for TorchRec's DLRM and its subclasses."""
     return DLRMWithInterest(host, interest, frozen) if isinstance(host, DLRM) else None
 
@@ -36,7 +33,7 @@ class DLRMWithInterest(nn.Module):
         frozen: gradients and dropout stop before the encoder.
     """
 
-    def __init__(self, host: DLRM, interest: bseq.SequenceInterestEncoder, frozen: bool = False) -> None:
+    def __init__(self, host: DLRM, interest: bseq.HistoryEncoder, frozen: bool = False) -> None:
         super().__init__()
         first = _first_layer(host.over_arch)
         n_features = len(host.sparse_arch.sparse_feature_names)
@@ -44,7 +41,7 @@ class DLRMWithInterest(nn.Module):
         self.frozen = frozen
         self.interest = interest.requires_grad_(not frozen)
         self.sparse_arch, self.dense_arch, self.inter_arch = host.sparse_arch, host.dense_arch, host.inter_arch
-        self.interest_cross = InterestCross(interest.readout.width, dim, first.weight.device)
+        self.interest_cross = InterestCross(interest.width, dim, first.weight.device)
         self.over_arch = copy.deepcopy(host.over_arch)
         _first_perceptron(self.over_arch)._linear = WidenedLinear(first, dim + 1 + n_features)
         self.train(host.training)
@@ -54,7 +51,7 @@ class DLRMWithInterest(nn.Module):
         embedded_dense = self.dense_arch(dense_features)
         embedded_sparse = self.sparse_arch(sparse_features)
         crossed = self.inter_arch(dense_features=embedded_dense, sparse_features=embedded_sparse)
-        interest_BI = self.interest(history)[USER_INTEREST]
+        interest_BI = self.interest(history)[bseq.USER_INTEREST]
         if self.frozen:
             interest_BI = interest_BI.detach()
         of_interest = self.interest_cross(interest_BI, embedded_dense, embedded_sparse)
@@ -78,22 +75,13 @@ class InterestCross(nn.Module):
 
     def __init__(self, interest_dim: int, dim: int, device: torch.device) -> None:
         super().__init__()
-        self.projection = Projection(interest_dim, dim, device=device)
+        self.projection = bseq.IdentityLinear(interest_dim, dim, device=device)
 
     def forward(self, interest_BI: Tensor, dense_BD: Tensor, sparse_BFD: Tensor) -> Tensor:
         """[B, D + 1 + F]."""
         projected_BD = self.projection(interest_BI)
         embedded_BFD = torch.cat([dense_BD[:, None], sparse_BFD], dim=1)
         return torch.cat([projected_BD, torch.einsum("bd,bfd->bf", projected_BD, embedded_BFD)], dim=1)
-
-
-class Projection(nn.Linear):
-    """Begins as the identity (or a part of it)."""
-
-    def reset_parameters(self) -> None:
-        """Back to that; also called when a model made on the meta device gets its memory."""
-        nn.init.eye_(self.weight)
-        nn.init.zeros_(self.bias)
 
 
 class WidenedLinear(nn.Linear):
@@ -177,7 +165,7 @@ def _first_perceptron(over_arch: nn.Module) -> nn.Module:
             return perceptron
     except (AttributeError, IndexError, TypeError):
         pass
-    raise UsageError(
+    raise bseq.UsageError(
         f"the over arch is a {type(over_arch).__name__} that does not begin with TorchRec's MLP; its first layer can't "
         "be widened. Attach before you replace it"
     )

@@ -13,14 +13,12 @@ from torchrec import EmbeddingBagCollection, KeyedJaggedTensor
 from torchrec.streamable import Pipelineable
 
 import bseq_plugin as bseq
-from bseq_plugin.errors import UsageError
 
-USER_INTEREST = "user_interest"
 PARTS = ("ebc", "query_proj", "candidate_proj", "_candidate_feature_names")
 
 
 @bseq.hookimpl
-def bseq_attach(host: nn.Module, interest: bseq.SequenceInterestEncoder, frozen: bool) -> nn.Module | None:
+def bseq_attach(host: nn.Module, interest: bseq.HistoryEncoder, frozen: bool) -> nn.Module | None:
     """``InterestTwoTower`` for a module with the parts of TorchRec's two-tower example."""
     return InterestTwoTower(host, interest, frozen) if all(hasattr(host, part) for part in PARTS) else None
 
@@ -34,7 +32,7 @@ class InterestTwoTower(nn.Module):
         frozen: gradients and dropout stop before the encoder.
     """
 
-    def __init__(self, host: nn.Module, interest: bseq.SequenceInterestEncoder, frozen: bool = False) -> None:
+    def __init__(self, host: nn.Module, interest: bseq.HistoryEncoder, frozen: bool = False) -> None:
         super().__init__()
         names, ebc = list(host._candidate_feature_names), host.ebc
         self.frozen = frozen
@@ -44,13 +42,15 @@ class InterestTwoTower(nn.Module):
         self.candidate_proj = host.candidate_proj
         last = [layer for layer in host.candidate_proj.modules() if isinstance(layer, nn.Linear)][-1:]  # type: ignore[union-attr]
         if not last:
-            raise UsageError("the host's candidate_proj has no linear layer, so the width of its towers is unknown")
-        self.query_proj = nn.Linear(interest.readout.width, last[0].out_features, device=last[0].weight.device)
+            raise bseq.UsageError(
+                "the host's candidate_proj has no linear layer, so the width of its towers is unknown"
+            )
+        self.query_proj = nn.Linear(interest.width, last[0].out_features, device=last[0].weight.device)
         self.train(host.training)
 
     def forward(self, history: KeyedJaggedTensor, candidates: KeyedJaggedTensor) -> tuple[Tensor, Tensor]:
         """Embeddings of both towers."""
-        interest = self.interest(history)[USER_INTEREST]
+        interest = self.interest(history)[bseq.USER_INTEREST]
         if self.frozen:
             interest = interest.detach()
         looked_up = self.candidate_ebc(candidates)

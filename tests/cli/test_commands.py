@@ -61,7 +61,8 @@ def test_train_reads_a_recipe_file_other_columns_and_an_items_table(bseq, tiny_f
     items = pd.DataFrame({"item_id": np.arange(30) * 10 + 5, "shelf": ["a", "b", "c"] * 10})
     items.to_csv(tmp_path / "items.csv", index=False)
     (tmp_path / "mine.toml").write_text(
-        'description = "mine"\nencoder = "mean"\ndim = 8\nepochs = 1\nitem_attributes = ["shelf"]\n'
+        'description = "mine"\nencoder = "mean"\nvectors.dim = 8\n[items]\nattributes = ["shelf"]\n'
+        "[training]\nepochs = 1\n"
     )
     code, _, err = bseq(
         "train",
@@ -79,13 +80,14 @@ def test_train_reads_a_recipe_file_other_columns_and_an_items_table(bseq, tiny_f
         "--timestamp-unit",
         "s",
         "--set",
-        "score=cosine",
+        "vectors.similarity=cosine",
         "--set",
-        "batch_users=16",
+        "training.batch.users=16",
     )
     assert code == 0, err
     recipe = Run(tmp_path / "run").recipe
-    assert (recipe.encoder, recipe.score, recipe.item_attributes, recipe.dim) == ("mean", "cosine", ("shelf",), 8)
+    assert (recipe.encoder.name, recipe.items.attributes, recipe.training.batch.users) == ("mean", ("shelf",), 16)
+    assert (recipe.vectors.similarity.kind, recipe.vectors.dim) == ("cosine", 8)
 
 
 def test_evaluate_writes_what_it_shows(bseq, tiny_run, tmp_path):
@@ -128,8 +130,8 @@ def test_a_new_item_is_published_with_the_events_that_it_has_by_now(bseq, tiny_f
     items = pd.DataFrame({"item_id": [*np.arange(30) * 10 + 5, 999], "shelf": ["a", "b", "c"] * 10 + ["a"]})
     items.to_csv(tmp_path / "items.csv", index=False)
     tiny_frame.to_parquet(tmp_path / "log.parquet")
-    settings = ["encoder=mean", "dim=8", "epochs=1", "batch_users=16", "split=none", 'item_encoders=["columns"]']
-    settings.append('item_encoder_options.columns.categories=["shelf"]')
+    settings = ["encoder=mean", "vectors.dim=8", "training.epochs=1", "training.batch.users=16", "split=none"]
+    settings.append('items.encoders=[{name = "columns", categories = ["shelf"]}]')
     told = [word for setting in settings for word in ("--set", setting)]
     told += ["--items", tmp_path / "items.csv", "--out", tmp_path / "run"]
     assert bseq("train", tmp_path / "log.parquet", *told)[0] == 0
@@ -251,26 +253,26 @@ def test_benchmark_of_a_sequence_file(bseq, tiny_frame, tmp_path, tiny_settings)
 
 def test_benchmark_with_a_time_split_trains_again_up_to_the_test(bseq, tiny_source, tmp_path, tiny_settings):
     """The same steps by hand: stop on the validation, train on all before the test, rank with what is known then."""
-    settings = [*tiny_settings, "--set", "horizon_days=14", "--recipe", "reference"]
+    settings = [*tiny_settings, "--set", "split.horizon_days=14", "--recipe", "reference"]
     file = tmp_path / "b.json"
     code, _, err = bseq(
         "benchmark", tiny_source, *settings, "--protocol", "time", "--blend", "--seeds", "0,1", "--json", file
     )
     assert code == 0, err
     found = json.loads(file.read_text())
-    assert (found["protocol"], found["resolved_recipe"]["split"]) == ("time", "time")
+    assert (found["protocol"], found["resolved_recipe"]["split"]["kind"]) == ("time", "time")
     assert bseq("train", tiny_source, *settings, "--set", "split=time", "--out", tmp_path / "first")[0] == 0
     first = Run(tmp_path / "first")
-    cut_us = instant_us(first.recipe.test_at)
+    cut_us = instant_us(first.recipe.split.test_at)
     events = read_events(str(tiny_source))
-    again = first.recipe.replace(split="none", stop_after=first.info["best_epoch"])
+    again = first.recipe.replace(split="none", training={"stop_after": first.info["best_epoch"]})
     model = InterestModel.from_run(train(events.before(cut_us), again, tmp_path / "second").path)
     log = Sequences.from_events(events, model.vocabulary)
     known = log.between(None, cut_us)
     baselines = fitted_rankers(default_baselines(known, cut_us), known, model.vocabulary.n_items)
     new = time_window(log, cut_us, 14.0).new_items_only()
     # the blend's weight is that of the first model on the validation, its scores are those of the second in a store
-    early = instant_us(first.recipe.validation_at)
+    early = instant_us(first.recipe.split.validation_at)
     before = first.sequences()
     validation = time_window(before, early, 14.0).new_items_only()
     held_out = HeldOut(validation, before.between(None, early), early, "mask")
@@ -278,7 +280,7 @@ def test_benchmark_with_a_time_split_trains_again_up_to_the_test(bseq, tiny_sour
     publish_model(model, known, tmp_path / "store", index="exact", blend=blend)
     rankers = {
         "model": interest_ranker(model),
-        "blend": served_ranker(Retriever.open(tmp_path / "store"), first.recipe.test_at),
+        "blend": served_ranker(Retriever.open(tmp_path / "store"), first.recipe.split.test_at),
         **baselines,
     }
     wanted = compare(new, rankers, model.vocabulary.n_items, (5, 10), "mask")
@@ -292,9 +294,8 @@ def test_benchmark_with_a_time_split_trains_again_up_to_the_test(bseq, tiny_sour
 
 
 def test_benchmark_refuses_an_empty_test_before_it_trains(bseq, tiny_source, tmp_path):
-    code, _, err = bseq(
-        "benchmark", tiny_source, "--protocol", "time", "--set", "test_at=2090-01-01T00:00:00Z", "--recipe", "auto"
-    )
+    late = ("--set", "split.test_at=2090-01-01T00:00:00Z")
+    code, _, err = bseq("benchmark", tiny_source, "--protocol", "time", *late, "--recipe", "auto")
     assert code != 0
     assert "nobody has both" in err
     assert "epoch" not in err
@@ -302,15 +303,15 @@ def test_benchmark_refuses_an_empty_test_before_it_trains(bseq, tiny_source, tmp
 
 def test_popularity_columns_are_read_at_the_cut(bseq, tiny_source, tmp_path):
     """As those of a model brought up to date by hand with the log before the test."""
-    settings = ["--recipe", "auto", "--set", "split=time", "--set", "horizon_days=10", "--set", "epochs=1"]
+    settings = ["--recipe", "auto", "--set", "split.horizon_days=10", "--set", "training.epochs=1"]
     run = tmp_path / "run"
-    assert bseq("train", tiny_source, *settings, "--out", run)[0] == 0
+    assert bseq("train", tiny_source, *settings, "--set", "split=time", "--out", run)[0] == 0
     assert bseq("evaluate", run, "--k", "10", "--json", tmp_path / "e.json")[0] == 0
     found = json.loads((tmp_path / "e.json").read_text())
-    cut_us = instant_us(Run(run).recipe.test_at)
+    cut_us = instant_us(Run(run).recipe.split.test_at)
     log, model = Run(run).sequences(), InterestModel.from_run(run)
     counts = np.zeros((model.vocabulary.n_items + 1, 3), np.float32)
-    for place, days in enumerate(model.recipe.popularity_days):
+    for place, days in enumerate(model.recipe.objective.popularity_days):
         recent = log.between(int(cut_us - days * DAY_US), cut_us)
         pairs = set(zip(recent.user_index.tolist(), recent.items.tolist(), strict=True))
         for _, item in pairs:
@@ -325,21 +326,22 @@ def test_popularity_columns_are_read_at_the_cut(bseq, tiny_source, tmp_path):
 
 def test_auto_knows_of_a_time_split(bseq, tiny_source, tmp_path):
     """Both commands hand the split on; what is set by hand comes last."""
-    by_hand = ["--set", "horizon_days=10", "--set", "epochs=1", "--recipe", "auto"]
+    once = ["--set", "training.epochs=1", "--recipe", "auto"]
+    by_hand = [*once, "--set", "split=time", "--set", "split.horizon_days=10"]
     run = tmp_path / "run"
-    assert bseq("train", tiny_source, *by_hand, "--set", "split=time", "--set", "dropout=0.3", "--out", run)[0] == 0
+    assert bseq("train", tiny_source, *by_hand, "--set", "encoder.dropout=0.3", "--out", run)[0] == 0
     recipe = Run(run).recipe
-    assert (recipe.targets, recipe.popularity_days, recipe.dropout, recipe.epochs) == (
-        "window", (2.5, 10.0, 130.0), 0.3, 1
-    )  # fmt: skip
-    code, _, err = bseq("benchmark", tiny_source, *by_hand, "--protocol", "time", "--json", tmp_path / "b.json")
+    assert (recipe.objective.kind, recipe.objective.popularity_days) == ("window", (2.5, 10.0, 130.0))
+    assert (recipe.encoder.dropout, recipe.training.epochs) == (0.3, 1)
+    horizon = ("--set", "split.horizon_days=10", "--protocol", "time")
+    code, _, err = bseq("benchmark", tiny_source, *once, *horizon, "--json", tmp_path / "b.json")
     assert code == 0, err
-    assert json.loads((tmp_path / "b.json").read_text())["resolved_recipe"]["targets"] == "window"
-    columns = [*by_hand, "--set", "split=time", "--set", "popularity_days=[5.0]", "--out", tmp_path / "columns"]
-    assert bseq("train", tiny_source, *columns)[0] == 0  # goes with windows, which auto chooses
-    assert Run(tmp_path / "columns").recipe.popularity_days == (5.0,)
-    assert bseq("train", tiny_source, *by_hand, "--out", tmp_path / "other")[0] == 0
-    assert Run(tmp_path / "other").recipe.targets == "next"
+    assert json.loads((tmp_path / "b.json").read_text())["resolved_recipe"]["objective"]["kind"] == "window"
+    columns = ("--set", "objective.popularity_days=[5.0]")  # goes with windows, which auto chooses
+    assert bseq("train", tiny_source, *by_hand, *columns, "--out", tmp_path / "columns")[0] == 0
+    assert Run(tmp_path / "columns").recipe.objective.popularity_days == (5.0,)
+    assert bseq("train", tiny_source, *once, "--out", tmp_path / "other")[0] == 0
+    assert Run(tmp_path / "other").recipe.objective.kind == "next"
 
 
 def test_plugins_recipes_and_doctor(bseq):
@@ -349,7 +351,8 @@ def test_plugins_recipes_and_doctor(bseq):
     assert {"causal", "mean"} <= set(next(p for p in listed if p["name"] == "builtin")["parts"]["encoder"])
     assert "reference" in bseq("recipes")[1]
     recipe = json.loads(bseq("recipes", "reference")[1])
-    assert (recipe["dim"], recipe["max_length"], recipe["batch_users"], recipe["dropout"]) == (64, 50, 128, 0.2)
+    assert (recipe["encoder"]["max_length"], recipe["encoder"]["dropout"]) == (50, 0.2)
+    assert (recipe["vectors"]["dim"], recipe["training"]["batch"]) == (64, {"users": 128})
     findings = json.loads(bseq("doctor", "--json", "--quick")[1])
     assert {"python", "torch", "torchrec", "faiss"} <= {finding["what"] for finding in findings}
     code = bseq("doctor", "--quick")[0]
@@ -404,8 +407,8 @@ def test_candidates_may_carry_their_own_instants(bseq, tiny_store, tiny_frame, t
 def test_a_recipe_file_may_write_times_as_toml_has_them(tmp_path):
     from bseq_plugin import Recipe
 
-    (tmp_path / "recipe.toml").write_text('split = "time"\nvalidation_at = 2024-02-01T00:00:00Z\n')
-    assert Recipe.load(tmp_path / "recipe.toml").validation_at == "2024-02-01T00:00:00+00:00"
+    (tmp_path / "recipe.toml").write_text('[split]\nkind = "time"\nvalidation_at = 2024-02-01T00:00:00Z\n')
+    assert Recipe.load(tmp_path / "recipe.toml").split.validation_at == "2024-02-01T00:00:00+00:00"
 
 
 def test_pseudonyms_from_the_command_line(bseq, tiny_source, tiny_settings, tmp_path):

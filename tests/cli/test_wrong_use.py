@@ -79,8 +79,9 @@ def test_a_single_user_is_enough(bseq, tmp_path, tiny_settings):
     pd.DataFrame({"user_id": "café", "item_id": [f"i{i % 5}" for i in range(n)], "timestamp": times}).to_parquet(
         tmp_path / "log.parquet"
     )
+    seen = ("--set", "split.mask_seen=false")
     for args in (
-        ("train", tmp_path / "log.parquet", "--out", tmp_path / "run", *tiny_settings, "--set", "mask_seen=false"),
+        ("train", tmp_path / "log.parquet", "--out", tmp_path / "run", *tiny_settings, *seen),
         ("evaluate", tmp_path / "run", "--k", "2"),
         ("publish", tmp_path / "run", "--store", tmp_path / "store"),
         ("retrieve", tmp_path / "store", "--user", "café", "--k", "3", "--exclude", "none"),
@@ -99,15 +100,16 @@ RECIPES = {
     "encoder=gru5": ["unknown encoder 'gru5'; there are: ", "causal"],
     "loss=none": ["unknown loss 'none'; there are: ", "softmax"],
     "encodr=mean": ["unknown key 'encodr'; the keys are: ", "encoder"],
-    "dim=0": ["dim = 0"],
-    "dim=seven": ["dim = 'seven'"],
-    "epochs": ["write key=value"],
-    "encoder_options.n_bloks=1": ["unknown key 'n_bloks'"],
-    "dim.x=1": ["'dim' has no keys below it"],
-    "table_optimizer=adam": ["rowwise_adagrad"],
-    "item_attributes=['shelf']": ["--items"],
-    "popularity_days=[7.0]": ["targets = 'window'"],
-    "validation_at=2020-01-01": ["validation_at"],
+    "vectors.dim=0": ["vectors.dim = 0"],
+    "vectors.dim=seven": ["vectors.dim = 'seven'"],
+    "dim=8": ["unknown key 'dim'", "vectors.dim"],
+    "training.epochs": ["write key=value"],
+    "encoder.n_bloks=1": ["options of encoder 'causal'", "unknown key 'n_bloks'"],
+    "vectors.dim.x=1": ["'vectors.dim' has no keys below it"],
+    "training.table.name=adam": ["rowwise_adagrad"],
+    "items.attributes=['shelf']": ["--items"],
+    "objective.popularity_days=[7.0]": ["objective.kind = 'window'"],
+    "split.validation_at=2020-01-01": ["split.validation_at", "split.kind = 'time'"],
 }
 
 
@@ -135,7 +137,7 @@ def test_bad_arguments_of_train(refused, bseq, tiny_source, tiny_run, tmp_path):
     )
     refused(2, ["unknown names ['usr']"], "train", tiny_source, *out, "--column", "usr=user_id")
     refused(2, ["there is no file"], "train", tiny_source, *out, "--items", tmp_path / "gone.csv")
-    (tmp_path / "bad.toml").write_text("dim = = 3")
+    (tmp_path / "bad.toml").write_text("vectors.dim = = 3")
     refused(2, ["is not valid TOML"], "train", tiny_source, *out, "--recipe", tmp_path / "bad.toml")
     (tmp_path / "latin.toml").write_bytes(b'description = "caf\xe9"')
     refused(2, ["latin.toml"], "train", tiny_source, *out, "--recipe", tmp_path / "latin.toml")

@@ -31,7 +31,7 @@ from bseq_plugin.data.vocabulary import Vocabulary
 from bseq_plugin.errors import RecipeError, SchemaError
 from bseq_plugin.readers.build_sequences import build_sequences
 from bseq_plugin.readers.read_events import read_events
-from bseq_plugin.schema.recipe import Recipe
+from bseq_plugin.recipe.recipe import Recipe
 
 SECOND = 1_000_000
 ALL = ("event_type", "time_gap", "time_of_week", "session", "value")
@@ -167,9 +167,9 @@ def test_what_is_lacking_is_what_can_not_be_computed(features, sessions, has_tim
 
 def test_a_time_zone_is_checked_where_it_is_written():
     with pytest.raises(RecipeError, match=r"time_zone = 'Mars/Base' is not known here; give an IANA name"):
-        Recipe(time_zone="Mars/Base")
+        Recipe(events={"time_zone": "Mars/Base"})
     with pytest.raises(RecipeError, match="session_gap_minutes = 0"):
-        Recipe(session_gap_minutes=0)
+        Recipe(events={"session_gap_minutes": 0})
 
 
 FRAME = pd.DataFrame(
@@ -216,7 +216,7 @@ def test_partitions_keep_values(tmp_path, suffix):
     read = PartitionedSequences.open(tmp_path / "parts").read_all(built.vocabulary)
     order = np.argsort(read.user_ids)
     np.testing.assert_array_equal(read.take(order).values, [1.5, np.nan, -2.0, 3.0, 0.0, 7.0])
-    assert resolved(built, Recipe(event_features=ALL)).event_features == ALL
+    assert resolved(built, Recipe(events={"features": ALL})).events.features == ALL
 
 
 def test_values_that_are_no_numbers_are_refused_before_anything_is_written(tmp_path):
@@ -229,20 +229,21 @@ def test_values_that_are_no_numbers_are_refused_before_anything_is_written(tmp_p
 
 
 def test_a_recipe_reads_what_the_log_has():
-    wanted = Recipe(event_features=ALL, split="none")
+    wanted = Recipe(events={"features": ALL}, split="none")
     every = Events.from_frame(frame())
-    assert prepare(every, wanted).recipe.event_features == ALL
+    assert prepare(every, wanted).recipe.events.features == ALL
     bare = Events.from_frame(frame()[["user_id", "item_id", "timestamp"]])
-    assert prepare(bare, wanted).recipe.event_features == ("time_gap", "time_of_week", "session")
+    assert prepare(bare, wanted).recipe.events.features == ("time_gap", "time_of_week", "session")
     ordered = Events.in_order(np.array([1, 1]), np.array([1, 2]))
-    assert prepare(ordered, wanted).recipe.event_features == ()
+    assert prepare(ordered, wanted).recipe.events.features == ()
 
 
 def test_an_encoder_of_sessions_needs_session_ids_or_times():
-    recipe = Recipe(encoder="cross_session", encoder_options={"gap": False}, split="none")
+    recipe = Recipe(encoder={"name": "cross_session", "gap": False}, split="none")
     with pytest.raises(SchemaError, match="'cross_session' reads sessions, and the log has neither"):
         prepare(Events.in_order(np.array([1, 1]), np.array([1, 2])), recipe)
-    assert EventInputs.of(prepare(Events.from_frame(frame()), recipe).recipe).sessions
+    read = prepare(Events.from_frame(frame()), recipe).recipe
+    assert EventInputs.of(read.events, read.encoder).sessions
 
 
 def test_a_cut_history_has_the_features_of_what_is_read():

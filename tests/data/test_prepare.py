@@ -8,7 +8,7 @@ from bseq_plugin.data.events import Events
 from bseq_plugin.data.prepare import evaluation_set, prepare
 from bseq_plugin.data.training_data import TrainingData
 from bseq_plugin.errors import SchemaError
-from bseq_plugin.schema.recipe import Recipe
+from bseq_plugin.recipe.recipe import Recipe
 
 SECONDS = 1_600_000_000
 CUT = 60  # days
@@ -22,18 +22,16 @@ def events(rows):
     return Events.from_frame(frame)
 
 
-def recipe(**values):
+def recipe(split=None, **sections):
+    cut = {
+        "kind": "time",
+        "validation_at": pd.Timestamp(SECONDS + CUT * 86_400, unit="s", tz="UTC").isoformat(),
+        "test_at": pd.Timestamp(SECONDS + (CUT + 10) * 86_400, unit="s", tz="UTC").isoformat(),
+        "horizon_days": 10,
+        "mask_seen": False,
+    }
     return Recipe(
-        **{
-            "split": "time",
-            "validation_at": pd.Timestamp(SECONDS + CUT * 86_400, unit="s", tz="UTC").isoformat(),
-            "test_at": pd.Timestamp(SECONDS + (CUT + 10) * 86_400, unit="s", tz="UTC").isoformat(),
-            "horizon_days": 10,
-            "batch_users": 3,
-            "max_length": 5,
-            "mask_seen": False,
-            **values,
-        }
+        encoder={"max_length": 5}, split={**cut, **(split or {})}, training={"batch": {"users": 3}}, **sections
     )
 
 
@@ -56,8 +54,8 @@ FIXED_FUTURE = [(0, 0, CUT, "a"), (0, 1, CUT + 12, "a")]
     "values",
     [
         {},
-        {"candidates": 4, "sampling": "popularity"},
-        {"targets": "window", "window_days": 10, "popularity_days": (7.0,), "window_step_days": 5},
+        {"negatives": {"kind": "popularity", "n": 4}},
+        {"objective": {"kind": "window", "days": 10, "popularity_days": (7.0,), "step_days": 5}},
     ],
 )
 @given(past=st.lists(ROWS, max_size=25), future=st.lists(FUTURE, max_size=25), other=st.lists(FUTURE, max_size=25))
@@ -77,17 +75,17 @@ def test_what_happens_after_the_cut_changes_no_training_batch(values, past, futu
 
 
 def test_the_default_cuts_are_one_and_two_horizons_before_the_end():
-    log = prepare(events([*FIXED_PAST, (0, 1, 85, "a"), (0, 0, 100, "a")]), recipe(validation_at=None, test_at=None))
-    assert log.recipe.test_at == "2020-12-12T12:26:40.000001+00:00"  # ten days before the newest event is over
-    assert log.recipe.validation_at == "2020-12-02T12:26:40.000001+00:00"
-    assert evaluation_set(log.sequences, log.recipe, "test").n_users == 1
+    log = prepare(events([*FIXED_PAST, (0, 1, 85, "a"), (0, 0, 100, "a")]), recipe({"validation_at": None, "test_at": None}))
+    assert log.recipe.split.test_at == "2020-12-12T12:26:40.000001+00:00"  # ten days before the newest event is over
+    assert log.recipe.split.validation_at == "2020-12-02T12:26:40.000001+00:00"
+    assert evaluation_set(log.sequences, log.recipe.split, "test").n_users == 1
 
 
 def test_only_features_that_the_log_has_are_used():
     timed = prepare(events(FIXED_PAST), Recipe(split="none"))
-    assert timed.recipe.event_features == ("event_type", "time_gap")
+    assert timed.recipe.events.features == ("event_type", "time_gap")
     ordered = prepare(Events.in_order(np.array([1, 1, 1]), np.array([1, 2, 3])), Recipe())
-    assert ordered.recipe.event_features == ()
+    assert ordered.recipe.events.features == ()
     assert (ordered.validation.n_users, ordered.trained_until_us) == (1, None)
 
 
@@ -101,14 +99,20 @@ def test_leave_one_out_counts_only_what_it_trains_on():
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"validation_at": "2001-01-01T00:00:00+00:00"}, "no event lies before validation_at = 2001"),
-        ({"validation_at": "2020-12-01"}, "has no time zone"),
-        ({"test_at": "2020-10-01T00:00:00+00:00"}, "test_at = 2020-10-01.* lies before the end of the validation"),
-        ({"validation_at": "soon"}, "validation_at = 'soon' is not a time"),
-        ({"item_attributes": ("shelf",)}, "give the items table"),
-        ({"min_item_count": 99}, "no item has min_item_count = 99 events"),
         (
-            {"validation_at": "2022-01-01T00:00:00+00:00", "test_at": "2022-02-01T00:00:00+00:00"},
+            {"split": {"validation_at": "2001-01-01T00:00:00+00:00"}},
+            "no event lies before split.validation_at = 2001",
+        ),
+        ({"split": {"validation_at": "2020-12-01"}}, "has no time zone"),
+        (
+            {"split": {"test_at": "2020-10-01T00:00:00+00:00"}},
+            "split.test_at = 2020-10-01.* lies before the end of the validation",
+        ),
+        ({"split": {"validation_at": "soon"}}, "validation_at = 'soon' is not a time"),
+        ({"items": {"attributes": ("shelf",)}}, "give the items table"),
+        ({"items": {"min_count": 99}}, "no item has items.min_count = 99 events"),
+        (
+            {"split": {"validation_at": "2022-01-01T00:00:00+00:00", "test_at": "2022-02-01T00:00:00+00:00"}},
             "choose a cut inside the log",
         ),
     ],
@@ -123,12 +127,12 @@ def test_nobody_with_a_new_item_is_said_in_time():
     with pytest.raises(
         SchemaError, match="none of the 1 users of the validation has a target that is new to them.*mask_seen = false"
     ):
-        prepare(events(FIXED_PAST + FIXED_FUTURE), recipe(mask_seen=True))
+        prepare(events(FIXED_PAST + FIXED_FUTURE), recipe({"mask_seen": True}))
 
 
 def test_a_time_split_needs_times_and_single_events_can_not_be_split():
     ordered = Events.in_order(np.array([1, 1, 1]), np.array([1, 2, 3]))
-    with pytest.raises(SchemaError, match="split = 'time' needs a log with times"):
+    with pytest.raises(SchemaError, match="split.kind = 'time' needs a log with times"):
         prepare(ordered, recipe())
     singles = Events.in_order(np.array([1, 2, 3]), np.array([1, 2, 3]))
     with pytest.raises(SchemaError, match="nobody of 3 users has 3 events or more"):
@@ -137,4 +141,4 @@ def test_a_time_split_needs_times_and_single_events_can_not_be_split():
     with pytest.raises(SchemaError, match="a user needs two or more events"):
         TrainingData(log.training, log.vocabulary, log.recipe)
     with pytest.raises(SchemaError, match="holds nothing out"):
-        evaluation_set(log.sequences, log.recipe, "test")
+        evaluation_set(log.sequences, log.recipe.split, "test")

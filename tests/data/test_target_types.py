@@ -11,12 +11,13 @@ from bseq_plugin.data.target_types import type_weights
 from bseq_plugin.data.training_data import TrainingData
 from bseq_plugin.data.vocabulary import Vocabulary
 from bseq_plugin.errors import RecipeError, SchemaError
-from bseq_plugin.schema.recipe import Recipe
+from bseq_plugin.recipe.objective import NextObjective
+from bseq_plugin.recipe.recipe import Recipe
 
 N_ITEMS, TYPES = 6, ("buy", "cart", "view")
-WEIGHTS = {"none": {}, "buys": {"target_event_types": ("buy",)}}
+WEIGHTS = {"none": {}, "buys": {"event_types": ("buy",)}}
 WEIGHTS["weighed"] = {"event_type_weights": {"buy": 4.0, "cart": 0.25}}
-WEIGHTS["both"] = {"target_event_types": ("buy", "cart"), "event_type_weights": {"buy": 4.0}}
+WEIGHTS["both"] = {"event_types": ("buy", "cart"), "event_type_weights": {"buy": 4.0}}
 
 
 def vocabulary():
@@ -32,7 +33,7 @@ def sequences(users):
 
 def weight(settings_, item, kind):
     name = ("unknown", *TYPES)[kind]
-    chosen = settings_.get("target_event_types")
+    chosen = settings_.get("event_types")
     if item == 0 or (chosen and name not in chosen):
         return 0.0
     return settings_.get("event_type_weights", {}).get(name, 1.0)
@@ -77,7 +78,8 @@ def test_next_events_of_the_chosen_types(users, which, targets, world_size):
             of_target = weight(WEIGHTS[which], *user[place][1:])
             if of_target:
                 expected.append((tuple(item for _, item, _ in user[:place]), user[place][1], of_target))
-    recipe = Recipe(targets=targets, max_length=10, batch_users=4, **WEIGHTS[which])
+    objective = {"kind": targets, **WEIGHTS[which]}
+    recipe = Recipe(encoder={"max_length": 10}, objective=objective, training={"batch": {"users": 4}})
     found, scales = found_targets(sequences(users), recipe, world_size)
     assert found == sorted(expected)
     assert scales == pytest.approx([1.0] * len(scales))  # ranks share the weight of a batch
@@ -89,13 +91,9 @@ def test_windows_of_the_chosen_types(users, which):
     """An item that was bought and viewed in one window is one target, with the larger weight."""
     log = sequences(users)
     recipe = Recipe(
-        targets="window",
-        window_days=5,
-        n_windows=1,
-        passes_per_epoch=1,
-        batch_users=99,
-        max_length=10,
-        **WEIGHTS[which],
+        encoder={"max_length": 10},
+        objective={"kind": "window", "days": 5, "n": 1, "passes_per_epoch": 1, **WEIGHTS[which]},
+        training={"batch": {"users": 99}},
     )
     cut = max(day for user in users for day, *_ in user) - 5 + 1 / DAY_US
     known = {item for user in users for day, item, _ in user if day < cut and item}
@@ -111,21 +109,21 @@ def test_windows_of_the_chosen_types(users, which):
 
 
 def test_types_that_the_log_does_not_have_are_named():
-    for field, value in (("target_event_types", ("buy", "sell")), ("event_type_weights", {"sell": 2.0})):
-        with pytest.raises(RecipeError, match=rf"{field} names \['sell'\].*: buy, cart, view"):
-            type_weights(Recipe(**{field: value}), vocabulary())
+    for key, value in (("event_types", ("buy", "sell")), ("event_type_weights", {"sell": 2.0})):
+        with pytest.raises(RecipeError, match=rf"objective.{key} names \['sell'\].*: buy, cart, view"):
+            type_weights(NextObjective(**{key: value}), vocabulary())
     untyped = Vocabulary(np.arange(2), np.ones(2, np.int64))
     with pytest.raises(RecipeError, match="the log has no column event_type"):
-        type_weights(Recipe(target_event_types=("buy",)), untyped)
+        type_weights(NextObjective(event_types=("buy",)), untyped)
     with pytest.raises(RecipeError, match=r"event_type_weights names \['view'\], which are not among"):
-        Recipe(target_event_types=("buy",), event_type_weights={"view": 1.0})
+        Recipe(objective={"event_types": ("buy",), "event_type_weights": {"view": 1.0}})
     with pytest.raises(RecipeError, match="event_type_weights"):
-        Recipe(event_type_weights={"view": 0.0})
+        Recipe(objective={"event_type_weights": {"view": 0.0}})
 
 
 def test_an_event_of_a_type_unseen_in_training_is_no_chosen_target_but_part_of_the_history():
     log = sequences([[(0, 1, 1), (1, 2, 0), (2, 3, 1)]])
-    found, _ = found_targets(log, Recipe(max_length=5, target_event_types=("buy",)))
+    found, _ = found_targets(log, Recipe(encoder={"max_length": 5}, objective={"event_types": ("buy",)}))
     assert found == [((1, 2), 3, 1.0)]
-    every, _ = found_targets(log, Recipe(max_length=5, event_type_weights={"buy": 2.0}))
+    every, _ = found_targets(log, Recipe(encoder={"max_length": 5}, objective={"event_type_weights": {"buy": 2.0}}))
     assert every == [((1,), 2, 1.0), ((1, 2), 3, 2.0)]

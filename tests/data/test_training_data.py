@@ -8,13 +8,14 @@ from hypothesis import strategies as st
 
 from bseq_plugin.data.events import DAY_US
 from bseq_plugin.data.items import PopularityPrior
-from bseq_plugin.data.negatives import CandidateSampler
+from bseq_plugin.data.negatives import NegativeSampler
 from bseq_plugin.data.random_numbers import step_random
 from bseq_plugin.data.sequences import Sequences
 from bseq_plugin.data.training_data import TrainingData
 from bseq_plugin.data.vocabulary import Vocabulary
 from bseq_plugin.errors import SchemaError
-from bseq_plugin.schema.recipe import Recipe
+from bseq_plugin.recipe.objective import SampledNegatives, WholeCatalogue
+from bseq_plugin.recipe.recipe import Recipe
 
 N_ITEMS = 8
 
@@ -31,13 +32,16 @@ def vocabulary(counts=None):
     return Vocabulary(np.arange(N_ITEMS) * 10, np.ones(N_ITEMS, np.int64) if counts is None else np.array(counts))
 
 
-def recipe(**values):
-    return Recipe(**{"max_length": 4, "batch_users": 3, "event_features": ("time_gap",), **values})
+def recipe(**sections):
+    small = Recipe(
+        encoder={"max_length": 4}, events={"features": ("time_gap",)}, training={"batch": {"users": 3}}
+    )
+    return small.replace(**sections)
 
 
-def window_recipe(**values):
-    base = {"targets": "window", "window_days": 5, "window_step_days": 2, "n_windows": 6, "passes_per_epoch": 2}
-    return recipe(**{**base, **values})
+def window_recipe(objective=None, **sections):
+    window = {"kind": "window", "days": 5, "step_days": 2, "n": 6, "passes_per_epoch": 2}
+    return recipe(objective={**window, **(objective or {})}, **sections)
 
 
 def histories(batch, key="event"):
@@ -93,12 +97,12 @@ def test_next_event_batches_are_those_of_a_loop(users, epoch):
     found = [user for batch in batches for user in per_user(batch)]
     assert sorted(found) == sorted(expected)
     for batch in batches:
-        assert batch.candidate_ids_N.tolist() == list(range(1, N_ITEMS + 1))
+        assert batch.negative_ids_N.tolist() == list(range(1, N_ITEMS + 1))
         assert batch.log_expected_count_N is None
-        assert histories(batch, "negative")[0] == batch.candidate_ids_N.tolist()
+        assert histories(batch, "negative")[0] == batch.negative_ids_N.tolist()
         # a whole catalogue has the targets in it: they are not looked up again
         assert [t for user in histories(batch, "target") for t in user] == []
-        assert batch.candidate_ids_N[batch.target_places_S].tolist() == batch.target_ids_S.tolist()
+        assert batch.negative_ids_N[batch.target_places_S].tolist() == batch.target_ids_S.tolist()
         assert batch.target_weights_S.tolist() == [1.0] * len(batch.target_ids_S)
         assert float(batch.loss_scale) == 1.0
         assert (batch.target_state_S.diff() >= 0).all()
@@ -109,7 +113,7 @@ def test_epochs_have_different_orders_and_seeds_too():
     log = sequences([[(0, 1 + n % N_ITEMS), (1, 2), (2, 3)] for n in range(30)])
 
     def order(seed, epoch):
-        return [h for b in TrainingData(log, vocabulary(), recipe(seed=seed)).batches(epoch) for h in histories(b)]
+        return [h for b in TrainingData(log, vocabulary(), recipe(training={"seed": seed})).batches(epoch) for h in histories(b)]
 
     assert order(0, 0) == order(0, 0)
     assert order(0, 0) != order(0, 1)
@@ -151,7 +155,9 @@ JUST = 1 / DAY_US
 @settings(max_examples=120, deadline=None)
 def test_window_batches_are_those_of_a_loop(users, at_least, epoch):
     log = sequences(users)
-    chosen = window_recipe(min_item_count=at_least, batch_users=50, popularity_days=(3.0,))
+    chosen = window_recipe(
+        {"popularity_days": (3.0,)}, items={"min_count": at_least}, training={"batch": {"users": 50}}
+    )
     try:
         data = TrainingData(log, vocabulary(), chosen)
     except SchemaError:
@@ -165,7 +171,7 @@ def test_window_batches_are_those_of_a_loop(users, at_least, epoch):
         cut_us = data_cut(data, batch)
         cut = cut_us / DAY_US
         catalogue, expected = naive_window(users, cut, 5, at_least, 4)
-        assert batch.candidate_ids_N.tolist() == catalogue
+        assert batch.negative_ids_N.tolist() == catalogue
         found = [(history, [i for _, targets in states for i in targets]) for history, states in per_user(batch)]
         for history, states in per_user(batch):
             assert [place for place, _ in states] in ([], [len(history) - 1])  # the newest state predicts
@@ -176,20 +182,18 @@ def test_window_batches_are_those_of_a_loop(users, at_least, epoch):
             assert [targets for _, targets in found] == [[]]
         priors = PopularityPrior(log, N_ITEMS, (3.0,)).at(cut_us)
         assert batch.target_priors_SP is None
-        assert batch.candidate_ids_N[batch.target_places_S].tolist() == batch.target_ids_S.tolist()
-        assert batch.candidate_priors_NP.tolist() == priors[batch.candidate_ids_N.numpy()].tolist()
+        assert batch.negative_ids_N[batch.target_places_S].tolist() == batch.target_ids_S.tolist()
+        assert batch.negative_priors_NP.tolist() == priors[batch.negative_ids_N.numpy()].tolist()
 
 
 def data_cut(data, batch):
     """The instant of a batch: the only one whose newest history times and catalogue fit is drawn first."""
+    n_users, seed = data.recipe.training.batch.users, data.recipe.training.seed
     for epoch in range(3):
         for step in range(data.steps_per_epoch):
-            found = data._batch(
-                data.source.users[data._order(epoch)[step * data.recipe.batch_users :][: data.recipe.batch_users]],
-                step_random(data.recipe.seed, epoch, step),
-            )
-            if flat(found) == flat(batch):
-                return int(step_random(data.recipe.seed, epoch, step)().choice(data.source.cuts))
+            users = data.source.users[data._order(epoch)[step * n_users :][:n_users]]
+            if flat(data._batch(users, step_random(seed, epoch, step))) == flat(batch):
+                return int(step_random(seed, epoch, step)().choice(data.source.cuts))
     raise AssertionError("no such batch")
 
 
@@ -204,19 +208,19 @@ def test_window_targets_by_hand():
     ]
     log = sequences(users)
     log.timestamps[:] = [round(t * DAY_US) for u in users for t, _ in u]
-    chosen = window_recipe(window_days=5, n_windows=1, passes_per_epoch=1, batch_users=9)
+    chosen = window_recipe({"n": 1, "passes_per_epoch": 1}, training={"batch": {"users": 9}})
     (batch,) = TrainingData(log, vocabulary(), chosen).batches(0)
     found = {tuple(h): [i for _, ts in s for i in ts] for h, s in per_user(batch)}
     assert found == {(1, 2): [1, 2, 3], (3,): [], (5,): [5]}
-    assert batch.candidate_ids_N.tolist() == [1, 2, 3, 5]
+    assert batch.negative_ids_N.tolist() == [1, 2, 3, 5]
 
 
 def test_a_window_longer_than_the_log_is_refused():
     log = sequences([[(0, 1), (3, 2)]])
-    with pytest.raises(SchemaError, match=r"window_days = 5.0 is longer than the training log \(3.0 days\)"):
+    with pytest.raises(SchemaError, match=r"objective.days = 5 is longer than the training log \(3.0 days\)"):
         TrainingData(log, vocabulary(), window_recipe())
     order_only = Sequences(log.user_ids, log.offsets, log.items)
-    with pytest.raises(SchemaError, match="needs a log with times; use targets = 'next'"):
+    with pytest.raises(SchemaError, match="needs a log with times; use objective.kind = 'next'"):
         TrainingData(order_only, vocabulary(), window_recipe())
 
 
@@ -232,19 +236,19 @@ def log_for(targets, seed=0, n_users=20):
         )
         for n in random.integers(2, 9, n_users)
     ]
-    return sequences(users), window_recipe() if targets == "window" else recipe(targets=targets)
+    return sequences(users), window_recipe() if targets == "window" else recipe(objective=targets)
 
 
 VARIANTS = [
     ("next", {}),
-    ("next", {"candidates": 5}),
-    ("next", {"candidates": 5, "sampling": "popularity"}),
-    ("next", {"candidates": 5, "sampling": "mixed"}),
-    ("next", {"batch_events": 8}),
+    ("next", {"negatives": {"kind": "uniform", "n": 5}}),
+    ("next", {"negatives": {"kind": "popularity", "n": 5}}),
+    ("next", {"negatives": {"kind": "mixed", "n": 5}}),
+    ("next", {"training": {"batch": {"events": 8}}}),
     ("prefix", {}),
     ("window", {}),
-    ("window", {"candidates": 4, "popularity_days": (3.0, 9.0)}),
-    ("window", {"min_item_count": 3}),
+    ("window", {"negatives": {"kind": "uniform", "n": 4}, "objective": {"popularity_days": (3.0, 9.0)}}),
+    ("window", {"items": {"min_count": 3}}),
 ]
 
 
@@ -262,7 +266,7 @@ def test_an_epoch_can_be_taken_up_in_its_middle(targets, values):
 @pytest.mark.parametrize(("targets", "values"), VARIANTS)
 def test_ranks_share_the_batch_of_a_single_process(targets, values, world_size):
     log, base = log_for(targets)
-    chosen = base.replace(batch_users=6, **values)
+    chosen = base.replace(**{"training": {"batch": {"users": 6}}, **values})
     alone = TrainingData(log, vocabulary(), chosen).batches(0)
     ranks = [TrainingData(log, vocabulary(), chosen, rank, world_size).batches(0) for rank in range(world_size)]
     steps = list(zip(alone, *ranks, strict=True))
@@ -280,24 +284,23 @@ def test_ranks_share_the_batch_of_a_single_process(targets, values, world_size):
         weights = [float(part.loss_scale) for part in parts]
         assert weights == pytest.approx([world_size * len(p.target_ids_S) / max(total, 1) for p in parts])
         assert sum(weights) == pytest.approx(world_size if total else 0)
-        # one candidate set a batch, with one logQ: the loss of a batch does not depend on the number of ranks
+        # one negative set a batch, with one logQ: the loss of a batch does not depend on the number of ranks
         for part in parts:
-            assert part.candidate_ids_N.tolist() == whole.candidate_ids_N.tolist()
-            if chosen.candidates != "all":
+            assert part.negative_ids_N.tolist() == whole.negative_ids_N.tolist()
+            if chosen.negatives.kind != "all":
                 assert part.log_expected_count_N.tolist() == whole.log_expected_count_N.tolist()
             if part.target_places_S is not None:
-                assert part.candidate_ids_N[part.target_places_S].tolist() == part.target_ids_S.tolist()
+                assert part.negative_ids_N[part.target_places_S].tolist() == part.target_ids_S.tolist()
 
 
 def test_every_step_draws_anew():
     """Negatives and instants of one step are not those of the next one."""
     log, base = log_for("next")
-    drawn = [
-        b.candidate_ids_N.tolist() for b in TrainingData(log, vocabulary(), base.replace(candidates=20)).batches(0)
-    ]
+    sampled = base.replace(negatives={"kind": "uniform", "n": 20})
+    drawn = [b.negative_ids_N.tolist() for b in TrainingData(log, vocabulary(), sampled).batches(0)]
     assert len({tuple(ids) for ids in drawn}) == len(drawn) > 3
     log, base = log_for("window")
-    data = TrainingData(log, vocabulary(), base.replace(passes_per_epoch=4, popularity_days=(3.0,)))
+    data = TrainingData(log, vocabulary(), base.replace(objective={"passes_per_epoch": 4, "popularity_days": (3.0,)}))
     assert len({data_cut(data, batch) for batch in data.batches(0)}) >= len(data.source.cuts) - 1
 
 
@@ -305,7 +308,7 @@ def test_every_step_draws_anew():
 def test_a_batch_without_targets_leaves_the_loss_alone(targets):
     """Two users who never meet a known target beside one who does: weights are finite whatever the split."""
     log = sequences([[(0, 1), (20, 0)], [(1, 2), (21, 0)], [(2, 3), (22, 4)]])
-    chosen = recipe(batch_users=1) if targets == "next" else window_recipe(batch_users=1)
+    chosen = (recipe if targets == "next" else window_recipe)(training={"batch": {"users": 1}})
     for rank in range(2):
         for batch in TrainingData(log, vocabulary(), chosen, rank, 2).batches(0):
             assert math.isfinite(float(batch.loss_scale))
@@ -320,7 +323,7 @@ NOBODY = np.zeros(0, np.int64)
 def test_negatives_come_as_often_as_they_say(sampling, catalogue):
     counts = [0, 1, 5, 10, 0, 3, 100, 2]
     n = 500
-    sampler = CandidateSampler(vocabulary(counts), recipe(candidates=n, sampling=sampling))
+    sampler = NegativeSampler(vocabulary(counts), SampledNegatives(kind=sampling, n=n))
     allowed = list(range(1, N_ITEMS + 1)) if catalogue is None else catalogue.tolist()
     weight = {i: (counts[i - 1] + 1 if sampling == "popularity" else 1) for i in allowed}
     share = {i: w / sum(weight.values()) for i, w in weight.items()}
@@ -339,8 +342,8 @@ def test_negatives_come_as_often_as_they_say(sampling, catalogue):
         assert abs(seen[item] - draws * n * p) <= 5 * noise, (item, seen[item], draws * n * p)
 
 
-def test_all_candidates_are_the_catalogue():
-    sampler = CandidateSampler(vocabulary(), recipe())
+def test_all_negatives_are_the_catalogue():
+    sampler = NegativeSampler(vocabulary(), WholeCatalogue())
     drawn = sampler.draw(None, np.array([3, 1, 3]), np.array([3, 1, 3]), step_random(0, 0, 0))
     assert (drawn.ids.tolist(), drawn.log_expected_count) == (list(range(1, N_ITEMS + 1)), None)
     assert drawn.places.tolist() == [2, 0, 2]
@@ -350,7 +353,7 @@ def test_all_candidates_are_the_catalogue():
 @pytest.mark.parametrize("catalogue", [None, np.array([2, 3, 5, 7, 8])])
 @pytest.mark.parametrize("n", [1, 3, 100])
 def test_a_mixed_set_has_every_target_and_others_as_often_as_it_says(catalogue, n):
-    sampler = CandidateSampler(vocabulary(), recipe(candidates=n, sampling="mixed"))
+    sampler = NegativeSampler(vocabulary(), SampledNegatives(kind="mixed", n=n))
     targets = np.array([7, 3, 7])
     allowed = set(range(1, N_ITEMS + 1) if catalogue is None else catalogue.tolist())
     others = sorted(allowed - {3, 7})
@@ -379,7 +382,7 @@ def test_prefix_examples_are_those_of_a_loop(users, epoch):
         for place in range(1, len(items)):
             if items[place] > 0:
                 expected.append((items[max(0, place - 4) : place], items[place]))
-    chosen = recipe(targets="prefix")
+    chosen = recipe(objective="prefix")
     if not expected:
         with pytest.raises(SchemaError, match="has a history and a target to learn from"):
             TrainingData(sequences(users), vocabulary(), chosen)
@@ -396,17 +399,17 @@ def test_prefix_examples_are_those_of_a_loop(users, epoch):
 @given(users_of_logs, st.sampled_from(["next", "prefix"]), st.integers(4, 12))
 @settings(max_examples=60, deadline=None)
 def test_batches_by_events_have_everybody_once_and_about_the_same_size(users, targets, budget):
-    by_users = recipe(targets=targets)
+    by_users = recipe(objective=targets)
     try:
         everybody = [u for b in TrainingData(sequences(users), vocabulary(), by_users).batches(0) for u in per_user(b)]
     except SchemaError:
         assume(False)
-    chosen = by_users.replace(batch_events=budget)
+    chosen = by_users.replace(training={"batch": {"events": budget}})
     data = TrainingData(sequences(users), vocabulary(), chosen)
     batches = list(data.batches(0))
     assert len(batches) == data.steps_per_epoch
     sizes = [sum(len(history) for history, _ in per_user(batch)) for batch in batches]
-    assert all(0 < size < 2 * budget + chosen.max_length for size in sizes)
+    assert all(0 < size < 2 * budget + chosen.encoder.max_length for size in sizes)
     assert sorted(u for b in batches for u in per_user(b)) == sorted(everybody)
     share = sum(sizes) / len(sizes)
-    assert all(abs(sum(sizes[:n]) - n * share) < chosen.max_length for n in range(len(sizes)))
+    assert all(abs(sum(sizes[:n]) - n * share) < chosen.encoder.max_length for n in range(len(sizes)))

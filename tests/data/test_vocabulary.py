@@ -30,7 +30,7 @@ def test_rows_are_places_among_the_ascending_ids_and_rare_items_have_row_0(ids, 
     ids = ids + ids[:3] + ids[:2]
     counts = {i: ids.count(i) for i in ids}
     if max(counts.values()) < at_least:
-        with pytest.raises(SchemaError, match="min_item_count = 3"):
+        with pytest.raises(SchemaError, match="items.min_count = 3"):
             Vocabulary.from_events(log(ids), at_least)
         return
     vocabulary = Vocabulary.from_events(log(ids), at_least)

@@ -10,16 +10,16 @@ import pytest
 
 import bseq_plugin as bseq
 from bseq_plugin import builtin
+from bseq_plugin.cli import plugin_commands
 from bseq_plugin.hookspecs import BseqSpecs
 from bseq_plugin.plugins import PART_HOOKS, PluginManager, hook_names, plugin_manager
 from bseq_plugin.ranking.features import FEATURES
+from bseq_plugin.recipe.describe import keys
 from bseq_plugin.testing.encoders import EncoderTests
-from bseq_plugin.testing.heads import BinaryHeadTests, CatalogueHeadTests, CountHeadTests
 from bseq_plugin.testing.indexes import IndexTests
 from bseq_plugin.testing.item_encoders import ItemEncoderTests
 from bseq_plugin.testing.losses import LossTests
 from bseq_plugin.testing.ranking_features import RankingFeatureTests
-from bseq_plugin.testing.sequence_heads import SequenceHeadTests
 from bseq_plugin.testing.sources import CandidateSourceTests
 
 ROOT = Path(__file__).parents[2]
@@ -65,31 +65,17 @@ class TestEncoderOfTheGuide(EncoderTests):
     encoder = plugin("bseq_encoders()").LastEvent
 
 
+class TestEncoderWithOptionsOfTheGuide(EncoderTests):
+    encoder = run(python_blocks(sections(DOCS["plugins.md"], "##")["Options"]), "docs/plugins.md, Options").WindowMean
+    options = {"window": 2}  # noqa: RUF012
+
+
 class TestEncoderOfTheReadme(EncoderTests):
     encoder = run([code for code in python_blocks(README) if "class Gru" in code], "README.md").Gru
 
 
 class TestLossOfTheGuide(LossTests):
     loss = plugin("bseq_losses()").BPR
-
-
-HEADS = plugin("bseq_heads()")
-
-
-class TestBinaryHeadOfTheGuide(BinaryHeadTests):
-    head = HEADS.CosineHead
-
-
-class TestCatalogueHeadOfTheGuide(CatalogueHeadTests):
-    head = HEADS.GainsHead
-
-
-class TestCountHeadOfTheGuide(CountHeadTests):
-    head = HEADS.SoftplusHead
-
-
-class TestSequenceHeadOfTheGuide(SequenceHeadTests):
-    head = HEADS.RecurrentHead
 
 
 class TestItemEncoderOfTheGuide(ItemEncoderTests):
@@ -136,6 +122,15 @@ def test_the_reader_of_the_guide_reads(tmp_path):
     assert read(pd.DataFrame(), None, None) is None
 
 
+def test_the_command_of_the_guide_runs(bseq, monkeypatch, tiny_source, tiny_frame):
+    manager = PluginManager()
+    manager.register(plugin("bseq_commands(app)"), "guide", distribution="guide")
+    monkeypatch.setattr(plugin_commands, "plugin_manager", lambda: manager)
+    longest = tiny_frame["user_id"].value_counts().max()
+    assert bseq("longest", tiny_source) == (0, f"{longest}\n", "")
+    assert "─ Counting ─" in bseq("--help")[1]
+
+
 @pytest.mark.parametrize("kind", PART_HOOKS)
 def test_every_built_in_part_is_described(kind):
     whole = "\n".join(DOCS.values())
@@ -164,7 +159,7 @@ def rows(text):
 def test_every_field_of_a_recipe_is_described_with_its_default():
     table, options = DOCS["recipes.md"].split("## Options of the built-in encoders")
     described = {cells[0].strip("`"): (cells[1].strip("`"), cells[2]) for cells in rows(table)}
-    defaults = {name: json.dumps(value) for name, value in bseq.Recipe().model_dump(mode="json").items()}
+    defaults = {key.name: key.default for key in keys(bseq.Recipe)}
     written = {name: default for name, (default, _) in described.items()}
     wrong = sorted(name for name in written.keys() | defaults.keys() if written.get(name) != defaults.get(name))
     assert wrong == [], f"docs/recipes.md: add, correct or remove the rows of {wrong}"
@@ -185,7 +180,7 @@ def test_every_field_of_a_recipe_is_described_with_its_default():
 
 def test_every_command_is_in_the_readme(python):
     listed = python("-m", "bseq_plugin.cli.main", "--help").stdout
-    commands = re.findall(r"^│ ([a-z]+) ", listed, re.M)
+    commands = re.findall(r"^│ ([a-z][a-z-]*) ", listed, re.M)
     assert "demo" in commands
     assert [command for command in commands if f"bseq {command}" not in README] == []
 

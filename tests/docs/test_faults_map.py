@@ -9,7 +9,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 ROWS = re.findall(r"^\| (\d+) \|.*\| (.+) \|$", (ROOT / "docs" / "faults.md").read_text(encoding="utf-8"), re.M)
-NAMED = [(int(number), test) for number, cell in ROWS for test in re.findall(r"`(tests/[^`]+)`", cell)]
+NAMED = [(int(number), test) for number, cell in ROWS for test in re.findall(r"`((?:tests|integrations)/[^`]+)`", cell)]
 SUITES = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "bseq_plugin" / "testing").glob("*.py"))
 
 

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from bseq_plugin.encoders.attention import NewestView, TileView
 from bseq_plugin.encoders.causal import CausalEncoder
-from bseq_plugin.encoders.pairs import Wants
+from bseq_plugin.encoders.pairs import PairFeatures
 from bseq_plugin.errors import RecipeError
 from bseq_plugin.schema.packed import PackedEvents
 from bseq_plugin.testing.encoders import EncoderTests
@@ -228,7 +228,7 @@ def test_each_dropout_acts_while_training_and_only_then(place):
 def test_a_hidden_event_is_seen_by_itself_alone(view):
     events = events_of((4, 2))
     hidden = torch.tensor([False, True, False, False, True, True])
-    seen = view.of(events, Wants(), hidden)
+    seen = view.of(events, PairFeatures(), hidden)
     x = seen.layout.spread(torch.eye(6)) if view is TileView else torch.eye(6)
     x = x.double()
     zeros = x.new_zeros(len(x), 1, 6)

@@ -9,7 +9,7 @@ from bseq_plugin.encoders.attention import TileView
 from bseq_plugin.encoders.causal import CausalEncoder
 from bseq_plugin.encoders.layout import NARROW, STEP, WIDE, lay_out
 from bseq_plugin.encoders.mean import MeanEncoder
-from bseq_plugin.encoders.pairs import Wants
+from bseq_plugin.encoders.pairs import PairFeatures
 from bseq_plugin.errors import RecipeError
 from bseq_plugin.testing.encoders import EncoderTests
 
@@ -59,7 +59,7 @@ LENGTHS = {
 def test_attention_in_tiles_is_attention_of_each_user(lengths):
     events = EncoderTests.events(lengths)
     torch.manual_seed(0)
-    view = TileView.of(events, Wants())
+    view = TileView.of(events, PairFeatures())
     q, k, v = (torch.randn(sum(lengths), 2, 4) for _ in range(3))
     found = view.layout.gather(view.attend(*(view.layout.spread(x) for x in (q, k, v)), None, 0.0))
     start = 0
@@ -107,10 +107,10 @@ def test_chosen_rows_come_first_and_are_filled_up(rows):
 def test_one_long_history_does_not_widen_the_mask_of_the_short_ones():
     layout = lay_out(EncoderTests.events([5000] + [3] * 100))
     assert [(tile.n_lines, tile.width, tile.alone) for tile in layout.tiles] == [(1, 5024, True), (10, 32, False)]
-    view = TileView.of(EncoderTests.events([WIDE + 1] + [3] * 100), Wants())
+    view = TileView.of(EncoderTests.events([WIDE + 1] + [3] * 100), PairFeatures())
     assert [None if pairs.mask is None else pairs.mask.numel() for pairs in view.pairs] == [None, 10 * 32 * 32]
 
 
 def test_heads_must_divide_dim():
-    with pytest.raises(RecipeError, match="dim = 10 is not a multiple of encoder_options.n_heads = 4"):
+    with pytest.raises(RecipeError, match="dim = 10 is not a multiple of encoder.n_heads = 4"):
         CausalEncoder(10, 5, 0.0, CausalEncoder.Options(n_heads=4))

@@ -4,11 +4,11 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from bseq_plugin import matmul
 from bseq_plugin.encoders import feed_forward
 from bseq_plugin.encoders.causal import CausalEncoder, CausalOptions
 from bseq_plugin.encoders.feed_forward import FeedForward
 from bseq_plugin.model.members import SideBySide
-from bseq_plugin.schema import matmul
 
 
 def exact(part, x):

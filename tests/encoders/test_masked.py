@@ -23,7 +23,7 @@ from bseq_plugin.errors import RecipeError, SchemaError
 from bseq_plugin.model.interest_model import InterestModel
 from bseq_plugin.model.members import SideBySide
 from bseq_plugin.model.task import SequenceInterestTask
-from bseq_plugin.schema.recipe import Recipe
+from bseq_plugin.recipe.recipe import Recipe
 from bseq_plugin.testing.encoders import DIM, MAX_LENGTH, EncoderTests
 from bseq_plugin.training.train import train
 
@@ -123,7 +123,12 @@ VOCABULARY = Vocabulary(np.arange(9), np.ones(9, np.int64), ("buy", "view"))
 def test_what_is_hidden_is_what_is_asked_for(users, share, world_size, epoch):
     """Of each history at least one event, none of an unknown item; the same for any number of ranks."""
     log = sequences(users)
-    recipe = Recipe(targets="masked", max_length=6, mask_share=share, batch_users=4, event_features=())
+    recipe = Recipe(
+        encoder={"max_length": 6},
+        events={"features": ()},
+        objective={"kind": "masked", "share": share},
+        training={"batch": {"users": 4}},
+    )
     usable = sorted(tuple(u[-6:]) for u in users if len(u[-6:]) > 1 and any(u[-6:]))
     if not usable:
         with pytest.raises(SchemaError):
@@ -151,7 +156,7 @@ def test_what_is_hidden_is_what_is_asked_for(users, share, world_size, epoch):
 
 def test_the_share_of_hidden_events_and_of_histories_that_hide_the_last_one():
     log = sequences([[1, 2, 3, 4, 5, 6, 7, 8]] * 4000)
-    source = MaskedEvents(log, Recipe(targets="masked", max_length=8, mask_share=0.3))
+    source = MaskedEvents(log, 8, None, 0.3)
     found = source.examples(source.users, 0, 1, step_random(0, 0, 0))
     hidden = np.zeros(log.n_events, bool)
     hidden[found.state_rows] = True
@@ -166,30 +171,37 @@ def test_the_share_of_hidden_events_and_of_histories_that_hide_the_last_one():
 def test_only_events_of_the_chosen_types_are_hidden():
     types = np.array([1, 2, 2, 1, 2, 2], np.int64)
     log = sequences([[1, 2, 3], [4, 5, 6]], types)
-    recipe = Recipe(targets="masked", max_length=6, mask_share=0.9, target_event_types=("buy",), event_features=())
+    recipe = Recipe(
+        encoder={"max_length": 6},
+        events={"features": ()},
+        objective={"kind": "masked", "share": 0.9, "event_types": ("buy",)},
+    )
     (batch,) = TrainingData(log, VOCABULARY, recipe).batches(0)
     assert sorted(batch.target_ids_S.tolist()) == [1, 4]
 
 
 def test_other_encoders_and_several_interests_are_refused():
-    with pytest.raises(RecipeError, match=r"targets = 'masked' needs an encoder .* 'causal' does not"):
-        SequenceInterestTask(Recipe(targets="masked"), 5, 1)
-    with pytest.raises(RecipeError, match="readout = 'multi'"):
-        Recipe(targets="masked", encoder="masked", readout="multi")
+    with pytest.raises(RecipeError, match=r"objective.kind = 'masked' needs an encoder .* 'causal' does not"):
+        SequenceInterestTask(Recipe(objective="masked"), 5, 1)
+    with pytest.raises(RecipeError, match="interests.kind = 'several'"):
+        Recipe(encoder="masked", interests="several", objective="masked")
     with pytest.raises(RecipeError, match="dim = 9 is not a multiple"):
         MaskedEncoder(9, MAX_LENGTH, 0.0)
 
 
-@pytest.mark.parametrize("targets", ["masked", "prefix"])
-def test_it_learns_what_comes_next(tmp_path, targets):
+@pytest.mark.parametrize("objective", ["masked", "prefix"])
+def test_it_learns_what_comes_next(tmp_path, objective):
     """Two cycles, 1 2 3 and 4 5 6: whoever reads the last item knows the next one."""
     users = np.repeat(np.arange(60), 8)
     place = np.tile(np.arange(8), 60)
     items = 1 + 3 * (users // 3 % 2) + (users % 3 + place) % 3
     recipe = Recipe(
-        encoder="masked", targets=targets, dim=16, max_length=7, epochs=14, batch_users=4, dropout=0.0, patience=14,
-        mask_seen=False, table_learning_rate=0.3, learning_rate=1e-2, encoder_options={"n_blocks": 1},
-    )  # fmt: skip
+        encoder={"name": "masked", "max_length": 7, "dropout": 0.0, "n_blocks": 1},
+        vectors={"dim": 16},
+        objective=objective,
+        split={"patience": 14, "mask_seen": False},
+        training={"epochs": 14, "batch": {"users": 4}, "table": {"rate": 0.3}, "dense": {"rate": 1e-2}},
+    )
     run = train(Events.in_order(users, items), recipe, tmp_path / "run", progress=False)
     assert run.info["validation"]["ndcg@10"] > 0.95
     model = InterestModel.from_run(run.path)

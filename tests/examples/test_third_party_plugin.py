@@ -123,13 +123,13 @@ def test_a_broken_plugin_is_listed_with_its_cause_and_the_rest_works(listed):
 def test_trains_by_name(environment):
     rows = [f"{user},{(user + step) % 9},{1_700_000_000 + step}" for user in range(20) for step in range(5)]
     (environment.folder / "tiny.csv").write_text("user_id,item_id,timestamp\n" + "\n".join(rows), encoding="utf-8")
-    settings = ("encoder=window_mean", "encoder_options.window=2", "dim=8", "epochs=1")
+    settings = ("encoder=window_mean", "encoder.window=2", "vectors.dim=8", "training.epochs=1")
     command = ["train", "tiny.csv", "--out", "run", "--timestamp-unit", "s"]
     for setting in settings:
         command += ["--set", setting]
     environment.bseq(*command)
     recipe = json.loads((environment.folder / "run" / "recipe.json").read_text(encoding="utf-8"))
-    assert recipe["encoder"] == "window_mean"
+    assert recipe["encoder"]["name"] == "window_mean"
     assert json.loads((environment.folder / "run" / "run.json").read_text(encoding="utf-8"))["status"] == "complete"
 
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from bseq_plugin.errors import UsageError
 from bseq_plugin.indexes.exact import QUERY_BLOCK, ExactIndex
-from bseq_plugin.schema.parts import RowMask
+from bseq_plugin.schema.indexes import RowMask
 from bseq_plugin.testing.indexes import IndexTests, vectors
 
 

@@ -3,15 +3,16 @@ from typing import ClassVar
 
 import pytest
 import torch
+from bseq_plugin.schema.parts import Negatives, Targets
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from bseq_plugin import matmul as machine
 from bseq_plugin.errors import RecipeError
 from bseq_plugin.losses import chunked, precision
 from bseq_plugin.losses.bce import BCELoss, GeneralisedBCELoss
 from bseq_plugin.losses.softmax import SoftmaxLoss, SoftmaxOptions
-from bseq_plugin.schema import matmul as machine
-from bseq_plugin.schema.parts import Candidates, Targets
+from bseq_plugin.schema.losses import Negatives, Targets
 from bseq_plugin.testing.losses import LossTests
 
 
@@ -35,24 +36,25 @@ class TestGBCE(LossTests):
     loss = GeneralisedBCELoss
 
 
-def negatives(state, targets, candidates):
-    """(logit of each candidate that is no target of the state, corrected), as Python floats."""
+def negative_logits(state, targets, negatives):
+    """(logit of each negative that is no target of the state, corrected), as Python floats."""
     own = {int(i) for i, s in zip(targets.ids_S, targets.state_S, strict=True) if int(s) == state[0]}
     found = []
-    for place, item in enumerate(candidates.ids_N.tolist()):
+    for place, item in enumerate(negatives.ids_N.tolist()):
         if item not in own:
-            logit = float(candidates.vectors_ND[place] @ state[1])
-            correction = candidates.log_expected_count_N
+            logit = float(negatives.vectors_ND[place] @ state[1])
+            correction = negatives.log_expected_count_N
             found.append((logit, 0.0 if correction is None else float(correction[place])))
     return found
 
 
-def softmax_loop(states, targets, candidates):
+def softmax_loop(states, targets, negatives):
     total = 0.0
     for place in range(len(targets.ids_S)):
         state = int(targets.state_S[place])
         positive = float(targets.vectors_SD[place] @ states[state])
-        others = sum(math.exp(logit - logq) for logit, logq in negatives((state, states[state]), targets, candidates))
+        logits = negative_logits((state, states[state]), targets, negatives)
+        others = sum(math.exp(logit - logq) for logit, logq in logits)
         for other in range(len(targets.ids_S)):
             if other != place and int(targets.state_S[other]) == state:
                 others += math.exp(float(targets.vectors_SD[other] @ states[state]))
@@ -60,43 +62,47 @@ def softmax_loop(states, targets, candidates):
     return total / float(targets.weights_S.sum())
 
 
-def bce_loop(states, targets, candidates):
+def bce_loop(states, targets, negatives):
     total = 0.0
     for place in range(len(targets.ids_S)):
         state = int(targets.state_S[place])
         positive = float(targets.vectors_SD[place] @ states[state])
-        others = [math.log1p(math.exp(logit)) for logit, _ in negatives((state, states[state]), targets, candidates)]
+        others = [
+            math.log1p(math.exp(logit)) for logit, _ in negative_logits((state, states[state]), targets, negatives)
+        ]
         loss = math.log1p(math.exp(-positive)) + (sum(others) / len(others) if others else 0.0)
         total += float(targets.weights_S[place]) * loss
     return total / float(targets.weights_S.sum())
 
 
-def gbce_loop(states, targets, candidates):
-    counts = [0.0] if candidates.log_expected_count_N is None else candidates.log_expected_count_N.tolist()
+def gbce_loop(states, targets, negatives):
+    counts = [0.0] if negatives.log_expected_count_N is None else negatives.log_expected_count_N.tolist()
     rate = min(1.0, len(counts) / sum(math.exp(-c) for c in counts))
     beta = 1 - 0.75 * (1 - rate)
     total = 0.0
     for place in range(len(targets.ids_S)):
         state = int(targets.state_S[place])
         positive = float(targets.vectors_SD[place] @ states[state])
-        others = [math.log1p(math.exp(logit)) for logit, _ in negatives((state, states[state]), targets, candidates)]
+        others = [
+            math.log1p(math.exp(logit)) for logit, _ in negative_logits((state, states[state]), targets, negatives)
+        ]
         loss = (beta * math.log1p(math.exp(-positive)) + sum(others)) / (len(others) + 1)
         total += float(targets.weights_S[place]) * loss
     return total / float(targets.weights_S.sum())
 
 
-def smoothed_loop(states, targets, candidates):
-    """(1 - e) of the target's and e of the average candidate's negative log probability; sampled: weighted by 1 / q."""
-    correction = candidates.log_expected_count_N
-    weights = [1.0] * len(candidates.ids_N) if correction is None else [math.exp(-c) for c in correction.tolist()]
+def smoothed_loop(states, targets, negatives):
+    """(1 - e) of the target's and e of the average item's negative log probability; sampled: weighted by 1 / q."""
+    correction = negatives.log_expected_count_N
+    weights = [1.0] * len(negatives.ids_N) if correction is None else [math.exp(-c) for c in correction.tolist()]
     total = 0.0
     for place in range(len(targets.ids_S)):
         state = states[int(targets.state_S[place])]
         positive = float(targets.vectors_SD[place] @ state)
-        scores = [float(vector @ state) for vector in candidates.vectors_ND]
+        scores = [float(vector @ state) for vector in negatives.vectors_ND]
         mean = sum(w * s for w, s in zip(weights, scores, strict=True)) / sum(weights)
         total += float(targets.weights_S[place]) * 0.2 * (positive - mean)
-    return softmax_loop(states, targets, candidates) + total / float(targets.weights_S.sum())
+    return softmax_loop(states, targets, negatives) + total / float(targets.weights_S.sum())
 
 
 @st.composite
@@ -111,13 +117,11 @@ def problems(draw):
     weights = torch.rand(len(pairs), generator=generator, dtype=torch.float64) + 0.1
     if draw(st.booleans()):
         ids_N = torch.tensor(draw(st.lists(st.integers(1, n_items), min_size=1, max_size=12)))
-        candidates = Candidates(
-            vectors[ids_N], ids_N, torch.randn(len(ids_N), generator=generator, dtype=torch.float64)
-        )
+        negatives = Negatives(vectors[ids_N], ids_N, torch.randn(len(ids_N), generator=generator, dtype=torch.float64))
     else:
-        candidates = Candidates(vectors[1:], torch.arange(1, n_items + 1))
+        negatives = Negatives(vectors[1:], torch.arange(1, n_items + 1))
     queries = torch.randn(n_states, dim, generator=generator, dtype=torch.float64)
-    return queries, Targets(vectors[ids], ids, states, weights), candidates
+    return queries, Targets(vectors[ids], ids, states, weights), negatives
 
 
 LOSSES = [
@@ -141,10 +145,10 @@ def test_equals_the_loop_whatever_the_chunk(loss, loop, problem, chunk):
 @pytest.mark.parametrize("loss", [loss for loss, _ in LOSSES])
 @settings(max_examples=40, deadline=None)
 @given(problem=problems(), chunk=st.integers(1, 40), weights=st.booleans())
-def test_targets_read_from_the_candidates_change_nothing(loss, problem, chunk, weights):
+def test_targets_read_from_the_negatives_change_nothing(loss, problem, chunk, weights):
     """Neither the loss nor the gradient of states and of the table that both were looked up in."""
-    states, targets, candidates = problem
-    n_items = int(max(candidates.ids_N.max(), targets.ids_S.max()))
+    states, targets, negatives = problem
+    n_items = int(max(negatives.ids_N.max(), targets.ids_S.max()))
     table = torch.randn(n_items + 1, states.shape[1], dtype=torch.float64)
     ids_N = torch.arange(1, n_items + 1)
     counts = torch.randn(n_items, dtype=torch.float64) if weights else None
@@ -157,7 +161,7 @@ def test_targets_read_from_the_candidates_change_nothing(loss, problem, chunk, w
             vectors_ND = leaves[1][ids_N]
             positive = leaves[1][targets.ids_S] if places is None else vectors_ND[places]
             told = Targets(positive, targets.ids_S, targets.state_S, targets.weights_S, places)
-            value = loss(leaves[0], told, Candidates(vectors_ND, ids_N, counts))
+            value = loss(leaves[0], told, Negatives(vectors_ND, ids_N, counts))
             value.backward()
             found.append([value.detach(), *(leaf.grad for leaf in leaves)])
     torch.testing.assert_close(found[0], found[1])
@@ -173,7 +177,7 @@ def test_bfloat16_products_are_close(loss):
     for matmul in ("float32", "bfloat16"):
         leaves = [states.clone().requires_grad_(), vectors.clone().requires_grad_()]
         targets = Targets(leaves[1][ids - 1], ids, torch.arange(70), torch.ones(70), ids - 1)
-        value = loss(loss.Options(matmul=matmul))(leaves[0], targets, Candidates(leaves[1], torch.arange(1, 501)))
+        value = loss(loss.Options(matmul=matmul))(leaves[0], targets, Negatives(leaves[1], torch.arange(1, 501)))
         value.backward()
         found.append((float(value.detach()), *(leaf.grad for leaf in leaves)))
     assert found[1][0] == pytest.approx(found[0][0], rel=2**-8)
@@ -184,8 +188,8 @@ def test_bfloat16_products_are_close(loss):
 
 @pytest.mark.parametrize("matmul", ["float32", "bfloat16"])
 @pytest.mark.parametrize("shift", [0.0, -40.0])
-def test_scores_of_any_sign_and_states_without_candidates(matmul, shift):
-    """All logits below zero, or a lone candidate that is the target: the loss is what float64 says."""
+def test_scores_of_any_sign_and_states_without_negatives(matmul, shift):
+    """All logits below zero, or a lone negative that is the target: the loss is what float64 says."""
     generator = torch.Generator().manual_seed(1)
     vectors, states = torch.randn(60, 8, generator=generator), torch.randn(9, 8, generator=generator)
     vectors[:, 0], states[:, 0] = 1.0, shift
@@ -194,9 +198,7 @@ def test_scores_of_any_sign_and_states_without_candidates(matmul, shift):
         ids = ids.clamp(max=n)
         targets = Targets(vectors[ids - 1], ids, torch.arange(9), torch.ones(9), ids - 1)
         states_, vectors_ = states.clone().requires_grad_(), vectors[:n].clone().requires_grad_()
-        loss = SoftmaxLoss(SoftmaxOptions(matmul=matmul))(
-            states_, targets, Candidates(vectors_, torch.arange(1, n + 1))
-        )
+        loss = SoftmaxLoss(SoftmaxOptions(matmul=matmul))(states_, targets, Negatives(vectors_, torch.arange(1, n + 1)))
         loss.backward()
         expected = torch.nn.functional.cross_entropy(states.double() @ vectors[:n].double().T, ids - 1)
         assert float(loss.detach()) == pytest.approx(float(expected), rel=2**-7, abs=1e-6)
@@ -219,7 +221,7 @@ def test_bfloat16_logits_in_several_chunks_are_close_to_float64(smoothing):
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(chunked, "CHUNK_ELEMENTS", chunk)
             loss = SoftmaxLoss(SoftmaxOptions(matmul=matmul, label_smoothing=smoothing))
-            value = loss(leaves[0], targets, Candidates(leaves[1], torch.arange(1, 301)))
+            value = loss(leaves[0], targets, Negatives(leaves[1], torch.arange(1, 301)))
         value.backward()
         found.append((float(value.detach()), *(leaf.grad.double() for leaf in leaves)))
     assert found[0][0] == pytest.approx(found[1][0], rel=2**-9)
@@ -235,13 +237,13 @@ def test_a_vector_that_is_no_number_is_not_hidden(matmul, sign):
     vectors[7, 3] = torch.copysign(torch.tensor(torch.nan), torch.tensor(sign))
     ids = torch.arange(1, 5)
     targets = Targets(vectors[:4], ids, torch.arange(4), torch.ones(4), ids - 1)
-    loss = SoftmaxLoss(SoftmaxOptions(matmul=matmul))(states, targets, Candidates(vectors, torch.arange(1, 51)))
+    loss = SoftmaxLoss(SoftmaxOptions(matmul=matmul))(states, targets, Negatives(vectors, torch.arange(1, 51)))
     assert torch.isnan(loss)
 
 
 @pytest.mark.parametrize("case", ["far below", "all own targets"])
-def test_a_sum_is_found_where_the_first_candidates_have_no_share_of_it(case):
-    """bfloat16 products read the sum of exponentials off one of the first candidates, unless its share is lost."""
+def test_a_sum_is_found_where_the_first_negatives_have_no_share_of_it(case):
+    """bfloat16 products read the sum of exponentials off one of the first negatives, unless its share is lost."""
     generator = torch.Generator().manual_seed(0)
     vectors, states = torch.randn(200, 8, generator=generator), torch.randn(4, 8, generator=generator)
     vectors[:, 0], states[:, 0] = 0.0, 10.0
@@ -253,7 +255,7 @@ def test_a_sum_is_found_where_the_first_candidates_have_no_share_of_it(case):
         targets = Targets(vectors[own], own + 1, torch.zeros(100, dtype=torch.int64), torch.ones(100), own)
     with_grad = [x.clone().requires_grad_() for x in (states, vectors)]
     loss = SoftmaxLoss(SoftmaxOptions(matmul="bfloat16"))(
-        with_grad[0], targets, Candidates(with_grad[1], torch.arange(1, 201))
+        with_grad[0], targets, Negatives(with_grad[1], torch.arange(1, 201))
     )
     loss.backward()
     exact = [x.bfloat16().double().requires_grad_() for x in (states, vectors)]
@@ -270,41 +272,41 @@ def test_bfloat16_is_taken_only_where_it_gains(monkeypatch):
     for gain, expected in ((1.0, False), (3.0, True)):
         monkeypatch.setattr(precision, "bfloat16_gain", lambda dim, gain=gain: gain)
         monkeypatch.setattr(machine, "_has_bfloat16_unit", lambda: True)
-        assert precision.multiplies_in_halves(vectors, "auto") == expected
-        assert not precision.multiplies_in_halves(vectors.double(), "auto")
-        assert not precision.multiplies_in_halves(vectors[:, :16], "auto")
+        assert precision.multiplies_in_bfloat16(vectors, "auto") == expected
+        assert not precision.multiplies_in_bfloat16(vectors.double(), "auto")
+        assert not precision.multiplies_in_bfloat16(vectors[:, :16], "auto")
         monkeypatch.setattr(machine, "_has_bfloat16_unit", lambda: False)
-        assert not precision.multiplies_in_halves(vectors, "auto")
+        assert not precision.multiplies_in_bfloat16(vectors, "auto")
     monkeypatch.undo()
-    assert precision.bfloat16_gain(8, n_candidates=64) > 0
+    assert precision.bfloat16_gain(8, n_negatives=64) > 0
     with pytest.raises(RecipeError, match="'float8'; choose one of auto, float32, bfloat16"):
-        precision.multiplies_in_halves(vectors, "float8")
+        precision.multiplies_in_bfloat16(vectors, "float8")
 
 
 def test_chunks_are_even_and_bounded():
     for n_states in (1, 31, 32, 33, 732, 5000):
-        for n_candidates in (1, 1000, 12_101, 10_000_000):
-            chunk = chunked.chunk_size(n_states, n_candidates, chunked.CHUNK_ELEMENTS)
+        for n_negatives in (1, 1000, 12_101, 10_000_000):
+            chunk = chunked.chunk_size(n_states, n_negatives, chunked.CHUNK_ELEMENTS)
             assert chunk % chunked.CHUNK_STEP == 0
-            assert chunk * n_candidates <= max(chunked.CHUNK_ELEMENTS, chunked.CHUNK_STEP * n_candidates)
+            assert chunk * n_negatives <= max(chunked.CHUNK_ELEMENTS, chunked.CHUNK_STEP * n_negatives)
             last = n_states - (-(-n_states // chunk) - 1) * chunk
             assert 0 < last <= chunk
 
 
 def test_torch_compile_accepts_it():
-    states, targets, candidates = LossTests.problem(sampled=False)
+    states, targets, negatives = LossTests.problem(sampled=False)
     leaves = [x.clone().requires_grad_() for x in (states, states)]
     values = [SoftmaxLoss(), torch.compile(SoftmaxLoss(), backend="aot_eager")]
     for loss, leaf in zip(values, leaves, strict=True):
-        loss(leaf, targets, candidates).backward()
+        loss(leaf, targets, negatives).backward()
     torch.testing.assert_close(leaves[0].grad, leaves[1].grad)
 
 
 def test_full_softmax_is_torchs_cross_entropy():
-    states, targets, candidates = LossTests.problem(sampled=False)
+    states, targets, negatives = LossTests.problem(sampled=False)
     single = Targets(targets.vectors_SD[:1], targets.ids_S[:1], targets.state_S[:1], targets.weights_S[:1])
-    expected = torch.nn.functional.cross_entropy(states[:1] @ candidates.vectors_ND.T, targets.ids_S[:1] - 1)
-    torch.testing.assert_close(SoftmaxLoss()(states, single, candidates), expected)
+    expected = torch.nn.functional.cross_entropy(states[:1] @ negatives.vectors_ND.T, targets.ids_S[:1] - 1)
+    torch.testing.assert_close(SoftmaxLoss()(states, single, negatives), expected)
 
 
 def test_logits_are_never_held_at_once():
@@ -317,7 +319,7 @@ def test_logits_are_never_held_at_once():
     targets = Targets(vectors[ids - 1], ids, torch.arange(n_states), torch.ones(n_states))
     largest = 0
     with torch.profiler.profile(profile_memory=True, record_shapes=True) as profile:
-        SoftmaxLoss()(states, targets, Candidates(vectors, torch.arange(1, n_items + 1))).backward()
+        SoftmaxLoss()(states, targets, Negatives(vectors, torch.arange(1, n_items + 1))).backward()
     for event in profile.events():
         largest = max(largest, *(abs(math.prod(s)) for s in event.input_shapes if s), 0)
     assert largest <= 2 * chunked.CHUNK_ELEMENTS  # with bfloat16; 1 without

@@ -18,11 +18,10 @@ from bseq_plugin.errors import RecipeError
 from bseq_plugin.model import anchored
 from bseq_plugin.model.anchored import AnchoredInterests, merged_softmax
 from bseq_plugin.model.interest_model import InterestModel
-from bseq_plugin.model.interests import n_interests_of
 from bseq_plugin.publishing.publish import publish
+from bseq_plugin.recipe.recipe import Recipe
+from bseq_plugin.schema.losses import Negatives, Targets
 from bseq_plugin.schema.packed import PackedEvents
-from bseq_plugin.schema.parts import Candidates, Targets
-from bseq_plugin.schema.recipe import Recipe
 from bseq_plugin.serving.retriever import Retriever
 from bseq_plugin.testing.encoders import DIM, EncoderTests
 from bseq_plugin.training.train import train
@@ -31,9 +30,9 @@ E = DIM + 2  # two popularity columns
 KINDS = ["self_attention", "routing"]
 
 
-def build(kind, n_interests, by_length=False, begun=False):
+def build(kind, n_interests, begun=False):
     torch.manual_seed(0)
-    made = AnchoredInterests(DIM, E, n_interests, kind, by_length).double()
+    made = AnchoredInterests(DIM, E, n_interests, kind).double()
     if not begun:
         nn.init.normal_(made.out.weight, std=0.5)
     return made
@@ -66,18 +65,17 @@ def naive_pool(pool, kind, rows, n):
     return [math.sqrt(DIM) * x for x in found]
 
 
-@given(st.lists(st.integers(0, 9), min_size=1, max_size=4), st.sampled_from(KINDS), st.integers(2, 5), st.booleans())
+@given(st.lists(st.integers(0, 9), min_size=1, max_size=4), st.sampled_from(KINDS), st.integers(2, 5))
 @settings(max_examples=40, deadline=None)
 @torch.no_grad()
-def test_interests_are_the_anchor_and_what_is_added(lengths, kind, n_interests, by_length):
+def test_interests_are_the_anchor_and_what_is_added(lengths, kind, n_interests):
     """Also where K is larger than the history, and for users without events."""
-    (events, anchor), made = given_events(lengths), build(kind, n_interests, by_length)
+    (events, anchor), made = given_events(lengths), build(kind, n_interests)
     bounds, expected = events.offsets_B1.tolist(), []
     for user, (start, end) in enumerate(itertools.pairwise(bounds)):
         rows = [x / x.norm() * math.sqrt(DIM) for x in events.x_TD[start:end]]
         pooled = naive_pool(made.pool, kind, rows, n_interests - 1)
-        n_own = max(1, int(math.log2(max(1, len(rows))))) if by_length else n_interests
-        added = [made.out.weight @ p * (k < n_own) for k, p in enumerate(pooled, 1)]
+        added = [made.out.weight @ p for p in pooled]
         expected.append(torch.stack([anchor[user], *(anchor[user] + x for x in added)]))
     with torch.no_grad():
         found = made(events, anchor)
@@ -109,17 +107,14 @@ def test_users_and_events_may_come_in_any_order(kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("by_length", [True, False])
-def test_more_interests_than_events(kind, by_length):
-    """Without events all are the anchor; so they are with one event if their number goes by the length."""
-    (events, anchor), made = given_events((0, 1, 2)), build(kind, 5, by_length)
+def test_more_interests_than_events(kind):
+    """Without events all are the anchor."""
+    (events, anchor), made = given_events((0, 1, 2)), build(kind, 5)
     found = made(events, anchor).view(3, 5, E)
     assert torch.isfinite(found).all()
-    n_same = 3 if by_length else 1  # log2(2) = 1
-    assert torch.equal(found[:n_same], anchor[:n_same, None].expand(-1, 5, -1))
+    assert torch.equal(found[0], anchor[0].expand(5, -1))
     if kind == "self_attention":  # a mean of one event is that event
         torch.testing.assert_close(found[1, 1:], found[1, 1:2].expand(4, -1))
-    assert n_interests_of(events.lengths_B, 5).tolist() == [1, 1, 1]
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -135,8 +130,8 @@ def test_gradients_end_at_the_anchor_and_the_events(kind):
     assert torch.equal(anchor.grad, torch.ones_like(anchor))
 
 
-def naive_merged(interests, targets, candidates):
-    """Item by item: the largest score, softly; a user's targets and the other candidates share one distribution."""
+def naive_merged(interests, targets, negatives):
+    """Item by item: the largest score, softly; a user's targets and the other negatives share one distribution."""
     total = 0.0
 
     def largest(user, vector):
@@ -146,10 +141,10 @@ def naive_merged(interests, targets, candidates):
         of_all = zip(targets.ids_S.tolist(), targets.vectors_SD, targets.state_S.tolist(), strict=True)
         own = {i: v for i, v, u in of_all if u == user}
         terms = [largest(user, v) for v in own.values()]
-        for n, item in enumerate(candidates.ids_N.tolist()):
+        for n, item in enumerate(negatives.ids_N.tolist()):
             if item not in own:
-                expected = candidates.log_expected_count_N
-                score = largest(user, candidates.vectors_ND[n])
+                expected = negatives.log_expected_count_N
+                score = largest(user, negatives.vectors_ND[n])
                 terms.append(score if expected is None else score - expected[n])
         log_share = largest(user, own[row]) - torch.stack(terms).logsumexp(0)
         total = total - targets.weights_S[s] * log_share
@@ -172,13 +167,13 @@ def test_the_loss_is_that_of_the_merged_scores(data):
         drawn = torch.tensor(data.draw(st.lists(st.integers(1, n_items), min_size=1, max_size=9)))
         expected = torch.randn(len(drawn), generator=random, dtype=torch.float64)
     given_ = items[drawn].requires_grad_()
-    targets, candidates = Targets(items[ids], ids, state, weights), Candidates(given_, drawn, expected)
+    targets, negatives = Targets(items[ids], ids, state, weights), Negatives(given_, drawn, expected)
     interests = torch.randn(n_users, n_interests, E, generator=random, dtype=torch.float64).requires_grad_()
-    wanted = naive_merged(interests, targets, replace(candidates, vectors_ND=given_.detach()))
+    wanted = naive_merged(interests, targets, replace(negatives, vectors_ND=given_.detach()))
     (slope,) = torch.autograd.grad(wanted, interests)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(anchored, "CHUNK_ELEMENTS", data.draw(st.sampled_from([1, 40, 1 << 20])))
-        found = merged_softmax(interests, targets, candidates)
+        found = merged_softmax(interests, targets, negatives)
     found.backward()
     torch.testing.assert_close(found.detach(), wanted.detach())
     torch.testing.assert_close(interests.grad[:, 1:], slope[:, 1:])
@@ -189,24 +184,33 @@ def test_the_loss_is_that_of_the_merged_scores(data):
 def test_without_targets_there_is_nothing_to_learn():
     interests, none = torch.randn(2, 3, E, requires_grad=True), torch.empty(0, dtype=torch.int64)
     targets = Targets(torch.empty(0, E), none, none, torch.empty(0))
-    loss = merged_softmax(interests, targets, Candidates(torch.randn(4, E), torch.arange(1, 5)))
+    loss = merged_softmax(interests, targets, Negatives(torch.randn(4, E), torch.arange(1, 5)))
     loss.backward()
     assert float(loss.detach()) == 0.0
     assert not interests.grad.any()
 
 
-@pytest.mark.parametrize("values", [{"readout": "last"}, {"readout": "multi", "n_interests": 1}])
-def test_there_is_something_beside_the_anchor(values):
-    with pytest.raises(RecipeError, match=r"interests beside the first one.*n_interests = 2 or more"):
-        Recipe(targets="prefix", interests_anchored=True, **values)
+@pytest.mark.parametrize(
+    ("interests", "message"),
+    [
+        ({"kind": "one", "anchored": True}, "unknown key 'interests.anchored' with kind = 'one'"),
+        ({"kind": "several", "anchored": True, "n": 1}, "interests beside the first one; use n = 2 or more"),
+    ],
+)
+def test_there_is_something_beside_the_anchor(interests, message):
+    with pytest.raises(RecipeError, match=message):
+        Recipe(interests=interests, objective="prefix")
 
 
 RECIPE = Recipe(
-    dim=DIM, max_length=8, targets="prefix", n_interests=4, epochs=5, split="none", mask_seen=False, event_features=(),
-    dropout=0.2, batch_users=64, encoder="causal", encoder_options={"n_blocks": 1}, table_learning_rate=0.2,
-    learning_rate=1e-2,
-)  # fmt: skip
-ANCHORED = RECIPE.replace(readout="multi", interests_anchored=True)
+    encoder={"name": "causal", "n_blocks": 1, "max_length": 8, "dropout": 0.2},
+    vectors={"dim": DIM},
+    events={"features": ()},
+    objective="prefix",
+    split="none",
+    training={"epochs": 5, "batch": {"users": 64}, "table": {"rate": 0.2}, "dense": {"rate": 1e-2}},
+)
+ANCHORED = RECIPE.replace(interests={"kind": "several", "n": 4, "anchored": True})
 
 
 @pytest.fixture(scope="module")
@@ -223,9 +227,9 @@ def two_tastes():
 
 @pytest.mark.parametrize(("kind", "loss", "epochs"), [("self_attention", "softmax", 5), ("routing", "gbce", 12)])
 def test_the_anchor_learns_what_it_learns_alone_and_the_others_add_to_it(two_tastes, tmp_path, kind, loss, epochs):
-    first = RECIPE.replace(loss=loss, epochs=epochs)
+    first = RECIPE.replace(loss=loss, training={"epochs": epochs})
     alone = InterestModel.from_run(train(two_tastes, first, tmp_path / "a", progress=False).path)
-    recipe = ANCHORED.replace(interest_method=kind, loss=loss, epochs=epochs)
+    recipe = ANCHORED.replace(interests={"method": kind}, loss=loss, training={"epochs": epochs})
     run = train(two_tastes, recipe, tmp_path / "b", progress=False)
     model = InterestModel.from_run(run.path)
     assert torch.equal(model.item_table_VD, alone.item_table_VD)
@@ -237,7 +241,7 @@ def test_the_anchor_learns_what_it_learns_alone_and_the_others_add_to_it(two_tas
     keys = np.unique(histories.user_index * 100 + histories.items)  # what each had in the end
     ids = torch.from_numpy(keys % 100)
     targets = Targets(model.item_vectors_VD[ids], ids, torch.from_numpy(keys // 100), torch.ones(len(ids)))
-    catalogue = Candidates(model.item_vectors_VD[1:], torch.arange(1, len(model.item_vectors_VD)))
+    catalogue = Negatives(model.item_vectors_VD[1:], torch.arange(1, len(model.item_vectors_VD)))
     merged, first = (merged_softmax(x, targets, catalogue) for x in (interests_BKD, interests_BKD[:, :1]))
     assert float(merged) < float(first) - 0.02
 

@@ -16,45 +16,48 @@ from bseq_plugin.data.sequences import Sequences
 from bseq_plugin.errors import RecipeError, UsageError
 from bseq_plugin.model.direct import direct_interests
 from bseq_plugin.model.encoder import SequenceInterestEncoder
-from bseq_plugin.schema.recipe import Recipe
+from bseq_plugin.recipe.recipe import Recipe
+from bseq_plugin.schema.attach import USER_INTEREST
 from bseq_plugin.training.distributed import world
 
 N_ITEMS, N_TYPES = 20, 2
 VARIANTS = {
-    "causal": {"encoder": "causal", "encoder_options": {"n_blocks": 1}},
+    "causal": {"encoder": {"name": "causal", "n_blocks": 1}},
     "mean": {"encoder": "mean"},
-    "cosine": {"encoder": "mean", "score": "cosine"},
-    "priors": {"encoder": "causal", "score": "cosine", "targets": "window", "popularity_days": (7.0, 28.0)},
-    "bare": {"encoder": "causal", "event_features": ()},
-    "several interests": {"encoder": "causal", "targets": "prefix", "readout": "multi", "n_interests": 3},
+    "cosine": {"encoder": "mean", "vectors": {"similarity": "cosine"}},
+    "priors": {
+        "encoder": "causal",
+        "vectors": {"similarity": "cosine"},
+        "objective": {"kind": "window", "popularity_days": (7.0, 28.0)},
+    },
+    "bare": {"encoder": "causal", "events": {"features": ()}},
+    "several interests": {"encoder": "causal", "objective": "prefix", "interests": {"kind": "several", "n": 3}},
     "routed": {
         "encoder": "mean",
-        "score": "cosine",
-        "targets": "window",
-        "popularity_days": (7.0,),
-        "readout": "multi",
-        "interest_method": "routing",
-        "interests_by_length": True,
+        "vectors": {"similarity": "cosine"},
+        "objective": {"kind": "window", "popularity_days": (7.0,)},
+        "interests": {"kind": "several", "method": "routing"},
     },
     "anchored": {
         "encoder": "causal",
-        "score": "cosine",
-        "targets": "window",
-        "popularity_days": (7.0,),
-        "readout": "multi",
-        "interests_anchored": True,
+        "vectors": {"similarity": "cosine"},
+        "objective": {"kind": "window", "popularity_days": (7.0,)},
+        "interests": {"kind": "several", "anchored": True},
     },
     "all features": {
         "encoder": "causal",
-        "event_features": ("value", "session", "time_of_week", "event_type", "time_gap"),
-        "time_zone": "America/New_York",
+        "events": {
+            "features": ("value", "session", "time_of_week", "event_type", "time_gap"),
+            "time_zone": "America/New_York",
+        },
     },
 }
 
 
 @pytest.fixture(params=VARIANTS)
 def recipe(request):
-    return Recipe(dim=8, max_length=6, dropout=0.5, **VARIANTS[request.param])
+    small = Recipe(encoder={"max_length": 6, "dropout": 0.5}, vectors={"dim": 8})
+    return small.replace(**VARIANTS[request.param])
 
 
 @pytest.fixture
@@ -81,8 +84,8 @@ def histories(lengths, seed=0):
 
 def width(recipe):
     """K * D."""
-    n_interests = recipe.n_interests if recipe.readout == "multi" else 1
-    return n_interests * (recipe.dim + len(recipe.popularity_days))
+    n_interests = recipe.interests.n if recipe.interests.kind == "several" else 1
+    return n_interests * (recipe.vectors.dim + len(recipe.popularity_days))
 
 
 def features(sequences, recipe):
@@ -100,7 +103,7 @@ def test_the_direct_way_is_the_way_through_torchrec(encoder, recipe, lengths, ti
     """Interests, and what the encoder part is handed: rows, times, types, offsets."""
     given = histories(lengths)
     if not timed:
-        if "time_gap" in recipe.event_features:
+        if "time_gap" in recipe.events.features:
             with torch.no_grad(), pytest.raises(ValueError, match="no times"):
                 direct_interests(encoder, replace(given, timestamps=None))
             return
@@ -118,7 +121,7 @@ def test_the_direct_way_is_the_way_through_torchrec(encoder, recipe, lengths, ti
 
 
 def test_the_direct_way_needs_what_the_features_need(encoder, recipe):
-    if "event_type" in recipe.event_features:
+    if "event_type" in recipe.events.features:
         with pytest.raises(ValueError, match="these histories have none"):
             direct_interests(encoder, replace(histories((2,)), event_types=None))
 
@@ -138,7 +141,8 @@ def test_a_jagged_tensor_becomes_a_keyed_tensor(encoder, recipe, lengths):
     with torch.no_grad():
         found = encoder(given)
     assert isinstance(found, KeyedTensor)
-    assert (found.keys(), found.length_per_key()) == (["user_interest"], [width(recipe)])
+    assert (found.keys(), found.length_per_key()) == ([USER_INTEREST], [width(recipe)])
+    assert encoder.width == width(recipe)
     assert found["user_interest"].shape == (len(lengths), width(recipe))
     assert found["user_interest"].dtype == torch.float32
     assert torch.isfinite(found["user_interest"]).all()
@@ -147,10 +151,10 @@ def test_a_jagged_tensor_becomes_a_keyed_tensor(encoder, recipe, lengths):
 def test_a_user_without_events_has_the_interest_of_a_state_of_zeros(encoder, recipe):
     found = interests(encoder, recipe, histories((2, 0, 3, 0)))
     with torch.no_grad():
-        expected = encoder.interest_head(torch.zeros(1, recipe.dim))[0].repeat(recipe.interests_per_user)
+        expected = encoder.interest_head(torch.zeros(1, recipe.vectors.dim))[0].repeat(recipe.interests_per_user)
     for row in (1, 3):
         torch.testing.assert_close(found[row], expected)
-    if recipe.score == "inner" and not recipe.popularity_days:
+    if recipe.vectors.similarity.kind == "inner" and not recipe.popularity_days:
         assert not found[1].any()
 
 
@@ -166,7 +170,7 @@ def test_users_do_not_see_each_other(encoder, recipe):
 
 def test_a_history_beyond_max_length_is_refused(encoder, recipe):
     long = histories((2, 7))
-    with pytest.raises(ValueError, match=r"7 events, the encoder reads max_length = 6.*Sequences.latest"):
+    with pytest.raises(ValueError, match=r"7 events, the encoder reads 6 \(encoder.max_length\).*Sequences.latest"):
         encoder(features(long, recipe))
     assert interests(encoder, recipe, long.latest(6)).shape[0] == 2
 
@@ -227,7 +231,7 @@ def test_created_on_meta_it_is_sharded_inside_a_host(recipe):
         assert not any(p.is_meta for p in model.parameters())
         weight = model.state_dict()["interest.embedding_collection.embeddings.item.weight"]
         before = weight.local_shards()[0].tensor.clone()
-        assert before.shape == (N_ITEMS + 1, recipe.dim)
+        assert before.shape == (N_ITEMS + 1, recipe.vectors.dim)
         assert 0.01 < float(before.std()) < 0.03  # as the unsharded table begins
         out = model(features(sequences, recipe))
         assert out.shape == (3, 1)
@@ -244,10 +248,10 @@ def test_wrong_settings_are_named():
     with pytest.raises(UsageError, match="unknown encoder 'gru5'; there are: .*causal"):
         SequenceInterestEncoder(Recipe(encoder="gru5"), N_ITEMS)
     with pytest.raises(
-        RecipeError, match="encoder_options of 'causal'.*unknown key 'n_bloks'; the keys are: .*n_blocks"
+        RecipeError, match="options of encoder 'causal': unknown key 'n_bloks'; the keys are: .*n_blocks"
     ):
-        SequenceInterestEncoder(Recipe(encoder_options={"n_bloks": 2}), N_ITEMS)
+        SequenceInterestEncoder(Recipe(encoder={"n_bloks": 2}), N_ITEMS)
     with pytest.raises(RecipeError, match="n_blocks = 0"):
-        SequenceInterestEncoder(Recipe(encoder_options={"n_blocks": 0}), N_ITEMS)
+        SequenceInterestEncoder(Recipe(encoder={"n_blocks": 0}), N_ITEMS)
     with pytest.raises(RecipeError, match="dim = 9 is not a multiple"):
-        SequenceInterestEncoder(Recipe(dim=9), N_ITEMS)
+        SequenceInterestEncoder(Recipe(vectors={"dim": 9}), N_ITEMS)

@@ -17,40 +17,36 @@ from bseq_plugin.model.interest_model import InterestModel
 from bseq_plugin.model.items import score_vectors
 from bseq_plugin.model.task import SequenceInterestTask
 from bseq_plugin.plugins import plugin_manager
-from bseq_plugin.schema.recipe import Recipe
+from bseq_plugin.recipe.recipe import Recipe
 from bseq_plugin.training.checkpoint import Checkpoints, Position
 from bseq_plugin.training.train import train
 
-BY_COLUMNS = {
-    "item_encoders": ("columns",),
-    "item_fusion": "sum",
-    "item_encoder_options": {"columns": {"categories": ("shelf",), "numbers": ("brand",), "buckets": 8}},
-    "table_learning_rate": 0.1,
-}
+CAUSAL = {"name": "causal", "n_blocks": 1}
 VARIANTS = {
-    "next": {"encoder": "causal", "encoder_options": {"n_blocks": 1}},
-    "members": {"encoder": "causal", "encoder_options": {"n_blocks": 1}, "members": 2},
-    "attributes": {"encoder": "mean", "item_attributes": ("shelf", "brand")},
+    "next": {"encoder": CAUSAL},
+    "members": {"encoder": CAUSAL, "vectors": {"ensemble": 2}},
+    "attributes": {"encoder": "mean", "items": {"attributes": ("shelf", "brand")}},
     "everything": {
-        "encoder": "mean",
-        "encoder_options": {"feed_forward": 8, "half_life_days": 10.0},
-        "item_attributes": ("shelf", "brand"),
-        "score": "cosine",
-        "temperature": 0.3,
-        "targets": "window",
-        "window_days": 14,
-        "split": "time",
-        "horizon_days": 14,
-        "popularity_days": (7.0, 28.0),
-        "min_item_count": 2,
-        "event_features": ("event_type",),
-        "item_encoders": ("columns",),
-        "item_encoder_options": {"columns": {"numbers": ("brand",)}},
-        "item_fusion": "sum",
+        "encoder": {"name": "mean", "feed_forward": 8, "half_life_days": 10.0},
+        "vectors": {"similarity": {"kind": "cosine", "temperature": 0.3}},
+        "events": {"features": ("event_type",)},
+        "items": {
+            "min_count": 2,
+            "attributes": ("shelf", "brand"),
+            "encoders": [{"name": "columns", "numbers": ("brand",)}],
+            "prior_events": 0.0,
+        },
+        "objective": {"kind": "window", "days": 14, "popularity_days": (7.0, 28.0)},
+        "split": {"kind": "time", "horizon_days": 14},
     },
-    "encoders": {"encoder": "causal", "encoder_options": {"n_blocks": 1}, **BY_COLUMNS, "item_init": "encoder"},
-    "encoded_members": {"encoder": "mean", "members": 2, **BY_COLUMNS, "item_init": "encoder", "id_dropout": 0.5},
-    "gate": {"encoder": "mean", "score": "cosine", **BY_COLUMNS, "item_fusion": "gate", "id_dropout": 0.5},
+    "encoders": {
+        "encoder": CAUSAL,
+        "items": {
+            "encoders": [{"name": "columns", "categories": ("shelf",), "numbers": ("brand",), "buckets": 8}],
+            "prior_events": 0.0,  # else an export completes rows with those of their neighbours: test_neighbours.py
+        },
+        "training": {"table": {"rate": 0.1}},
+    },
 }
 
 
@@ -65,11 +61,14 @@ def shelf():
 @pytest.fixture(scope="module", params=VARIANTS)
 def trained(request, tiny_frame, shelf, tmp_path_factory):
     """(prepared log, the task with the trained weights as training had them, the exported model)."""
-    settings = {"table_learning_rate": 0.5, **VARIANTS[request.param]}
-    recipe = Recipe(dim=8, max_length=10, epochs=2, batch_users=16, **settings)
+    recipe = Recipe(
+        encoder={"max_length": 10},
+        vectors={"dim": 8},
+        training={"epochs": 2, "batch": {"users": 16}, "table": {"rate": 0.5}},
+    ).replace(**VARIANTS[request.param])
     events = Events.from_frame(tiny_frame)
-    items = shelf if recipe.item_attributes or recipe.item_encoders else None
-    said = pytest.warns(UserWarning, match="5 of 30 items") if recipe.item_encoders else nullcontext()
+    items = shelf if recipe.items.attributes or recipe.items.encoders else None
+    said = pytest.warns(UserWarning, match="5 of 30 items") if recipe.items.encoders else nullcontext()
     with said:
         run = train(events, recipe, tmp_path_factory.mktemp("exported") / "run", items=items, progress=False)
     with said:
@@ -87,7 +86,7 @@ def trained(request, tiny_frame, shelf, tmp_path_factory):
 
 @torch.no_grad()
 def training_side(log, task):
-    """(histories by user place, scores [B, N], candidate rows [N]) of one training batch, newest states only."""
+    """(histories by user place, scores [B, N], negative rows [N]) of one training batch, newest states only."""
     # priors of a batch are those at its own instant; the model's are those at the end of training
     batch = next(TrainingData(log.training, log.vocabulary, log.recipe).batches(0))
     encoder = task.interest_encoder
@@ -96,9 +95,9 @@ def training_side(log, task):
     events = encoder.event_embedder(event, looked_up, batch.features)
     newest = events.offsets_B1[1:][events.lengths_B > 0] - 1
     interests = encoder.interest_head(encoder.sequence_encoder(events, newest))
-    priors = None if log.item_priors is None else torch.from_numpy(log.item_priors)[batch.candidate_ids_N]
-    vectors = score_vectors(negative, priors, log.recipe.score == "cosine")
-    return batch, interests @ vectors.T, batch.candidate_ids_N
+    priors = None if log.item_priors is None else torch.from_numpy(log.item_priors)[batch.negative_ids_N]
+    vectors = score_vectors(negative, priors, log.recipe.vectors.similarity.kind == "cosine")
+    return batch, interests @ vectors.T, batch.negative_ids_N
 
 
 def as_sequences(batch, log):
@@ -134,34 +133,21 @@ def test_exported_scores_are_the_training_scores(trained):
 def test_the_exported_item_table_is_whole(trained):
     log, task, model = trained
     assert model.encoder.item_tower.attribute_table is None
-    if model.encoder.item_tower.encoded is not None:
-        assert model.encoder.item_tower.encoded.vectors_VE is None
     table = model.encoder.embedding_collection.embeddings["item"].weight
     looked_up = task.interest_encoder.embedding_collection.embeddings["item"].weight
     tower = task.interest_encoder.item_tower
-    if tower.attribute_table is None and tower.encoded is None:
+    if tower.attribute_table is None:
         assert torch.equal(table, looked_up)
         return
     for row in range(len(table)):  # by hand, item by item
-        wanted = looked_up[row]
-        if tower.attribute_table is not None:
-            wanted = wanted + tower.attribute_table.weight[log.attributes.codes_VA[row]].sum(0)
-        if tower.encoded is not None:
-            vector = torch.from_numpy(log.item_vectors.vectors_VE[row])
-            white = (vector - tower.encoded.centre_E) @ tower.encoded.axes_EE if vector.any() else vector
-            said = tower.encoded.projection.weight @ white
-            if tower.encoded.gate is None:
-                wanted = wanted + said
-            else:
-                g = torch.sigmoid(tower.encoded.gate.linear(torch.cat([wanted, said])))
-                wanted = 2 * g * wanted + 2 * (1 - g) * said
+        wanted = looked_up[row] + tower.attribute_table.weight[log.attributes.codes_VA[row]].sum(0)
         torch.testing.assert_close(table[row], wanted)
 
 
 def test_cosine_vectors_have_length_one(trained):
     log, _, model = trained
-    if log.recipe.score == "cosine":
-        vectors = model.item_vectors_VD[1:, : log.recipe.dim]
+    if log.recipe.vectors.similarity.kind == "cosine":
+        vectors = model.item_vectors_VD[1:, : log.recipe.vectors.dim]
         torch.testing.assert_close(vectors.norm(dim=1), torch.ones(len(vectors)))
 
 
@@ -194,7 +180,8 @@ def test_an_incomplete_or_unfit_model_is_refused(trained, tmp_path):
         InterestModel.from_run(tmp_path / "nothing")
     model.save(tmp_path)
     header = json.loads((tmp_path / "recipe.json").read_text())
-    (tmp_path / "recipe.json").write_text(json.dumps({**header, "recipe": {**header["recipe"], "dim": 16}}))
+    header["recipe"]["vectors"]["dim"] = 16
+    (tmp_path / "recipe.json").write_text(json.dumps(header))
     with pytest.raises(RunError, match="does not fit its recipe"):
         InterestModel.load(tmp_path)
     (tmp_path / "items.safetensors").unlink()

@@ -13,11 +13,13 @@ from bseq_plugin.errors import RecipeError
 from bseq_plugin.losses.softmax import SoftmaxLoss
 from bseq_plugin.model.encoder import SequenceInterestEncoder
 from bseq_plugin.model.members import SideBySide, members_loss
+from bseq_plugin.recipe.recipe import Recipe
+from bseq_plugin.schema.losses import Negatives, Targets
 from bseq_plugin.schema.packed import PackedEvents
-from bseq_plugin.schema.parts import Candidates, Targets
-from bseq_plugin.schema.recipe import Recipe
 
-RECIPE = Recipe(dim=4, members=3, max_length=6, event_features=(), encoder_options={"n_blocks": 1, "n_heads": 2})
+RECIPE = Recipe(
+    encoder={"max_length": 6, "n_blocks": 1, "n_heads": 2}, vectors={"dim": 4, "ensemble": 3}, events={"features": ()}
+)
 N_ITEMS = 20
 
 
@@ -38,7 +40,7 @@ def members_of(encoder):
     """Each member as an encoder of its own, with its columns of the table."""
     table_VD = encoder.embedding_collection.embeddings["item"].weight
     for number, part in enumerate(encoder.sequence_encoder.part.parts):
-        own = SequenceInterestEncoder(RECIPE.replace(members=1), N_ITEMS).eval()
+        own = SequenceInterestEncoder(RECIPE.replace(vectors={"ensemble": 1}), N_ITEMS).eval()
         own.sequence_encoder.part.load_state_dict(part.state_dict())
         own.embedding_collection.embeddings["item"].weight.data.copy_(table_VD[:, 4 * number : 4 * number + 4])
         yield own, table_VD[:, 4 * number : 4 * number + 4]
@@ -67,9 +69,9 @@ def test_the_loss_is_the_mean_of_the_members_losses():
     states_QD, vectors_ND = torch.randn(7, 12).double(), torch.randn(15, 12).double()
     ids_S, state_S = torch.randint(0, 15, (7,)), torch.arange(7)
     targets = Targets(vectors_ND[ids_S], ids_S, state_S, torch.ones(7).double(), ids_S)
-    candidates = Candidates(vectors_ND, torch.arange(15))
+    negatives = Negatives(vectors_ND, torch.arange(15))
     loss = SoftmaxLoss(SoftmaxLoss.Options(matmul="float32"))
-    found = members_loss(loss, 3, (states_QD / 3).float(), _float(targets), _float(candidates))
+    found = members_loss(loss, 3, (states_QD / 3).float(), _float(targets), _float(negatives))
     wanted = 0.0
     for part in (slice(0, 4), slice(4, 8), slice(8, 12)):
         wanted += F.cross_entropy(states_QD[:, part] @ vectors_ND[:, part].T, ids_S) / 3
@@ -99,7 +101,7 @@ def test_some_states_are_those_of_the_members(encoder):
 
 @pytest.mark.parametrize("name", ["mean", "causal"])
 def test_attention_is_the_mean_of_the_members(name):
-    encoder = SequenceInterestEncoder(RECIPE.replace(encoder=name, encoder_options={}), N_ITEMS).eval()
+    encoder = SequenceInterestEncoder(RECIPE.replace(encoder={"name": name}), N_ITEMS).eval()
     events = PackedEvents(torch.randn(5, 12), torch.tensor([0, 2, 5]))
     members = [
         part.attention(replace(events, x_TD=own))
@@ -109,17 +111,17 @@ def test_attention_is_the_mean_of_the_members(name):
 
 
 def test_members_without_attention_have_none_together():
-    encoder = SequenceInterestEncoder(RECIPE.replace(encoder="gru", encoder_options={}), N_ITEMS)
+    encoder = SequenceInterestEncoder(RECIPE.replace(encoder={"name": "gru"}), N_ITEMS)
     assert encoder.sequence_encoder.part.attention(PackedEvents(torch.randn(5, 12), torch.tensor([0, 2, 5]))) is None
 
 
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"score": "cosine"}, "members = 3 average inner products"),
-        ({"members": 0}, "members = 0"),
+        ({"similarity": "cosine"}, "vectors: ensemble = 3 averages inner products"),
+        ({"ensemble": 0}, "vectors.ensemble = 0"),
     ],
 )
 def test_what_can_not_be_averaged_is_refused(values, message):
     with pytest.raises(RecipeError, match=message):
-        RECIPE.replace(**values)
+        RECIPE.replace(vectors=values)

@@ -15,9 +15,8 @@ from bseq_plugin.model import neighbours as module
 from bseq_plugin.model.interest_model import KEYS, InterestModel
 from bseq_plugin.model.neighbours import NeighbourItems, blocks_of, completed
 from bseq_plugin.model.new_items import rows_of_items, with_new_items
-from bseq_plugin.publishing.delta_run import publish_run_delta
 from bseq_plugin.publishing.publish import publish
-from bseq_plugin.schema.recipe import Recipe
+from bseq_plugin.recipe.recipe import Recipe
 from bseq_plugin.serving.retriever import Retriever
 from bseq_plugin.serving.served import Served
 from bseq_plugin.store.store import Store
@@ -116,15 +115,20 @@ def test_a_model_that_is_not_exported_or_whose_keys_are_others_is_refused(proble
         InterestModel.from_state(model.recipe, model.vocabulary, state, None, None)
 
 
-OPTIONS = {"columns": {"categories": ["kind"], "numbers": ["place"], "buckets": 16}}
+COLUMNS = {"name": "columns", "categories": ["kind"], "numbers": ["place"], "buckets": 16}
+STILL = {"table": {"rate": 1e-9}, "dense": {"rate": 1e-9}}  # as good as no learning
 
 
 @pytest.fixture(scope="module")
 def recipe():
     return Recipe(
-        encoder="mean", dim=8, max_length=10, epochs=6, batch_users=16, split="none", learning_rate=0.02, candidates=16,
-        item_encoders=["columns"], item_encoder_options=OPTIONS,
-    )  # fmt: skip
+        encoder={"name": "mean", "max_length": 10},
+        vectors={"dim": 8},
+        items={"encoders": [COLUMNS]},
+        negatives={"kind": "uniform", "n": 16},
+        split="none",
+        training={"epochs": 6, "batch": {"users": 16}, "dense": {"rate": 0.02}},
+    )
 
 
 @pytest.fixture(scope="module")
@@ -161,7 +165,7 @@ def test_the_export_completes_what_ids_have_learned(run, by_kind, recipe, items,
 
     log = prepare(Events.from_frame(by_kind), recipe, items)
     rows, model = trained_rows(run, log), InterestModel.from_run(run.path)
-    bare = recipe.replace(item_encoders=(), item_encoder_options={})
+    bare = recipe.replace(items={"encoders": ()})
     alone = train(Events.from_frame(by_kind), bare, tmp_path / "alone", progress=False)
     assert torch.equal(rows, InterestModel.from_run(alone.path).item_table_VD)  # the training is that of ids alone
     keys = load_file(run.path / "model" / "encoder.safetensors")[KEYS]
@@ -191,7 +195,7 @@ def test_an_item_nobody_has_had_goes_to_those_who_like_its_kind(run, items, tmp_
 
 def test_a_new_item_has_a_direction_of_its_own_where_people_have_things_again(run, items):
     plain = InterestModel.from_run(run.path)
-    recipe = plain.recipe.replace(own_direction=1.5)
+    recipe = plain.recipe.replace(items={"own_direction": 1.5})
     state = plain.encoder.state_dict()
     model = InterestModel.from_state(recipe, plain.vocabulary, state, None, plain.trained_until_us)
     new = items.iloc[-3:]
@@ -207,7 +211,7 @@ def test_a_new_item_has_a_direction_of_its_own_where_people_have_things_again(ru
 
 
 def test_attributes_are_part_of_the_rows_that_a_guess_is_made_of(by_kind, recipe, items, tmp_path):
-    both = recipe.replace(item_attributes=["kind"], epochs=1)
+    both = recipe.replace(items={"attributes": ["kind"]}, training={"epochs": 1})
     run = train(Events.from_frame(by_kind), both, tmp_path / "run", items=items.iloc[:-3], progress=False)
     model = InterestModel.from_run(run.path)
     keys = model.encoder.item_tower.encoded.keys_VK.double().numpy()
@@ -223,7 +227,8 @@ def test_who_had_a_new_item_since_is_told_from_who_had_its_twin(by_kind, recipe,
     twins = items[items["item_id"] < 1000]
     ids = [2000, 2001]
     twins = pd.concat([twins, pd.DataFrame({"item_id": ids, "kind": "a", "place": 0.5})], ignore_index=True)
-    own = recipe.replace(own_direction=2.0, targets="window", window_days=7.0, popularity_days=[30.0, 365.0])
+    window = {"kind": "window", "days": 7.0, "popularity_days": [30.0, 365.0]}
+    own = recipe.replace(items={"own_direction": 2.0}, objective=window)
     run = train(Events.from_frame(by_kind), own, tmp_path / "run", items=twins, progress=False)
     end = by_kind["timestamp"].max()
     since = pd.DataFrame({"user_id": np.repeat([1, 2, 3], 4), "item_id": np.repeat([2000, 2001, 2001], 4)})
@@ -258,11 +263,11 @@ def test_who_had_a_new_item_since_is_told_from_who_had_its_twin(by_kind, recipe,
 def test_a_warm_start_keeps_rows_bit_by_bit_and_begins_new_items_among_their_neighbours(
     by_kind, run, recipe, items, tmp_path
 ):
-    """So that a delta holds what training changed, and not everybody's neighbours."""
+    """Completed again at every start, rows would be pulled towards their neighbours each day."""
     later = by_kind.iloc[-4:].assign(item_id=[1000, 1001, 5, 15])
     later["timestamp"] += pd.Timedelta(days=400)
     new_log = Events.from_frame(pd.concat([by_kind.iloc[:40], later], ignore_index=True))
-    once = recipe.replace(epochs=1, candidates=1, table_learning_rate=1e-9, learning_rate=1e-9)
+    once = recipe.replace(negatives={"n": 1}, training={"epochs": 1, **STILL})
     again = train(new_log, once, tmp_path / "run", items=items, progress=False, warm_start=run.path)
     assert json.loads((again.path / "run.json").read_text())["warm_start"] == str(run.path)
     old, new = InterestModel.from_run(run.path), InterestModel.from_run(again.path)
@@ -271,24 +276,18 @@ def test_a_warm_start_keeps_rows_bit_by_bit_and_begins_new_items_among_their_nei
     torch.testing.assert_close(new.item_table_VD[1:-2], old.item_table_VD[known], atol=1e-6, rtol=0)
     said = rows_of_items(old, items.iloc[-3:-1])
     torch.testing.assert_close(new.item_table_VD[-2:], said, atol=1e-6, rtol=0)
-    store = Store(tmp_path / "store")
-    publish(run, store, index="exact")
-    publish_run_delta(again, store)
-    served = store.load(lambda version: Served.load(version, None)).model
-    assert len(served.vocabulary.item_ids) == 32
-    assert rows_of_items(served, items).isfinite().all()
-    other = recipe.replace(item_fusion="sum")
-    with pytest.raises(RecipeError, match="another item_fusion"):
+    other = recipe.replace(items={"encoders": [{**COLUMNS, "buckets": 8}]})
+    with pytest.raises(RecipeError, match="another items.encoders"):
         train(new_log, other, tmp_path / "x", items=items, progress=False, warm_start=run.path)
 
 
 def test_a_warm_start_gives_a_new_item_the_direction_that_publishing_gave_it(by_kind, recipe, items, tmp_path):
-    own = recipe.replace(own_direction=0.8, epochs=1)
+    own = recipe.replace(items={"own_direction": 0.8}, training={"epochs": 1})
     first = train(Events.from_frame(by_kind), own, tmp_path / "first", items=items, progress=False)
     later = by_kind.iloc[-1:].assign(item_id=1000)
     later["timestamp"] += pd.Timedelta(days=400)
     log = Events.from_frame(pd.concat([by_kind, later], ignore_index=True))
-    still = own.replace(candidates=1, table_learning_rate=1e-9, learning_rate=1e-9)
+    still = own.replace(negatives={"n": 1}, training=STILL)
     again = train(log, still, tmp_path / "again", items=items, progress=False, warm_start=first.path)
     old, new = InterestModel.from_run(first.path), InterestModel.from_run(again.path)
     said = rows_of_items(old, items[items["item_id"] == 1000])

@@ -60,7 +60,7 @@ def test_a_file_that_can_not_be_written_leaves_the_old_one(tmp_path, monkeypatch
     def full(*_):
         raise OSError("no space left on device")
 
-    monkeypatch.setattr("bseq_plugin.model.tensor_file.os.replace", full)
+    monkeypatch.setattr("bseq_plugin.files.os.replace", full)
     with pytest.raises(BseqError, match=r"can't write '.*file': no space"):
         save_sealed(tmp_path / "file", {"a": torch.zeros(1)}, {})
     assert load_sealed(tmp_path / "file", "us")[1]["n"] == "3"
@@ -96,12 +96,12 @@ def test_two_writers_do_not_share_the_file_aside(tmp_path, monkeypatch):
     replace = os.replace
 
     def late(aside, path):
-        monkeypatch.setattr("bseq_plugin.model.tensor_file.os.replace", replace)
-        monkeypatch.setattr("bseq_plugin.model.tensor_file.os.getpid", lambda: 1)
+        monkeypatch.setattr("bseq_plugin.files.os.replace", replace)
+        monkeypatch.setattr("bseq_plugin.files.os.getpid", lambda: 1)
         save_sealed(path, {"a": torch.ones(1)}, {"of": "another"})
         replace(aside, path)
 
-    monkeypatch.setattr("bseq_plugin.model.tensor_file.os.replace", late)
+    monkeypatch.setattr("bseq_plugin.files.os.replace", late)
     save_sealed(tmp_path / "file", {"a": torch.zeros(1)}, {"of": "mine"})
     found, told = load_sealed(tmp_path / "file", "us")
     assert (found["a"].item(), told) == (0, {"of": "mine"})

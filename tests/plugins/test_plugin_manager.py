@@ -6,9 +6,10 @@ import pluggy
 import pytest
 
 from bseq_plugin import hookimpl, plugins
+from bseq_plugin.cli.plugin_commands import HOOK
 from bseq_plugin.errors import PluginError, UsageError
 from bseq_plugin.hookspecs import API_VERSION
-from bseq_plugin.plugins import ALLOW_ENV, DENY_ENV, HEAD_HOOK, PART_HOOKS, PluginManager, hook_names, plugin_manager
+from bseq_plugin.plugins import ALLOW_ENV, DENY_ENV, PART_HOOKS, PluginManager, hook_names, plugin_manager
 
 
 @pytest.fixture(autouse=True)
@@ -23,14 +24,14 @@ def manager():
     return PluginManager()
 
 
-def part(name, answer=None):
-    return type(f"Part{name}", (), {"name": name} | ({"answer": answer} if answer else {}))
+def part(name):
+    return type(f"Part{name}", (), {"name": name})
 
 
-def plugin(*names, hook="bseq_encoders", answer=None, **extra):
+def plugin(*names, hook="bseq_encoders", **extra):
     """A plugin whose one hook lists parts of these names."""
     module = types.SimpleNamespace(**extra)
-    parts = [part(name, answer) for name in names]
+    parts = [part(name) for name in names]
 
     def listed():
         return parts
@@ -70,9 +71,8 @@ def test_two_plugins_of_one_name_are_refused_by_the_name_of_both(manager):
 
 @pytest.mark.parametrize(("kind", "hook"), list(PART_HOOKS.items()))
 def test_two_parts_of_one_name_are_refused_by_the_name_of_both(manager, kind, hook):
-    answer = kind.removesuffix(" head") if hook == HEAD_HOOK else None
-    manager.register(plugin("same", hook=hook, answer=answer), "one", distribution="dist-one")
-    manager.register(plugin("same", hook=hook, answer=answer), "two", distribution="dist-two")
+    manager.register(plugin("same", hook=hook), "one", distribution="dist-one")
+    manager.register(plugin("same", hook=hook), "two", distribution="dist-two")
     with pytest.raises(PluginError) as caught:
         manager.part(kind, "same")
     for word in (kind, "'same'", "'one'", "dist-one", "'two'", "dist-two", DENY_ENV):
@@ -85,68 +85,42 @@ def test_one_name_may_stand_for_parts_of_different_kinds(manager):
     assert manager.part("encoder", "same") is not manager.part("loss", "same")
 
 
-def test_heads_of_one_hook_are_told_apart_by_what_they_answer(manager):
-    """The same name may be that of a head of each kind; a name of another kind is told."""
-    manager.register(plugin("same", "own", hook=HEAD_HOOK, answer="count"), "one")
-    manager.register(plugin("same", hook=HEAD_HOOK, answer="sequence"), "two")
-    assert manager.part("count head", "same") is not manager.part("sequence head", "same")
-    assert manager.parts("binary head") == {}
-    shown = {info.name: {kind: names for kind, names in info.parts.items() if names} for info in manager.infos()}
-    assert shown == {"one": {"count head": ["own", "same"]}, "two": {"sequence head": ["same"]}}
-    with pytest.raises(UsageError, match=r"unknown sequence head 'own'; there are: same. 'own' is a count head$"):
-        manager.part("sequence head", "own")
-    with pytest.raises(UsageError, match=r"unknown binary head 'x'; there are: \(none\)$"):
-        manager.part("binary head", "x")
+def test_a_project_of_its_own_has_its_own_hooks_group_and_kinds(monkeypatch):
+    """As a distribution makes one that has parts of a kind that bseq does not know."""
+
+    class Specs:
+        @pluggy.HookspecMarker("own")
+        def bseq_filters(self):
+            """Filters."""
+
+    class Even:
+        name, kind = "even", "strict filter"
+
+    class Odd:
+        name, kind = "odd", "loose filter"
+
+    class Manager(PluginManager):
+        def is_of_kind(self, kind, part, plugin):
+            return part.kind == kind
+
+    module = types.SimpleNamespace(bseq_filters=pluggy.HookimplMarker("own")(lambda: [Even, Odd]))
+    groups = {"own": [EntryPoint("mine", module)]}
+    monkeypatch.setattr(plugins.importlib.metadata, "entry_points", lambda group: groups.get(group, []))
+    manager = Manager("own", Specs, {"strict filter": "bseq_filters", "loose filter": "bseq_filters"})
+    manager.load_entry_points()
+    assert manager.part("strict filter", "even") is Even
+    assert [info.parts for info in manager.infos()] == [{"strict filter": ["even"], "loose filter": ["odd"]}]
+    with pytest.raises(UsageError, match="unknown strict filter 'odd'; there are: even"):
+        manager.part("strict filter", "odd")
+    with pytest.raises(PluginError, match="The hooks are: bseq_filters"):
+        manager.register(types.SimpleNamespace(typo=pluggy.HookimplMarker("own")(lambda: [Even])), "other")
 
 
-def test_a_head_of_no_kind_is_refused_and_the_rest_goes_on(manager):
-    """What a ``BehaviourHead`` was when there was one kind; trainings without heads ask for the digest too."""
-    heads = [part("old"), part("older"), part("good", "binary")]
-    module = plugin("mine")
-    module.bseq_heads = hookimpl(lambda: heads)
-    manager.register(module, "three", distribution="dist-three")
-    manager.register(plugin("old", hook=HEAD_HOOK), "four", distribution="dist-four")
-    manager.register(plugin("other", hook=HEAD_HOOK, answer="count"), "five")
-    assert manager.part("binary head", "good").name == "good"
-    assert manager.part("count head", "other").name == "other"
-    assert manager.part("encoder", "mine").name == "mine"
-    wrong = r"head 'old' has answer = None; subclass BinaryHead, CatalogueHead"
-    for kind in ("binary head", "sequence head"):
-        with pytest.raises(PluginError, match=rf"'three' \(dist-three\): {wrong}.*'four' \(dist-four\): {wrong}"):
-            manager.part(kind, "old")
-    for n in range(2):  # told once, however often the parts are collected
-        manager.register(plugin(f"more-{n}"), f"more-{n}")
-        three, four, five = (i for i in manager.infos() if i.name in ("three", "four", "five"))
-        assert three.error.count("has answer = None") == 2
-        assert four.error.count("head 'old'") == 1
-        assert five.error is None
-        assert (three.parts["binary head"], three.parts["encoder"]) == (["good"], ["mine"])
-        assert five.parts["count head"] == ["other"]
-    assert manager.digest() == manager.digest()
-    with pytest.raises(UsageError, match=r"unknown binary head 'x'; there are: good\. plugin 'three' of dist-three"):
-        manager.part("binary head", "x")
-
-
-def test_the_listing_has_what_failed_beside_what_goes_on(manager, monkeypatch, bseq):
-    heads = [part("old"), part("good", "binary")]
-    module = types.SimpleNamespace()
-    module.bseq_heads = hookimpl(lambda: heads)
-    manager.register(module, "three")
+def test_the_listing_has_what_failed(manager, monkeypatch, bseq):
+    manager.load_entry_points([EntryPoint("bad", ImportError("[libfoo] is not there"))])
     monkeypatch.setattr(plugins, "plugin_manager", lambda: manager)
     code, out, _ = bseq("plugins")
-    shown = " ".join(out.split())
-    assert code == 0
-    assert "failed: head 'old' has answer = None" in shown
-    assert "binary head: good" in shown
-
-
-def test_an_unknown_head_is_told_though_a_sibling_kind_is_torn(manager):
-    for name in ("one", "two"):
-        manager.register(plugin("same", hook=HEAD_HOOK, answer="count"), name)
-    with pytest.raises(UsageError, match=r"unknown binary head 'same'; there are: \(none\)$"):
-        manager.part("binary head", "same")
-    with pytest.raises(PluginError, match="count head name 'same' is given by plugin 'one'"):
-        manager.part("count head", "same")
+    assert (code, "failed: ImportError: [libfoo] is not there" in " ".join(out.split())) == (0, True)
 
 
 def test_a_misspelt_hook_lists_the_hooks_and_leaves_nothing_behind(manager):
@@ -350,10 +324,11 @@ def test_a_missing_or_broken_builtin_is_an_error_with_its_cause(monkeypatch):
 
 
 @pytest.mark.parametrize("hook", hook_names())
-def test_every_hook_is_documented_and_has_a_user_or_is_a_first_result(hook):
+def test_every_hook_is_documented_and_lists_parts_or_is_a_first_result_or_adds_commands(hook):
     from bseq_plugin.hookspecs import BseqSpecs
 
     assert getattr(BseqSpecs, hook).__doc__
     manager = pluggy.PluginManager("bseq")
     manager.add_hookspecs(BseqSpecs)
-    assert (hook in PART_HOOKS.values()) != getattr(manager.hook, hook).spec.opts["firstresult"]
+    lists_parts, first_result = hook in PART_HOOKS.values(), getattr(manager.hook, hook).spec.opts["firstresult"]
+    assert lists_parts + first_result + (hook == HOOK) == 1

@@ -47,12 +47,12 @@ class Loop:
     def features(self, user, item, at_us, given):
         every = self.past(user, at_us)
         past = every[-self.history_length :]
-        values = self.of_interests(every[-self.model.recipe.max_length :], item)
+        values = self.of_interests(every[-self.model.recipe.encoder.max_length :], item)
         values |= self.of_history(past, item)
         values |= self.of_counts(every, past, item, at_us)
         values |= {f"retrieval_{name}": given[name] for name in ("rank", "score", "interest")}
         values["n_interests_hit"] = given["n_interests"]
-        return values | self.of_quality(every[-self.model.recipe.max_length :], item, at_us)
+        return values | self.of_quality(every[-self.model.recipe.encoder.max_length :], item, at_us)
 
     def interests(self, past):
         known = [self.place[i] for _, i in past if i in self.place]

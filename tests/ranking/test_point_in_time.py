@@ -224,5 +224,5 @@ def test_a_digest_tells_models_apart(tiny_run):
     next(iter(state.values())).view(-1)[0] += 1
     other = InterestModel.from_state(model.recipe, model.vocabulary, state, None, model.trained_until_us)
     assert other.digest != model.digest
-    fewer = replace(model, recipe=model.recipe.replace(max_length=9))
+    fewer = replace(model, recipe=model.recipe.replace(encoder={"max_length": 9}))
     assert fewer.digest != model.digest

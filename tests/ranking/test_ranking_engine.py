@@ -16,7 +16,7 @@ from bseq_plugin.data.sequences import Sequences
 from bseq_plugin.data.vocabulary import Vocabulary
 from bseq_plugin.ranking import FeatureSpec, ranking_features
 from bseq_plugin.ranking.features import FEATURES
-from bseq_plugin.schema.parts import RankingFeature
+from bseq_plugin.schema.ranking_features import RankingFeature
 from bseq_plugin.testing.ranking_features import NOW, log, manager_with, mean_model
 
 MANAGER = manager_with(*FEATURES)

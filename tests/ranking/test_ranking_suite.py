@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from bseq_plugin.ranking.features import FEATURES
-from bseq_plugin.schema.parts import RankingFeature
+from bseq_plugin.schema.ranking_features import RankingFeature
 from bseq_plugin.testing.ranking_features import RankingFeatureTests
 
 for _feature in FEATURES:

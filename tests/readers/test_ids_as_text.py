@@ -44,7 +44,7 @@ def test_sequences_parquet_is_a_log(tmp_path):
         }
     )  # fmt: skip
     events = read_events(frame)
-    vocabulary = Vocabulary.from_events(events, min_item_count=2)
+    vocabulary = Vocabulary.from_events(events, min_count=2)
     Sequences.from_events(events, vocabulary).save(tmp_path / "sequences.parquet", vocabulary)
     back = read_events(tmp_path / "sequences.parquet").frame
     expected = events.frame[events.frame.item_id != "rare"].reset_index(drop=True)  # its id was not kept

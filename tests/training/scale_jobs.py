@@ -25,7 +25,7 @@ from bseq_plugin.data.partitions import PartitionedSequences
 from bseq_plugin.data.prepare import prepare
 from bseq_plugin.data.training_data import TrainingData
 from bseq_plugin.errors import BseqError
-from bseq_plugin.schema.recipe import Recipe
+from bseq_plugin.recipe.recipe import Recipe
 from bseq_plugin.training import plan
 from bseq_plugin.training.checkpoint import Checkpoints, Position, identity
 from bseq_plugin.training.distributed import world
@@ -43,7 +43,7 @@ class Sharded:
         self.here = here
         self.log = prepare(Events.from_frame(pd.read_parquet(job["source"])), Recipe(**job["recipe"]))
         self.data = TrainingData(self.log.training, self.log.vocabulary, self.log.recipe, here.rank, here.size)
-        self.task = shard(build_task(self.log, "meta"), self.log.recipe, here)
+        self.task = shard(build_task(self.log, "meta"), self.log.recipe.training, job["sharding"], here)
         self.pipeline = TrainPipelineSparseDist(self.task.model, self.task.optimizer, here.device)
         self.identity = identity(self.log.recipe, self.log.vocabulary)
 
@@ -141,6 +141,7 @@ def run(job, here):
         progress=False,
         checkpoint_steps=job.get("checkpoint_steps"),
         warm_start=job.get("warm_start"),
+        sharding=job.get("sharding", "auto"),
     )
     return "fine"
 

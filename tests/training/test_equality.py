@@ -23,9 +23,10 @@ from bseq_plugin.training.trainer import build_task
 STEPS = 6
 TOLERANCE = 1e-4
 WHOLE = {}
-SAMPLED = {"candidates": 12, "sampling": "popularity"}
-MIXED = {"candidates": 8, "sampling": "mixed", "batch_users": 3}  # fewer users than four ranks: one has none
-ANCHORED = {**MIXED, "targets": "prefix", "readout": "multi", "n_interests": 3, "interests_anchored": True}
+SAMPLED = {"negatives": {"kind": "popularity", "n": 12}}
+# fewer users than four ranks: one has none
+MIXED = {"negatives": {"kind": "mixed", "n": 8}, "training": {"batch": {"users": 3}}}
+ANCHORED = {**MIXED, "objective": "prefix", "interests": {"kind": "several", "n": 3, "anchored": True}}
 SHARDINGS = {
     "row": "row_wise",
     "table": "table_wise",
@@ -34,26 +35,24 @@ SHARDINGS = {
 }
 
 
-def recipe_for(tiny_recipe, values, sharding="auto", optimizer="adagrad"):
+def recipe_for(tiny_recipe, values, optimizer="adagrad"):
     """Batches of 7: neither 2 nor 4 divides it. dim 16 has four pieces of four columns."""
-    # sums of bfloat16 products would differ by more than the tolerance from one split of a batch to another
-    fixed = {
-        "loss_options": {"matmul": "float32"},
-        "dim": 16,
-        "dropout": 0.0,
-        "batch_users": 7,
-        "sharding": sharding,
-        "table_optimizer": optimizer,
-    }
-    return tiny_recipe.replace(**fixed | values)
+    fixed = tiny_recipe.replace(
+        encoder={"dropout": 0.0},
+        vectors={"dim": 16},
+        # sums of bfloat16 products would differ by more than the tolerance from one split of a batch to another
+        loss={"matmul": "float32"},
+        training={"batch": {"users": 7}, "table": {"name": optimizer}},
+    )
+    return fixed.replace(**values)
 
 
-def table_optimizer(parameters, recipe):
-    if recipe.table_optimizer == "rowwise_adagrad":
-        return RowWiseAdagrad(parameters, lr=recipe.table_learning_rate, eps=1e-8)
-    if recipe.table_optimizer == "sgd":
-        return torch.optim.SGD(parameters, lr=recipe.table_learning_rate)
-    return torch.optim.Adagrad(parameters, lr=recipe.table_learning_rate, eps=1e-8)
+def table_optimizer(parameters, table):
+    if table.name == "rowwise_adagrad":
+        return RowWiseAdagrad(parameters, lr=table.rate, eps=1e-8)
+    if table.name == "sgd":
+        return torch.optim.SGD(parameters, lr=table.rate)
+    return torch.optim.Adagrad(parameters, lr=table.rate, eps=1e-8)
 
 
 def unsharded(frame, recipe, folder=None):
@@ -68,9 +67,10 @@ def unsharded(frame, recipe, folder=None):
     tables = list(task.interest_encoder.embedding_collection.parameters())
     known = {id(p) for p in tables}
     dense = [p for p in task.parameters() if id(p) not in known]
+    training = log.recipe.training
     optimizers = [
-        table_optimizer(tables, log.recipe),
-        torch.optim.AdamW(dense, lr=log.recipe.learning_rate, weight_decay=log.recipe.weight_decay),
+        table_optimizer(tables, training.table),
+        torch.optim.AdamW(dense, lr=training.dense.rate, weight_decay=training.dense.weight_decay),
     ]
     losses = []
     for _, batch in zip(range(STEPS), TrainingData(log.training, log.vocabulary, log.recipe).batches(0), strict=False):
@@ -93,14 +93,14 @@ class Matrix:
 
     def add(self, world_size, sharding, title, values, optimizer="adagrad", save=False):
         name = f"{world_size}-{sharding}-{title}-{optimizer}"
-        recipe = recipe_for(self.tiny_recipe, values, SHARDINGS[sharding], optimizer)
+        recipe = recipe_for(self.tiny_recipe, values, optimizer)
         key = f"{title}-{optimizer}"
         if key not in self.expected:
             self.expected[key] = unsharded(self.frame, recipe, self.folder / key)
         job = {
             "name": name, "do": "learn", "world_size": world_size, "source": str(self.source), "steps": STEPS,
-            "recipe": recipe.model_dump(), "start": str(self.folder / key), "vectors": str(self.folder / f"{name}.npy"),
-            "save": str(self.folder / f"{name}-run") if save else None,
+            "recipe": recipe.as_dict(), "sharding": SHARDINGS[sharding], "start": str(self.folder / key),
+            "vectors": str(self.folder / f"{name}.npy"), "save": str(self.folder / f"{name}-run") if save else None,
         }  # fmt: skip
         self.jobs.append((job, key))
         return job
@@ -117,7 +117,7 @@ class Matrix:
 
     def check_shards(self, job, shards, shape):
         """It was really sharded: equal results are worth little if every rank has everything."""
-        n, sharding = job["world_size"], job["recipe"]["sharding"]
+        n, sharding = job["world_size"], job["sharding"]
         own = [shard for part in shards for shard in part]
         if sharding == "table_wise":
             assert own == [list(shape)]
@@ -140,7 +140,7 @@ def any_to_any(matrix, saved, loading, ranks, tiny_recipe):
         {
             "name": f"load-{world_size}-{sharding}", "do": "load", "world_size": world_size, "steps": STEPS,
             "source": str(matrix.source), "checkpoints": folders,
-            "recipe": recipe_for(tiny_recipe, WHOLE, SHARDINGS[sharding]).model_dump(),
+            "recipe": recipe_for(tiny_recipe, WHOLE).as_dict(), "sharding": SHARDINGS[sharding],
         }
         for world_size, sharding in loading
     ]  # fmt: skip

@@ -24,7 +24,7 @@ torch.set_num_threads(1)
 import bseq_plugin
 from bseq_plugin.data.events import Events
 from bseq_plugin.plugins import plugin_manager
-from bseq_plugin.schema.recipe import Recipe
+from bseq_plugin.recipe.recipe import Recipe
 from bseq_plugin.training.train import train
 
 source, folder, recipe, share = sys.argv[1], Path(sys.argv[2]), Recipe(**json.loads(sys.argv[3])), float(sys.argv[4])
@@ -86,8 +86,8 @@ print(json.dumps({"total": total, "points": n_points, "killed": killed, "problem
 
 
 def kill_everywhere(python, source, folder, recipe, share, timeout):
-    recipe = recipe.replace(epochs=3, patience=3, dropout=0.2, loss_options=FLOAT32)
-    given = recipe.model_dump_json()
+    recipe = recipe.replace(encoder={"dropout": 0.2}, loss=FLOAT32, split={"patience": 3}, training={"epochs": 3})
+    given = json.dumps(recipe.as_dict())
     done = python("-c", DRIVER, source, folder, given, share, timeout=timeout)
     assert done.returncode == 0, done.stderr[-3000:]
     found = json.loads(done.stdout.splitlines()[-1])
@@ -119,11 +119,11 @@ def test_the_command_killed_at_random_moments_resumes(
         tiny_source,
         *tiny_settings,
         "--set",
-        "epochs=40",
+        "training.epochs=40",
         "--set",
-        "patience=40",
+        "split.patience=40",
         "--set",
-        "loss_options.matmul=float32",
+        "loss.matmul=float32",
     ]
     whole, out = tmp_path / "whole", tmp_path / "run"
     assert python(*command, "--out", whole).returncode == 0

@@ -15,10 +15,10 @@ from torchrec.distributed.planner.types import ParameterConstraints
 from bseq_plugin.data.batches import history_features
 from bseq_plugin.data.sequences import Sequences
 from bseq_plugin.model.encoder import SequenceInterestEncoder
-from bseq_plugin.schema.recipe import Recipe
+from bseq_plugin.recipe.recipe import Recipe
 from bseq_plugin.training.distributed import world
 
-RECIPE = Recipe(encoder="mean", dim=8, event_features=(), max_length=10)
+RECIPE = Recipe(encoder={"name": "mean", "max_length": 10}, vectors={"dim": 8}, events={"features": ()})
 
 
 class Host(nn.Module):

@@ -13,8 +13,8 @@ import torch
 from bseq_plugin.data.events import Events
 from bseq_plugin.data.interest_files import InterestFiles, TableStream
 from bseq_plugin.data.partitions import PartitionedSequences
-from bseq_plugin.data.prepare import prepare
-from bseq_plugin.data.prepare_partitions import count_partitions, cut, prepare_partitions, resolved
+from bseq_plugin.data.prepare import prepare, training_histories
+from bseq_plugin.data.prepare_partitions import count_partitions, prepare_partitions, resolved
 from bseq_plugin.data.streams import StreamedData
 from bseq_plugin.errors import RecipeError, UsageError
 from bseq_plugin.model.interest_model import InterestModel
@@ -41,7 +41,8 @@ def built(tiny_source, tmp_path_factory):
 def streamed(log, recipe, rank=0, world_size=1, gather=lambda value: [value]):
     recipe = resolved(log, recipe)
     prepared = prepare_partitions(log, recipe, *count_partitions(log, recipe, list(range(len(log.partitions)))))
-    return StreamedData(log, prepared.vocabulary, recipe, partial(cut, recipe), gather, rank, world_size), prepared
+    training = partial(training_histories, split=recipe.split)
+    return StreamedData(log, prepared.vocabulary, recipe, training, gather, rank, world_size), prepared
 
 
 def users_of(batch):
@@ -50,12 +51,15 @@ def users_of(batch):
     return sorted(item for item in items if item)
 
 
-@pytest.mark.parametrize("values", [{}, {"split": "time", "horizon_days": 14}, {"split": "none", "min_item_count": 3}])
-def test_it_is_prepared_as_in_memory(built, tiny_frame, tiny_recipe, values):
+@pytest.mark.parametrize(
+    "sections",
+    [{}, {"split": {"kind": "time", "horizon_days": 14}}, {"split": "none", "items": {"min_count": 3}}],
+)
+def test_it_is_prepared_as_in_memory(built, tiny_frame, tiny_recipe, sections):
     """Vocabulary, counts, resolved recipe and validation are those of the road in memory, whatever the partitions."""
-    expected = prepare(Events.from_frame(tiny_frame), tiny_recipe.replace(**values))
+    expected = prepare(Events.from_frame(tiny_frame), tiny_recipe.replace(**sections))
     for n in (2, 8):
-        _, found = streamed(built(n), tiny_recipe.replace(**values))
+        _, found = streamed(built(n), tiny_recipe.replace(**sections))
         assert found.recipe == expected.recipe
         assert found.vocabulary.item_ids.tolist() == expected.vocabulary.item_ids.tolist()
         assert found.vocabulary.item_counts.tolist() == expected.vocabulary.item_counts.tolist()
@@ -70,8 +74,8 @@ def test_an_epoch_has_every_user_once_in_an_order_of_its_own(built, tiny_frame, 
     log = prepare(Events.from_frame(tiny_frame), tiny_recipe)
     data, _ = streamed(built(8), tiny_recipe)
     epochs = [[users_of(batch) for batch in data.batches(epoch)] for epoch in (0, 1)]
-    assert len(epochs[0]) == data.steps_per_epoch == -(-60 // tiny_recipe.batch_users)
-    training = log.training.latest(tiny_recipe.max_length + 1)
+    assert len(epochs[0]) == data.steps_per_epoch == -(-60 // tiny_recipe.training.batch.users)
+    training = log.training.latest(tiny_recipe.encoder.max_length + 1)
     histories = [
         tuple(training.items[a : b - 1].tolist())
         for a, b in zip(training.offsets[:-1], training.offsets[1:], strict=True)
@@ -92,17 +96,18 @@ def test_any_number_of_ranks_walks_through_the_same_global_batches(built, tiny_r
 
 
 def test_an_epoch_is_taken_up_in_its_middle(built, tiny_recipe):
-    data, _ = streamed(built(8), tiny_recipe.replace(batch_users=7, candidates=5))
-    whole = [(users_of(b), b.candidate_ids_N.tolist()) for b in data.batches(3)]
+    recipe = tiny_recipe.replace(negatives={"kind": "uniform", "n": 5}, training={"batch": {"users": 7}})
+    data, _ = streamed(built(8), recipe)
+    whole = [(users_of(b), b.negative_ids_N.tolist()) for b in data.batches(3)]
     for start in (1, 4, data.steps_per_epoch):
-        assert [(users_of(b), b.candidate_ids_N.tolist()) for b in data.batches(3, start)] == whole[start:]
+        assert [(users_of(b), b.negative_ids_N.tolist()) for b in data.batches(3, start)] == whole[start:]
 
 
 def test_what_streams_can_not_do(built, tiny_recipe):
     with pytest.raises(UsageError, match=r"8 partitions can't be dealt out to 3 processes; use 1, 2, 4, 8 of them"):
         streamed(built(8), tiny_recipe, 0, 3)
-    with pytest.raises(RecipeError, match="targets = 'window' needs the log in memory"):
-        streamed(built(8), tiny_recipe.replace(targets="window"))
+    with pytest.raises(RecipeError, match="objective.kind = 'window' needs the log in memory"):
+        streamed(built(8), tiny_recipe.replace(objective="window"))
 
 
 def test_ranks_without_users_take_part(built, tiny_recipe):
@@ -133,12 +138,15 @@ def assert_interests_are_those_of_the_model(run, log):
 @pytest.mark.timeout(300)
 def test_ranks_train_on_partitions_and_fail_together(ranks, built, tiny_recipe, tmp_path, python):
     recipe = tiny_recipe.replace(
-        epochs=3, patience=3, dropout=0.0, loss_options={"matmul": "float32"}, table_optimizer="sgd",
-        table_learning_rate=0.5, candidates=8, sampling="mixed",
-    )  # fmt: skip
+        encoder={"dropout": 0.0},
+        loss={"matmul": "float32"},
+        negatives={"kind": "mixed", "n": 8},
+        split={"patience": 3},
+        training={"epochs": 3, "table": {"name": "sgd", "rate": 0.5}},
+    )
 
     def job(name, world_size, source, **more):
-        base = {"do": "run", "source": str(source), "recipe": recipe.model_dump(), "checkpoint_steps": 2}
+        base = {"do": "run", "source": str(source), "recipe": recipe.as_dict(), "checkpoint_steps": 2}
         return {**base, "name": name, "world_size": world_size, "out": str(tmp_path / name), **more}
 
     broken = {name: tmp_path / f"parts-{name}" for name in ("missing", "torn")}
@@ -179,7 +187,7 @@ def test_a_run_on_partitions_resumes_and_refuses_another_log(built, tiny_recipe,
     from bseq_plugin.errors import RunError
     from bseq_plugin.training.trainer import Trainer
 
-    recipe, log = tiny_recipe.replace(epochs=2, patience=2), built(4)
+    recipe, log = tiny_recipe.replace(split={"patience": 2}, training={"epochs": 2}), built(4)
     whole = train(log, recipe, tmp_path / "whole", progress=False, checkpoint_steps=2)
     save = Trainer._save
 
@@ -203,7 +211,7 @@ def test_a_disk_that_fills_under_the_interests_leaves_a_run_that_resumes(built, 
     """Told as an error of ours; the run is not complete, and no interests are taken for whole."""
     from bseq_plugin.errors import RunError
 
-    recipe, log, run = tiny_recipe.replace(epochs=1), built(4), Run(tmp_path / "run")
+    recipe, log, run = tiny_recipe.replace(training={"epochs": 1}), built(4), Run(tmp_path / "run")
     files, writes = InterestFiles(run.path / "interests"), []
 
     def fills(self, table):

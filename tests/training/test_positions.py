@@ -35,13 +35,17 @@ def stop_at(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "values",
-    [{"dropout": 0.3, "ema_half_life": 0.4}, {"candidates": 7, "schedule": "cosine", "batch_events": 90}],
+    "sections",
+    [
+        {"encoder": {"dropout": 0.3}},
+        {"negatives": {"kind": "uniform", "n": 7}, "training": {"schedule": "cosine", "batch": {"events": 90}}},
+    ],
 )
 def test_resumed_within_an_epoch_is_uninterrupted(
-    tiny_frame, tiny_recipe, tmp_path, stop_at, read_lines, weights, values
+    tiny_frame, tiny_recipe, tmp_path, stop_at, read_lines, weights, sections
 ):
-    events, recipe = Events.from_frame(tiny_frame), tiny_recipe.replace(epochs=3, patience=3, **values)
+    events = Events.from_frame(tiny_frame)
+    recipe = tiny_recipe.replace(split={"patience": 3}, training={"epochs": 3}).replace(**sections)
     whole = train(events, recipe, tmp_path / "whole", progress=False, checkpoint_steps=2)
     parts = tmp_path / "parts"
     for position in (Position(0, 2), Position(1, 2), Position(2)):
@@ -75,10 +79,10 @@ def test_nonsense_is_refused(tiny_frame, tiny_recipe, tmp_path):
 def killed_and_resumed(ranks, read_lines, weights, source, recipe, folder, kills, kills_a_run):
     """The loss curve and the model of a pair of ranks killed again and again are those of a pair left alone."""
     # float32: what "auto" is gets measured, and the two runs may come to different ends
-    recipe = recipe.replace(loss_options={"matmul": "float32"}, ema_half_life=1.0)
+    recipe = recipe.replace(loss={"matmul": "float32"})
     run = {
-        "do": "run", "world_size": 2, "source": str(source), "recipe": recipe.model_dump(), "resume": True,
-        "checkpoint_steps": 2,
+        "do": "run", "world_size": 2, "source": str(source), "recipe": recipe.as_dict(), "sharding": "row_wise",
+        "resume": True, "checkpoint_steps": 2,
     }  # fmt: skip
     jobs = [
         {**run, "name": "whole", "out": str(folder / "whole")},
@@ -106,14 +110,14 @@ def killed_and_resumed(ranks, read_lines, weights, source, recipe, folder, kills
 def test_a_pair_of_ranks_killed_at_random_moments_resumes(
     ranks, read_lines, weights, tiny_source, tiny_recipe, tmp_path
 ):
-    recipe = tiny_recipe.replace(epochs=6, patience=6, sharding="row_wise")
+    recipe = tiny_recipe.replace(split={"patience": 6}, training={"epochs": 6})
     killed_and_resumed(ranks, read_lines, weights, tiny_source, recipe, tmp_path, 4, 4)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_a_pair_of_ranks_killed_fifty_times_resumes(ranks, read_lines, weights, tiny_source, tiny_recipe, tmp_path):
-    recipe = tiny_recipe.replace(epochs=12, patience=12, sharding="row_wise")
+    recipe = tiny_recipe.replace(split={"patience": 12}, training={"epochs": 12})
     killed = killed_and_resumed(ranks, read_lines, weights, tiny_source, recipe, tmp_path, 50, 10)
     assert len(killed["survivors"]) > 5  # often one rank alone was killed
     told = [s for s in killed["survivors"] if "error" in s]

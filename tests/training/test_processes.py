@@ -14,7 +14,7 @@ import torch
 from bseq_plugin.data.events import Events
 from bseq_plugin.model.interest_model import InterestModel
 from bseq_plugin.model.run import Run
-from bseq_plugin.schema.recipe import Recipe
+from bseq_plugin.recipe.recipe import Recipe
 from bseq_plugin.training.train import train
 from bseq_plugin.training.trainer import Trainer
 
@@ -23,18 +23,6 @@ FLOAT32 = {"matmul": "float32"}  # what "auto" is gets measured: two runs may co
 COMMAND = ("-m", "bseq_plugin.cli.main", "train")
 
 pytestmark = pytest.mark.timeout(300)
-
-
-def settings(recipe):
-    """A recipe as ``--set`` options, every key."""
-
-    def toml(value):
-        if isinstance(value, dict):
-            return "{" + ", ".join(f"{k} = {toml(v)}" for k, v in value.items()) + "}"
-        return json.dumps(value)
-
-    values = {k: v for k, v in recipe.model_dump().items() if v is not None}
-    return [word for k, v in values.items() for word in ("--set", f"{k}={toml(v)}")]
 
 
 def finished(out, done):
@@ -83,31 +71,31 @@ def same_path(one, two):
 
 
 def test_the_command_on_two_ranks_goes_on_as_one_process_does(
-    python, tiny_frame, tiny_source, tiny_recipe, tmp_path, monkeypatch
+    python, tiny_frame, tiny_source, tiny_recipe, as_settings, tmp_path, monkeypatch
 ):
     """One process trains an epoch; from its checkpoint one goes on alone and two go on together, resharded."""
-    recipe, events = (
-        tiny_recipe.replace(epochs=4, patience=4, dropout=0.0, loss_options=FLOAT32),
-        Events.from_frame(tiny_frame),
+    recipe = tiny_recipe.replace(
+        encoder={"dropout": 0.0}, loss=FLOAT32, split={"patience": 4}, training={"epochs": 4}
     )
+    events = Events.from_frame(tiny_frame)
     begun(events, recipe, tmp_path / "one", monkeypatch)
     shutil.copytree(tmp_path / "one", tmp_path / "two")
     one = train(events, recipe, tmp_path / "one", resume=True, progress=False)
     done = python(
-        *TORCHRUN, *COMMAND, tiny_source, "--out", tmp_path / "two", *settings(recipe), "--resume", timeout=240
+        *TORCHRUN, *COMMAND, tiny_source, "--out", tmp_path / "two", *as_settings(recipe), "--resume", timeout=240
     )
     same_path(one, finished(tmp_path / "two", done))
 
 
 def one_more_epoch(events, recipe, path, items):
     """The loss of the epoch after the last one, trained by this process from the checkpoint in ``path``."""
-    recipe = recipe.replace(epochs=recipe.epochs + 1, patience=99)
-    saved = json.loads((path / "recipe.json").read_text())
-    (path / "recipe.json").write_text(json.dumps({**saved, "epochs": recipe.epochs, "patience": recipe.patience}))
+    recipe = recipe.replace(split={"patience": 99}, training={"epochs": recipe.training.epochs + 1})
+    longer = Run(path).recipe.replace(split={"patience": 99}, training={"epochs": recipe.training.epochs})
+    (path / "recipe.json").write_text(json.dumps(longer.as_dict()))
     info = json.loads((path / "run.json").read_text())
     (path / "run.json").write_text(json.dumps({**info, "status": "training"}))
     train(events, recipe, path, items=items, resume=True, progress=False)
-    assert lines(path)[-1]["epoch"] == recipe.epochs
+    assert lines(path)[-1]["epoch"] == recipe.training.epochs
     return lines(path)[-1]["loss"]
 
 
@@ -133,7 +121,8 @@ for job in jobs:
     try:
         items = pd.read_csv(job["items"]) if job["items"] else None
         events = read_events(job["source"])
-        train(events, Recipe(**job["recipe"]), out, items=items, resume=job["resume"], progress=False)
+        more = {"items": items, "resume": job["resume"], "sharding": job["sharding"]}
+        train(events, Recipe(**job["recipe"]), out, progress=False, **more)
         result = "fine"
     except Exception as error:
         result = f"{type(error).__name__}: {error}"
@@ -150,22 +139,20 @@ def test_two_ranks_under_all_conditions(python, cyclic, tiny_frame, tiny_source,
     users = cyclic.frame.groupby("user_id").item_id.agg(list)
     text.write_text("".join(f"{user} {' '.join(map(str, items))}\n" for user, items in users.items()))
     cycle = Recipe(
-        dim=16,
-        epochs=25,
-        patience=25,
-        dropout=0.1,
-        batch_users=20,
-        max_length=8,
-        mask_seen=False,
-        validation_metric="recall@1",
-        learning_rate=3e-3,
+        encoder={"dropout": 0.1, "max_length": 8},
+        vectors={"dim": 16},
+        split={"patience": 25, "mask_seen": False, "metric": "recall@1"},
+        training={"epochs": 25, "batch": {"users": 20}, "dense": {"rate": 3e-3}},
     )
     window = tiny_recipe.replace(
-        epochs=4, patience=4, dropout=0.0, targets="window", window_days=14, score="cosine", sharding="row_wise",
-        popularity_days=(7.0, 365.0), item_attributes=("kind",), loss_options=FLOAT32,
-        item_encoders=("columns",), item_encoder_options={"columns": {"numbers": ("size",)}}, id_dropout=0.0,
-        item_fusion="sum",
-    )  # fmt: skip
+        encoder={"dropout": 0.0},
+        vectors={"similarity": "cosine"},
+        items={"attributes": ("kind",), "encoders": [{"name": "columns", "numbers": ("size",)}]},
+        objective={"kind": "window", "days": 14, "popularity_days": (7.0, 365.0)},
+        loss=FLOAT32,
+        split={"patience": 4},
+        training={"epochs": 4},
+    )
     items = pd.DataFrame({"item_id": sorted(tiny_frame.item_id.unique())})
     items["kind"] = items.item_id % 3
     items["size"] = items.item_id % 7 + 1
@@ -173,7 +160,7 @@ def test_two_ranks_under_all_conditions(python, cyclic, tiny_frame, tiny_source,
     begun(Events.from_frame(tiny_frame), window, tmp_path / "alone", monkeypatch, items)
     shutil.copytree(tmp_path / "alone", tmp_path / "window")
     alone = train(Events.from_frame(tiny_frame), window, tmp_path / "alone", items=items, resume=True, progress=False)
-    untrained = tiny_recipe.replace(epochs=1, sharding="row_wise", table_learning_rate=1e-9)
+    untrained = tiny_recipe.replace(training={"epochs": 1, "table": {"rate": 1e-9}})
     (tmp_path / "taken").mkdir()
     (tmp_path / "taken" / "mine.txt").write_text("precious")
     jobs = [
@@ -181,9 +168,9 @@ def test_two_ranks_under_all_conditions(python, cyclic, tiny_frame, tiny_source,
         ("taken", tiny_source, tiny_recipe),
         ("window", tiny_source, window),
         ("cycle", text, cycle),
-        ("small", tiny_source, tiny_recipe.replace(batch_users=59, epochs=1, split="none")),
+        ("small", tiny_source, tiny_recipe.replace(split="none", training={"batch": {"users": 59}, "epochs": 1})),
         ("untrained", tiny_source, untrained),
-        ("mean", tiny_source, tiny_recipe.replace(encoder="mean", encoder_options={})),
+        ("mean", tiny_source, tiny_recipe.replace(encoder={"name": "mean"})),
     ]
     (tmp_path / "script.py").write_text(SCRIPT)
     (tmp_path / "jobs.json").write_text(
@@ -192,7 +179,8 @@ def test_two_ranks_under_all_conditions(python, cyclic, tiny_frame, tiny_source,
                 {
                     "name": n,
                     "source": str(s),
-                    "recipe": r.model_dump(),
+                    "recipe": r.as_dict(),
+                    "sharding": "row_wise" if n in ("window", "untrained") else "auto",
                     "out": str(tmp_path / n),
                     "resume": n == "window",
                     "items": str(tmp_path / "items.csv") if n == "window" else None,

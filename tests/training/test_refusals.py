@@ -8,7 +8,7 @@ import torch
 
 from bseq_plugin.data.events import Events
 from bseq_plugin.errors import RecipeError
-from bseq_plugin.schema.recipe import Recipe
+from bseq_plugin.recipe.training import TableOptimizer
 from bseq_plugin.training import plan
 from bseq_plugin.training.distributed import World
 from bseq_plugin.training.plan import check_device, sharding_types
@@ -19,40 +19,48 @@ CPU = torch.device("cpu")
 
 
 @pytest.mark.parametrize(
-    ("values", "world_size", "message"),
+    ("sharding", "table", "dim", "world_size", "message"),
     [
-        ({"table_optimizer": "adam"}, 1, "not fused on CPU.*use table_optimizer = 'rowwise_adagrad'"),
-        ({"sharding": "column_wise"}, 2, "one number a row.*use table_optimizer = 'adagrad', or sharding = 'row_wise'"),
-        ({"sharding": {"item": "column_wise"}}, 2, "one number a row"),
+        ("auto", "adam", 16, 1, "not fused on CPU.*use training.table.name = 'rowwise_adagrad'"),
         (
-            {"sharding": "column_wise", "table_optimizer": "adagrad", "dim": 24},
+            "column_wise",
+            "rowwise_adagrad",
+            16,
+            2,
+            "one number a row.*use training.table.name = 'adagrad', or sharding = 'row_wise'",
+        ),
+        ({"item": "column_wise"}, "rowwise_adagrad", 16, 2, "one number a row"),
+        (
+            "column_wise",
+            "adagrad",
+            24,
             4,
             "can't cut rows of 24 into 4 pieces of whole fours; use 1 or 2 or 3 or 6 process",
         ),
     ],
 )
-def test_what_a_device_can_not_shard_is_refused_with_the_alternative(values, world_size, message):
+def test_what_a_device_can_not_shard_is_refused_with_the_alternative(sharding, table, dim, world_size, message):
     with pytest.raises(RecipeError, match=message):
-        check_device(Recipe(**{"dim": 16, **values}), CPU, world_size)
+        check_device(sharding, TableOptimizer(name=table), dim, CPU, world_size)
 
 
 def test_what_it_can_is_not():
-    check_device(Recipe(sharding="column_wise"), CPU, 1)  # in one piece
-    check_device(Recipe(sharding="column_wise", table_optimizer="adagrad", dim=16), CPU, 4)
-    check_device(Recipe(table_optimizer="adam"), torch.device("cuda"), 4)
+    check_device("column_wise", TableOptimizer(), 64, CPU, 1)  # in one piece
+    check_device("column_wise", TableOptimizer(name="adagrad"), 16, CPU, 4)
+    check_device("auto", TableOptimizer(name="adam"), 64, torch.device("cuda"), 4)
 
 
 @pytest.mark.parametrize("name", ["data_parallel", "grid_shard", "table_row_wise", "table_column_wise"])
 def test_other_shardings_of_torchrec_are_refused_with_the_reason(name):
     for sharding in (name, {"item": name}):
         with pytest.raises(RecipeError, match=f"sharding = '{name}' is not offered: .*use 'row_wise'"):
-            Recipe(sharding=sharding)
+            sharding_types(sharding, ["item", "time_gap"], 2)
 
 
 def test_a_plan_for_tables_that_are_not_there():
     with pytest.raises(RecipeError, match=r"names the table\(s\) brand, .* its tables are: item, time_gap"):
-        sharding_types(Recipe(sharding={"brand": "row_wise", "item": "row_wise"}), ["item", "time_gap"], 2)
-    types = sharding_types(Recipe(sharding={"item": "column_wise"}), ["item", "time_gap"], 2)
+        sharding_types({"brand": "row_wise", "item": "row_wise"}, ["item", "time_gap"], 2)
+    types = sharding_types({"item": "column_wise"}, ["item", "time_gap"], 2)
     assert types == {"item": ["column_wise"], "time_gap": ["row_wise", "table_wise"]}
 
 
@@ -64,12 +72,12 @@ def test_tables_larger_than_the_machine_are_refused_before_anything_is_allocated
     monkeypatch.setattr(plan, "device_bytes", lambda here: 2 * 2**30)
     alone, two = World(0, 1, CPU), World(0, 2, CPU)
     with pytest.raises(RecipeError, match=r"need 2.4 GiB on a process, and it has 1.7 GiB"):
-        plan.check_memory(Recipe(sharding="row_wise"), [table], alone)
-    plan.check_memory(Recipe(sharding="row_wise"), [table], two)
+        plan.check_memory("row_wise", TableOptimizer(), [table], alone)
+    plan.check_memory("row_wise", TableOptimizer(), [table], two)
     with pytest.raises(RecipeError, match="2.4 GiB"):
-        plan.check_memory(Recipe(sharding="table_wise"), [table], two)
+        plan.check_memory("table_wise", TableOptimizer(), [table], two)
     with pytest.raises(RecipeError, match="2.4 GiB"):  # Adagrad keeps as much again
-        plan.check_memory(Recipe(sharding="row_wise", table_optimizer="adagrad"), [table], two)
+        plan.check_memory("row_wise", TableOptimizer(name="adagrad"), [table], two)
 
 
 def errors(parts):
@@ -80,14 +88,13 @@ def errors(parts):
 
 @pytest.mark.timeout(400)
 def test_ranks_fail_together_and_nothing_is_lost(ranks, tiny_source, tiny_frame, tiny_recipe, tmp_path, make_frame):
-    recipe = tiny_recipe.replace(epochs=2, sharding="row_wise")
-    done = train(Events.from_frame(tiny_frame), recipe, tmp_path / "other", progress=False)
-    other = train(Events.from_frame(make_frame(n_items=25)), recipe, tmp_path / "vocabulary", progress=False)
+    done = train(Events.from_frame(tiny_frame), tiny_recipe, tmp_path / "other", progress=False)
+    other = train(Events.from_frame(make_frame(n_items=25)), tiny_recipe, tmp_path / "vocabulary", progress=False)
+    adagrad = tiny_recipe.replace(training={"table": {"name": "adagrad"}})
 
-    def job(name, values=None, **more):
-        values = recipe.replace(**values or {}).model_dump()
-        base = {"do": "run", "world_size": 2, "source": str(tiny_source), "recipe": values}
-        return {**base, "name": name, "out": str(tmp_path / name), **more}
+    def job(name, recipe=tiny_recipe, **more):
+        base = {"do": "run", "world_size": 2, "source": str(tiny_source), "recipe": recipe.as_dict()}
+        return {**base, "sharding": "row_wise", "name": name, "out": str(tmp_path / name), **more}
 
     # a run whose checkpoints somebody has replaced by those of another vocabulary
     shutil.copytree(done.path, tmp_path / "mixed")
@@ -97,9 +104,9 @@ def test_ranks_fail_together_and_nothing_is_lost(ranks, tiny_source, tiny_frame,
     (tmp_path / "mixed" / "run.json").write_text(json.dumps({**info, "status": "training"}))
     found = ranks(
         [
-            job("columns", {"sharding": "column_wise"}),
-            job("divide", {"sharding": "column_wise", "table_optimizer": "adagrad", "dim": 8}, world_size=4),
-            job("tables", {"sharding": {"brand": "row_wise"}}),
+            job("columns", sharding="column_wise"),
+            job("divide", adagrad, sharding="column_wise", world_size=4),
+            job("tables", sharding={"brand": "row_wise"}),
             job("planner", broken="raises in planning", broken_rank=0),
             job("planning", broken="dies in planning", broken_rank=0),
             job("step", broken="dies in a step"),
@@ -127,13 +134,14 @@ def test_ranks_fail_together_and_nothing_is_lost(ranks, tiny_source, tiny_frame,
 def test_a_checkpoint_of_another_recipe_is_refused(tiny_frame, tiny_recipe, tmp_path):
     """``run.json`` and ``recipe.json`` were copied together with the wrong checkpoints."""
     events = Events.from_frame(tiny_frame)
-    one = train(events, tiny_recipe.replace(epochs=1), tmp_path / "one", progress=False)
-    two = train(events, tiny_recipe.replace(epochs=1, dropout=0.1, seed=4), tmp_path / "two", progress=False)
+    one = train(events, tiny_recipe.replace(training={"epochs": 1}), tmp_path / "one", progress=False)
+    changed = tiny_recipe.replace(encoder={"dropout": 0.1}, training={"epochs": 1, "seed": 4})
+    two = train(events, changed, tmp_path / "two", progress=False)
     shutil.rmtree(one.path / "checkpoints")
     shutil.copytree(two.path / "checkpoints", one.path / "checkpoints")
     (one.path / "run.json").write_text(json.dumps({**one.info, "status": "training"}))
-    with pytest.raises(Exception, match=r"saved with another recipe \(different: dropout, seed\)"):
-        train(events, tiny_recipe.replace(epochs=1), one.path, resume=True, progress=False)
+    with pytest.raises(Exception, match=r"saved with another recipe \(different: encoder.dropout\)"):
+        train(events, tiny_recipe.replace(training={"epochs": 1}), one.path, resume=True, progress=False)
     (two.path / "checkpoints" / "epoch-0001" / "state.json").write_text("{")
     (two.path / "run.json").write_text(json.dumps({**two.info, "status": "training"}))
     with pytest.raises(Exception, match=r"state.json can't be read .*remove .*epoch-0001 to go on"):

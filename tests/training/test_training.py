@@ -18,25 +18,13 @@ from bseq_plugin.losses.softmax import SoftmaxLoss
 from bseq_plugin.metrics import ranking_metrics, top_k_items
 from bseq_plugin.model.interest_model import InterestModel
 from bseq_plugin.model.run import Run
-from bseq_plugin.schema.recipe import Recipe
+from bseq_plugin.recipe.recipe import Recipe
 from bseq_plugin.training.distributed import world
 from bseq_plugin.training.log import RunLog
 from bseq_plugin.training.pipeline import EpochPipeline
 from bseq_plugin.training.sharding import shard
 from bseq_plugin.training.train import train
 from bseq_plugin.training.trainer import Trainer, build_task
-
-CYCLE = {
-    "dim": 16,
-    "epochs": 25,
-    "patience": 25,
-    "dropout": 0.0,
-    "batch_users": 20,
-    "max_length": 8,
-    "mask_seen": False,
-    "validation_metric": "recall@1",
-    "learning_rate": 3e-3,
-}
 
 
 @pytest.fixture
@@ -54,7 +42,13 @@ def files(folder):
 
 def test_a_cycle_is_learned(cyclic, tmp_path, read_lines):
     """The next item is a function of the last one, so the right answer is known: Recall@1 = 1 on the held-out items."""
-    run = quietly(cyclic, Recipe(**CYCLE), tmp_path / "run")
+    recipe = Recipe(
+        encoder={"max_length": 8, "dropout": 0.0},
+        vectors={"dim": 16},
+        split={"kind": "leave_one_out", "patience": 25, "mask_seen": False, "metric": "recall@1"},
+        training={"epochs": 25, "batch": {"users": 20}, "dense": {"rate": 3e-3}},
+    )
+    run = quietly(cyclic, recipe, tmp_path / "run")
     lines = read_lines(run.path)
     losses = [line["loss"] for line in lines]
     # six items: a model that knows nothing loses log(6); the first epoch's mean begins there and learning lowers it
@@ -63,13 +57,13 @@ def test_a_cycle_is_learned(cyclic, tmp_path, read_lines):
     assert run.info["status"] == "complete"
     assert run.info["validation"]["recall@1"] == 1.0
     model = InterestModel.from_run(run.path)
-    test = evaluation_set(run.sequences(), run.recipe, "test")
+    test = evaluation_set(run.sequences(), run.recipe.split, "test")
     top = top_k_items(model.encode(test.histories), model.item_vectors_VD, 1)
     assert ranking_metrics(top, test.target_offsets, test.target_items, [1])["recall@1"].mean() == 1.0
 
 
 def test_another_items_table_is_refused(events, tiny_recipe, tmp_path):
-    recipe = tiny_recipe.replace(item_attributes=("kind",), epochs=1)
+    recipe = tiny_recipe.replace(items={"attributes": ("kind",)}, training={"epochs": 1})
     items = pd.DataFrame({"item_id": sorted(events.frame.item_id.unique())})
     quietly(events, recipe, tmp_path / "run", items=items.assign(kind=items.item_id % 3))
     with pytest.raises(RunError, match="another items table"):
@@ -77,39 +71,42 @@ def test_another_items_table_is_refused(events, tiny_recipe, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "values", [{}, {"candidates": 20, "sampling": "popularity"}, {"loss": "bce"}, {"score": "cosine"}]
+    "sections",
+    [
+        {},
+        {"negatives": {"kind": "popularity", "n": 20}},
+        {"loss": "bce"},
+        {"vectors": {"similarity": "cosine"}},
+    ],
 )
-def test_the_loss_goes_down(events, tiny_recipe, tmp_path, read_lines, values):
-    chosen = tiny_recipe.replace(epochs=6, patience=6, learning_rate=5e-3, **values)
+def test_the_loss_goes_down(events, tiny_recipe, tmp_path, read_lines, sections):
+    chosen = tiny_recipe.replace(split={"patience": 6}, training={"epochs": 6, "dense": {"rate": 5e-3}}, **sections)
     losses = [line["loss"] for line in read_lines(quietly(events, chosen, tmp_path / "run").path)]
     assert losses[-1] < losses[0]
     assert all(math.isfinite(loss) for loss in losses)
 
 
 @pytest.mark.parametrize(
-    "values",
+    "sections",
     [
         {},
-        {"item_attributes": ()},
-        {"candidates": 10},
+        {"items": {"attributes": ()}},
+        {"negatives": {"kind": "uniform", "n": 10}},
         {
-            "targets": "window",
-            "window_days": 14,
-            "popularity_days": (7.0,),
-            "encoder": "mean",
-            "encoder_options": {"feed_forward": 8},
+            "encoder": {"name": "mean", "feed_forward": 8},
+            "objective": {"kind": "window", "days": 14, "popularity_days": (7.0,)},
         },
     ],
 )
-def test_the_pipeline_pipelines_the_tables(events, tiny_recipe, tmp_path, values):
+def test_the_pipeline_pipelines_the_tables(events, tiny_recipe, tmp_path, sections):
     """Its look-ups start one batch ahead; a batch rebuilt in ``forward`` would lose that without a word."""
-    log = prepare(events, tiny_recipe.replace(**values))
+    log = prepare(events, tiny_recipe.replace(**sections))
     losses = {}
     with world() as here:
         data = TrainingData(log.training, log.vocabulary, log.recipe, here.rank, here.size)
         for kind, size in ((TrainPipelineBase, 1), (TrainPipelineSparseDist, 2)):
             torch.manual_seed(0)
-            pipeline = EpochPipeline(shard(build_task(log, "meta"), log.recipe, here), replace(here, size=size))
+            pipeline = EpochPipeline(shard(build_task(log, "meta"), log.recipe.training, "auto", here), replace(here, size=size))
             assert type(pipeline.torchrec) is kind
             pipeline.model.train()
             losses[kind] = []
@@ -129,7 +126,7 @@ def test_a_pipeline_that_is_left_early_leaves_a_plain_model(events, tiny_recipe,
     with world() as here:
         data = TrainingData(log.training, log.vocabulary, log.recipe, here.rank, here.size)
         batch = next(data.batches(0))
-        pipeline = EpochPipeline(shard(build_task(log, "meta"), log.recipe, here), replace(here, size=size))
+        pipeline = EpochPipeline(shard(build_task(log, "meta"), log.recipe.training, "auto", here), replace(here, size=size))
         progress = pipeline.torchrec.progress
         monkeypatch.setattr(pipeline.torchrec, "progress", lambda read: told.append("step") or progress(read))
         pipeline.model.train()
@@ -153,7 +150,7 @@ def test_a_pipeline_that_is_left_early_leaves_a_plain_model(events, tiny_recipe,
 
 def test_an_encoder_without_parameters_trains_its_tables(events, tiny_recipe, tmp_path, weights, monkeypatch):
     """``mean`` as it comes has nothing dense to learn; it trains, is checkpointed and resumes like any other."""
-    chosen = tiny_recipe.replace(encoder="mean", encoder_options={}, epochs=3)
+    chosen = tiny_recipe.replace(encoder={"name": "mean"}, training={"epochs": 3})
     whole = quietly(events, chosen, tmp_path / "whole")
     assert whole.info["status"] == "complete"
     stopped_after(events, chosen, tmp_path / "parts", monkeypatch, 1)
@@ -165,7 +162,7 @@ class Stopped(Exception):
     pass
 
 
-def stopped_after(events, recipe, out, monkeypatch, epoch):
+def stopped_after(events, recipe, out, monkeypatch, epoch, **options):
     """Train, and break off in the epoch after ``epoch``."""
     steps = Trainer._steps
 
@@ -178,36 +175,44 @@ def stopped_after(events, recipe, out, monkeypatch, epoch):
     with monkeypatch.context() as patch:
         patch.setattr(Trainer, "_steps", breaks)
         with pytest.raises(Stopped):
-            quietly(events, recipe, out)
+            quietly(events, recipe, out, **options)
 
 
 RESUMED = [
-    {"dropout": 0.3},
-    {"candidates": 7, "schedule": "cosine", "dropout": 0.2, "weight_decay": 0.1},
-    {"table_optimizer": "adagrad", "sharding": "table_wise"},
-    {"table_optimizer": "sgd", "score": "cosine", "seed": 3},
-    {
-        "targets": "window",
-        "window_days": 14,
-        "popularity_days": (7.0,),
-        "split": "time",
-        "horizon_days": 14,
-        "dropout": 0.3,
-    },
-    {"split": "none"},
-    {"ema_half_life": 0.7, "dropout": 0.3, "schedule": "cosine"},
+    ({"encoder": {"dropout": 0.3}}, "auto"),
+    (
+        {
+            "encoder": {"dropout": 0.2},
+            "negatives": {"kind": "uniform", "n": 7},
+            "training": {"schedule": "cosine", "dense": {"weight_decay": 0.1}},
+        },
+        "auto",
+    ),
+    ({"training": {"table": {"name": "adagrad"}}}, "table_wise"),
+    ({"vectors": {"similarity": "cosine"}, "training": {"table": {"name": "sgd"}, "seed": 3}}, "auto"),
+    (
+        {
+            "encoder": {"dropout": 0.3},
+            "objective": {"kind": "window", "days": 14, "popularity_days": (7.0,)},
+            "split": {"kind": "time", "horizon_days": 14},
+        },
+        "auto",
+    ),
+    ({"split": "none"}, "auto"),
 ]
 
 
-@pytest.mark.parametrize("values", RESUMED)
-def test_resumed_is_uninterrupted(events, tiny_recipe, tmp_path, monkeypatch, read_lines, weights, values):
+@pytest.mark.parametrize(("sections", "sharding"), RESUMED)
+def test_resumed_is_uninterrupted(
+    events, tiny_recipe, tmp_path, monkeypatch, read_lines, weights, sections, sharding
+):
     """Bit by bit: metrics of every epoch and the exported weights."""
-    chosen = tiny_recipe.replace(epochs=4, patience=4, **values)
-    whole = quietly(events, chosen, tmp_path / "whole")
-    stopped_after(events, chosen, tmp_path / "parts", monkeypatch, 2)
+    chosen = tiny_recipe.replace(split={"patience": 4}, training={"epochs": 4}).replace(**sections)
+    whole = quietly(events, chosen, tmp_path / "whole", sharding=sharding)
+    stopped_after(events, chosen, tmp_path / "parts", monkeypatch, 2, sharding=sharding)
     assert Run(tmp_path / "parts").info["status"] == "training"
     torch.manual_seed(12345)  # the state of the caller's generator must not matter
-    parts = quietly(events, chosen, tmp_path / "parts", resume=True)
+    parts = quietly(events, chosen, tmp_path / "parts", resume=True, sharding=sharding)
     assert read_lines(parts.path) == read_lines(whole.path)
     assert weights(parts.path) == weights(whole.path)
     same = ("status", "best_epoch", "epochs", "validation", "world_size")
@@ -265,7 +270,7 @@ def test_a_finished_run_is_not_trained_again(events, tiny_recipe, tmp_path, weig
 
 def test_resume_of_nothing_starts_at_the_beginning(events, tiny_recipe, tmp_path, read_lines):
     run = quietly(events, tiny_recipe, tmp_path / "run", resume=True)
-    assert len(read_lines(run.path)) == tiny_recipe.epochs
+    assert len(read_lines(run.path)) == tiny_recipe.training.epochs
 
 
 def test_a_run_that_was_killed_while_it_was_begun_can_be_resumed(events, tiny_recipe, tmp_path, tiny_run, weights):
@@ -275,7 +280,7 @@ def test_a_run_that_was_killed_while_it_was_begun_can_be_resumed(events, tiny_re
         [],
         ["recipe.json"],
         ["recipe.json", "vocabulary.parquet"],
-        [".run.json.tmp", "recipe.json", "sequences.parquet"],
+        [".tmp-run.json-12", "recipe.json", "sequences.parquet"],
     ):
         out.mkdir()
         for name in present:
@@ -302,25 +307,11 @@ def test_an_existing_folder_is_not_touched(events, tiny_recipe, tiny_run, tmp_pa
     assert (tmp_path / "file").read_text() == "precious"
 
 
-def test_a_checkpoint_of_an_earlier_version_is_gone_on_from(events, tiny_recipe, tmp_path, monkeypatch, weights):
-    """It lacks settings that came later, which were at their defaults then."""
-    chosen = tiny_recipe.replace(epochs=3)
-    whole = quietly(events, chosen, tmp_path / "whole")
-    stopped_after(events, chosen, tmp_path / "run", monkeypatch, 1)
-    state = tmp_path / "run" / "checkpoints" / "epoch-0001" / "state.json"
-    document = json.loads(state.read_text())
-    settings = json.loads(document["identity"]["recipe"])
-    for name in ("ema_half_life", "members", "item_encoders"):
-        del settings[name]
-    document["identity"]["recipe"] = json.dumps(settings, sort_keys=True)
-    state.write_text(json.dumps(document))
-    assert weights(quietly(events, chosen, tmp_path / "run", resume=True).path) == weights(whole.path)
-
-
 def test_resume_refuses_another_recipe_or_log(events, tiny_recipe, tmp_path, monkeypatch, make_frame):
     stopped_after(events, tiny_recipe, tmp_path / "run", monkeypatch, 1)
-    with pytest.raises(RunError, match=r"another recipe \(different: dropout, seed\)") as caught:
-        quietly(events, tiny_recipe.replace(dropout=0.1, seed=9), tmp_path / "run", resume=True)
+    other = tiny_recipe.replace(encoder={"dropout": 0.1}, training={"seed": 9})
+    with pytest.raises(RunError, match=r"another recipe \(different: encoder.dropout, training.seed\)") as caught:
+        quietly(events, other, tmp_path / "run", resume=True)
     assert "dim" not in str(caught.value)
     with pytest.raises(RunError, match="another log"):
         quietly(Events.from_frame(make_frame(n_items=25)), tiny_recipe, tmp_path / "run", resume=True)
@@ -340,7 +331,7 @@ def test_resume_refuses_a_log_with_other_events_of_the_same_items(
 def test_a_loss_that_is_no_number_ends_the_run_and_keeps_the_last_checkpoint(
     events, tiny_recipe, tmp_path, monkeypatch, weights
 ):
-    chosen = tiny_recipe.replace(epochs=3)
+    chosen = tiny_recipe.replace(training={"epochs": 3})
     whole = quietly(events, chosen, tmp_path / "whole")
     forward, calls = SoftmaxLoss.forward, []
 
@@ -350,7 +341,7 @@ def test_a_loss_that_is_no_number_ends_the_run_and_keeps_the_last_checkpoint(
 
     with monkeypatch.context() as patch:
         patch.setattr(SoftmaxLoss, "forward", poisoned)
-        with pytest.raises(BseqError, match=r"the loss is nan in epoch 2, step 3; lower learning_rate.*checkpoints"):
+        with pytest.raises(BseqError, match=r"the loss is nan in epoch 2, step 3; lower training.dense.rate.*checkpoints"):
             quietly(events, chosen, tmp_path / "run")
     assert [p.name for p in (tmp_path / "run" / "checkpoints").iterdir()] == ["epoch-0001"]
     assert not (tmp_path / "run" / "model").exists()
@@ -399,11 +390,11 @@ def test_training_stops_early_and_exports_the_best_epoch(events, tiny_recipe, tm
     """Validation scores are scripted: the second epoch is the best, and two more bring nothing."""
     scores = iter([0.2, 0.5, 0.5, 0.4, 0.9])
     monkeypatch.setattr("bseq_plugin.training.trainer.validate", lambda *a: {"ndcg@10": next(scores)})
-    run = quietly(events, tiny_recipe.replace(epochs=9, patience=2), tmp_path / "run")
+    run = quietly(events, tiny_recipe.replace(split={"patience": 2}, training={"epochs": 9}), tmp_path / "run")
     assert (run.info["epochs"], run.info["best_epoch"], run.info["validation"]) == (4, 2, {"ndcg@10": 0.5})
     assert len(read_lines(run.path)) == 4
     assert sorted(p.name for p in (run.path / "checkpoints").iterdir()) == ["epoch-0002", "epoch-0004"]
-    two = quietly(events, tiny_recipe.replace(epochs=9, split="none", stop_after=2), tmp_path / "two")
+    two = quietly(events, tiny_recipe.replace(split="none", training={"epochs": 9, "stop_after": 2}), tmp_path / "two")
     assert (two.info["epochs"], two.info["best_epoch"], two.info["validation"]) == (2, 2, None)
 
 
@@ -411,25 +402,25 @@ def test_validation_may_come_every_few_epochs(events, tiny_recipe, tmp_path, mon
     """Of seven epochs the third, the sixth and the last are looked at; the sixth is the best."""
     scores = iter([0.2, 0.5, 0.4])
     monkeypatch.setattr("bseq_plugin.training.trainer.validate", lambda *a: {"ndcg@10": next(scores)})
-    run = quietly(events, tiny_recipe.replace(epochs=7, patience=7, validate_every=3), tmp_path / "run")
+    seven = tiny_recipe.replace(split={"patience": 7, "every": 3}, training={"epochs": 7})
+    run = quietly(events, seven, tmp_path / "run")
     assert (run.info["epochs"], run.info["best_epoch"], run.info["validation"]) == (7, 6, {"ndcg@10": 0.5})
     assert [line["epoch"] for line in read_lines(run.path) if "ndcg@10" in line] == [3, 6, 7]
     assert sorted(p.name for p in (run.path / "checkpoints").iterdir()) == ["epoch-0006", "epoch-0007"]
     # no epoch is trained and not looked at: patience ends with a look, here after two epochs, and again after two more
     scores = iter([0.2, 0.5, 0.4, 0.3])
-    few = quietly(events, tiny_recipe.replace(epochs=20, patience=2, validate_every=3), tmp_path / "few")
+    impatient = tiny_recipe.replace(split={"patience": 2, "every": 3}, training={"epochs": 20})
+    few = quietly(events, impatient, tmp_path / "few")
     assert [line["epoch"] for line in read_lines(few.path) if "ndcg@10" in line] == [2, 3, 5]
     assert (few.info["epochs"], few.info["best_epoch"]) == (5, 3)
 
 
-@pytest.mark.parametrize("half_life", [0.0, 0.7])
-def test_the_exported_model_is_that_of_the_best_epoch(events, tiny_recipe, tmp_path, monkeypatch, weights, half_life):
-    tiny_recipe = tiny_recipe.replace(ema_half_life=half_life)
+def test_the_exported_model_is_that_of_the_best_epoch(events, tiny_recipe, tmp_path, monkeypatch, weights):
     scores = iter([0.5, 0.4, 0.3])
     monkeypatch.setattr("bseq_plugin.training.trainer.validate", lambda *a: {"ndcg@10": next(scores, 0.0)})
-    three = quietly(events, tiny_recipe.replace(epochs=3), tmp_path / "three")
+    three = quietly(events, tiny_recipe.replace(training={"epochs": 3}), tmp_path / "three")
     scores = iter([0.5])
-    one = quietly(events, tiny_recipe.replace(epochs=3, stop_after=1), tmp_path / "one")
+    one = quietly(events, tiny_recipe.replace(training={"epochs": 3, "stop_after": 1}), tmp_path / "one")
     assert weights(three.path) == weights(one.path)
 
 
@@ -437,7 +428,7 @@ def test_validation_is_evaluation_of_the_exported_model(tiny_run):
     """The sharded model's metrics are those of the plain model, over the whole catalogue, seen items masked."""
     run = Run(tiny_run)
     model = InterestModel.from_run(tiny_run)
-    held_out = evaluation_set(run.sequences(), run.recipe, "validation")
+    held_out = evaluation_set(run.sequences(), run.recipe.split, "validation")
     seen = (held_out.histories.offsets, held_out.histories.items)
     top = top_k_items(model.encode(held_out.histories), model.item_vectors_VD, 10, seen)
     metrics = ranking_metrics(top, held_out.target_offsets, held_out.target_items, [10])
@@ -448,23 +439,25 @@ def test_validation_is_evaluation_of_the_exported_model(tiny_run):
 BAD = [
     ({"encoder": "gru4rec"}, UsageError, "unknown encoder 'gru4rec'; there are:"),
     ({"loss": "triplet"}, UsageError, "unknown loss 'triplet'; there are:"),
-    ({"encoder_options": {"n_head": 2}}, RecipeError, "unknown key 'n_head'; the keys are:"),
-    ({"encoder_options": {"n_blocks": "two"}}, RecipeError, "n_blocks = 'two'"),
-    ({"loss_options": {"margin": 1}}, RecipeError, "unknown key 'margin'; the keys are:"),
-    ({"table_optimizer": "adam"}, RecipeError, "use table_optimizer = 'rowwise_adagrad'"),
-    ({"dim": 9}, RecipeError, "dim = 9 is not a multiple of encoder_options.n_heads = 2"),
-    ({"item_attributes": ("shelf",)}, SchemaError, "give the items table"),
-    ({"min_item_count": 10_000}, SchemaError, "lower it"),
-    ({"targets": "window", "window_days": 999.0}, SchemaError, "longer than the training log"),
-    ({"split": "time", "horizon_days": 999.0}, SchemaError, "no event lies before validation_at"),
+    ({"encoder": {"n_head": 2}}, RecipeError, "options of encoder 'causal': unknown key 'n_head'; the keys are:"),
+    ({"encoder": {"n_blocks": "two"}}, RecipeError, "options of encoder 'causal': n_blocks = 'two'"),
+    ({"loss": {"margin": 1}}, RecipeError, "options of loss 'softmax': unknown key 'margin'; the keys are:"),
+    ({"training": {"table": {"name": "adam"}}}, RecipeError, "use training.table.name = 'rowwise_adagrad'"),
+    ({"vectors": {"dim": 9}}, RecipeError, "dim = 9 is not a multiple of encoder.n_heads = 2"),
+    ({"items": {"attributes": ("shelf",)}}, SchemaError, "give the items table"),
+    ({"items": {"min_count": 10_000}}, SchemaError, "lower it"),
+    ({"objective": {"kind": "window", "days": 999.0}}, SchemaError, "longer than the training log"),
+    ({"split": {"kind": "time", "horizon_days": 999.0}}, SchemaError, "no event lies before split.validation_at"),
 ]
 
 
 @pytest.mark.parametrize(
-    ("values", "kind", "message"), BAD, ids=[str(list(v)[-1]) + str(n) for n, (v, _, _) in enumerate(BAD)]
+    ("sections", "kind", "message"), BAD, ids=[str(list(v)[-1]) + str(n) for n, (v, _, _) in enumerate(BAD)]
 )
-def test_what_can_not_work_is_refused_before_anything_is_written(events, tiny_recipe, tmp_path, values, kind, message):
-    recipe = Recipe(**{**tiny_recipe.model_dump(), **values})
+def test_what_can_not_work_is_refused_before_anything_is_written(
+    events, tiny_recipe, tmp_path, sections, kind, message
+):
+    recipe = tiny_recipe.replace(**sections)
     for resume in (False, True):
         with pytest.raises(kind, match=message):
             quietly(events, recipe, tmp_path / "run", resume=resume)
@@ -475,18 +468,21 @@ def test_what_can_not_work_is_refused_before_anything_is_written(events, tiny_re
     ("values", "message"),
     [
         ({"encodr": "mean"}, "unknown key 'encodr'; the keys are: .*encoder"),
-        ({"dim": 0}, "dim = 0"),
-        ({"dropout": 1.0}, "dropout = 1.0"),
-        ({"popularity_days": [7.0], "targets": "next"}, "popularity_days goes with targets = 'window'"),
-        ({"validation_metric": "auc"}, "validation_metric = 'auc'"),
-        ({"sharding": "data_parallel"}, "sharding = 'data_parallel'"),
-        ({"candidates": 0}, "candidates"),
-        ({"candidates": -5}, "candidates"),
-        ({"popularity_days": [0.0], "targets": "window"}, "popularity_days"),
-        ({"popularity_days": [-7.0], "targets": "window"}, "popularity_days"),
-        ({"window_days": float("inf")}, "window_days"),
-        ({"learning_rate": float("nan")}, "learning_rate"),
-        ({"event_features": ["time_gap", "time_gap"]}, "event_features names one twice"),
+        ({"vectors": {"dim": 0}}, "vectors.dim = 0"),
+        ({"encoder": {"dropout": 1.0}}, "encoder.dropout = 1.0"),
+        (
+            {"objective": {"kind": "next", "popularity_days": [7.0]}},
+            "unknown key 'objective.popularity_days' with kind = 'next'.*with objective.kind = 'window'",
+        ),
+        ({"split": {"metric": "auc"}}, "split.metric = 'auc'"),
+        ({"sharding": "row_wise"}, "unknown key 'sharding'; the keys are: "),
+        ({"negatives": {"kind": "uniform", "n": 0}}, "negatives.n = 0"),
+        ({"negatives": {"kind": "uniform", "n": -5}}, "negatives.n = -5"),
+        ({"objective": {"kind": "window", "popularity_days": [0.0]}}, "objective.popularity_days"),
+        ({"objective": {"kind": "window", "popularity_days": [-7.0]}}, "objective.popularity_days"),
+        ({"objective": {"kind": "window", "days": float("inf")}}, "objective.days = inf"),
+        ({"training": {"dense": {"rate": float("nan")}}}, "training.dense.rate = nan"),
+        ({"events": {"features": ["time_gap", "time_gap"]}}, "events.features: features names one twice"),
     ],
 )
 def test_recipes_are_checked(values, message):

@@ -41,16 +41,16 @@ def table_and_state(sharded):
 
 @pytest.mark.parametrize("optimizer", ["rowwise_adagrad", "adagrad"])
 def test_every_id_keeps_its_row(tiny_frame, grown, tiny_recipe, tmp_path, optimizer):
-    recipe = tiny_recipe.replace(table_optimizer=optimizer)
+    recipe = tiny_recipe.replace(training={"table": {"name": optimizer}})
     old = train(Events.from_frame(tiny_frame), recipe, tmp_path / "old", progress=False)
     model = InterestModel.from_run(old.path)
     old_log = prepare(Events.from_frame(tiny_frame), recipe)
     log = prepare(Events.from_frame(grown), recipe)
     with world() as here:
-        before = shard(build_task(old_log, "meta"), recipe, here)
+        before = shard(build_task(old_log, "meta"), recipe.training, "auto", here)
         Checkpoints(old.path).load(before, Position(old.info["best_epoch"]), here)
         _, old_sums = table_and_state(before)
-        sharded = shard(build_task(log, "meta"), recipe, here)
+        sharded = shard(build_task(log, "meta"), recipe.training, "auto", here)
         taken = WarmStart.open(old.path, log).apply(sharded, log.vocabulary)
         table, sums = table_and_state(sharded)
         old_table = model.encoder.embedding_collection.embeddings[ITEM_TABLE].weight.detach()
@@ -77,9 +77,11 @@ def test_every_id_keeps_its_row(tiny_frame, grown, tiny_recipe, tmp_path, optimi
 
 
 def test_a_warm_run_begins_where_the_other_ended(tiny_frame, grown, tiny_recipe, tmp_path, read_lines, ranks):
-    recipe = tiny_recipe.replace(epochs=8, patience=8, dropout=0.0, learning_rate=5e-3)
+    recipe = tiny_recipe.replace(
+        encoder={"dropout": 0.0}, split={"patience": 8}, training={"epochs": 8, "dense": {"rate": 5e-3}}
+    )
     old = train(Events.from_frame(tiny_frame), recipe, tmp_path / "old", progress=False)
-    short, events = recipe.replace(epochs=1), Events.from_frame(grown)
+    short, events = recipe.replace(training={"epochs": 1}), Events.from_frame(grown)
     cold = train(events, short, tmp_path / "cold", progress=False)
     warm = train(events, short, tmp_path / "warm", progress=False, warm_start=old.path)
     losses = {run.path.name: read_lines(run.path)[0]["loss"] for run in (cold, warm)}
@@ -87,8 +89,7 @@ def test_a_warm_run_begins_where_the_other_ended(tiny_frame, grown, tiny_recipe,
     grown.to_parquet(tmp_path / "grown.parquet")
     job = {
         "name": "pair", "do": "run", "world_size": 2, "source": str(tmp_path / "grown.parquet"),
-        "recipe": short.replace(sharding="row_wise").model_dump(), "out": str(tmp_path / "pair"),
-        "warm_start": str(old.path),
+        "recipe": short.as_dict(), "sharding": "row_wise", "out": str(tmp_path / "pair"), "warm_start": str(old.path),
     }  # fmt: skip
     found = ranks([job])["pair"]
     assert [part.get("result") for part in found] == ["fine", "fine"], found
@@ -98,10 +99,13 @@ def test_a_warm_run_begins_where_the_other_ended(tiny_frame, grown, tiny_recipe,
 
 def test_what_does_not_fit_is_refused(tiny_frame, tiny_run, tiny_recipe, tmp_path):
     events = Events.from_frame(tiny_frame)
-    with pytest.raises(RecipeError, match=r"it has another dim \(dim = 8\); use the same, or start cold"):
-        train(events, tiny_recipe.replace(dim=16), tmp_path / "run", progress=False, warm_start=tiny_run)
-    with pytest.raises(RecipeError, match="members"):
-        train(events, tiny_recipe.replace(members=2), tmp_path / "run", progress=False, warm_start=tiny_run)
+    for vectors, message in (
+        ({"dim": 16}, r"it has another vectors.dim \(vectors.dim = 8\); use the same, or start cold"),
+        ({"ensemble": 2}, r"another vectors.ensemble \(vectors.ensemble = 1\)"),
+    ):
+        other = tiny_recipe.replace(vectors=vectors)
+        with pytest.raises(RecipeError, match=message):
+            train(events, other, tmp_path / "run", progress=False, warm_start=tiny_run)
     with pytest.raises(RunError, match="not a finished run"):
         train(events, tiny_recipe, tmp_path / "run", progress=False, warm_start=tmp_path / "nowhere")
     assert not (tmp_path / "run").exists()

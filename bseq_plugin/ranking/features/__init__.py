@@ -1,4 +1,4 @@
-"""The ranking features that come with bseq, in the order of the default specification."""
+"""Each ranking feature that comes with bseq stands here, in the order of the default specification."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ from bseq_plugin.ranking.features.similarity import (
     SimSoft,
     SimTop2Gap,
 )
-from bseq_plugin.schema.parts import RankingFeature
+from bseq_plugin.schema.ranking_features import RankingFeature
 
 FEATURES: tuple[type[RankingFeature], ...] = (
     *(UserInterests, InterestMask, UserPooled, ItemVec),

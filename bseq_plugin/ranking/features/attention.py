@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from bseq_plugin.ranking.features.history import HistoryFeature
-from bseq_plugin.schema.ranking import GRID, FeatureInputs
+from bseq_plugin.schema.grid import GRID
+from bseq_plugin.schema.ranking import FeatureInputs
 from bseq_plugin.schema.ranking_groups import RowGroup
 
 TAU = 0.1

@@ -15,11 +15,12 @@ from torch import Tensor
 
 from bseq_plugin.ranking.features.history import SECOND_US, SPANS
 from bseq_plugin.schema.options import PartOptions
-from bseq_plugin.schema.parts import RankingFeature
+from bseq_plugin.schema.part import OptionsT_co
 from bseq_plugin.schema.ranking import FeatureInputs
+from bseq_plugin.schema.ranking_features import RankingFeature
 
 
-class CountFeature(RankingFeature):
+class CountFeature(RankingFeature[OptionsT_co]):
     """What counts and ages share."""
 
     group = "counts"
@@ -103,14 +104,13 @@ class SimilarOptions(PartOptions):
     theta: float = Field(0.7, gt=-1, lt=1, description="the cosine above which two items are similar")
 
 
-class SecsSinceLastSimilar(CountFeature):
+class SecsSinceLastSimilar(CountFeature[SimilarOptions]):
     """When the user last did something like the candidate."""
 
     name = "secs_since_last_similar"
     description = "at minus the time of the latest event with <e(h_j), e(c)> > theta, option theta = 0.7"
     unit = "seconds"
     null_rule = "NaN if there is none, or for an unknown item"
-    Options = SimilarOptions
 
     def compute(self, inputs: FeatureInputs) -> Tensor:
         """float32 [N]."""

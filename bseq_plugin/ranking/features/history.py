@@ -13,15 +13,17 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from bseq_plugin.schema.grid import on_grid, products, unit_vectors
 from bseq_plugin.schema.options import PartOptions
-from bseq_plugin.schema.parts import RankingFeature
-from bseq_plugin.schema.ranking import FeatureInputs, on_grid, products, unit_vectors
+from bseq_plugin.schema.part import OptionsT_co
+from bseq_plugin.schema.ranking import FeatureInputs
+from bseq_plugin.schema.ranking_features import RankingFeature
 
 SECOND_US = 1_000_000
 SPANS = {"1h": 3_600, "1d": 86_400, "7d": 7 * 86_400, "30d": 30 * 86_400}  # seconds
 
 
-class HistoryFeature(RankingFeature):
+class HistoryFeature(RankingFeature[OptionsT_co]):
     """What the cosines to events share."""
 
     group = "history"
@@ -133,13 +135,12 @@ class NegativeOptions(PartOptions):
     event_types: tuple[str, ...] = Field(("skip",), description="event types that say no")
 
 
-class NegSimSkip(HistoryFeature):
+class NegSimSkip(HistoryFeature[NegativeOptions]):
     """How far the candidate is from what the user turned down; larger is better."""
 
     name = "neg_sim_skip"
     description = "minus the cosine of e(c) and the mean of e(h_j) over events of the option event_types = [skip]"
     null_rule = "NaN without such an event of a known item, or for an unknown candidate"
-    Options = NegativeOptions
 
     def compute(self, inputs: FeatureInputs) -> Tensor:
         """float32 [N]."""

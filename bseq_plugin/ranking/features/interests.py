@@ -9,8 +9,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from bseq_plugin.schema.parts import RankingFeature
-from bseq_plugin.schema.ranking import FeatureInputs, rows_of
+from bseq_plugin.schema.grid import rows_of
+from bseq_plugin.schema.ranking import FeatureInputs
+from bseq_plugin.schema.ranking_features import RankingFeature
 
 
 class VectorFeature(RankingFeature):

@@ -10,8 +10,9 @@ from torch import Tensor
 
 from bseq_plugin.ranking.features.history import SECOND_US
 from bseq_plugin.ranking.features.interests import interest_present, mean_interest
-from bseq_plugin.schema.parts import RankingFeature
-from bseq_plugin.schema.ranking import FeatureInputs, on_grid
+from bseq_plugin.schema.grid import on_grid
+from bseq_plugin.schema.ranking import FeatureInputs
+from bseq_plugin.schema.ranking_features import RankingFeature
 
 
 class RetrievalFeature(RankingFeature):

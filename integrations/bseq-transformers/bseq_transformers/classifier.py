@@ -20,8 +20,6 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 import bseq_plugin as bseq
-from bseq_plugin.errors import BseqError, UsageError
-from bseq_plugin.schema.options import parse_options
 from bseq_transformers.backbone import DEFAULT, best_dtype, open_backbone
 from bseq_transformers.text import batches_by_length, encodable, pooled, progress_bar
 from bseq_transformers.tuning import Method, trained_share, tuned
@@ -115,11 +113,11 @@ class TextClassifier(nn.Module):
     def _checked_labels(self, labels: Sequence[int], n_texts: int) -> Tensor:
         found = np.asarray(labels)
         if len(found) != n_texts or not n_texts:
-            raise UsageError(f"{len(found)} labels for {n_texts} texts; give one for each, and at least one")
+            raise bseq.UsageError(f"{len(found)} labels for {n_texts} texts; give one for each, and at least one")
         if found.dtype.kind not in "biu":
-            raise UsageError(f"labels are whole numbers from 0 to {self.options.classes - 1}; found {found.dtype}")
+            raise bseq.UsageError(f"labels are whole numbers from 0 to {self.options.classes - 1}; found {found.dtype}")
         if int(found.min()) < 0 or int(found.max()) >= self.options.classes:
-            raise UsageError(f"labels are 0 to {self.options.classes - 1}; found {found.min()} to {found.max()}")
+            raise bseq.UsageError(f"labels are 0 to {self.options.classes - 1}; found {found.min()} to {found.max()}")
         return torch.from_numpy(found.astype(np.int64))
 
     @torch.no_grad()
@@ -159,23 +157,23 @@ class TextClassifier(nn.Module):
         """Read what ``save`` wrote. Raises UsageError if it is none, or if the backbone's weights changed since."""
         path = folder / WEIGHTS
         if not path.is_file():
-            raise UsageError(f"{str(folder)!r} has no {WEIGHTS}; give what TextClassifier.save wrote")
+            raise bseq.UsageError(f"{str(folder)!r} has no {WEIGHTS}; give what TextClassifier.save wrote")
         try:
             with safe_open(path, "pt") as file:
                 told = file.metadata() or {}
                 learned = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # it is no mapping
             options = json.loads(told["options"])
         except (SafetensorError, KeyError, ValueError) as error:
-            raise UsageError(f"{str(path)!r} is damaged ({error}); train again") from None
-        found = cls(parse_options(ClassifierOptions, options, f"the options in {str(path)!r}"))
+            raise bseq.UsageError(f"{str(path)!r} is damaged ({error}); train again") from None
+        found = cls(bseq.parse_options(ClassifierOptions, options, f"the options in {str(path)!r}"))
         if found.checksum != told.get("backbone"):
-            raise UsageError(
+            raise bseq.UsageError(
                 f"the weights of model = {found.options.model!r} are not those that {str(folder)!r} was trained with; "
                 "use the same, or train again"
             )
         wanted = {name: value.shape for name, value in found.named_parameters() if value.requires_grad}
         if wanted != {name: value.shape for name, value in learned.items()}:
-            raise UsageError(f"{str(path)!r} does not fit its settings; train again")
+            raise bseq.UsageError(f"{str(path)!r} does not fit its settings; train again")
         found.load_state_dict(learned, strict=False)
         return found
 
@@ -200,5 +198,5 @@ class TextClassifier(nn.Module):
 
 def _finite(loss: float) -> float:
     if not math.isfinite(loss):
-        raise BseqError(f"the loss is {loss}; lower learning_rate, and make the classifier anew")
+        raise bseq.BseqError(f"the loss is {loss}; lower learning_rate, and make the classifier anew")
     return loss

@@ -1,4 +1,4 @@
-"""``python -m bseq_transformers tune``."""
+"""``bseq tune-text``."""
 
 from __future__ import annotations
 
@@ -6,22 +6,13 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
+from rich.markup import escape
 
-from bseq_plugin.cli.main import escape, quiet
-from bseq_plugin.cli.main import run as run_commands
-
-app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
-note = Console(stderr=True)
+import bseq_plugin as bseq
+from bseq_plugin.commands import note, read_table
 
 
-@app.callback()
-def commands() -> None:
-    """Transformers for bseq."""
-
-
-@app.command()
-def tune(
+def tune_text(
     run: Annotated[Path, typer.Argument(help="A finished run, whose interests and item rows are learned from.")],
     items: Annotated[Path, typer.Option("--items", help="The items table.")],
     out: Annotated[Path, typer.Option("--out", help="Folder of the tuned model; an unfinished one goes on.")],
@@ -38,17 +29,15 @@ def tune(
 ) -> None:
     """Tune the Transformer that reads item texts on the behaviour that a run has learned.
 
-    Example: `python -m bseq_transformers tune runs/today --items items.parquet --column brand --column name --out
-    tuned`, then `bseq train ... --set item_encoders='["text"]' --set item_encoder_options.text.model=tuned`
+    Example: `bseq tune-text runs/today --items items.parquet --column brand --column name --out
+    tuned`, then `bseq train ... --set 'items.encoders=[{ name = "text", model = "tuned" }]'`
     """
-    from bseq_plugin.cli.common import read_table
-    from bseq_plugin.schema.options import parse_options
     from bseq_transformers.item_tuning import ItemTextTuner, ItemTuningOptions, Pairs, learned_from
     from bseq_transformers.tuned_model import check_folder
 
     given = {"columns": columns, "model": model, "method": method, "rank": rank, "steps": steps, "batch": batch}
     given |= {"max_tokens": max_tokens, "learning_rate": learning_rate, "seed": seed}
-    options = parse_options(ItemTuningOptions, given, "tune")
+    options = bseq.parse_options(ItemTuningOptions, given, "tune-text")
     check_folder(out)  # what can't be written is refused before the work, not after
     interests, histories = learned_from(run)
     tuner = ItemTextTuner(interests, read_table(items), options)
@@ -56,9 +45,3 @@ def tune(
     note.print(f"{learn:,} of {of:,} parameters of the Transformer learn ({learn / of:.1%})")
     losses = tuner.fit(Pairs.of(interests, histories, per_user), out, progress=True)
     note.print(f"loss {losses[0]:.3f} -> {losses[-1]:.3f}; the tuned model is in {escape(str(out))}")
-
-
-def main() -> None:
-    """Errors become a line on stderr and an exit code, as those of ``bseq``; BSEQ_DEBUG=1 shows tracebacks."""
-    quiet()
-    run_commands(app, "BSEQ_DEBUG=1")

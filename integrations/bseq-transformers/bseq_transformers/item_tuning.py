@@ -25,13 +25,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from bseq_plugin.data.events import ITEM, instant_us
-from bseq_plugin.data.items import checked_items
-from bseq_plugin.data.sequences import Sequences
-from bseq_plugin.data.splits import training_part
-from bseq_plugin.errors import BseqError, RunError, UsageError
-from bseq_plugin.model.interest_model import InterestModel
-from bseq_plugin.model.items import score_vectors
+import bseq_plugin as bseq
 from bseq_transformers.text import TextItemEncoder, TextOptions, progress_bar
 from bseq_transformers.text_tower import ItemTuningOptions, TextTower, regressed
 from bseq_transformers.tuned_model import Checkpoint, write_tuned
@@ -53,13 +47,13 @@ class Pairs:
     items_N: np.ndarray
 
     @classmethod
-    def of(cls, model: InterestModel, histories: Sequences, per_user: int = 4) -> Pairs:
+    def of(cls, model: bseq.InterestModel, histories: bseq.Sequences, per_user: int = 4) -> Pairs:
         """The latest ``per_user`` events of each history, each asked of what came before it; only known items.
 
         Raises UsageError if there is none, or ``per_user`` is below 1.
         """
         if per_user < 1:
-            raise UsageError(f"per_user = {per_user}; give 1 or more")
+            raise bseq.UsageError(f"per_user = {per_user}; give 1 or more")
         back = np.arange(1, per_user + 1)
         ends_UL = histories.offsets[1:, None] - back
         kept_UL = ends_UL > histories.offsets[:-1, None]  # something lies before it
@@ -67,7 +61,7 @@ class Pairs:
         known = histories.items[ends] > 0
         users, ends = users[known], ends[known]
         if not len(users):
-            raise UsageError("no history has a known item after another event, so there is nothing to learn from")
+            raise bseq.UsageError("no history has a known item after another event, so there is nothing to learn from")
         items_N = histories.items[ends].astype(np.int64)
         return cls(model.encode(histories.slices(users, histories.offsets[:-1][users], ends)), items_N)
 
@@ -84,9 +78,11 @@ class ItemTextTuner:
         UsageError: no item of the model has a text; of the Transformer, see ``open_backbone``.
     """
 
-    def __init__(self, model: InterestModel, items: pd.DataFrame, options: ItemTuningOptions | None = None) -> None:
+    def __init__(
+        self, model: bseq.InterestModel, items: pd.DataFrame, options: ItemTuningOptions | None = None
+    ) -> None:
         self.options = options or ItemTuningOptions()
-        self.cosine, self.digest = model.recipe.score == "cosine", model.digest
+        self.cosine, self.digest = model.recipe.vectors.similarity.kind == "cosine", model.digest
         self.texts_V, vectors_NE, places_N = self._known(model, items)
         with torch.random.fork_rng():
             torch.manual_seed(self.options.seed)
@@ -94,9 +90,9 @@ class ItemTextTuner:
         self.tower.eval()
         self.priors_VP = model.item_priors_VP
 
-    def _known(self, model: InterestModel, items: pd.DataFrame) -> tuple[list[str], Tensor, np.ndarray]:
+    def _known(self, model: bseq.InterestModel, items: pd.DataFrame) -> tuple[list[str], Tensor, np.ndarray]:
         """(the text of each vocabulary row, vectors of those with one, their rows)."""
-        checked_items(items, self.options.columns)
+        bseq.check_items(items, self.options.columns)
         encoder = TextItemEncoder(
             TextOptions(
                 columns=self.options.columns,
@@ -107,12 +103,14 @@ class ItemTextTuner:
             )
         )
         texts_V = [""] * (model.vocabulary.n_items + 1)
-        rows = model.vocabulary.item_rows(items[ITEM]) if len(items) else np.empty(0, np.int64)
+        rows = model.vocabulary.item_rows(items["item_id"]) if len(items) else np.empty(0, np.int64)
         for row, text in zip(rows.tolist(), encoder.texts(items), strict=True):
             texts_V[row] = text if row else ""
         places_N = np.flatnonzero([bool(text) for text in texts_V])
         if not len(places_N):
-            raise UsageError(f"no item of the model has a text in {list(self.options.columns)}; is it the right table?")
+            raise bseq.UsageError(
+                f"no item of the model has a text in {list(self.options.columns)}; is it the right table?"
+            )
         distinct = list(dict.fromkeys(texts_V[place] for place in places_N))
         places = {text: place for place, text in enumerate(distinct)}
         vectors_ME = torch.from_numpy(encoder.encode_texts(distinct))
@@ -128,7 +126,7 @@ class ItemTextTuner:
         items_U, codes_B = np.unique(pairs.items_N[places], return_inverse=True)
         rows_UD = self.tower([self.texts_V[item] for item in items_U.tolist()])
         priors_UP = None if self.priors_VP is None else self.priors_VP[items_U]
-        vectors_UD = score_vectors(rows_UD, priors_UP, self.cosine)
+        vectors_UD = bseq.score_vectors(rows_UD, priors_UP, self.cosine)
         scores_BU = (pairs.interests_NKD[places] @ vectors_UD.T).amax(1)
         logits_BU = scores_BU * self.tower.scale.exp() - log_share_V[items_U]
         return F.cross_entropy(logits_BU, torch.from_numpy(codes_B))
@@ -147,7 +145,7 @@ class ItemTextTuner:
         texts = np.array([bool(text) for text in self.texts_V])
         pairs = Pairs(pairs.interests_NKD[texts[pairs.items_N]], pairs.items_N[texts[pairs.items_N]])
         if len(pairs.items_N) < 2:
-            raise UsageError(f"{len(pairs.items_N)} pairs have an item with a text; at least two are needed")
+            raise bseq.UsageError(f"{len(pairs.items_N)} pairs have an item with a text; at least two are needed")
         counts_V = np.bincount(pairs.items_N, minlength=len(self.texts_V)).clip(1)
         log_share_V = torch.from_numpy(np.log(counts_V / len(pairs.items_N))).float()
         groups = self._groups()
@@ -215,17 +213,10 @@ class ItemTextTuner:
 
 def _finite(loss: float) -> float:
     if not math.isfinite(loss):
-        raise BseqError(f"the loss is {loss}; lower learning_rate, and begin anew in another folder")
+        raise bseq.BseqError(f"the loss is {loss}; lower learning_rate, and begin anew in another folder")
     return loss
 
 
-def learned_from(run: Path) -> tuple[InterestModel, Sequences]:
-    """The best model of a finished run, and the histories of its training part. Raises RunError if it is none."""
-    model = InterestModel.from_run(run)
-    file = run / "sequences.parquet"
-    if not file.is_file():
-        raise RunError(f"{run} has no sequences.parquet; is it a run directory?")
-    sequences = Sequences.load(file, model.vocabulary)
-    if model.recipe.split == "time":
-        return model, sequences.between(None, instant_us(model.recipe.validation_at, "validation_at"))
-    return model, training_part(sequences) if model.recipe.split == "leave-one-out" else sequences
+def learned_from(run: Path) -> tuple[bseq.InterestModel, bseq.Sequences]:
+    """Return the best model of a finished run and the histories it learned from. Raises RunError if it is none."""
+    return bseq.InterestModel.from_run(run), bseq.Run(run).training_part()

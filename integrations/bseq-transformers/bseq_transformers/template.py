@@ -13,7 +13,6 @@ import numpy as np
 from pydantic import Field
 
 import bseq_plugin as bseq
-from bseq_plugin.errors import UsageError
 
 DAY_US = 86_400_000_000
 HOUR_US = 3_600_000_000
@@ -51,17 +50,17 @@ def behaviour_texts(
     options = options or TemplateOptions()
     times = histories.timestamps
     if times is None:
-        raise UsageError("behaviour is told with its times, and these histories have none")
+        raise bseq.UsageError("behaviour is told with its times, and these histories have none")
     if len(times) and int(times.max()) >= at_us:
-        raise UsageError(f"a history has an event at {int(times.max())}, not before at_us = {at_us}; cut it first")
+        raise bseq.UsageError(f"a history has an event at {int(times.max())}, not before at_us = {at_us}; cut it first")
     if len(item_texts) != vocabulary.n_items + 1:
-        raise UsageError(
+        raise bseq.UsageError(
             f"there are {len(item_texts)} item texts; wanted {vocabulary.n_items + 1}: one for each row of the "
             "vocabulary, row 0 included"
         )
     strange = sorted(set(options.event_words) - set(vocabulary.event_types))
     if strange:
-        raise UsageError(f"event_words names {strange}; the event types are {list(vocabulary.event_types)}")
+        raise bseq.UsageError(f"event_words names {strange}; the event types are {list(vocabulary.event_types)}")
     words = _type_words(vocabulary, options) if histories.event_types is not None else None
     return [
         _told(histories, slice(int(a), int(b)), item_texts, words, at_us, options)

@@ -54,7 +54,7 @@ class TextOptions(bseq.PartOptions):
     cache: bool = Field(True, description="keep vectors on disk (BSEQ_CACHE, else ~/.cache/bseq)")
 
 
-class TextItemEncoder(bseq.ItemEncoder):
+class TextItemEncoder(bseq.ItemEncoder[TextOptions]):
     """Distinct texts are encoded once, batched by length, kept on disk as they are done.
 
     A text that is missing, empty or white space has a vector of zeros: nothing is known of the item. The default
@@ -64,7 +64,6 @@ class TextItemEncoder(bseq.ItemEncoder):
 
     name = "text"
     description = "text of the items table, read by a pretrained Transformer"
-    Options = TextOptions
 
     @cached_property
     def backbone(self) -> Backbone:

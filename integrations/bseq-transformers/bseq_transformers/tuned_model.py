@@ -23,7 +23,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from bseq_plugin.errors import UsageError
+import bseq_plugin as bseq
 from bseq_transformers.backbone import TOKENIZER_FILES, Backbone, open_backbone, quiet
 
 CHECKPOINT = "checkpoint.safetensors"
@@ -35,10 +35,10 @@ MOMENTS = ("exp_avg", "exp_avg_sq", "step")
 def check_folder(folder: Path) -> None:
     """Raises UsageError if a tuning can neither begin nor go on in ``folder``; nothing is written."""
     if folder.exists() and not (folder / CHECKPOINT).is_file() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UsageError(f"{str(folder)!r} exists and has no unfinished tuning in it; give another folder")
+        raise bseq.UsageError(f"{str(folder)!r} exists and has no unfinished tuning in it; give another folder")
     parent = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
     if not parent.is_dir() or not os.access(parent, os.W_OK):
-        raise UsageError(f"{str(folder)!r} can't be written: {str(parent)!r} is no folder one may write to")
+        raise bseq.UsageError(f"{str(folder)!r} can't be written: {str(parent)!r} is no folder one may write to")
 
 
 class Checkpoint:
@@ -63,9 +63,9 @@ class Checkpoint:
                 values = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # it is no mapping
             meaning, step = told["meaning"], int(told["step"])
         except (SafetensorError, KeyError, ValueError) as error:
-            raise UsageError(f"{str(self.path)!r} is damaged ({error}); remove it and begin anew") from None
+            raise bseq.UsageError(f"{str(self.path)!r} is damaged ({error}); remove it and begin anew") from None
         if meaning != self.meaning:
-            raise UsageError(
+            raise bseq.UsageError(
                 f"{str(self.folder)!r} was begun with another run, other items or other options; go on with the same, "
                 "or give another folder"
             )
@@ -130,7 +130,7 @@ def read_projection(folder: Path, pooling: str, normalize: bool, max_tokens: int
     """
     path = folder / PROJECTION
     if not path.is_file():
-        raise UsageError(
+        raise bseq.UsageError(
             f"{str(folder)!r} has no {PROJECTION}; tune it (python -m bseq_transformers tune), or leave projected out"
         )
     _check_vectors(folder, pooling, normalize, max_tokens)
@@ -138,7 +138,7 @@ def read_projection(folder: Path, pooling: str, normalize: bool, max_tokens: int
         with safe_open(path, "pt") as file:
             return file.get_tensor("weight"), file.get_tensor("bias")
     except SafetensorError as error:
-        raise UsageError(f"{str(path)!r} is damaged ({error}); tune anew") from None
+        raise bseq.UsageError(f"{str(path)!r} is damaged ({error}); tune anew") from None
 
 
 def _check_vectors(folder: Path, pooling: str, normalize: bool, max_tokens: int) -> None:
@@ -148,14 +148,14 @@ def _check_vectors(folder: Path, pooling: str, normalize: bool, max_tokens: int)
         options = json.loads(path.read_text(encoding="utf-8"))["options"]
         tuned_pooling, tuned_tokens = str(options["pooling"]), int(options["max_tokens"])
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UsageError(
+        raise bseq.UsageError(
             f"{str(path)!r}, which says what vectors {PROJECTION} is for, can't be read ({type(error).__name__}: "
             f"{error}); tune anew, or leave projected out"
         ) from None
     if not normalize:
-        raise UsageError("normalize = False with projected = True: a projection is learned on vectors of length 1")
+        raise bseq.UsageError("normalize = False with projected = True: a projection is learned on vectors of length 1")
     if pooling != tuned_pooling:
-        raise UsageError(
+        raise bseq.UsageError(
             f"pooling = {pooling!r}, and the projection of {str(folder)!r} was learned with {tuned_pooling!r}; "
             f"set pooling = {tuned_pooling!r}, or leave projected out"
         )

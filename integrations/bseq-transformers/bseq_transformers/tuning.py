@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal, cast
 
 from torch import nn
 
-from bseq_plugin.errors import MissingDependencyError, UsageError
+import bseq_plugin as bseq
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -29,7 +29,7 @@ def tuned(model: PreTrainedModel, method: str, rank: int = 8) -> nn.Module:
         MissingDependencyError: "lora" without ``peft``.
     """
     if method not in METHODS:
-        raise UsageError(f"method = {method!r}; choose one of {', '.join(METHODS)}")
+        raise bseq.UsageError(f"method = {method!r}; choose one of {', '.join(METHODS)}")
     if method == "lora":
         return _with_lora(model, rank)
     model.requires_grad_(method == "full")
@@ -48,7 +48,7 @@ def _with_lora(model: PreTrainedModel, rank: int) -> nn.Module:
     try:
         from peft import LoraConfig, get_peft_model
     except ImportError as error:
-        raise MissingDependencyError("method = 'lora' needs peft: pip install peft") from error
+        raise bseq.MissingDependencyError("method = 'lora' needs peft: pip install peft") from error
     config = LoraConfig(r=rank, lora_alpha=2 * rank, lora_dropout=0.05, target_modules=_attention(model), bias="none")
     return cast(nn.Module, get_peft_model(model, config))
 
@@ -59,11 +59,11 @@ def _attention(model: PreTrainedModel) -> list[str]:
     for names in (["query", "value"], ["q_lin", "v_lin"], ["q_proj", "v_proj"], ["q", "v"]):
         if set(names) <= found:
             return names
-    raise UsageError(f"no query and value projections among the linear layers {sorted(found)}; use another method")
+    raise bseq.UsageError(f"no query and value projections among the linear layers {sorted(found)}; use another method")
 
 
 def _last_layer(model: PreTrainedModel) -> nn.Module:
     for part in model.modules():
         if isinstance(part, nn.ModuleList) and len(part):
             return part[-1]
-    raise UsageError(f"{type(model).__name__} has no list of layers; use another method")
+    raise bseq.UsageError(f"{type(model).__name__} has no list of layers; use another method")

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import bseq_transformers
 import pytest
 import torch
+
+from bseq_plugin.testing.commands import command_of
+
+command = command_of(bseq_transformers, "transformers")
 
 WORDS = "red blue lip balm nail polish bread milk fresh the a of 24 oz viewed bought it again".split()  # noqa: SIM905
 

@@ -16,7 +16,6 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 import bseq_plugin as bseq
-from bseq_plugin.errors import BseqError, UsageError
 
 NOON = 1_700_000_000_000_000
 VOCABULARY = bseq.Vocabulary(np.array([10, 20, 30]), np.array([5, 5, 5]), ("bought", "viewed"))
@@ -50,15 +49,15 @@ def test_told_by_hand():
 
 
 def test_what_can_not_be_told():
-    with pytest.raises(UsageError, match="has an event at .*, not before at_us"):
+    with pytest.raises(bseq.UsageError, match="has an event at .*, not before at_us"):
         behaviour_texts(histories(), VOCABULARY, NAMES, NOON - 3 * HOUR_US)
-    with pytest.raises(UsageError, match="there are 2 item texts; wanted 4"):
+    with pytest.raises(bseq.UsageError, match="there are 2 item texts; wanted 4"):
         behaviour_texts(histories(), VOCABULARY, NAMES[:2], NOON)
     for words in ({"purchased": "bought"}, {"": "did"}):
-        with pytest.raises(UsageError, match=r"event_words names .*; the event types are \['bought', 'viewed'\]"):
+        with pytest.raises(bseq.UsageError, match=r"event_words names .*; the event types are \['bought', 'viewed'\]"):
             behaviour_texts(histories(), VOCABULARY, NAMES, NOON, TemplateOptions(event_words=words))
     timeless = bseq.Sequences(np.array([1]), np.array([0, 1]), np.array([1]))
-    with pytest.raises(UsageError, match="these histories have none"):
+    with pytest.raises(bseq.UsageError, match="these histories have none"):
         behaviour_texts(timeless, VOCABULARY, NAMES, NOON)
 
 
@@ -142,18 +141,18 @@ def test_what_does_not_fit_is_refused(tiny_model, save_tiny, tmp_path):
         ([-1, 0], "labels are 0 to 1; found -1 to 0"),
         ([0.2, 1.0], "labels are whole numbers from 0 to 1; found float64"),
     ):
-        with pytest.raises(UsageError, match=message):
+        with pytest.raises(bseq.UsageError, match=message):
             classifier.fit(["a", "b"], labels)
-    with pytest.raises(UsageError, match="0 labels for 0 texts"):
+    with pytest.raises(bseq.UsageError, match="0 labels for 0 texts"):
         classifier.fit([], [])
     assert classifier.predict([]).shape == (0, 2)
-    with pytest.raises(UsageError, match=r"give what TextClassifier.save wrote"):
+    with pytest.raises(bseq.UsageError, match=r"give what TextClassifier.save wrote"):
         TextClassifier.load(tmp_path / "nothing")
     classifier.save(tmp_path / "saved")
     save_tiny(folder, seed=5)
-    with pytest.raises(UsageError, match="are not those that .* was trained with"):
+    with pytest.raises(bseq.UsageError, match="are not those that .* was trained with"):
         TextClassifier.load(tmp_path / "saved")
-    with pytest.raises(UsageError, match="method = 'most'; choose one of frozen, last_layer, lora, full"):
+    with pytest.raises(bseq.UsageError, match="method = 'most'; choose one of frozen, last_layer, lora, full"):
         tuned(open_backbone(str(tiny_model)).model(), "most")
 
 
@@ -177,7 +176,7 @@ def test_a_saved_classifier_that_was_changed_is_refused(tiny_model, tmp_path, sp
         with safe_open(path, "pt") as file:
             told, weights = file.metadata(), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         save_file(weights, path, metadata=spoil(told))
-    with pytest.raises(BseqError, match=message):
+    with pytest.raises(bseq.BseqError, match=message):
         TextClassifier.load(tmp_path)
 
 
@@ -224,5 +223,5 @@ def test_a_frozen_backbone_is_trained_on_the_vectors_it_gives(tiny_model, task):
 def test_a_loss_that_is_not_finite_is_told(tiny_model, task):
     texts, labels = task
     options = ClassifierOptions(model=str(tiny_model), method="full", epochs=9, batch=8, learning_rate=1e30)
-    with pytest.raises(BseqError, match=r"the loss is (nan|inf); lower learning_rate"):
+    with pytest.raises(bseq.BseqError, match=r"the loss is (nan|inf); lower learning_rate"):
         TextClassifier(options).fit(texts, labels)

@@ -1,26 +1,20 @@
 """Item texts tuned on behaviour: the loss by hand, what learns, killed and resumed, what is written."""
 
 import json
-import sys
 import warnings
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
-from bseq_transformers import commands, item_tuning, text_tower
+from bseq_transformers import item_tuning, text_tower
 from bseq_transformers.backbone import open_backbone
-from bseq_transformers.commands import app, main
 from bseq_transformers.item_tuning import ItemTextTuner, ItemTuningOptions, Pairs, learned_from
 from bseq_transformers.text import TextItemEncoder, TextOptions
 from bseq_transformers.tuned_model import CHECKPOINT, PROJECTION, TOLD, check_folder
 from safetensors.torch import load_file
-from typer.testing import CliRunner
 
 import bseq_plugin as bseq
-from bseq_plugin.data.splits import training_part
-from bseq_plugin.errors import BseqError, RunError, SchemaError, UsageError
-from bseq_plugin.model.encoder import SequenceInterestEncoder
 
 NAMES = ["lip balm", "nail polish red", "", "milk", "bread", "fresh milk", "nail polish blue", "lip balm"]
 ITEMS = pd.DataFrame({"item_id": np.arange(10, 18), "name": NAMES, "brand": ["red", *[None] * 7]})
@@ -28,10 +22,15 @@ VOCABULARY = bseq.Vocabulary(np.arange(10, 18), np.arange(8) + 1)
 ROWS = np.array([[1, 2, 3], [4, 5, 6]])
 
 
-def interest_model(score="inner", **settings):
+def interest_model(similarity="inner", **sections):
     torch.manual_seed(0)
-    recipe = bseq.Recipe(encoder="mean", dim=6, score=score, max_length=5, event_features=(), **settings)
-    encoder = SequenceInterestEncoder(recipe, VOCABULARY.n_items)
+    recipe = bseq.Recipe(
+        encoder={"name": "mean", "max_length": 5},
+        vectors={"dim": 6, "similarity": similarity},
+        events={"features": ()},
+        **sections,
+    )
+    encoder = bseq.SequenceInterestEncoder(recipe, VOCABULARY.n_items)
     state = {name: value + torch.randn(value.shape) for name, value in encoder.state_dict().items()}
     priors = torch.rand(9, len(recipe.popularity_days)) if recipe.popularity_days else None
     return bseq.InterestModel.from_state(recipe, VOCABULARY, state, priors, None)
@@ -63,8 +62,8 @@ def learning(tuner):
     ("score", "settings"),
     [
         ("inner", {}),
-        ("cosine", {"targets": "window", "popularity_days": [7.0, 28.0]}),
-        ("inner", {"targets": "prefix", "readout": "multi", "n_interests": 2}),
+        ("cosine", {"objective": {"kind": "window", "popularity_days": [7.0, 28.0]}}),
+        ("inner", {"objective": "prefix", "interests": {"kind": "several", "n": 2}}),
     ],
 )
 def test_the_loss_pair_by_pair(tuner, score, settings):
@@ -160,7 +159,7 @@ def test_the_written_model_says_what_the_tuner_says(tuner, pairs, tmp_path, meth
     empty = pd.DataFrame({"item_id": [99], "name": [" "]})
     np.testing.assert_allclose(as_rows.encode(pd.concat([table, empty])), [*rows.numpy(), np.zeros(6)], atol=1e-4)
     assert (as_rows.width, as_rows.identity != encoder.identity) == (6, True)
-    with pytest.raises(UsageError, match="has no projection.safetensors; tune it"):
+    with pytest.raises(bseq.UsageError, match="has no projection.safetensors; tune it"):
         TextItemEncoder(projected.model_copy(update={"model": one.options.model})).encode(table)
     before = TextItemEncoder(TextOptions(columns=("name",), model=one.options.model, dtype="float32"))
     assert before.identity != encoder.identity
@@ -200,7 +199,7 @@ def test_killed_and_gone_on_with_is_the_same_to_the_bit(tuner, pairs, tmp_path, 
         tuner(**options).fit(pairs, tmp_path / "parts")
     monkeypatch.setattr(ItemTextTuner, "loss", real)
     assert [path.name for path in (tmp_path / "parts").iterdir()] == [CHECKPOINT]
-    with pytest.raises(UsageError, match="was begun with another run, other items or other options"):
+    with pytest.raises(bseq.UsageError, match="was begun with another run, other items or other options"):
         tuner(**options, seed=1).fit(pairs, tmp_path / "parts")
     assert tuner(**options).fit(pairs, tmp_path / "parts") == losses[4:]
     files = sorted(path.relative_to(tmp_path / "whole") for path in (tmp_path / "whole").rglob("*") if path.is_file())
@@ -208,17 +207,17 @@ def test_killed_and_gone_on_with_is_the_same_to_the_bit(tuner, pairs, tmp_path, 
     for file in (name for name in files if name.suffix == ".safetensors"):
         one, other = (load_file(tmp_path / folder / file) for folder in ("whole", "parts"))
         assert all(torch.equal(one[name], other[name]) for name in one)
-    with pytest.raises(UsageError, match="exists and has no unfinished tuning in it"):
+    with pytest.raises(bseq.UsageError, match="exists and has no unfinished tuning in it"):
         tuner(**options).fit(pairs, tmp_path / "whole")
 
 
 def test_a_damaged_checkpoint_is_named(tuner, pairs, tmp_path):
     (tmp_path / "tuned").mkdir()
     (tmp_path / "tuned" / CHECKPOINT).write_bytes(b"\x08\0\0\0\0\0\0\0{}      ")
-    with pytest.raises(UsageError, match="checkpoint.safetensors' is damaged"):
+    with pytest.raises(bseq.UsageError, match="checkpoint.safetensors' is damaged"):
         tuner().fit(pairs, tmp_path / "tuned")
     (tmp_path / "tuned" / CHECKPOINT).write_bytes(b"\x80\x04")  # a pickle is no safetensors file
-    with pytest.raises(UsageError, match="checkpoint.safetensors' is damaged"):
+    with pytest.raises(bseq.UsageError, match="checkpoint.safetensors' is damaged"):
         tuner().fit(pairs, tmp_path / "tuned")
 
 
@@ -247,23 +246,23 @@ def test_pairs_are_events_asked_of_what_came_before():
         found.interests_NKD, model.encode(bseq.Sequences(np.array([1]), np.array([0, 3]), items[:3])), atol=1e-6
     )
     assert sorted(Pairs.of(model, histories, per_user=9).items_N.tolist()) == [1, 2]
-    with pytest.raises(UsageError, match="no history has a known item after another event"):
+    with pytest.raises(bseq.UsageError, match="no history has a known item after another event"):
         Pairs.of(model, histories.take(np.array([1, 2])))
 
 
 def test_nothing_to_learn_from(tuner, pairs, tmp_path):
     unread = Pairs(pairs.interests_NKD[:2], np.array([3, 3]))
-    with pytest.raises(UsageError, match="0 pairs have an item with a text"):
+    with pytest.raises(bseq.UsageError, match="0 pairs have an item with a text"):
         tuner().fit(unread, tmp_path / "tuned")
     for other in (ITEMS.assign(item_id=ITEMS["item_id"] + 100), ITEMS.assign(name="")):
-        with pytest.raises(UsageError, match=r"no item of the model has a text in \['name'\]"):
+        with pytest.raises(bseq.UsageError, match=r"no item of the model has a text in \['name'\]"):
             ItemTextTuner(interest_model(), other, ItemTuningOptions(columns=("name",), model=tuner().options.model))
     assert not (tmp_path / "tuned").exists()
 
 
 def test_a_loss_that_is_not_finite_is_told(tuner, pairs, tmp_path):
     spoiled = Pairs(pairs.interests_NKD * torch.inf, pairs.items_N)
-    with pytest.raises(BseqError, match="the loss is nan"):
+    with pytest.raises(bseq.BseqError, match="the loss is nan"):
         tuner().fit(spoiled, tmp_path / "tuned")
 
 
@@ -276,14 +275,14 @@ def test_a_loss_that_is_not_finite_is_told(tuner, pairs, tmp_path):
     ],
 )
 def test_an_items_table_that_is_none(tiny_model, items, told):
-    with pytest.raises(SchemaError, match=told):
+    with pytest.raises(bseq.SchemaError, match=told):
         ItemTextTuner(interest_model(), items, ItemTuningOptions(columns=("name",), model=str(tiny_model)))
 
 
 @pytest.mark.parametrize("per_user", [0, -1])
 def test_no_event_of_a_user(per_user):
     histories = bseq.Sequences(np.array([1]), np.array([0, 3]), np.array([3, 1, 2]))
-    with pytest.raises(UsageError, match=f"per_user = {per_user}; give 1 or more"):
+    with pytest.raises(bseq.UsageError, match=f"per_user = {per_user}; give 1 or more"):
         Pairs.of(interest_model(), histories, per_user)
 
 
@@ -296,10 +295,10 @@ def test_folders_for_a_tuning(tmp_path):
     for allowed in ("empty", "begun", "new", "new/below"):
         check_folder(tmp_path / allowed)
     for refused in ("file", "full"):
-        with pytest.raises(UsageError, match="exists and has no unfinished tuning"):
+        with pytest.raises(bseq.UsageError, match="exists and has no unfinished tuning"):
             check_folder(tmp_path / refused)
     for below in ("file/tuned", "file/new/tuned"):
-        with pytest.raises(UsageError, match=r"tuned' can't be written: '.*file' is no folder"):
+        with pytest.raises(bseq.UsageError, match=r"tuned' can't be written: '.*file' is no folder"):
             check_folder(tmp_path / below)
     assert sorted(tmp_path.rglob("*")) == before
 
@@ -321,9 +320,9 @@ def test_a_projection_is_for_vectors_as_it_was_learned_on(tuner, pairs, tmp_path
         warnings.filterwarnings("error", message="max_tokens = 4, and")
         np.testing.assert_allclose(rows(), wanted, atol=1e-4)
     other = "cls" if pooling == "mean" else "mean"
-    with pytest.raises(UsageError, match=f"pooling = '{other}', and .* learned with '{pooling}'; set pooling"):
+    with pytest.raises(bseq.UsageError, match=f"pooling = '{other}', and .* learned with '{pooling}'; set pooling"):
         rows(pooling=other)
-    with pytest.raises(UsageError, match="normalize = False with projected = True"):
+    with pytest.raises(bseq.UsageError, match="normalize = False with projected = True"):
         rows(normalize=False)
     with pytest.warns(UserWarning, match=r"max_tokens = 9, and .* learned with 4; .* set max_tokens = 4"):
         longer = rows(max_tokens=9)
@@ -336,70 +335,46 @@ def test_a_projection_that_nothing_is_told_of(tuner, pairs, tmp_path, spoiled):
     folder = tmp_path / "tuned"
     tuner(method="frozen", steps=1).fit(pairs, folder)
     (folder / TOLD).unlink() if spoiled is None else (folder / TOLD).write_text(spoiled)
-    with pytest.raises(UsageError, match=r"tuning.json', which says .*, can't be read .* tune anew"):
+    with pytest.raises(bseq.UsageError, match=r"tuning.json', which says .*, can't be read .* tune anew"):
         _ = TextItemEncoder(TextOptions(columns=("name",), projected=True, model=str(folder))).width
-
-
-@pytest.fixture
-def command(monkeypatch, capsys):
-    """A function: (exit code, what stderr says) of the command with these arguments."""
-
-    def run(*arguments):
-        monkeypatch.delenv("BSEQ_DEBUG", raising=False)
-        monkeypatch.setattr(sys, "argv", ["bseq_transformers", *map(str, arguments)])
-        with pytest.raises(SystemExit) as ended:
-            main()
-        return ended.value.code, " ".join(capsys.readouterr().err.split())
-
-    return run
 
 
 def test_the_command_tells_bad_input_in_a_line(command, tmp_path, monkeypatch):
     monkeypatch.setattr(item_tuning, "learned_from", lambda run: pytest.fail("the work has begun"))
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "other").write_text("kept")
-    given = ["tune", tmp_path / "run", "--items", tmp_path / "items.csv", "--column", "name", "--out"]
+
+    def refused(*arguments):
+        code, _, err = command(*arguments)
+        return code, " ".join(err.split())
+
+    given = ["tune-text", tmp_path / "run", "--items", tmp_path / "items.csv", "--column", "name", "--out"]
     for out, told in (("full", "has no unfinished tuning"), ("full/other/tuned", "is no folder one may write to")):
-        code, said = command(*given, tmp_path / out)
+        code, said = refused(*given, tmp_path / out)
         assert (code, said[:6], told in said) == (2, "error:", True), said
-    code, said = command(*given, tmp_path / "new", "--per-user", "0")
+    code, said = refused(*given, tmp_path / "new", "--per-user", "0")
     assert (code, "--per-user" in said) == (2, True)
-    code, said = command(*given, tmp_path / "new", "--steps", "0")
+    code, said = refused(*given, tmp_path / "new", "--steps", "0")
     assert (code, said[:6], "steps = 0" in said) == (2, "error:", True)
 
 
-@pytest.mark.parametrize(
-    ("error", "code", "said"),
-    [
-        (UsageError("the [/items] table"), 2, "error: the [/items] table"),  # rich would take it for markup, and fail
-        (RunError("no [run]"), 1, "error: no [run]"),
-        (KeyError("[/a]"), 1, "failed: KeyError: '[/a]' (BSEQ_DEBUG=1 shows where)"),
-        (KeyboardInterrupt(), 130, "interrupted"),
-    ],
-)
-def test_every_error_is_a_line_and_an_exit_code(command, monkeypatch, error, code, said):
-    def fails():
-        raise error
-
-    monkeypatch.setattr(commands, "app", fails)
-    assert command() == (code, said)
-
-
-def test_by_command_from_a_run(tiny_model, tmp_path):
+def test_by_command_from_a_run(command, tiny_model, tmp_path):
     random = np.random.default_rng(0)
     frame = pd.DataFrame({"user_id": np.repeat(np.arange(20), 6), "item_id": random.integers(10, 18, 120)})
     frame["timestamp"] = pd.to_datetime(1_600_000_000 + np.arange(120) * 3600, unit="s", utc=True)
-    recipe = bseq.Recipe(encoder="mean", dim=8, epochs=1, batch_users=8, split="leave-one-out")
+    recipe = bseq.Recipe(
+        encoder="mean", vectors={"dim": 8}, split="leave_one_out", training={"epochs": 1, "batch": {"users": 8}}
+    )
     run = bseq.train(bseq.Events.from_frame(frame), recipe, tmp_path / "run", progress=False)
     model, histories = learned_from(run.path)
     whole = bseq.Sequences.load(run.path / "sequences.parquet", model.vocabulary)
-    assert np.array_equal(histories.items, training_part(whole).items)
+    assert np.array_equal(histories.items, whole.without_last(2).items)
     ITEMS.to_parquet(tmp_path / "items.parquet")
-    told = ["tune", str(run.path), "--items", str(tmp_path / "items.parquet"), "--out", str(tmp_path / "tuned")]
-    settings = ["--column", "name", "--column", "brand", "--model", str(tiny_model), "--steps", "3", "--batch", "8"]
-    result = CliRunner().invoke(app, [*told, *settings])
-    assert result.exit_code == 0, result.output
-    assert "parameters of the Transformer learn" in result.output
+    told = ["tune-text", run.path, "--items", tmp_path / "items.parquet", "--out", tmp_path / "tuned"]
+    settings = ["--column", "name", "--column", "brand", "--model", tiny_model, "--steps", "3", "--batch", "8"]
+    code, _, err = command(*told, *settings)
+    assert code == 0, err
+    assert "parameters of the Transformer learn" in err
     assert open_backbone(str(tmp_path / "tuned")).width == 16
-    with pytest.raises(RunError, match="is not a finished run"):
+    with pytest.raises(bseq.RunError, match="is not a finished run"):
         learned_from(tmp_path)

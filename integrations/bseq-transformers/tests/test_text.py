@@ -16,7 +16,7 @@ from bseq_transformers.backbone import open_backbone
 from bseq_transformers.cache import VectorCache, text_hash
 from bseq_transformers.text import TextItemEncoder, TextOptions
 
-from bseq_plugin.errors import UsageError
+import bseq_plugin as bseq
 from bseq_plugin.testing.item_encoders import ItemEncoderTests
 
 ITEMS = pd.DataFrame(
@@ -209,7 +209,7 @@ BREAK = {
 def test_what_is_no_model_is_refused(encoder, tiny_model, tmp_path, what):
     spoil, message = BREAK[what]
     spoil(shutil.copytree(tiny_model, tmp_path / "model"))
-    with pytest.raises(UsageError, match=message):
+    with pytest.raises(bseq.UsageError, match=message):
         encoder(model=str(tmp_path / "model")).encode(ITEMS)
 
 
@@ -229,7 +229,7 @@ def test_nothing_is_downloaded_unless_asked(encoder, monkeypatch):
 
     monkeypatch.setattr(socket.socket, "connect", refuse)
     monkeypatch.setattr(socket, "getaddrinfo", refuse)
-    with pytest.raises(UsageError, match="is no directory; .* Nothing is downloaded unless hub = true"):
+    with pytest.raises(bseq.UsageError, match="is no directory; .* Nothing is downloaded unless hub = true"):
         encoder(model="bert-base-uncased").encode(ITEMS)
     encoder().encode(ITEMS)
 
@@ -242,7 +242,7 @@ def test_asked_for_the_hub_is_told_in_one_line(encoder, monkeypatch):
         raise OSError("no network\nand more")
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", offline)
-    with pytest.raises(UsageError, match="'some/model' can't be had from the hub: OSError: no network$"):
+    with pytest.raises(bseq.UsageError, match="'some/model' can't be had from the hub: OSError: no network$"):
         encoder(model="some/model", hub=True).encode(ITEMS)
     [(name, patterns)] = asked
     assert name == "some/model"

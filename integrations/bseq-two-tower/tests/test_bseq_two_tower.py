@@ -20,8 +20,6 @@ from torchrec.optim.keyed import CombinedOptimizer, KeyedOptimizerWrapper
 from torchrec.optim.optimizers import in_backward_optimizer_filter
 
 import bseq_plugin as bseq
-from bseq_plugin.errors import UsageError
-from bseq_plugin.plugins import PluginManager
 
 DIM, WIDTH, N_ITEMS, N_USERS, MAX_LENGTH = 16, 8, 12, 50, 5
 
@@ -55,13 +53,17 @@ def one_thread():
 
 @pytest.fixture(scope="module")
 def manager():
-    found = PluginManager()
+    found = bseq.PluginManager()
     found.register(bseq_two_tower, "two_tower")
     return found
 
 
 def make_encoder(device="cpu"):
-    recipe = bseq.Recipe(encoder="mean", dim=DIM, max_length=MAX_LENGTH, dropout=0.0, event_features=())
+    recipe = bseq.Recipe(
+        encoder={"name": "mean", "max_length": MAX_LENGTH, "dropout": 0.0},
+        vectors={"dim": DIM},
+        events={"features": ()},
+    )
     return bseq.SequenceInterestEncoder(recipe, N_ITEMS, device=device)
 
 
@@ -129,10 +131,10 @@ def test_it_trains_under_dmp_and_the_sparse_pipeline(manager, frozen):
 
 def test_other_hosts_and_odd_towers_are_refused(manager):
     with pytest.raises(
-        UsageError, match=r"no plugin attaches an encoder to a Linear; those that attach: \['two_tower'\]"
+        bseq.UsageError, match=r"no plugin attaches an encoder to a Linear; those that attach: \['two_tower'\]"
     ):
         bseq.attach(nn.Linear(2, 2), make_encoder(), manager=manager)
     host = Host()
     host.candidate_proj = nn.Identity()
-    with pytest.raises(UsageError, match="candidate_proj has no linear layer"):
+    with pytest.raises(bseq.UsageError, match="candidate_proj has no linear layer"):
         bseq.attach(host, make_encoder(), manager=manager)

@@ -1,0 +1,1 @@
+"""What event types, times, sessions and several interests are worth."""

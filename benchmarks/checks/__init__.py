@@ -1,0 +1,1 @@
+"""Whether it holds: suites of tests, with a verdict for each fault or cell."""

@@ -1,0 +1,1 @@
+"""How good the shipped recipes are, and which settings make them so."""

@@ -1,0 +1,1 @@
+"""How fast: training steps, evaluation, retrieval, ranking features, and the kernels below them."""

@@ -1,0 +1,1 @@
+"""Predictions about users: propensity, return, demand, anomalies, segments, next purchases."""

@@ -1,1 +1,0 @@
-"""What users will do and are like: labels as of an instant, propensities, demand, anomalies, segments, explanations."""

@@ -1,1 +1,0 @@
-"""Pictures; matplotlib is imported where one is drawn."""

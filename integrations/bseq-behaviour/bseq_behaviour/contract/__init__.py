@@ -1,0 +1,1 @@
+"""What a head is, how a plugin brings one, and how one is chosen by kind and name."""

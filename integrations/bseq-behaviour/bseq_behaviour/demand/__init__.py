@@ -1,0 +1,1 @@
+"""Units of each category in the week that follows, summed over the rates of the users."""

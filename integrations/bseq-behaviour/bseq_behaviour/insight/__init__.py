@@ -1,0 +1,1 @@
+"""What users are like: segments, anomalies, explanations."""

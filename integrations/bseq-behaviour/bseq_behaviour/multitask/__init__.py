@@ -1,0 +1,1 @@
+"""Several futures learned together, with the encoder trained on."""

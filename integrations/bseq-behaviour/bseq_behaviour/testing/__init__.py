@@ -1,0 +1,1 @@
+"""Conformance suites of heads: subclass the suite of a head's kind, set ``head``, run pytest."""
