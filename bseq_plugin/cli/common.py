@@ -75,7 +75,7 @@ def pseudonymiser(key_file: Path | None) -> Pseudonymiser | None:
 
 
 def read_table(path: Path) -> pd.DataFrame:
-    """A Parquet, CSV or TSV table; ids of a text file are read as in a log. Raises UsageError."""
+    """Read a Parquet, CSV or TSV table; ids of a text file are read as in a log. Raises UsageError."""
     import pandas as pd
 
     from bseq_plugin.readers.files import plain_ids
@@ -96,7 +96,7 @@ def read_table(path: Path) -> pd.DataFrame:
 
 
 def write_parquet(frame: pd.DataFrame, path: Path) -> None:
-    """The whole file or what was there before; its folder is made if need be."""
+    """Write the whole file, or leave what was there before; its folder is made if need be."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with output_file(path) as file:
         frame.to_parquet(file)

@@ -93,7 +93,7 @@ def describe(blend: Blend) -> str:
 
 
 def _show_examples(job: Demo, retriever: Retriever) -> None:
-    """What two households bought last and what they are offered."""
+    """Print what two households bought last and what they are offered."""
     names = job.data.items.set_index("item_id")["name"]
     histories = retriever.histories
     for place in (histories.n_users // 3, 2 * histories.n_users // 3)[:N_EXAMPLES]:

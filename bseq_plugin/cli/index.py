@@ -62,7 +62,7 @@ def report(
     if test is not None:
         later = read_events(test, columns=column_mapping(columns), timestamp_unit=timestamp_unit, pseudonymise=hide)
     with note.status("measuring") as status:
-        found = index_report(
+        result = index_report(
             store,
             later,
             k=k,
@@ -71,11 +71,11 @@ def report(
             progress=lambda name: status.update(f"building and measuring {name}"),
         )
     if output is not None:
-        _write(found, recall, output)
+        _write(result, recall, output)
     if as_json:
-        typer.echo(json.dumps(found.as_json(), indent=1))
+        typer.echo(json.dumps(result.as_json(), indent=1))
         return
-    _show(found, recall)
+    _show(result, recall)
     if output is not None:
         note.print(f"wrote index_report.json, pareto.png and pareto.svg to {output}")
 
@@ -88,30 +88,30 @@ def _kinds(text: str) -> list[tuple[str, dict[str, Any]]]:
     return [("exact", {}) if n == "exact" else ("faiss_cpu", {"factory": factories.get(n, n)}) for n in names]
 
 
-def _write(found: IndexReport, recall: float, folder: Path) -> None:
+def _write(result: IndexReport, recall: float, folder: Path) -> None:
     from bseq_plugin.publishing.picture import draw_pareto
 
     folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / "index_report.json", found.as_json())
+    write_json(folder / "index_report.json", result.as_json())
     for ending in ("png", "svg"):
-        draw_pareto(found, recall, folder / f"pareto.{ending}")
+        draw_pareto(result, recall, folder / f"pareto.{ending}")
 
 
-def _show(found: IndexReport, recall: float) -> None:
-    title = f"{found.version}: {found.n_items:,} x {found.dim}, {found.n_queries:,} interests as queries"
+def _show(result: IndexReport, recall: float) -> None:
+    title = f"{result.version}: {result.n_items:,} x {result.dim}, {result.n_queries:,} interests as queries"
     table = Table(title=title, title_justify="left")
-    heads = ["", f"recall@{found.k}", "1: p50", "p95", "p99 ms", "256: p50", "p95", "p99 ms", "build s", "B a vector"]
-    heads += ["recall lost", "NDCG lost"] if found.n_task_users else []
+    heads = ["", f"recall@{result.k}", "1: p50", "p95", "p99 ms", "256: p50", "p95", "p99 ms", "build s", "B a vector"]
+    heads += ["recall lost", "NDCG lost"] if result.n_task_users else []
     for place, head in enumerate(heads):
         table.add_column(head, justify="left" if place == 0 else "right")
-    best = found.best(recall)
-    for row in found.rows:
+    best = result.best(recall)
+    for row in result.rows:
         table.add_row(*_cells(row), style="bold" if row is best else "")
     out.print(table)
-    for reason in found.skipped:
+    for reason in result.skipped:
         note.print(f"left out: {reason}", highlight=False)
     if best is not None:
-        out.print(f"quickest for one query with recall@{found.k} >= {recall}: {best.label}", highlight=False)
+        out.print(f"quickest for one query with recall@{result.k} >= {recall}: {best.label}", highlight=False)
 
 
 def _cells(row: Measured) -> list[str]:

@@ -51,7 +51,7 @@ def options(
 
 
 def quiet() -> None:
-    """TorchRec and torch warn about their own internals at every start; the reader of our output can't act on it."""
+    """Silence TorchRec's and torch's warnings about their own internals, which a reader of our output can't act on."""
     for name in ("torchrec", "torch.fx", "torch.distributed"):
         logging.getLogger(name).setLevel(logging.ERROR)
     for category in (FutureWarning, DeprecationWarning):
@@ -62,7 +62,7 @@ def quiet() -> None:
 
 
 def main() -> None:
-    """Entry point of ``bseq``."""
+    """Run ``bseq``, as its entry point."""
     # oneDNN keeps a compiled kernel for each of the last 1,024 shapes it met, some hundreds of megabytes where shapes
     # are ever new ones (a sample of candidates). Those that come again are some two hundred: with fewer kept than that
     # each is compiled anew whenever it comes. oneDNN reads this when it is first used.
@@ -79,7 +79,7 @@ def main() -> None:
 
 
 def escape(text: str) -> str:
-    """Text that rich prints as it is."""
+    """Return text that rich prints as it is."""
     return text.replace("[", r"\[")
 
 

@@ -46,13 +46,13 @@ def sequences(
             raise UsageError("--seal describes a folder as it is: --pseudonymise can't change its user ids")
         from bseq_plugin.data.partitions import seal as describe
 
-        found = describe(Path(source))
+        parts = describe(Path(source))
     else:
         if folder is None:
             raise UsageError("say where to write: --out FOLDER")
-        found = _build(source, folder, memory_mb, partitions, threads, columns, timestamp_unit, pseudonymise)
+        parts = _build(source, folder, memory_mb, partitions, threads, columns, timestamp_unit, pseudonymise)
     note.print(
-        f"{found.n_events:,} events of {found.n_users:,} users in {len(found.partitions)} partitions: {found.folder}"
+        f"{parts.n_events:,} events of {parts.n_users:,} users in {len(parts.partitions)} partitions: {parts.folder}"
     )
 
 

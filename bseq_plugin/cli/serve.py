@@ -249,7 +249,7 @@ def features(
 
 
 def _candidates(path: Path, at: str | None) -> pd.DataFrame | Path:
-    """A Parquet file as it is, to be read in pieces; another table in memory, its times read."""
+    """Return a Parquet file as it is, to be read in pieces; another table in memory, its times read."""
     if path.suffix == ".parquet" and path.is_file():
         return path
     import pandas as pd

@@ -59,12 +59,12 @@ def verify(
     opened.current_name()
     for name in [version] if version else opened.versions():
         try:
-            found = opened.verify(name)
+            intact = opened.verify(name)
         except StoreError as error:
             damaged += 1
             out.print(f"[red]damaged[/red] {error}", soft_wrap=True, highlight=False)
         else:
-            out.print(f"[green]intact[/green]  {found.name}", highlight=False)
+            out.print(f"[green]intact[/green]  {intact.name}", highlight=False)
     if damaged:
         raise typer.Exit(1)
 

@@ -29,13 +29,13 @@ class DemoData:
 
 
 def check_name(name: str) -> None:
-    """Raises UsageError for an unknown data set."""
+    """Raise UsageError for an unknown data set."""
     if name != "completejourney":
         raise UsageError(f"--data {name!r}: completejourney is the one there is")
 
 
 def load(name: str, every: int = 1) -> DemoData:
-    """The named data set; ``every = 5`` keeps every fifth household.
+    """Return the named data set; ``every = 5`` keeps every fifth household.
 
     Raises UsageError for an unknown name, MissingDependencyError if its package is not installed.
     """

@@ -88,7 +88,7 @@ class Demo:
         return Retriever.open(store)
 
     def evaluate(self, retriever: Retriever) -> dict[str, Comparison]:
-        """December, looked at once: all items, and items new to the household."""
+        """Compare on December, looked at once: all items, and items new to the household."""
         cut_us = instant_us(TEST_AT)
         model = retriever.model
         log = Sequences.from_events(self.data.events, model.vocabulary)
@@ -104,13 +104,13 @@ class Demo:
         }
 
     def write_candidates(self, retriever: Retriever) -> pd.DataFrame:
-        """Candidates of every household, to Parquet."""
+        """Write candidates of every household to Parquet."""
         candidates = retriever.retrieve(retriever.histories, N_CANDIDATES, exclude="none", at=TEST_AT)
         candidates.to_parquet(self.out / "candidates.parquet")
         return candidates
 
     def write_features(self, retriever: Retriever, candidates: pd.DataFrame) -> None:
-        """Ranking features of the candidates as of the first of December, to Parquet."""
+        """Write ranking features of the candidates as of the first of December to Parquet."""
         table = ranking_features(candidates, retriever.histories, TEST_AT, model=retriever.model)
         table.to_parquet(self.out / "ranking_features.parquet")
 
@@ -125,7 +125,7 @@ class Demo:
         write_json(self.out / "metrics.json", metrics_document(protocol, ordered, self.seconds))
 
     def draw(self, comparisons: dict[str, Comparison]) -> list[str]:
-        """``comparison.png``; a note instead where matplotlib is not installed."""
+        """Draw ``comparison.png``; print a note instead where matplotlib is not installed."""
         titles = {"new": "December 2017, products new to the household", "all": "December 2017, all products"}
         try:
             panels = {titles[name]: comparison for name, comparison in comparisons.items()}
@@ -136,7 +136,7 @@ class Demo:
         return ["comparison.png"]
 
     def _fresh(self, name: str) -> Path:
-        """A folder of an earlier demo, removed; ``take_folder`` has made sure of whose it is."""
+        """Return the folder of a step, one of an earlier demo removed; ``take_folder`` has made sure of whose it is."""
         path = self.out / name
         shutil.rmtree(path, ignore_errors=True)
         return path

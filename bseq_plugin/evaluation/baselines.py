@@ -30,11 +30,11 @@ class Baseline(Protocol):
         """Count. ``n_items`` is V; events of unknown items (row 0) are ignored."""
 
     def scores(self, histories: Sequences) -> Tensor:
-        """float32 [b, V + 1], larger is better; column 0 has no meaning."""
+        """Return float32 [b, V + 1], larger is better; column 0 has no meaning."""
 
 
 def newest_us(training: Sequences, until_us: int | None) -> int | None:
-    """The instant from which ages are counted: ``until_us``, else just after the newest event; None without times."""
+    """Return when ages are counted from: ``until_us``, else just after the newest event; None without times."""
     if training.timestamps is None or not training.n_events:
         return None
     return int(training.timestamps.max()) + 1 if until_us is None else until_us
@@ -43,7 +43,7 @@ def newest_us(training: Sequences, until_us: int | None) -> int | None:
 def item_counts(
     training: Sequences, n_items: int, days: float | None = None, until_us: int | None = None
 ) -> np.ndarray:
-    """float64 [V + 1], events of each item (of the last ``days`` before ``until_us``); 0 for the unknown item.
+    """Return float64 [V + 1], events of each item (of the last ``days`` before ``until_us``); 0 for the unknown item.
 
     Raises SchemaError if ``days`` is given and the log has no times.
     """
@@ -87,13 +87,13 @@ class Tail:
 
     @classmethod
     def fitted(cls, training: Sequences, n_items: int, until_us: int | None) -> Tail:
-        """From the last 28 days, or all events of a log without times."""
+        """Count the last 28 days, or all events of a log without times."""
         days = RECENT_DAYS if training.timestamps is not None else None
         counts = item_counts(training, n_items, days, until_us)
         return cls(((counts + 0.5) / (counts.max() + 1)).astype(np.float32))
 
     def fill(self, score_bV: np.ndarray) -> Tensor:
-        """Scores above 0 stay; 0 and less becomes popularity in (-1, 0)."""
+        """Return the scores: those above 0 as they are, 0 and less as popularity in (-1, 0)."""
         return torch.from_numpy(np.where(score_bV > 0, score_bV, self.below_V - 1).astype(np.float32))
 
 

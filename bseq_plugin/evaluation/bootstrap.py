@@ -16,7 +16,7 @@ CHUNK_DRAWS = 4_000_000
 def bootstrap_intervals(
     values_UM: np.ndarray, n_resamples: int = 1000, seed: int = 0, level: float = 0.95
 ) -> np.ndarray:
-    """Percentile interval of the mean of each column; all columns share the drawn users.
+    """Return the percentile interval of the mean of each column; all columns share the drawn users.
 
     A resample of U users with replacement is a vector of multinomial counts, so that the R means of all columns are
     one matrix product.
@@ -58,7 +58,7 @@ def bootstrap_intervals(
 def bootstrap_interval(
     values_U: np.ndarray, n_resamples: int = 1000, seed: int = 0, level: float = 0.95
 ) -> tuple[float, float]:
-    """``bootstrap_intervals`` of one column: (low, high)."""
+    """Return ``bootstrap_intervals`` of one column: (low, high)."""
     low, high = bootstrap_intervals(values_U[:, None], n_resamples, seed, level)[0]
     return float(low), float(high)
 
@@ -66,7 +66,7 @@ def bootstrap_interval(
 def paired_bootstrap_interval(
     values_U: np.ndarray, baseline_U: np.ndarray, n_resamples: int = 1000, seed: int = 0, level: float = 0.95
 ) -> tuple[float, float]:
-    """Interval of mean(values - baseline), both measured on the same users in the same order.
+    """Return the interval of mean(values - baseline), both measured on the same users in the same order.
 
     Pairing removes what makes a user easy or hard for everybody; two overlapping intervals may still differ surely.
     Raises UsageError if the shapes differ, and as ``bootstrap_intervals``.

@@ -11,7 +11,7 @@ HALF_LIFE_DAYS = 120
 
 
 def default_baselines(training: Sequences, until_us: int | None = None) -> list[Baseline]:
-    """The baselines that this log can carry, not yet fitted.
+    """Return the baselines that this log can carry, not yet fitted.
 
     Always: popularity, personal frequency, transition graph, user kNN. With times: popularity of the last 28 days and
     personal frequency with a half life of 120 days. With sessions: session kNN and basket co-occurrence; there the
@@ -35,7 +35,7 @@ def default_baselines(training: Sequences, until_us: int | None = None) -> list[
 
 
 def default_graph(training: Sequences, until_us: int | None = None) -> TransitionGraph:
-    """The item-transition graph for this log, not yet fitted; see ``default_baselines``."""
+    """Return the item-transition graph for this log, not yet fitted; see ``default_baselines``."""
     return TransitionGraph(second_hop=0.0 if training.session_ids is not None else 0.15, until_us=until_us)
 
 

@@ -23,7 +23,7 @@ from bseq_plugin.metrics import MAX_BLOCK_SCORES
 
 @dataclass
 class _Fitted:
-    """What all baselines of this file keep."""
+    """What every baseline of this file keeps."""
 
     n_items: int
     until_us: int | None
@@ -187,7 +187,7 @@ def _require_sessions(training: Sequences, name: str) -> None:
 
 
 def _nearest(query: Matrix, keys_VN: Matrix, k: int, own_b: np.ndarray | None = None) -> Matrix:
-    """[b, N] cosines of each query with its k nearest unit-length keys; ``own_b`` int64 [b], a key to skip or -1."""
+    """Return [b, N], cosines of queries with their k nearest unit-length keys; ``own_b`` [b]: one to skip, or -1."""
     query = sparse.unit_rows(query)
     block = max(1, MAX_BLOCK_SCORES // max(1, keys_VN.shape[1]))
     parts = []

@@ -48,7 +48,7 @@ class InterestScorer(Protocol):
 
     @property
     def item_vectors_VD(self) -> Tensor:
-        """float32 [V + 1, D]."""
+        """Return float32 [V + 1, D]."""
 
     def encode(self, histories: Sequences) -> Tensor:
         """``interests_BKD`` float32."""

@@ -37,7 +37,7 @@ class Difference:
 
     @property
     def within_noise(self) -> bool:
-        """The interval contains 0: these users can't tell the two apart."""
+        """Return whether the interval contains 0: these users can't tell the two apart."""
         return self.low <= 0.0 <= self.high
 
 
@@ -71,15 +71,15 @@ class Comparison:
 
     @property
     def baselines(self) -> tuple[str, ...]:
-        """Names of the rankers that are not models, in the order given."""
+        """Return the names of the rankers that are not models, in the order given."""
         return tuple(name for name in self.values if name not in self.models)
 
     def mean(self, ranker: str, metric: str) -> float:
-        """Mean over users of, for example, ``mean("model", "ndcg@20")``."""
+        """Return the mean over users of, for example, ``mean("model", "ndcg@20")``."""
         return float(self.values[ranker][metric].mean())
 
     def figures(self, ranker: str) -> dict[str, Any]:
-        """JSON-ready: metrics and coverage by name, "intervals", and for a model "versus_best_baseline"."""
+        """Return, JSON-ready, metrics and coverage by name, "intervals", and for a model "versus_best_baseline"."""
         metrics = self.values[ranker]
         figures: dict[str, Any] = {metric: self.mean(ranker, metric) for metric in metrics}
         figures |= self.coverage[ranker]
@@ -98,13 +98,13 @@ class Comparison:
         return figures
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-ready: {"seen", "users", "targets", MODEL: figures, "baselines": {NAME: figures}, "seconds"}."""
+        """Return, JSON-ready: {"seen", "users", "targets", MODEL: figures, "baselines": {NAME: figures}, "seconds"}."""
         head: dict[str, Any] = {"seen": self.seen, "users": self.n_users, "targets": self.n_targets}
         models, baselines = ({name: self.figures(name) for name in names} for names in (self.models, self.baselines))
         return head | models | {"baselines": baselines, "seconds": dict(self.seconds)}
 
     def table(self, title: str, k: int | None = None) -> Table:
-        """A rich table at one cut-off (the largest by default), baselines first; the best of each column in bold.
+        """Return a rich table at one cut-off (the largest by default), baselines first, the best of a column in bold.
 
         After ± stands half of the 95 % interval, and under a model's figure "within noise" where the paired interval
         of model minus best baseline contains 0. Raises UsageError for a ``k`` that was not measured.
@@ -199,7 +199,7 @@ def compare(
 def _intervals(
     values: Mapping[str, Mapping[str, np.ndarray]], models: Sequence[str], seed: int
 ) -> tuple[dict[str, dict[str, tuple[float, float]]], dict[str, dict[str, Difference]]]:
-    """Intervals of all means and of all model-minus-best-baseline differences, from one set of resamples."""
+    """Return the intervals of all means and of all model-minus-best-baseline differences, from one set of resamples."""
     baselines = [name for name in values if name not in models]
     metrics = next(iter(values.values())) if baselines else ()
     best = {metric: max(baselines, key=lambda name: values[name][metric].mean()) for metric in metrics}
@@ -219,7 +219,7 @@ def _intervals(
 def metrics_document(
     protocol: Mapping[str, Any], comparisons: Mapping[str, Comparison], seconds: Mapping[str, float]
 ) -> dict[str, Any]:
-    """The content of ``metrics.json``; ``comparisons`` are "all" and "new", with the same rankers in each.
+    """Return the content of ``metrics.json``; ``comparisons`` are "all" and "new", with the same rankers in each.
 
     {"protocol": {...}, "model": {"all": {"recall@20": ...}, "new": {...}}, "baselines": {NAME: {"all": ..., "new":
     ...}}, "seconds": {...}}; models beside "model" stand under their own names. The protocol also gets users, targets

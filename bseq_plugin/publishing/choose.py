@@ -45,11 +45,11 @@ class IndexTarget:
             if value is not None and not (math.isfinite(value) and value > 0):
                 raise UsageError(f"{name} = {value!r}; give a number above 0, or leave it out")
 
-    def misses(self, found: Measured, n_vectors: int) -> list[str]:
-        """What of the target is missed, in words."""
-        megabytes, p99 = found.bytes_per_vector * n_vectors / 2**20, found.latency_ms["1"]["p99"]
+    def misses(self, measured: Measured, n_vectors: int) -> list[str]:
+        """Return what of the target is missed, in words."""
+        megabytes, p99 = measured.bytes_per_vector * n_vectors / 2**20, measured.latency_ms["1"]["p99"]
         rows = [
-            (found.recall >= self.recall, f"recall@{found.k} {found.recall:.4f} < {self.recall}"),
+            (measured.recall >= self.recall, f"recall@{measured.k} {measured.recall:.4f} < {self.recall}"),
             (self.memory_mb is None or megabytes <= self.memory_mb, f"{megabytes:.0f} MB > {self.memory_mb}"),
             (self.p99_ms is None or p99 <= self.p99_ms, f"p99 {p99:.2f} ms > {self.p99_ms}"),
         ]
@@ -67,7 +67,7 @@ class Choice:
 
 
 def named_index(name: str, vectors_VD: Tensor, options: Mapping[str, Any] | None) -> Choice:
-    """The index that was asked for. Raises as ``VectorIndex.build``."""
+    """Return the index that was asked for. Raises as ``VectorIndex.build``."""
     return Choice(built(name, options or {}, vectors_VD)[0], name, dict(options or {}))
 
 
@@ -77,7 +77,7 @@ def choose_index(
     target: IndexTarget | None = None,
     kinds: tuple[tuple[str, Mapping[str, Any]], ...] = DEFAULT_KINDS,
 ) -> Choice:
-    """Exact up to a million vectors if nothing but recall is asked for; else the first that is measured to be enough.
+    """Return exact search up to a million vectors if only recall is asked for; else the first measured to be enough.
 
     Raises:
         UsageError: none of them meets the target; the message says what each reached.
@@ -98,10 +98,10 @@ def choose_index(
             continue
         size = size_of(index, vectors_VD)
         for variant, chosen in variants(index, options):
-            found = measure(variant, chosen, queries_QD, true_Qk, seconds, size)
-            tried.append(found)
-            misses = wanted.misses(found, n_vectors)
+            measured = measure(variant, chosen, queries_QD, true_Qk, seconds, size)
+            tried.append(measured)
+            misses = wanted.misses(measured, n_vectors)
             if not misses:
                 return Choice(variant, name, chosen, tuple(tried))
-            reasons.append(f"{found.label}: {', '.join(misses)}")
+            reasons.append(f"{measured.label}: {', '.join(misses)}")
     raise UsageError(f"no index meets {wanted}: " + "; ".join(reasons) + ". Lower the target, or name an index")

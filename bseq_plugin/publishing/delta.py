@@ -73,7 +73,7 @@ def publish_delta(
 
 
 def _check_on_top(overlay: Overlay, n_items: int) -> None:
-    """Raises UsageError if more of the items lie on top of the index than is sensible."""
+    """Raise UsageError if more of the items lie on top of the index than is sensible."""
     on_top = len(overlay.stale_S) + n_items - overlay.n_base
     if on_top > MAX_SHARE * n_items:
         raise UsageError(f"{on_top} of {n_items} items would lie on top of the index; publish in full, or merge_delta")
@@ -107,7 +107,7 @@ def merge_delta(
 
 
 def _write_delta(store: Store, served: Served, made: Prepared, overlay: Overlay) -> str:
-    """A version with the index of ``served``; raises StoreError as ``publish``."""
+    """Write a version with the index of ``served``; raises StoreError as ``publish``."""
     vectors_VD, index = made.model.item_vectors_VD[1:], served.version.manifest["index"]
     if not served.version.has(INDEX_FILE):  # nothing was built that could be kept
         overlay = replace(overlay, n_base=len(vectors_VD), stale_S=overlay.stale_S[:0])
@@ -127,11 +127,11 @@ def _check(served: Served, given: pd.Index, rows_ND: Tensor | None, gone: pd.Ind
     both = given.intersection(gone)
     if len(both):
         raise UsageError(f"{len(both)} items are given and removed, for example {both[:10].tolist()}")
-    for what, found, width in (("rows_ND", rows_ND, dim), ("priors_NP", priors_NP, n_priors)):
-        shape = (0, width) if found is None else tuple(found.shape)
+    for what, given_ND, width in (("rows_ND", rows_ND, dim), ("priors_NP", priors_NP, n_priors)):
+        shape = (0, width) if given_ND is None else tuple(given_ND.shape)
         if width and shape != (len(given), width):
             raise UsageError(f"{what} has shape {shape}; wanted {(len(given), width)}, a row for each of item_ids")
-        if found is not None and not bool(torch.isfinite(found).all()):
+        if given_ND is not None and not bool(torch.isfinite(given_ND).all()):
             raise UsageError(f"{what} has NaN or Inf; nothing is published")
     unknown = gone[served.model.vocabulary.item_rows(gone.to_numpy()) == 0] if len(gone) else gone
     if len(unknown):

@@ -23,7 +23,7 @@ N_GOLDEN, GOLDEN_K = 16, 10
 def golden_queries(
     model: InterestModel, index: VectorIndex, places: np.ndarray, interests_NKD: Tensor
 ) -> dict[str, Any]:
-    """Real queries with their true answers, and what the index finds of them; readers repeat them first.
+    """Return real queries with their true answers, and what the index finds of them; readers repeat them first.
 
     Args:
         places: int64 [N], where the users stand in the version's histories.

@@ -34,19 +34,19 @@ class HistoryParts(Protocol):
 
     @property
     def n_users(self) -> int:
-        """In all parts."""
+        """Return the number of users in all parts."""
 
     def parts(self) -> Iterator[Part]:
-        """All users, in an order that is the same every time. Raises SchemaError for what can't be read."""
+        """Yield all users, in an order that is the same every time. Raises SchemaError for what can't be read."""
 
     def sample(self, n: int) -> tuple[np.ndarray, Sequences]:
-        """At most ``n`` users with events, evenly spread: their places in the order of ``parts``, and histories."""
+        """Return at most ``n`` users with events, evenly spread: places in the order of ``parts``, and histories."""
 
     def moved(self, rows: np.ndarray) -> HistoryParts:
-        """The same events, of item ``rows[old row]``: int64 ``[V + 1]``."""
+        """Return the same events, of item ``rows[old row]``: int64 ``[V + 1]``."""
 
     def whole(self) -> Sequences:
-        """All of them in memory: 8 bytes an event and column."""
+        """Return all histories in memory: 8 bytes an event and column."""
 
 
 @dataclass(frozen=True)
@@ -111,20 +111,20 @@ class InPartitions:
             known = None if self.interests is None else self.interests.open(partition.file)
             for group in range(len(self.log.row_group_users(number))):
                 histories = self.log.read(number, [group], self.model.vocabulary)
-                found = None if known is None else known.read(group, histories, self.model.recipe)
-                yield Part(self._in_new_rows(histories), found)
+                interests_UKD = None if known is None else known.read(group, histories, self.model.recipe)
+                yield Part(self._in_new_rows(histories), interests_UKD)
 
     def sample(self, n: int) -> tuple[np.ndarray, Sequences]:
         """See ``HistoryParts``; a user without events makes it one fewer."""
         places = spread(np.arange(self.log.n_users), n)
-        found, first = [], 0
+        chosen, first = [], 0
         for number in range(len(self.log.partitions)):
             for group, n_users in enumerate(self.log.row_group_users(number)):
                 inside = places[(places >= first) & (places < first + n_users)] - first
                 if len(inside):
-                    found.append(self.log.read(number, [group], self.model.vocabulary).take(inside))
+                    chosen.append(self.log.read(number, [group], self.model.vocabulary).take(inside))
                 first += int(n_users)
-        histories = self._in_new_rows(Sequences.join(found))
+        histories = self._in_new_rows(Sequences.join(chosen))
         some = np.flatnonzero(histories.lengths)
         return places[some], histories.take(some)
 
@@ -141,22 +141,22 @@ class InPartitions:
 
 
 def repeated_users(histories: HistoryParts, hashes_U: np.ndarray) -> list[object]:
-    """Ids of users that stand there twice; ``hashes_U``: of all users, as ``hashed`` makes them, sorted in place."""
+    """Return the ids of users that are there twice; ``hashes_U``: ``hashed`` of all users, which is sorted in place."""
     hashes_U.sort()
     suspects = np.unique(hashes_U[1:][hashes_U[1:] == hashes_U[:-1]])
     if not len(suspects):
         return []
-    found = [part.histories.user_ids[np.isin(hashed(part.histories), suspects)] for part in histories.parts()]
-    ids = pd.Index(np.concatenate(found))  # two ids may have one hash by chance
+    suspected = [part.histories.user_ids[np.isin(hashed(part.histories), suspects)] for part in histories.parts()]
+    ids = pd.Index(np.concatenate(suspected))  # two ids may have one hash by chance
     repeated: list[object] = ids[ids.duplicated()].unique().tolist()
     return repeated
 
 
 def hashed(histories: Sequences) -> np.ndarray:
-    """uint64 [U]: 8 bytes a user is what publishing keeps of those it has seen."""
+    """Return uint64 [U], hashes of the users: 8 bytes a user is what publishing keeps of those it has seen."""
     return np.asarray(pd.util.hash_array(histories.user_ids))
 
 
 def spread(places: np.ndarray, n: int) -> np.ndarray:
-    """At most ``n`` of the places, evenly spread."""
+    """Return at most ``n`` of the places, evenly spread."""
     return places[np.linspace(0, len(places) - 1, min(n, len(places))).astype(np.int64)]

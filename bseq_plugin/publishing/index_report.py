@@ -52,12 +52,12 @@ class IndexReport:
     skipped: tuple[str, ...]
 
     def best(self, recall: float) -> Measured | None:
-        """The quickest row for one query that reaches this recall."""
+        """Return the quickest row for one query that reaches this recall."""
         enough = [row for row in self.rows if row.recall >= recall]
         return min(enough, key=lambda row: row.latency_ms["1"]["p50"], default=None)
 
     def as_json(self) -> dict[str, Any]:
-        """Plain JSON."""
+        """Return the report as plain JSON."""
         head = {name: getattr(self, name) for name in ("version", "n_items", "dim", "n_queries", "k", "n_task_users")}
         return {**head, "rows": [row.as_json() for row in self.rows], "skipped": list(self.skipped)}
 
@@ -147,9 +147,9 @@ class _Task:
         return cls(served, served.model.encode(chosen), excluded, offsets, targets % n_items + 1, min(k, n_items))
 
     def metrics(self, index: VectorIndex) -> dict[str, float]:
-        """Mean recall@k and ndcg@k of an index, and what is lost against exact search."""
-        found, true = self._of(index), self._of(self.served.oracle)
-        return found | {f"{name} lost": true[name] - found[name] for name in found}
+        """Return the mean recall@k and ndcg@k of an index, and what is lost against exact search."""
+        own, true = self._of(index), self._of(self.served.oracle)
+        return own | {f"{name} lost": true[name] - own[name] for name in own}
 
     def _of(self, index: VectorIndex) -> dict[str, float]:
         hits = search_items(index, self.served.oracle, self.interests_UKD, self.k, self.seen)

@@ -56,12 +56,12 @@ class Measured:
 
     @property
     def label(self) -> str:
-        """Name and options in a few words."""
+        """Return the name and options in a few words."""
         options = " ".join(str(value) if key == "factory" else f"{key}={value}" for key, value in self.options.items())
         return f"{self.index} {options}".strip()
 
     def as_json(self) -> dict[str, Any]:
-        """Plain JSON."""
+        """Return the measurement as plain JSON."""
         return asdict(self)
 
 
@@ -70,25 +70,25 @@ def recall(found_Qk: Tensor, wanted_Qk: Tensor) -> float:
     if wanted_Qk.numel() == 0:
         return 1.0
     hits = [
-        (wanted[:, :, None] == found[:, None, :]).any(2).float().sum()
-        for wanted, found in zip(torch.split(wanted_Qk, 64), torch.split(found_Qk, 64), strict=True)
+        (wanted[:, :, None] == answer[:, None, :]).any(2).float().sum()
+        for wanted, answer in zip(torch.split(wanted_Qk, 64), torch.split(found_Qk, 64), strict=True)
     ]
     return float(torch.stack(hits).sum() / wanted_Qk.numel())
 
 
 def spread_queries(interests_UKD: Tensor, lengths_U: np.ndarray, n: int) -> Tensor:
-    """float32 [Q, D]: interests of at most ``n`` users with events, evenly spread over the users."""
+    """Return float32 [Q, D], interests of at most ``n`` users with events, evenly spread over the users."""
     chosen = spread(np.flatnonzero(lengths_U), n)
     return interests_UKD[torch.from_numpy(chosen)].flatten(0, 1)
 
 
 def true_rows(vectors_VD: Tensor, queries_QD: Tensor, k: int) -> Tensor:
-    """int64 [Q, k] of exact search."""
+    """Return int64 [Q, k], the rows that exact search gives."""
     return ExactIndex.build(vectors_VD).search(queries_QD, min(k, len(vectors_VD)))[1]
 
 
 def built(name: str, options: Mapping[str, Any], vectors_VD: Tensor) -> tuple[VectorIndex, float]:
-    """An index and the seconds it took to build. Raises as ``VectorIndex.build``."""
+    """Return an index and the seconds it took to build. Raises as ``VectorIndex.build``."""
     started = time.perf_counter()
     part: type[VectorIndex] = plugin_manager().part("index", name)
     index = part.build(vectors_VD, part.checked_options(options))
@@ -96,7 +96,7 @@ def built(name: str, options: Mapping[str, Any], vectors_VD: Tensor) -> tuple[Ve
 
 
 def variants(index: VectorIndex, options: Mapping[str, Any]) -> Iterator[tuple[VectorIndex, dict[str, Any]]]:
-    """The index at each of its efforts, from quick to thorough; the index itself if it has none."""
+    """Yield the index at each of its efforts, from quick to thorough; the index itself if it has none."""
     efforts = [effort for effort in index.efforts() if not set(effort) & set(options)]
     for effort in efforts or [{}]:
         yield (index.with_effort(effort) if effort else index), {**options, **effort}
@@ -110,7 +110,7 @@ def measure(
     build_seconds: float,
     bytes_per_vector: float,
 ) -> Measured:
-    """Recall and latency of an index at its present options. ``true_Qk``: of ``true_rows``."""
+    """Return recall and latency of an index at its present options. ``true_Qk``: of ``true_rows``."""
     k = true_Qk.shape[1]
     found_Qk = torch.cat([index.search(part_QD, k)[1] for part_QD in torch.split(queries_QD, max(BATCHES))])
     latency = {str(batch): _latency(index, queries_QD, k, batch) for batch in BATCHES}
@@ -118,7 +118,7 @@ def measure(
 
 
 def size_of(index: VectorIndex, vectors_VD: Tensor) -> float:
-    """Bytes a vector of what the index writes, or of the vectors it searches if it writes nothing."""
+    """Return the bytes a vector of what the index writes, or of the vectors it searches if it writes nothing."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "index"
         index.save(path)

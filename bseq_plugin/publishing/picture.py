@@ -17,8 +17,8 @@ TITLES = {"1": "one query", "256": "a batch of 256, per query"}
 
 
 def draw_pareto(report: IndexReport, target: float, path: Path) -> None:
-    """A panel a batch size: p50 in milliseconds a query (log) against recall@k; the target is a line. PNG or SVG by
-    the ending of ``path``. Raises MissingDependencyError without matplotlib.
+    """Draw a panel a batch size: p50 in milliseconds a query (log) against recall@k; the target is a line. PNG or SVG
+    by the ending of ``path``. Raises MissingDependencyError without matplotlib.
     """
     try:
         from matplotlib.figure import Figure
@@ -33,11 +33,11 @@ def draw_pareto(report: IndexReport, target: float, path: Path) -> None:
 
 
 def kinds(rows: tuple[Measured, ...]) -> dict[str, list[Measured]]:
-    """Rows by kind, that is by what was built."""
-    found: dict[str, list[Measured]] = {}
+    """Return the rows by kind, that is by what was built."""
+    rows_of_kind: dict[str, list[Measured]] = {}
     for row in rows:
-        found.setdefault(str(row.options.get("factory", row.index)), []).append(row)
-    return found
+        rows_of_kind.setdefault(str(row.options.get("factory", row.index)), []).append(row)
+    return rows_of_kind
 
 
 def _panel(panel: Axes, report: IndexReport, batch: str, target: float) -> None:

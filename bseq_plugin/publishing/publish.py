@@ -107,7 +107,7 @@ def _once_each(histories: Sequences) -> InMemory:
 
 
 def _require_later(log: Events, model: InterestModel) -> None:
-    """Raises SchemaError for a log without times where training had them, and UsageError for one that ends before
+    """Raise SchemaError for a log without times where training had them, and UsageError for one that ends before
     training did: its popularity and histories would be of the past.
     """
     if model.trained_until_us is None:

@@ -26,7 +26,7 @@ ROWS = 1 << 16  # of the item vectors, checked at a time
 def exportable(
     model: InterestModel, on_bad: OnBad = "error", dedup: Dedup = "error"
 ) -> tuple[InterestModel, np.ndarray | None]:
-    """The model as it can be published, and what its item rows have become: int64 ``[V + 1]``, 0 for those left out.
+    """Return the model as it can be published, and its item rows by now: int64 ``[V + 1]``, 0 for those left out.
 
     The same object and None if there is nothing to leave out.
 
@@ -58,7 +58,7 @@ def exportable(
 
 
 def require_finite(vectors_ND: Tensor, ids_N: np.ndarray, what: str, owners: str) -> None:
-    """Raises StoreError that lists the first ten ids whose vector has NaN or Inf."""
+    """Raise StoreError that lists the first ten ids whose vector has NaN or Inf."""
     if not all_finite(vectors_ND):
         _refuse(~torch.isfinite(vectors_ND).all(1).numpy(), ids_N, what, owners)
 
@@ -72,12 +72,12 @@ def _refuse(bad_N: np.ndarray, ids_N: np.ndarray, what: str, owners: str) -> Non
 
 
 def _of_blocks(vectors_VD: Tensor, ask: Callable[[Tensor], Tensor]) -> np.ndarray:
-    """bool [V], a block of rows at a time: a table that is a mapped file is not copied."""
+    """Return bool [V], computed a block of rows at a time: a table that is a mapped file is not copied."""
     return torch.cat([ask(block_ND) for block_ND in torch.split(vectors_VD, ROWS)]).numpy()
 
 
 def _usable(model: InterestModel, kept_V: np.ndarray, on_bad: OnBad) -> np.ndarray:
-    """bool [V]: items whose vector can be searched for. With "error" the first fault is raised instead."""
+    """Return bool [V], the items whose vector can be searched for. With "error" the first fault is raised instead."""
     vectors_VD, ids_V = model.item_vectors_VD[1:], model.vocabulary.item_ids
     finite_V = _of_blocks(vectors_VD, lambda block_ND: torch.isfinite(block_ND).all(1))
     usable_V = finite_V.copy()
@@ -103,7 +103,7 @@ def _usable(model: InterestModel, kept_V: np.ndarray, on_bad: OnBad) -> np.ndarr
 
 
 def rows_after(old_ids: pd.Index, new_ids: pd.Index) -> np.ndarray:
-    """int64 ``[V + 1]``: the row among the new ids, which are unique, of each old one; 0 for an id that is gone."""
+    """Return int64 ``[V + 1]``, the row of each old id among the new ones, which are unique; 0 for one that is gone."""
     return np.concatenate([[0], new_ids.get_indexer(old_ids) + 1]).astype(np.int64)
 
 

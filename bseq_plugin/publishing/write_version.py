@@ -93,7 +93,7 @@ def write_version(
     overlay: Overlay | None = None,
     report: Report = lambda what, done, of: None,
 ) -> str:
-    """All files of a version, and its manifest, made current. Raises as ``publish``."""
+    """Write all files of a version and its manifest, and make it current. Raises as ``publish``."""
     model = made.model
     sources = fitted_sources(blend.asked, made.histories.whole(), model.vocabulary.n_items) if blend.asked else {}
     manifest = _manifest(made)
@@ -127,7 +127,7 @@ def write_version(
 
 
 def _write_users(folder: Path, made: Prepared, report: Report) -> dict[str, Any]:
-    """Histories and interests, part by part; what the manifest says of them. Raises StoreError, UsageError."""
+    """Write histories and interests by part; return what the manifest says of them. Raises StoreError, UsageError."""
     n_users = n_events = 0
     newest_us: int | None = None
     hashes_U = np.empty(made.histories.n_users, np.uint64)

@@ -33,35 +33,35 @@ class Answering(Protocol):
 
     @property
     def model(self) -> InterestModel:
-        """The encoder, item vectors and vocabulary."""
+        """Return the encoder, item vectors and vocabulary."""
 
     @property
     def index(self) -> VectorIndex:
-        """The index that is searched."""
+        """Return the index that is searched."""
 
     @property
     def oracle(self) -> ExactIndex:
-        """The exact index over the same vectors, for what the other can't answer."""
+        """Return the exact index over the same vectors, for what the other can't answer."""
 
     @property
     def blend(self) -> Blend:
-        """The weights of interest, history and sources."""
+        """Return the weights of interest, history and sources."""
 
     @property
     def sources(self) -> Mapping[str, CandidateSource]:
-        """The fitted sources that the blend asks."""
+        """Return the fitted sources that the blend asks."""
 
     @property
     def watermark_us(self) -> int | None:
-        """Time of the newest event, from which ages count where no request time is given; None: of the user's own."""
+        """Return the newest event's time, the request time where none is given; None: each user's own newest event."""
 
     @property
     def popular_rows(self) -> np.ndarray:
-        """Index rows of the items, most events first."""
+        """Return the index rows of the items, most events first."""
 
     @property
     def popular_counts(self) -> np.ndarray:
-        """How many events they have."""
+        """Return how many events they have."""
 
 
 @dataclass(frozen=True)
@@ -72,16 +72,16 @@ class Candidates:
     sources_N: np.ndarray
 
     def of_users(self, users: np.ndarray) -> Candidates:
-        """The same with user ``users[b]`` instead of b."""
+        """Return the same candidates with user ``users[b]`` instead of b."""
         return Candidates(replace(self.hits, users_N=users[self.hits.users_N]), self.sources_N)
 
     def take(self, places: np.ndarray) -> Candidates:
-        """Those at ``places`` (or under a mask)."""
+        """Return the candidates at ``places`` (or under a mask)."""
         return Candidates(self.hits.take(places), self.sources_N[places])
 
     @staticmethod
     def join(parts: list[Candidates]) -> Candidates:
-        """All of them, ascending by user; the parts have no users in common."""
+        """Return all candidates, ascending by user; the parts have no users in common."""
         hits = Hits.join([part.hits for part in parts])
         order = np.argsort(hits.users_N, kind="stable")
         return Candidates(hits.take(order), np.concatenate([part.sources_N for part in parts])[order])

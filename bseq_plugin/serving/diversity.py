@@ -45,7 +45,7 @@ class Diversity:
     counts: Counted = "pairs"
 
     def resolve(self, vocabulary: Vocabulary) -> RowDiversity:
-        """The same in rows. Raises UsageError for a value out of range."""
+        """Return the rule in rows. Raises UsageError for a value out of range."""
         if isinstance(self.weight, bool) or not isinstance(self.weight, int | float) or not 0 <= self.weight < np.inf:
             raise UsageError(f"diversity weight = {self.weight!r}; give a number of 0 or more")
         if isinstance(self.pool, bool) or not isinstance(self.pool, int | np.integer) or self.pool < 1:
@@ -71,7 +71,7 @@ class RowDiversity:
     counts: Counted = "pairs"
 
     def chosen(self, hits: Hits, k: int) -> np.ndarray:
-        """int64, places in ``hits`` of at most k of each user, in the order in which they are taken."""
+        """Return int64, places in ``hits`` of at most k of each user, in the order in which they are taken."""
         users, starts = np.unique(hits.users_N, return_index=True)
         if not len(users):
             return np.empty(0, np.int64)
@@ -85,12 +85,12 @@ class RowDiversity:
         codes_BP = np.where(codes_BP < 0, -1 - np.arange(codes_BP.shape[1]), codes_BP)
         take = _of_categories if self.counts == "categories" else _of_pairs
         taken_Bk = take(gains_BP, codes_BP, self.weight, min(k, gains_BP.shape[1]))
-        found: np.ndarray = np.take_along_axis(places_BP, taken_Bk, 1)[taken_Bk >= 0]
-        return found
+        chosen: np.ndarray = np.take_along_axis(places_BP, taken_Bk, 1)[taken_Bk >= 0]
+        return chosen
 
 
 def _of_pairs(gains_BP: np.ndarray, codes_BP: np.ndarray, weight: float, k: int) -> np.ndarray:
-    """int64 [B, k], places in the rows of scores (which are overwritten), -1 where nothing is left."""
+    """Return int64 [B, k], places in the rows of scores (which are overwritten), -1 where nothing is left."""
     taken_Bk, every = np.empty((len(gains_BP), k), np.int64), np.arange(len(gains_BP))
     for step in range(k):
         best_B = gains_BP.argmax(1)  # the first of equal ones: the better score
@@ -102,8 +102,8 @@ def _of_pairs(gains_BP: np.ndarray, codes_BP: np.ndarray, weight: float, k: int)
 
 
 def _of_categories(scores_BP: np.ndarray, codes_BP: np.ndarray, weight: float, k: int) -> np.ndarray:
-    """As ``_of_pairs``, without a loop: a category's first candidate is always taken before its others, so that what
-    each of them adds is known from the beginning, and the k largest are the best list.
+    """Return what ``_of_pairs`` does, without a loop: a category's first candidate is always taken before its others,
+    so that what each of them adds is known from the beginning, and the k largest are the best list.
     """
     by_code_BP = np.argsort(codes_BP, axis=1, kind="stable")
     sorted_BP = np.take_along_axis(codes_BP, by_code_BP, 1)

@@ -37,7 +37,7 @@ class Filters:
     max_per_category: int | Mapping[object, int] | None = None
 
     def resolve(self, vocabulary: Vocabulary, user_ids: np.ndarray) -> RowFilters:
-        """The same in rows. Raises UsageError for a filter that can't be used, SchemaError for ids of another type."""
+        """Return the filters in rows. Raises UsageError for an unusable filter, SchemaError for ids of another type."""
         quota = _quota(self, vocabulary)
         denied = _rows(self.deny, vocabulary, "deny")
         allowed_V = None
@@ -63,7 +63,7 @@ class Quota:
     limits_C: np.ndarray
 
     def keeps(self, users_N: np.ndarray, rows_N: np.ndarray) -> np.ndarray:
-        """bool [N]: walking down each user's list (ascending by user, best first), is there room for the item?"""
+        """Return bool [N]: walking down each user's list (ascending by user, best first), has the item room?"""
         codes_N = self.codes_V[rows_N]
         order = np.lexsort((codes_N, users_N))  # stable: within a user and category the best stay first
         sorted_codes, sorted_users = codes_N[order], users_N[order]
@@ -86,7 +86,7 @@ class RowFilters:
     quota: Quota | None
 
     def of_users(self, users: np.ndarray, n_users: int) -> RowFilters:
-        """Of the users at these places of ``n_users``, who become 0..len(users)-1."""
+        """Return the rules of the users at these places of ``n_users``, who become 0..len(users)-1."""
         places = np.full(n_users, -1)
         places[users] = np.arange(len(users))
         kept = places[self.users_P] >= 0
@@ -96,7 +96,7 @@ class RowFilters:
 def until_enough(
     find: Callable[[np.ndarray, int], tuple[np.ndarray, np.ndarray]], quota: Quota, n_users: int, k: int, n_items: int
 ) -> np.ndarray:
-    """int64 [B], how deep each user's list has to be so that the quota leaves k items of it, or the whole catalogue.
+    """Return int64 [B], the depth of each user's list of which the quota leaves k items, or the whole catalogue.
 
     Args:
         find: (places of users, depth) -> (users_N, rows_N), the best ``depth`` of each, as ``Quota.keeps`` takes them.
@@ -113,7 +113,7 @@ def until_enough(
 
 
 def _rows(ids: Iterable[object], vocabulary: Vocabulary, what: str) -> np.ndarray:
-    """Index rows of the known ones."""
+    """Return the index rows of the known ids."""
     if isinstance(ids, str | bytes) or not isinstance(ids, Iterable):
         raise UsageError(f"{what} = {ids!r}; give a list of item ids")
     given = pd.Index(list(ids))

@@ -18,7 +18,7 @@ History = Sequences | Events | pd.DataFrame | Sequence[object] | np.ndarray | pd
 
 
 def read_history(history: History, vocabulary: Vocabulary, known: Sequences, known_users: pd.Index) -> Sequences:
-    """Histories from user ids of the store, or from events given now.
+    """Return histories from user ids of the store, or from events given now.
 
     Args:
         known: the histories in the store, whose users are ``known_users`` in that order.
@@ -46,7 +46,7 @@ def read_history(history: History, vocabulary: Vocabulary, known: Sequences, kno
 
 
 def _places(user_ids: object, known_users: pd.Index) -> np.ndarray:
-    """int64, each user once, in the order given."""
+    """Return int64, each user once, in the order given."""
     if isinstance(user_ids, str | bytes | int | np.integer):
         raise UsageError(f"history = {user_ids!r}; give a list of user ids: [{user_ids!r}]")
     if not isinstance(user_ids, Sequence | np.ndarray | pd.Series | pd.Index):
@@ -66,7 +66,7 @@ def _places(user_ids: object, known_users: pd.Index) -> np.ndarray:
 
 
 def anonymous(item_ids: Sequence[object] | np.ndarray, vocabulary: Vocabulary, at_us: int | None) -> Sequences:
-    """One history of items, oldest first, all at the instant ``at_us``; its user id is 0.
+    """Return one history of items, oldest first, all at the instant ``at_us``; its user id is 0.
 
     Raises UsageError for anything but a list of ids.
     """
@@ -81,7 +81,7 @@ def anonymous(item_ids: Sequence[object] | np.ndarray, vocabulary: Vocabulary, a
 
 
 def readable(histories: Sequences, reads: EventInputs) -> Sequences:
-    """The histories with what the encoder reads: without event types, every event is of an unknown type, without
+    """Return the histories with what the encoder reads: without event types, every event is of an unknown type, without
     values, of an unknown value, and without session ids a longer gap begins a session.
 
     Raises SchemaError if it reads times, or needs them to tell sessions apart, and there are none.

@@ -21,22 +21,22 @@ class ExcludedPairs:
 
     @classmethod
     def of(cls, users_P: np.ndarray, rows_P: np.ndarray, n_users: int, n_items: int) -> ExcludedPairs:
-        """From (user, row) pairs in any order, repeats allowed."""
+        """Return the exclusion of (user, row) pairs in any order, repeats allowed."""
         keys_P = np.unique(users_P * n_items + rows_P)
         return cls(keys_P, np.bincount(keys_P // n_items, minlength=n_users), n_items)
 
     def among(self, allowed_V: np.ndarray) -> ExcludedPairs:
-        """Only the pairs whose item is allowed: the others are left out anyhow."""
+        """Return only the pairs whose item is allowed: the others are left out anyhow."""
         keys_P = self.keys_P[allowed_V[self.keys_P % self.n_items]]
         return ExcludedPairs(keys_P, np.bincount(keys_P // self.n_items, minlength=len(self.counts_B)), self.n_items)
 
     def slice(self, start: int, end: int) -> ExcludedPairs:
-        """Of users start..end-1, who become 0..end-start-1."""
+        """Return the pairs of users start..end-1, who become 0..end-start-1."""
         first, last = np.searchsorted(self.keys_P, [start * self.n_items, end * self.n_items])
         return ExcludedPairs(self.keys_P[first:last] - start * self.n_items, self.counts_B[start:end], self.n_items)
 
     def contains(self, users: np.ndarray, rows: np.ndarray) -> np.ndarray:
-        """bool, for arrays that broadcast against each other."""
+        """Return whether each pair is excluded, for arrays that broadcast against each other."""
         keys = users * self.n_items + rows
         if len(self.keys_P) == 0:
             return np.zeros(keys.shape, bool)
@@ -61,17 +61,17 @@ class Hits:
     interests_N: np.ndarray
 
     def ranks(self) -> np.ndarray:
-        """int64 [N], from 1 within each user."""
+        """Return int64 [N], the place of each hit from 1 within its user."""
         starts = np.flatnonzero(np.diff(self.users_N, prepend=-1))
         lengths = np.diff(np.append(starts, len(self.users_N)))
         return np.arange(len(self.users_N)) - np.repeat(starts, lengths) + 1
 
     def take(self, places: np.ndarray) -> Hits:
-        """The hits at ``places`` (or under a mask)."""
+        """Return the hits at ``places`` (or under a mask)."""
         return Hits(self.users_N[places], self.rows_N[places], self.scores_N[places], self.interests_N[places])
 
     def top(self, k: int) -> Hits:
-        """Sorted, each item once with its best score (the first interest of equal ones), at most k a user.
+        """Return the hits sorted, each item once with its best score (of equal ones the first interest), k a user.
 
         Equal scores come in ascending row order.
         """
@@ -86,12 +86,12 @@ class Hits:
 
     @staticmethod
     def join(parts: list[Hits]) -> Hits:
-        """One after the other."""
+        """Return the hits of all parts, one part after the other."""
         columns = [[p.users_N, p.rows_N, p.scores_N, p.interests_N] for p in parts]
         return Hits(*(np.concatenate(column) for column in zip(*columns, strict=True)))
 
 
 def _best_first_keys(users_N: np.ndarray, scores_N: np.ndarray) -> np.ndarray:
-    """int64 [N] whose ascending order is by user, then by descending score; -0.0 equals 0.0."""
+    """Return int64 [N] whose ascending order is by user, then by descending score; -0.0 equals 0.0."""
     bits_N = scores_N.view(np.int32).astype(np.int64)
     return (users_N << 32) - np.where(bits_N < 0, -(bits_N & 0x7FFFFFFF), bits_N)

@@ -58,27 +58,27 @@ class Retriever:
 
     @property
     def version(self) -> str:
-        """Name of the version that is served."""
+        """Return the name of the version that is served."""
         return self._served.version.name
 
     @property
     def manifest(self) -> Mapping[str, Any]:
-        """What the version says about itself."""
+        """Return what the version says about itself."""
         return self._served.version.manifest
 
     @property
     def model(self) -> InterestModel:
-        """The version's encoder, item vectors and vocabulary."""
+        """Return the version's encoder, item vectors and vocabulary."""
         return self._served.model
 
     @property
     def histories(self) -> Sequences:
-        """The histories of the users in the store."""
+        """Return the histories of the users in the store."""
         return self._served.histories
 
     @property
     def n_unknown_items(self) -> int:
-        """Events of unknown items in all histories given so far."""
+        """Return how many events of unknown items were in all histories given so far."""
         return self._n_unknown_items
 
     def refresh(self) -> bool:
@@ -103,7 +103,7 @@ class Retriever:
         filters: Filters | None = None,
         diversity: Diversity | None = None,
     ) -> pd.DataFrame:
-        """The k best items of each user.
+        """Return the k best items of each user.
 
         Args:
             history: user ids of the store; or events given now: a DataFrame (user_id, item_id, timestamp
@@ -164,7 +164,7 @@ class Retriever:
         exclude: Literal["seen", "none"] = "seen",
         blend: bool = True,
     ) -> pd.DataFrame:
-        """``retrieve`` for one anonymous history of item ids, oldest first; its ``user_id`` is 0.
+        """Retrieve for one anonymous history of item ids, oldest first; its ``user_id`` is 0.
 
         The events are taken to be of one moment, the newest in the store, and of an unknown type.
         """

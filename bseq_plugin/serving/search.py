@@ -30,7 +30,7 @@ def search_items(
     excluded: ExcludedPairs,
     allowed_V: np.ndarray | None = None,
 ) -> Hits:
-    """The k best items of each user over all of the user's interests, without what is excluded or not allowed.
+    """Return the k best items of each user over all of the user's interests, without what is excluded or not allowed.
 
     Args:
         index: what is asked first, for k and as many more as are left out.
@@ -67,7 +67,7 @@ class _FilteredSearch:
     allowed_V: np.ndarray | None
 
     def depth(self, excluded: ExcludedPairs) -> int:
-        """How many hits the index is asked for."""
+        """Return how many hits the index is asked for."""
         if self.index.capabilities.masks:
             return min(self.k, self.n_items)
         # at least one: with nothing allowed any depth will do
@@ -77,7 +77,7 @@ class _FilteredSearch:
         return min(self.k + extra, self.n_items, *([] if limit is None else [limit]))
 
     def block(self, interests_BKD: Tensor, excluded: ExcludedPairs, depth: int) -> Hits:
-        """The answer for as many users as fit one search."""
+        """Return the answer for as many users as fit one search."""
         n_users, n_interests, dim = interests_BKD.shape
         queries_QD = interests_BKD.reshape(n_users * n_interests, dim)
         users_Q = np.repeat(np.arange(n_users), n_interests)
@@ -95,7 +95,7 @@ class _FilteredSearch:
         return Hits(hits.users_N, hits.rows_N, hits.scores_N, hits.interests_N % n_interests).top(self.k)
 
     def _short(self, found_Q: np.ndarray, users_Q: np.ndarray, excluded: ExcludedPairs) -> np.ndarray:
-        """Queries that found fewer than k, though the catalogue has more for them."""
+        """Return the queries that found fewer than k, though the catalogue has more for them."""
         if not len(found_Q) or found_Q.min() >= self.k:
             return np.empty(0, np.int64)
         n_allowed = self.n_items if self.allowed_V is None else int(self.allowed_V.sum())
@@ -110,16 +110,16 @@ class _FilteredSearch:
         depth: int,
         excluded: ExcludedPairs,
     ) -> tuple[Hits, np.ndarray, bool]:
-        """The first k hits of each query that may be shown, ``interests_N`` being the query's number; how many [C];
-        whether they are best first without equal scores (so that no row can be there twice).
+        """Return the first k hits of each query that may be shown, ``interests_N`` being the query's number; how many
+        [C]; whether they are best first without equal scores (so that no row can be there twice).
         """
         depth, users_C = min(depth, self.n_items), users_Q[queries_C]
         anything_left_out = self.allowed_V is not None or len(excluded.keys_P) > 0
         if index.capabilities.masks and anything_left_out:
-            found = index.search_masked(queries_CD, depth, self._mask(users_C, excluded))
+            answer = index.search_masked(queries_CD, depth, self._mask(users_C, excluded))
         else:
-            found = index.search(queries_CD, depth)
-        scores_Cn, rows_Cn, all_there, in_order = _checked(index, found, len(queries_C), depth, self.n_items)
+            answer = index.search(queries_CD, depth)
+        scores_Cn, rows_Cn, all_there, in_order = _checked(index, answer, len(queries_C), depth, self.n_items)
         if all_there and not anything_left_out:
             scores_Cn, rows_Cn = scores_Cn[:, : self.k], rows_Cn[:, : self.k]
             n_hits = rows_Cn.shape[1]
@@ -135,7 +135,7 @@ class _FilteredSearch:
         return hits, kept_Cn.sum(axis=1), in_order
 
     def _mask(self, users_C: np.ndarray, excluded: ExcludedPairs) -> RowMask:
-        """The filters as an index takes them: each query leaves out the pairs of its user."""
+        """Return the filters as an index takes them: each query leaves out the pairs of its user."""
         first_C = np.searchsorted(excluded.keys_P, users_C * self.n_items)
         counts_C = excluded.counts_B[users_C]
         queries_P = np.repeat(np.arange(len(users_C)), counts_C)
@@ -145,13 +145,13 @@ class _FilteredSearch:
 
 
 def _checked(
-    index: VectorIndex, found: tuple[Tensor, Tensor], n_queries: int, k: int, n_items: int
+    index: VectorIndex, answer: tuple[Tensor, Tensor], n_queries: int, k: int, n_items: int
 ) -> tuple[np.ndarray, np.ndarray, bool, bool]:
-    """What an index gave, as numpy; whether no hit is missing; whether scores descend without equal ones.
+    """Return what an index gave, as numpy; whether no hit is missing; whether scores descend without equal ones.
 
     Raises PluginError if it is not what the contract says: it may be a plugin's.
     """
-    scores_Cn, rows_Cn = found
+    scores_Cn, rows_Cn = answer
     if not scores_Cn.shape == rows_Cn.shape == (n_queries, k) or (scores_Cn.dtype, rows_Cn.dtype) != DTYPES:
         raise PluginError(
             f"index {index.name!r} gave scores {tuple(scores_Cn.shape)} {scores_Cn.dtype} and rows "

@@ -58,9 +58,9 @@ class Served:
 
     @property
     def watermark_us(self) -> int | None:
-        """Time of the newest event in the version."""
-        found: int | None = self.version.manifest["watermark_us"]
-        return found
+        """Return the time of the newest event in the version."""
+        newest_us: int | None = self.version.manifest["watermark_us"]
+        return newest_us
 
     @classmethod
     def load(cls, version: StoreVersion, index: str | None) -> Served:
@@ -114,12 +114,12 @@ class Served:
 def _load_blend(version: StoreVersion) -> Blend:
     try:
         return Blend.load(version.file("blend.json"))
-    except UsageError as error:  # of whoever wrote it, not of whoever opens the store
+    except UsageError as error:  # the publisher's mistake, not that of the reader who opens the store
         raise StoreError(f"version {version.name} can't be served: {error}") from error
 
 
 def _chosen_index(version: StoreVersion, vectors_VD: Tensor, name: str | None, overlay: Overlay) -> VectorIndex:
-    """The index ``name``; None: FAISS on a GPU where there is one, else as published, else exact with a warning."""
+    """Return the index ``name``; None: FAISS on a GPU if there is one, else as published, else exact with a warning."""
     published, options = version.manifest["index"]["name"], version.manifest["index"]["options"]
     if name is not None:
         return load_index(version, vectors_VD, name, overlay)
@@ -139,7 +139,7 @@ def _chosen_index(version: StoreVersion, vectors_VD: Tensor, name: str | None, o
 
 
 def load_index(version: StoreVersion, vectors_VD: Tensor, name: str, overlay: Overlay) -> VectorIndex:
-    """The index ``name`` of a version, with what lies on top of it. Raises as ``VectorIndex.load`` and ``build``."""
+    """Return the index ``name`` of a version with what lies on top. Raises as ``VectorIndex.load`` and ``build``."""
     base = _load_base(version, vectors_VD[: overlay.n_base], name)
     if overlay.n_base == len(vectors_VD) and not len(overlay.stale_S):
         return base
@@ -157,18 +157,18 @@ def _load_base(version: StoreVersion, vectors_VD: Tensor, name: str) -> VectorIn
 
 
 def _check_pair(version: StoreVersion) -> None:
-    """The encoder and the item table must be the two that were published together: another pair of one width runs."""
+    """Require the encoder and the item table that were published together: another pair of one width runs."""
     for field, name in (("encoder_id", "encoder.safetensors"), ("item_table_hash", "items.safetensors")):
-        wanted, found = version.manifest[field], version.manifest["files"].get(name, {}).get("sha256")
-        if wanted != found:
+        wanted, actual = version.manifest[field], version.manifest["files"].get(name, {}).get("sha256")
+        if wanted != actual:
             raise StoreError(
                 f"version {version.name}: its {name} is not the one it was published with ({field} {str(wanted)[:8]}, "
-                f"found {str(found)[:8]}); an encoder and an index of different trainings can't be mixed: publish again"
+                f"found {str(actual)[:8]}); an encoder and an index of different trainings can't mix: publish again"
             )
 
 
 def _check_norms(served: Served) -> None:
-    """Vectors that are said to have length 1 must have it: a cosine is computed without dividing again."""
+    """Require length 1 of vectors that are said to have it: a cosine is computed without dividing again."""
     if served.version.manifest["normalised"]:
         worst = float((served.model.item_vectors_VD[1:].norm(dim=1) - 1).abs().max())
         if not worst < TOLERANCE:
@@ -194,7 +194,7 @@ def _check_encoder(served: Served) -> None:
 
 
 def _check_index(served: Served) -> None:
-    """The golden queries must find items as good as the true ones: ids may differ only among equal scores."""
+    """Require items as good as the true ones for the golden queries: ids may differ only among equal scores."""
     golden, manifest = served.version.manifest["golden"], served.version.manifest
     if not golden["users"]:
         return

@@ -47,7 +47,7 @@ class Position(NamedTuple):
 
     @property
     def name(self) -> str:
-        """Of its folder."""
+        """Return the name of the checkpoint's folder."""
         return f"epoch-{self.epoch:04d}" + (f"-step-{self.step:08d}" if self.step else "")
 
     def __str__(self) -> str:
@@ -55,7 +55,7 @@ class Position(NamedTuple):
 
 
 def identity(recipe: Recipe, vocabulary: Vocabulary) -> dict[str, str]:
-    """What a checkpoint must have in common with the run that loads it."""
+    """Return what a checkpoint must have in common with the run that loads it."""
     settings = {name: section for name, section in recipe.as_dict().items() if name not in FREE_SECTIONS}
     rows = pd.util.hash_array(vocabulary.item_ids).tobytes() + json.dumps(vocabulary.event_types).encode()
     return {
@@ -77,11 +77,11 @@ class Checkpoints:
         self.identity = identity
 
     def path(self, at: Position) -> Path:
-        """Where the checkpoint of a position stands."""
+        """Return where the checkpoint of a position stands."""
         return self.folder / at.name
 
     def positions(self) -> list[Position]:
-        """Positions with a complete checkpoint, ascending."""
+        """Return the positions with a complete checkpoint, ascending."""
         names = [path.name for path in self.folder.iterdir()] if self.folder.is_dir() else []
         matches = [match for match in map(NAME.fullmatch, names) if match]
         return sorted(Position(int(match[1]), int(match[2] or 0)) for match in matches)
@@ -120,8 +120,8 @@ class Checkpoints:
             raise RunError(f"checkpoints can't be written to {self.folder}: {error}") from error
 
     def load(self, sharded: ShardedTask, at: Position, here: World) -> tuple[dict[str, Any], bool]:
-        """Bring model and optimizers to a position; gives what ``save`` got as ``state``, and whether torch's generator
-        was brought there too: for a position within an epoch, saved by as many ranks.
+        """Bring model and optimizers to a position; return what ``save`` got as ``state``, and whether torch's
+        generator was brought there too: for a position within an epoch, saved by as many ranks.
 
         Raises RunError on every rank if the checkpoint is damaged or belongs to another recipe or vocabulary.
         """
@@ -150,16 +150,16 @@ class Checkpoints:
         path = self.path(at)
         try:
             document: dict[str, Any] = json.loads((path / "state.json").read_text(encoding="utf-8"))
-            found = document["identity"]
+            saved = document["identity"]
         except (OSError, ValueError, KeyError) as error:
             raise RunError(
                 f"{path}/state.json can't be read ({type(error).__name__}: {error}); remove {path} to go on from the "
                 "checkpoint before, if there is one"
             ) from None
         for name, value in (self.identity or {}).items():
-            if found is not None and found[name] != value:
+            if saved is not None and saved[name] != value:
                 raise RunError(
-                    f"{path} was saved with another {name} ({_difference(found[name], value)}); resume with the same "
+                    f"{path} was saved with another {name} ({_difference(saved[name], value)}); resume with the same "
                     "settings and log, or start a new run"
                 )
         return document
@@ -177,7 +177,7 @@ class Checkpoints:
 
 
 def _difference(saved: str, wanted: str) -> str:
-    """In a few words: the settings that differ, or both texts."""
+    """Return, in a few words, the settings that differ, or both texts."""
     try:
         old, new = json.loads(saved), json.loads(wanted)
     except ValueError:
@@ -187,7 +187,7 @@ def _difference(saved: str, wanted: str) -> str:
 
 @contextmanager
 def _told_in_one_line(what: str) -> Iterator[None]:
-    """torch's CheckpointException is no Exception, and prints the tracebacks of all ranks."""
+    """Turn torch's CheckpointException into a line: it is no Exception, and prints the tracebacks of all ranks."""
     try:
         yield
     except CheckpointException as error:

@@ -22,7 +22,7 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True)
 class World:
-    """This process among the others."""
+    """This process among the others of a training."""
 
     rank: int
     size: int
@@ -30,35 +30,35 @@ class World:
 
     @property
     def is_first(self) -> bool:
-        """True on rank 0, which alone writes logs and exports."""
+        """Return whether this is rank 0, which alone writes logs and exports."""
         return self.rank == 0
 
     def sum(self, values: list[float]) -> list[float]:
-        """Element-wise sum over ranks, in float64."""
+        """Return the element-wise sum over ranks, in float64."""
         total = torch.tensor(values, dtype=torch.float64, device=self.device)
         dist.all_reduce(total)
         return [float(value) for value in total.tolist()]
 
     def gather(self, value: Result) -> list[Result]:
-        """The values of all ranks, on every rank."""
+        """Return the values of all ranks, on every rank."""
         values: list[Result | None] = [None] * self.size
         dist.all_gather_object(values, value)
         return cast(list[Result], values)
 
     def on_first(self, work: Callable[[], Result]) -> Result:
-        """What ``work`` gives on rank 0, on every rank; what it raises there is raised on every rank.
+        """Return what ``work`` gives on rank 0, on every rank; what it raises there is raised on every rank.
 
         A rank that raised by itself would leave the others waiting for it.
         """
-        found: list[Any] = [_outcome(work) if self.is_first else None]
-        dist.broadcast_object_list(found, 0)
-        result, error = found[0]
+        outcome: list[Any] = [_outcome(work) if self.is_first else None]
+        dist.broadcast_object_list(outcome, 0)
+        result, error = outcome[0]
         if error is not None:
             raise error
         return cast(Result, result)
 
     def on_all(self, work: Callable[[], Result]) -> Result:
-        """What ``work`` gives on this rank; if it raises on any rank, every rank raises that.
+        """Return what ``work`` gives on this rank; if it raises on any rank, every rank raises that.
 
         ``work`` must not communicate: a rank that failed in it would be missed by the others.
         """
@@ -70,7 +70,7 @@ class World:
 
 
 def _outcome(work: Callable[[], Any]) -> tuple[Any, BseqError | None]:
-    """(result, None) or (None, error); an error that is not ours is told in one line of ours, which can be sent."""
+    """Return (result, None) or (None, error); an error that is not ours is told in one of ours, which can be sent."""
     try:
         return work(), None
     except BseqError as error:
@@ -111,7 +111,7 @@ def _join(backend: str) -> None:
 
 
 def store_of_attempt(store: Store, rank: int, size: int) -> Store:
-    """A part of ``store`` that the processes of this start share with each other, and with nobody before them.
+    """Return a part of ``store`` that the processes of this start share with each other, and with nobody before them.
 
     torchrun keeps one store over ``--max-restarts``. The addresses of an earlier start are still in it, and a process
     that reads one of them waits for somebody who is dead. Starts can't be told apart by torchrun's own counter: every
@@ -161,7 +161,7 @@ def _device() -> torch.device:
 
 
 def _same_plugins(here: World) -> None:
-    """Every rank must run the same parts: a difference shows as a hang or as silently different gradients."""
+    """Require the same parts on every rank: a difference shows as a hang or as silently different gradients."""
     digests = here.gather(plugin_manager().digest())
     if len(set(digests)) > 1:
         raise PluginError(

@@ -43,7 +43,7 @@ def export_model(
 
 
 def _begin(log: PreparedLog, checkpoints: Checkpoints, best: Position, aside: Path) -> None:
-    """All but the item rows, whose file is made in full size."""
+    """Write all but the item rows, whose file is made in full size."""
     # a table of no items: the checkpoint is read for everything else
     n_event_types, width = len(log.vocabulary.event_types), None
     if log.item_vectors is not None:

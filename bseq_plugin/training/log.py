@@ -46,7 +46,7 @@ class RunLog:
 
     @contextmanager
     def epoch(self, number: int, steps: int, done: int = 0) -> Iterator[Report]:
-        """A progress bar over the steps of an epoch, ``done`` of them already; call the yielded function after each."""
+        """Show a bar over the steps of an epoch, ``done`` of them already; call the yielded function after each."""
         columns = (
             TextColumn("{task.description}"),
             BarColumn(),
@@ -69,14 +69,14 @@ class RunLog:
 
     @contextmanager
     def counting(self, what: str, total: int) -> Iterator[Callable[[int], None]]:
-        """A progress bar over ``total`` of something; call the yielded function with how many more are done."""
+        """Show a progress bar over ``total`` of something; call the yielded function with how many more are done."""
         hidden = not self.console.is_terminal
         with Progress(console=self.console, transient=True, disable=hidden) as bar:
             task = bar.add_task(what, total=total)
             yield lambda more: bar.advance(task, more)
 
     def write(self, line: dict[str, Any], note: str = "") -> None:
-        """One epoch's figures, to the terminal, TensorBoard and ``metrics.jsonl``."""
+        """Write one epoch's figures to the terminal, TensorBoard and ``metrics.jsonl``."""
         if not self.enabled:
             return
         epoch = line["epoch"]

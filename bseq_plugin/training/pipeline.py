@@ -31,7 +31,7 @@ class EpochPipeline:
     def outputs(
         self, batches: Iterator[Batch], before_step: Callable[[int], None] = lambda place: None
     ) -> Iterator[tuple[Outputs, int]]:
-        """(what the model gives, number of events) of each batch, after its update.
+        """Yield (what the model gives, number of events) of each batch, after its update.
 
         ``before_step`` is called with the place of each, 0, 1, ... and of the one that is not there. Afterwards, or
         when the iterator is closed, the model is a plain one again.
@@ -42,14 +42,14 @@ class EpochPipeline:
             for place in itertools.count():
                 before_step(place)
                 try:
-                    found = self.torchrec.progress(read)
+                    outputs = self.torchrec.progress(read)
                 except StopIteration:
                     return
-                yield found, counted[place]
+                yield outputs, counted[place]
 
     @contextmanager
     def _attached(self) -> Iterator[None]:
-        """TorchRec's pipeline for several ranks exchanges ``forward`` of the sharded modules meanwhile.
+        """Put back what TorchRec's pipeline for several ranks exchanges: ``forward`` of the sharded modules.
 
         After an error in a step they are left so: putting them back could fail, and hide the error.
         """
@@ -69,7 +69,7 @@ class EpochPipeline:
 
 
 def _counted(batches: Iterator[Batch], counted: list[int]) -> Iterator[Batch]:
-    """The pipeline reads ahead: events are counted where batches come from."""
+    """Yield the batches and count their events here, where they come from: the pipeline reads ahead."""
     for batch in batches:
         counted.append(batch.n_events)
         yield batch

@@ -43,12 +43,12 @@ STATE = {"rowwise_adagrad": (1, 0), "adagrad": (0, 1), "sgd": (0, 0), "adam": (0
 
 
 def table_names(task: SequenceInterestTask) -> list[str]:
-    """Of its embedding tables."""
+    """Return the names of a model's embedding tables."""
     return [table.name for table in task.interest_encoder.embedding_collection.embedding_configs()]
 
 
 def sharding_types(sharding: Sharding, tables: Sequence[str], world_size: int) -> dict[str, list[str]]:
-    """Table -> the ways of sharding the planner may choose from.
+    """Return table -> the ways of sharding the planner may choose from.
 
     Raises RecipeError for a table there is not, and for a way of sharding that is not offered, with the reason.
     """
@@ -115,7 +115,7 @@ def check_memory(sharding: Sharding, optimizer: TableOptimizer, tables: Sequence
 
 
 def device_bytes(here: World) -> int:
-    """Memory that one rank may take: of its GPU, or its share of the machine's (or container's) RAM."""
+    """Return the memory that one rank may take: of its GPU, or its share of the machine's (or container's) RAM."""
     if here.device.type == "cuda":
         return int(torch.cuda.get_device_properties(here.device).total_memory)
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
@@ -132,7 +132,7 @@ def make_plan(
     optimizer: TableOptimizer,
     here: World,
 ) -> ShardingPlan:
-    """The plan, made on rank 0 and equal on all. Collective. Raises RecipeError on every rank if there is none."""
+    """Return the plan, made on rank 0 and equal on all. Collective. Raises RecipeError on all ranks if none exists."""
     tables = task.interest_encoder.embedding_collection.embedding_configs()
 
     def plan() -> ShardingPlan:

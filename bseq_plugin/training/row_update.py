@@ -88,7 +88,7 @@ def _update(
     D: int,
     **others: Any,
 ) -> None:
-    """One pooled update a table: features of one table are one, for a row may be in several of them."""
+    """Make one pooled update a table: features of one table are one, for a row may be in several of them."""
     tables: dict[int, list[int]] = {}
     for feature, begin in enumerate(weights_offsets.tolist()):
         tables.setdefault(begin, []).append(feature)

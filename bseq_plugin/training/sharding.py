@@ -44,12 +44,12 @@ class ShardedTask:
 
     @property
     def task(self) -> SequenceInterestTask:
-        """The task inside the wrappers of DistributedModelParallel."""
+        """Return the task inside the wrappers of DistributedModelParallel."""
         module: nn.Module = self.model.module
         return cast(SequenceInterestTask, getattr(module, "module", module))
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint holds of the model and its optimizers: ``model`` is what is exported."""
+        """Return what a checkpoint holds of the model and its optimizers: ``model`` is what is exported."""
         return {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict()}
 
     def load(self, values: dict[str, Any]) -> None:
@@ -79,7 +79,7 @@ def shard(task: SequenceInterestTask, training: TrainingSettings, sharding: Shar
 
 
 def _dense_optimizers(parameters: dict[str, Any], training: TrainingSettings) -> list[KeyedOptimizerWrapper]:
-    """AdamW; and row-wise Adagrad for the attribute table, whose rows are learned like those of the item table.
+    """Return AdamW, and row-wise Adagrad for the attribute table, whose rows are learned like those of the item table.
 
     Either may have nothing to do (``mean`` without options learns its tables alone), and is then left out.
     """

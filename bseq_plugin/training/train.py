@@ -93,7 +93,7 @@ def train(
 def _prepared_partitions(
     log: PartitionedSequences, recipe: Recipe, items: pd.DataFrame | None, here: World, progress: bool
 ) -> PreparedLog:
-    """Every rank counts its own partitions. Collective."""
+    """Prepare partitions: every rank counts its own. Collective."""
 
     def count() -> tuple[Recipe, np.ndarray, int]:
         check_streams(len(log.partitions), here.size, recipe)
@@ -190,7 +190,7 @@ def _same_log(run: Run, log: PreparedLog) -> bool:
 
 
 def _same_values(first: np.ndarray | None, second: np.ndarray | None) -> bool:
-    """A value that is missing in both is the same one."""
+    """Return whether two values are equal; one that is missing in both is the same one."""
     if first is None or second is None:
         return first is second
     return np.array_equal(first, second, equal_nan=True)

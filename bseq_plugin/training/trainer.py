@@ -28,7 +28,7 @@ WARM_UP_STEPS = 30
 
 
 def build_task(log: PreparedLog, device: str) -> SequenceInterestTask:
-    """The training model of a prepared log."""
+    """Return the training model of a prepared log."""
     n_event_types = len(log.vocabulary.event_types)
     return SequenceInterestTask(
         log.recipe,
@@ -58,11 +58,11 @@ class Progress:
 
     @property
     def position(self) -> Position:
-        """Of the checkpoint that holds this."""
+        """Return the position of the checkpoint that holds this."""
         return Position(self.epoch, self.step)
 
     def stops(self, recipe: Recipe) -> bool:
-        """True once all epochs are done, or ``patience`` of them brought nothing better."""
+        """Return whether all epochs are done, or ``patience`` of them brought nothing better."""
         waited, split = self.epoch - self.best_epoch, recipe.split
         return self.epoch >= recipe.training.last_epoch or (split.kind != "none" and waited >= split.patience)
 
@@ -118,7 +118,7 @@ class Trainer:
 
     @property
     def _completes_rows(self) -> bool:
-        """Whether the exported rows are not those of the sharded tables, so that publishing has to read histories."""
+        """Return whether the exported rows are not those of the sharded tables, so that publishing has to read histories."""
         return self.log.item_vectors is not None
 
     def _resume(self) -> None:
@@ -167,7 +167,7 @@ class Trainer:
             state.best_metrics = metrics
 
     def _steps(self, epoch: int, report: Report) -> None:
-        """The steps of an epoch that are left, added up in ``self.state.sums``."""
+        """Take the steps of an epoch that are left, added up in ``self.state.sums``."""
         state, saved_at = self.state, self.state.step
         if not self._generator_restored:
             # Dropout of an epoch depends on (seed, epoch, rank) alone, so that a resumed run repeats the uninterrupted

@@ -33,7 +33,7 @@ def validate(
     split: HeldOutSplit,
     here: World,
 ) -> dict[str, float]:
-    """Means over all users of ``recall``, ``ndcg`` and ``mrr`` at the k of ``split.metric``.
+    """Return the means over all users of ``recall``, ``ndcg`` and ``mrr`` at the k of ``split.metric``.
 
     The encoder is the sharded one of a ``SequenceInterestTask``, detached from any pipeline. Collective: every rank
     calls it with the same evaluation set. ``item_priors_VP``: popularity columns as of the start of the validation.
@@ -56,14 +56,14 @@ def validate(
 def item_rows(
     encoder: SequenceInterestEncoder, n_items: int, recipe: Recipe, histories: Sequences, here: World
 ) -> Tensor:
-    """``[V + 1, D]`` float32, looked up through the (sharded) collection. Collective."""
+    """Return ``[V + 1, D]`` float32, looked up through the (sharded) collection. Collective."""
     return torch.cat([rows_ND for _, rows_ND in _item_chunks(encoder, n_items, recipe, histories, here)])
 
 
 def _item_chunks(
     encoder: SequenceInterestEncoder, n_items: int, recipe: Recipe, histories: Sequences, here: World
 ) -> Iterator[tuple[int, Tensor]]:
-    """(first row, rows [N, D]) of ``item_rows``, so that no rank ever holds the whole table. Collective."""
+    """Yield (first row, rows [N, D]) of ``item_rows``, so that no rank ever holds the whole table. Collective."""
     # A sharded collection takes the key order of its first input for granted, so this one has all the same keys:
     # one user of ``histories`` without events, whose negatives are the rows asked for.
     nobody = _nobody(histories)
@@ -77,7 +77,7 @@ def _item_chunks(
 
 
 def _nobody(histories: Sequences) -> Sequences:
-    """One user of them, without events."""
+    """Return one user without events, for a rank that has nobody left."""
     return histories.slices(np.zeros(1, np.int64), np.zeros(1, np.int64), np.zeros(1, np.int64))
 
 
@@ -89,7 +89,7 @@ def _score_vectors(
     histories: Sequences,
     here: World,
 ) -> Iterator[tuple[int, Tensor]]:
-    """``_item_chunks`` as an interest is multiplied with them."""
+    """Yield ``_item_chunks`` as an interest is multiplied with them."""
     for first, rows_ND in _item_chunks(encoder, n_items, recipe, histories, here):
         priors_NP = None if item_priors_VP is None else item_priors_VP[first : first + len(rows_ND)].to(here.device)
         yield first, score_vectors(rows_ND, priors_NP, recipe.vectors.cosine)
@@ -98,21 +98,21 @@ def _score_vectors(
 def _top_of_chunks(
     interests_BKD: Tensor, chunks: Iterator[tuple[int, Tensor]], k: int, excluded: ExcludedRuns | None
 ) -> np.ndarray:
-    """``top_k_items`` over all chunks: int64 [B, k], by score, then by row."""
-    found: list[tuple[np.ndarray, Tensor]] = []
+    """Return ``top_k_items`` over all chunks: int64 [B, k], by score, then by row."""
+    best: list[tuple[np.ndarray, Tensor]] = []
     for first, vectors_ND in chunks:
         if first:  # row 0 of what is ranked is never returned: only the first chunk has a row for that
             vectors_ND = torch.cat([vectors_ND.new_zeros(1, vectors_ND.shape[1]), vectors_ND])
         shift = max(first - 1, 0)
         rows_BK = top_k_items(interests_BKD, vectors_ND, k, _within(excluded, shift, len(vectors_ND)))
-        found.append((np.where(rows_BK < 0, -1, rows_BK + shift), _scores(interests_BKD, vectors_ND, rows_BK)))
-        if len(found) > 1:
-            found = [_best(found, k)]
-    return found[0][0]
+        best.append((np.where(rows_BK < 0, -1, rows_BK + shift), _scores(interests_BKD, vectors_ND, rows_BK)))
+        if len(best) > 1:
+            best = [_best(best, k)]
+    return best[0][0]
 
 
 def _scores(interests_BKD: Tensor, vectors_ND: Tensor, rows_BK: np.ndarray) -> Tensor:
-    """``[B, k]``, those of ``top_k_items``; -inf for no row. Some users at a time: their vectors are all copied."""
+    """Return ``[B, k]``, those of ``top_k_items``; -inf for no row. Some users at a time: vectors are copied."""
     scores_BK = interests_BKD.new_empty(rows_BK.shape)
     for start in range(0, len(rows_BK), USERS_PER_CALL):
         users = slice(start, start + USERS_PER_CALL)
@@ -123,15 +123,15 @@ def _scores(interests_BKD: Tensor, vectors_ND: Tensor, rows_BK: np.ndarray) -> T
     return scores_BK
 
 
-def _best(found: list[tuple[np.ndarray, Tensor]], k: int) -> tuple[np.ndarray, Tensor]:
-    """The k best of both lists; the first one has the smaller rows, and equal scores keep this order."""
-    rows_BN = np.concatenate([rows for rows, _ in found], axis=1)
-    scores_BN, order = torch.cat([scores for _, scores in found], dim=1).sort(dim=1, descending=True, stable=True)
+def _best(lists: list[tuple[np.ndarray, Tensor]], k: int) -> tuple[np.ndarray, Tensor]:
+    """Return the k best of both lists; the first one has the smaller rows, and equal scores keep this order."""
+    rows_BN = np.concatenate([rows for rows, _ in lists], axis=1)
+    scores_BN, order = torch.cat([scores for _, scores in lists], dim=1).sort(dim=1, descending=True, stable=True)
     return np.take_along_axis(rows_BN, order.cpu().numpy(), axis=1)[:, :k], scores_BN[:, :k]
 
 
 def _within(excluded: ExcludedRuns | None, shift: int, n_rows: int) -> ExcludedRuns | None:
-    """The excluded rows of a chunk, numbered from its row ``shift`` on; row 0 is nobody's business."""
+    """Return the excluded rows of a chunk, numbered from its row ``shift`` on; row 0 is nobody's business."""
     if excluded is None:
         return None
     offsets, rows = excluded
@@ -143,7 +143,7 @@ def _within(excluded: ExcludedRuns | None, shift: int, n_rows: int) -> ExcludedR
 def sharded_interests(
     encoder: SequenceInterestEncoder, histories: Sequences, recipe: Recipe, here: World, nobody: Sequences
 ) -> Tensor:
-    """``[U, K, D]`` of this rank's users, by a sharded encoder. Collective: every rank makes the same number of calls.
+    """Return ``[U, K, D]`` of this rank's users, by a sharded encoder. Collective: all ranks make equally many calls.
 
     ``nobody``: one user without events, whom a rank asks for when it has nobody left; with the columns of the others.
     """

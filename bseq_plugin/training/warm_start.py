@@ -73,7 +73,7 @@ class WarmStart:
         return cls(run, model, log.item_vectors)
 
     def known_rows(self, vocabulary: Vocabulary) -> np.ndarray:
-        """int64 [V + 1], the old row of every new one; -1 for a new item. Row 0 stays the unknown items'."""
+        """Return int64 [V + 1], the old row of every new one; -1 for a new item. Row 0 stays the unknown items'."""
         rows = self.model.vocabulary.item_rows(vocabulary.item_ids)
         return np.concatenate([[0], np.where(rows > 0, rows, -1)])
 
@@ -100,7 +100,7 @@ class WarmStart:
         return int((rows[ITEM_TABLE][1:] > 0).sum())
 
     def _place_new(self, table: object, old_rows: np.ndarray, vocabulary: Vocabulary) -> None:
-        """New items among those that are like them; one of which nothing is known keeps the mean."""
+        """Place new items among those that are like them; one of which nothing is known keeps the mean."""
         neighbours: NeighbourItems | None = self.model.encoder.item_tower.encoded
         if self.item_vectors is None or neighbours is None:
             return
@@ -122,7 +122,7 @@ class WarmStart:
         return np.concatenate([[0], np.where(rows > 0, rows, -1)])
 
     def _fill_optimizer(self, sharded: ShardedTask, rows: dict[str, np.ndarray]) -> None:
-        """Adagrad's sums: without them the first steps would be as large as for rows that were never trained."""
+        """Fill Adagrad's sums: without them the first steps would be as large as for rows that were never trained."""
         path = Checkpoints(self.run.path).path(Position(self.run.info["best_epoch"]))
         there = FileSystemReader(str(path)).read_metadata().state_dict_metadata
         for name, of_table in sharded.model.fused_optimizer.state_dict()["state"].items():
@@ -138,7 +138,7 @@ class WarmStart:
 
 
 def _different(old: Recipe, new: Recipe) -> list[str]:
-    """What keeps the weights of one recipe from another, with the value of the old one."""
+    """Return what keeps the weights of one recipe from another, with the value of the old one."""
     before, now = ({name: recipe.as_dict()[name] for name in SHARED} for recipe in (old, new))
     keys = [key for key in different_keys(before, now) if key not in FREE]
     described = [f"{key} ({key} = {value_at(before, key)!r})" for key in keys]
@@ -158,7 +158,7 @@ def _check_item_encoders(path: str | Path, model: InterestModel, log: PreparedLo
 
 
 def _fill(sharded: object, old: Tensor, old_rows: np.ndarray, new: float | None = None) -> None:
-    """This rank's part of a table (or of a state of its rows): old rows by number, ``new`` or the mean where -1."""
+    """Fill this rank's part of a table (or of a state of its rows): old rows by number, ``new`` or the mean at -1."""
     mean = old[1:].double().mean(0).float() if new is None else torch.full(old.shape[1:], new)
     for shard in sharded.local_shards():  # type: ignore[attr-defined]
         first = shard.metadata.shard_offsets[0]
