@@ -103,7 +103,7 @@ def _of_states(weight_S: Tensor, state_S: Tensor, negative_NC: Tensor) -> tuple[
 def _weighted_terms(
     positive_S: Tensor, weight_S: Tensor, negative_NC: Tensor, share_C: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return what a ``LogitLoss`` returns, for targets of weight ``weight_S`` and negatives of weight ``share_C`` each."""
+    """Return what a ``LogitLoss`` does, for targets of weight ``weight_S`` and negatives of weight ``share_C`` each."""
     loss = (weight_S * F.softplus(-positive_S)).sum() + (F.softplus(negative_NC) * share_C).sum()
     negative_NC.sigmoid_()
     return loss, weight_S * (torch.sigmoid(positive_S) - 1.0), share_C
