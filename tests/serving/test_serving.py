@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import subprocess
@@ -23,8 +22,7 @@ from bseq_plugin.errors import MissingDependencyError, StoreError, UsageError
 from bseq_plugin.indexes.faiss_gpu import FaissGpuIndex
 from bseq_plugin.publishing.publish import publish_model
 from bseq_plugin.serving.retriever import Retriever
-from bseq_plugin.store.store import CURRENT, Store
-from bseq_plugin.store.version import MANIFEST
+from bseq_plugin.store.store import Store
 
 
 @pytest.fixture
