@@ -19,9 +19,9 @@ from bseq_plugin.data.item_vectors import ItemVectors
 from bseq_plugin.data.items import ItemAttributes
 from bseq_plugin.errors import PluginError, RecipeError
 from bseq_plugin.model.anchored import AnchoredInterests
+from bseq_plugin.model.ensemble import SideBySide
 from bseq_plugin.model.interests import MultiInterests
 from bseq_plugin.model.items import InterestHead, ItemTower
-from bseq_plugin.model.members import SideBySide
 from bseq_plugin.model.neighbours import NeighbourItems
 from bseq_plugin.plugins import plugin_manager
 from bseq_plugin.recipe.model import EncoderSettings, VectorSettings

@@ -8,7 +8,7 @@ from bseq_plugin import matmul
 from bseq_plugin.encoders import feed_forward
 from bseq_plugin.encoders.causal import CausalEncoder, CausalOptions
 from bseq_plugin.encoders.feed_forward import FeedForward
-from bseq_plugin.model.members import SideBySide
+from bseq_plugin.model.ensemble import SideBySide
 
 
 def exact(part, x):

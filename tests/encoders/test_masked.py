@@ -21,7 +21,7 @@ from bseq_plugin.data.vocabulary import Vocabulary
 from bseq_plugin.encoders.masked import MaskedEncoder
 from bseq_plugin.errors import RecipeError, SchemaError
 from bseq_plugin.model.interest_model import InterestModel
-from bseq_plugin.model.members import SideBySide
+from bseq_plugin.model.ensemble import SideBySide
 from bseq_plugin.model.task import SequenceInterestTask
 from bseq_plugin.recipe.recipe import Recipe
 from bseq_plugin.testing.encoders import DIM, MAX_LENGTH, EncoderTests

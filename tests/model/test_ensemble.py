@@ -12,7 +12,7 @@ from bseq_plugin.data.sequences import Sequences
 from bseq_plugin.errors import RecipeError
 from bseq_plugin.losses.softmax import SoftmaxLoss
 from bseq_plugin.model.encoder import SequenceInterestEncoder
-from bseq_plugin.model.members import SideBySide, members_loss
+from bseq_plugin.model.ensemble import SideBySide, ensemble_loss
 from bseq_plugin.recipe.recipe import Recipe
 from bseq_plugin.schema.losses import Negatives, Targets
 from bseq_plugin.schema.packed import PackedEvents
@@ -64,14 +64,14 @@ def test_members_begin_differently(encoder):
     assert any(not torch.equal(a, b) for a, b in pairs)
 
 
-def test_the_loss_is_the_mean_of_the_members_losses():
+def test_the_loss_is_the_mean_of_the_ensemble_losses():
     torch.manual_seed(0)
     states_QD, vectors_ND = torch.randn(7, 12).double(), torch.randn(15, 12).double()
     ids_S, state_S = torch.randint(0, 15, (7,)), torch.arange(7)
     targets = Targets(vectors_ND[ids_S], ids_S, state_S, torch.ones(7).double(), ids_S)
     negatives = Negatives(vectors_ND, torch.arange(15))
     loss = SoftmaxLoss(SoftmaxLoss.Options(matmul="float32"))
-    found = members_loss(loss, 3, (states_QD / 3).float(), _float(targets), _float(negatives))
+    found = ensemble_loss(loss, 3, (states_QD / 3).float(), _float(targets), _float(negatives))
     wanted = 0.0
     for part in (slice(0, 4), slice(4, 8), slice(8, 12)):
         wanted += F.cross_entropy(states_QD[:, part] @ vectors_ND[:, part].T, ids_S) / 3
