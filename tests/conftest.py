@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
@@ -14,6 +13,7 @@ import pandas as pd
 import pytest
 import torch
 from fake_gpu import FakeGpu
+from toml_text import options
 
 from bseq_plugin.testing.commands import command_of
 
@@ -83,44 +83,10 @@ def tiny_recipe():
     return Recipe(**TINY)
 
 
-def dotted(values, prefix=""):
-    """``(dotted key, value)`` of all leaves of nested settings."""
-    for key, value in values.items():
-        if isinstance(value, dict):
-            yield from dotted(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
-
-
 @pytest.fixture(scope="session")
 def tiny_settings():
     """``tiny_recipe`` as arguments of the command line."""
-    return [word for key, value in dotted(TINY) for word in ("--set", f"{key}={value}")]
-
-
-def toml(value):
-    """A plain value as TOML writes it."""
-    if isinstance(value, dict):
-        return "{" + ", ".join(f"{key} = {toml(entry)}" for key, entry in value.items()) + "}"
-    if isinstance(value, list):
-        return "[" + ", ".join(map(toml, value)) + "]"
-    return json.dumps(value)
-
-
-@pytest.fixture(scope="session")
-def as_settings():
-    """A function that gives every key of a recipe as arguments of the command line."""
-
-    def settings(recipe):
-        return [word for key, value in dotted(recipe.as_dict()) for word in ("--set", f"{key}={toml(value)}")]
-
-    return settings
-
-
-@pytest.fixture(scope="session")
-def as_toml():
-    """A function that gives a recipe as a TOML file has it."""
-    return lambda recipe: "".join(f"{key} = {toml(value)}\n" for key, value in dotted(recipe.as_dict()))
+    return options(TINY)
 
 
 @pytest.fixture(scope="session")

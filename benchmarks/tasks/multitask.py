@@ -9,9 +9,9 @@ import time
 from typing import Any
 
 import numpy as np
+from bseq_behaviour.multitask.answers import Answers
 from bseq_behaviour.multitask.fit_multitask import fit_multitask
 from bseq_behaviour.multitask.moments import DEMAND, Objectives, moment
-from bseq_behaviour.multitask.multitask import Answers
 from bseq_behaviour.propensity.tasks import Task
 
 from benchmarks import harness

@@ -66,6 +66,13 @@ def train(
     warm_start: Annotated[
         Path | None, typer.Option("--warm-start", help="A finished run to begin with; its items keep their rows by id.")
     ] = None,
+    fast_row_update: Annotated[
+        bool,
+        typer.Option(
+            "--fast-row-update/--no-fast-row-update",
+            help="Row-wise Adagrad by fbgemm's pooled kernel on a CPU, or by its own.",
+        ),
+    ] = True,
 ) -> None:
     """Train an encoder on a log and leave a run directory.
 
@@ -96,6 +103,7 @@ def train(
         checkpoint_steps=checkpoint_steps,
         warm_start=warm_start,
         sharding=sharding_of(sharding),
+        fast_row_update=fast_row_update,
     )
     if not int(os.environ.get("RANK", "0")):  # under torchrun one rank speaks for all
         _show_training(done)

@@ -13,7 +13,7 @@ sessions; they stand first because a sharded collection then reorders, and so dr
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -73,7 +73,7 @@ class Batch(Pipelineable):  # type: ignore[misc]  # torchrec is not typed
             return self
         return self._map(lambda value: value.to(device=device, non_blocking=non_blocking))
 
-    def record_stream(self, stream: Any) -> None:
+    def record_stream(self, stream: torch.Stream) -> None:
         """Tell the allocator that ``stream`` uses these tensors."""
         for value in self._values():
             value.record_stream(stream)
@@ -85,7 +85,7 @@ class Batch(Pipelineable):  # type: ignore[misc]  # torchrec is not typed
     def _values(self) -> list[Any]:
         return [getattr(self, f.name) for f in fields(self) if getattr(self, f.name) is not None]
 
-    def _map(self, function: Any) -> Batch:
+    def _map(self, function: Callable[[Any], Any]) -> Batch:
         mapped: dict[str, Any] = {}
         for f in fields(self):
             value = getattr(self, f.name)

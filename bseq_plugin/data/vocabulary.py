@@ -54,10 +54,6 @@ class Vocabulary:
         """The ``item_ids`` for a table; made once, since a catalogue of text takes a while."""
         return pa.array(self.item_ids)
 
-    def with_counts(self, counts: np.ndarray) -> Vocabulary:
-        """Return the same items with other counts, int64 [V]."""
-        return replace(self, item_counts=counts)
-
     def recounted(self, item_rows: np.ndarray) -> Vocabulary:
         """Return the same items, counted in ``item_rows`` (int64, a training part) instead."""
         return replace(self, item_counts=np.bincount(item_rows, minlength=self.n_items + 1)[1:])

@@ -6,16 +6,16 @@ from collections.abc import Mapping
 from typing import Any, Literal, cast
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from bseq_plugin.encoders.attention import NewestView, TileView, View
-from bseq_plugin.encoders.block import Begin, FrequencyFilter, Residual, SelfAttention
 from bseq_plugin.encoders.dropout import dropout
 from bseq_plugin.encoders.feed_forward import FeedForward, feed_forward_pays
-from bseq_plugin.encoders.pairs import N_TIME_BUCKETS, PairBias, PairFeatures, n_distance_buckets
-from bseq_plugin.encoders.stack import BlockStack, Choose, PositionEmbedding
-from bseq_plugin.encoders.varlen import VarlenView, varlen_serves
+from bseq_plugin.encoders.packed.attention import NewestView, TileView, View
+from bseq_plugin.encoders.packed.block import Begin, FrequencyFilter, Residual, SelfAttention
+from bseq_plugin.encoders.packed.pairs import PairFeatures
+from bseq_plugin.encoders.packed.stack import BlockStack, Choose, PositionEmbedding
+from bseq_plugin.encoders.packed.varlen import VarlenView, varlen_serves
 from bseq_plugin.errors import RecipeError
 from bseq_plugin.matmul import Matmul
 from bseq_plugin.schema.options import PartOptions
@@ -30,16 +30,12 @@ class CausalOptions(PartOptions):
     feed_forward: int | None = Field(
         None, ge=1, description="inner width of the feed-forward part; 4 x dim if not given"
     )
-    feed_forward_kind: Literal["gelu", "swiglu"] = "gelu"
     begin: Begin = Field(
         "random", description="'mean' = a block begins as its event and the mean of the events it sees"
     )
     norm: Literal["pre", "post"] = Field("pre", description="where the norm of a sublayer stands")
     final_norm: bool = Field(True, description="a norm behind the last block")
-    gated: bool = Field(False, description="each sublayer's result is multiplied by sigmoid(W x) before it is added")
     position: Literal["newest", "oldest", "none"] = Field("newest", description="where positions count from")
-    relative_position_bias: bool = Field(False, description="learned bias a head by the events between two events")
-    relative_time_bias: bool = Field(False, description="learned bias a head by the seconds between two events")
     filter_weight: float = Field(0.0, ge=0, le=1, description="share of the frequency filter beside attention; 0 = off")
     filter_half_life: float = Field(
         2.0, gt=0, description="an event this many events older counts half in the filter's moving average"
@@ -56,6 +52,21 @@ class CausalOptions(PartOptions):
         "on a CPU that measurably gains from it, else float32",
     )
 
+    varlen_attention: bool = Field(
+        False,
+        description="on a GPU in half precision, attention by torch's kernel for sequences of different lengths; not "
+        "with filter_weight, and while training only without dropout of attention weights and of events",
+    )
+
+    @model_validator(mode="after")
+    def _kernel_knows_them(self) -> CausalOptions:
+        if self.varlen_attention and self.filter_weight:
+            raise ValueError(
+                f"varlen_attention does not go with filter_weight = {self.filter_weight}: the kernel has no moving "
+                "average; leave one of them out"
+            )
+        return self
+
     def share(self, name: str, otherwise: float) -> float:
         """Return the dropout called ``name``, or the recipe's where it is not given."""
         given: float | None = getattr(self, f"{name}_dropout")
@@ -68,8 +79,7 @@ class CausalOptions(PartOptions):
     @property
     def pair_features(self) -> PairFeatures:
         """What the blocks read of a pair of events."""
-        half_life = self.filter_half_life if self.filter_weight else None
-        return PairFeatures(self.relative_position_bias, self.relative_time_bias, half_life)
+        return PairFeatures(half_life=self.filter_half_life if self.filter_weight else None)
 
 
 class CausalEncoder(BlockStack[CausalOptions]):
@@ -78,11 +88,10 @@ class CausalEncoder(BlockStack[CausalOptions]):
     Without options the blocks are pre-norm, and positions count from the newest event of a history, as in the
     left-padded original, so that "the last event" has the same position whatever the length.
 
-    Memory grows with the length of a history. With a relative bias, the filter or event dropout it grows with its
-    square: these keep a number for each pair of events.
+    Memory grows with the length of a history. With the filter or event dropout it grows with its square: these keep a
+    number for each pair of events.
 
-    Raises RecipeError if ``dim`` is not a multiple of ``n_heads``, and when it is called with ``relative_time_bias``
-    for events without times.
+    Raises RecipeError if ``dim`` is not a multiple of ``n_heads``.
     """
 
     name = "causal"
@@ -93,16 +102,14 @@ class CausalEncoder(BlockStack[CausalOptions]):
             raise RecipeError(f"dim = {dim} is not a multiple of encoder.n_heads = {self.options.n_heads}")
         self.pair_features = self.options.pair_features
         self.position = PositionEmbedding(max_length, dim) if self.options.position != "none" else None
-        self.blocks = nn.ModuleList(
-            CausalBlock(dim, max_length, dropout, self.options) for _ in range(self.options.n_blocks)
-        )
+        self.blocks = nn.ModuleList(CausalBlock(dim, dropout, self.options) for _ in range(self.options.n_blocks))
         self.norm = nn.LayerNorm(dim) if self.options.final_norm else nn.Identity()
 
     def machine_choices(self, dim: int) -> dict[str, Any]:
         """Choose ``matmul`` where it is "auto": the type that is faster on this machine."""
         if self.options.matmul != "auto" or torch.cuda.is_available():
             return {}
-        pays = feed_forward_pays(dim, self.options.inner(dim), self.options.feed_forward_kind == "swiglu")
+        pays = feed_forward_pays(dim, self.options.inner(dim))
         return {"matmul": "bfloat16" if pays else "float32"}
 
     def settle(self, choices: Mapping[str, Any]) -> None:
@@ -124,10 +131,10 @@ class CausalEncoder(BlockStack[CausalOptions]):
         return dropout(x_TD, self.options.share("embedding", self.dropout), self.training)
 
     def all_look(self, events: PackedEvents, hidden_T: Tensor | None) -> TileView | VarlenView:
-        """Take a GPU's kernel for sequences of different lengths where it serves, else the tiles."""
+        """With ``varlen_attention`` take a GPU's kernel for sequences of different lengths, where it serves."""
         drops = self.training and self.options.share("attention", self.dropout) > 0
-        head_width = events.x_TD.shape[1] // self.options.n_heads
-        if hidden_T is None and self.pair_features.none and not drops and varlen_serves(events.x_TD, head_width):
+        asked = self.options.varlen_attention and hidden_T is None and not drops
+        if asked and varlen_serves(events.x_TD, events.x_TD.shape[1] // self.options.n_heads):
             return VarlenView.of(events)
         return super().all_look(events, hidden_T)
 
@@ -162,19 +169,15 @@ class CausalEncoder(BlockStack[CausalOptions]):
 class CausalBlock(nn.Module):
     """Attention, mixed with the frequency filter if there is one, then feed-forward; see ``Residual``."""
 
-    def __init__(self, dim: int, max_length: int, dropout: float, options: CausalOptions) -> None:
+    def __init__(self, dim: int, dropout: float, options: CausalOptions) -> None:
         super().__init__()
         hidden, post = options.share("hidden", dropout), options.norm == "post"
-        n_distances = n_distance_buckets(max_length) if options.relative_position_bias else 0
-        n_times = N_TIME_BUCKETS if options.relative_time_bias else 0
-        bias = PairBias(options.n_heads, n_distances, n_times) if n_distances or n_times else None
-        self.attention = SelfAttention(dim, options.n_heads, options.share("attention", dropout), bias, options.begin)
-        self.attention_residual = Residual(dim, post, options.gated, hidden)
+        self.attention = SelfAttention(dim, options.n_heads, options.share("attention", dropout), options.begin)
+        self.attention_residual = Residual(dim, post, hidden)
         self.filter_weight = options.filter_weight
         self.filter = FrequencyFilter(dim) if options.filter_weight else None
-        swiglu = options.feed_forward_kind == "swiglu"
-        self.feed_forward = FeedForward(dim, options.inner(dim), swiglu, options.begin, options.matmul)
-        self.feed_forward_residual = Residual(dim, post, options.gated, hidden)
+        self.feed_forward = FeedForward(dim, options.inner(dim), options.begin, options.matmul)
+        self.feed_forward_residual = Residual(dim, post, hidden)
 
     def shares(self, x_TD: Tensor, view: NewestView) -> Tensor:
         """Return ``[T]``, the attention of the newest events, averaged over the heads."""

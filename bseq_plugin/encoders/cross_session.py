@@ -13,11 +13,11 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from bseq_plugin.encoders.attention import TileView
 from bseq_plugin.encoders.dropout import dropout
 from bseq_plugin.encoders.hstu import HstuBlock
-from bseq_plugin.encoders.pairs import N_TIME_BUCKETS, PairFeatures, n_distance_buckets, time_bucket
-from bseq_plugin.encoders.stack import PositionEmbedding
+from bseq_plugin.encoders.packed.attention import TileView
+from bseq_plugin.encoders.packed.pairs import N_TIME_BUCKETS, PairFeatures, n_distance_buckets, time_bucket
+from bseq_plugin.encoders.packed.stack import PositionEmbedding
 from bseq_plugin.errors import RecipeError
 from bseq_plugin.layers import ZeroLinear
 from bseq_plugin.schema.encoders import SequenceEncoder

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bseq_plugin.encoders.block import Begin
+from bseq_plugin.encoders.packed.block import Begin
 from bseq_plugin.layers import ZeroLinear
 from bseq_plugin.matmul import Matmul, bfloat16_pays, fastest
 
@@ -16,18 +16,17 @@ ROWS = 1024  # about what a batch of short histories has
 
 
 class FeedForward(nn.Module):
-    """``W2 gelu(W1 x)``, or SwiGLU ``W2 (silu(W1 x) * W3 x)`` (Shazeer, "GLU Variants Improve Transformer", 2020).
+    """``W2 gelu(W1 x)``.
 
     ``begin = "mean"``: adds nothing at first. ``matmul = "bfloat16"``: while training, its products and what is between
     them are bfloat16; weights, their gradients and what it returns keep the model's type, and outside of training all
     does. With "auto" it computes in the model's type until whoever trains has it settled (``MachineChoices``).
     """
 
-    def __init__(self, dim: int, inner: int, swiglu: bool, begin: Begin = "random", matmul: Matmul = "float32") -> None:
+    def __init__(self, dim: int, inner: int, begin: Begin = "random", matmul: Matmul = "float32") -> None:
         super().__init__()
-        self.swiglu = swiglu
         self.matmul = matmul
-        self.into = nn.Linear(dim, 2 * inner if swiglu else inner)
+        self.into = nn.Linear(dim, inner)
         self.out = (ZeroLinear if begin == "mean" else nn.Linear)(inner, dim)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -39,23 +38,17 @@ class FeedForward(nn.Module):
         return product.to(x.dtype)
 
     def _products(self, x: Tensor) -> Tensor:
-        inner = self.into(x)
-        if self.swiglu:
-            gate, value = inner.chunk(2, -1)
-            inner = F.silu(gate) * value
-        else:
-            inner = F.gelu(inner)
-        out: Tensor = self.out(inner)
+        out: Tensor = self.out(F.gelu(self.into(x)))
         return out
 
 
-def feed_forward_pays(dim: int, inner: int, swiglu: bool) -> bool:
+def feed_forward_pays(dim: int, inner: int) -> bool:
     """Return whether training is measurably faster on this machine with ``matmul = "bfloat16"``."""
-    return bfloat16_pays(torch.empty(0, dim), lambda: feed_forward_gain(dim, inner, swiglu))
+    return bfloat16_pays(torch.empty(0, dim), lambda: feed_forward_gain(dim, inner))
 
 
 @cache
-def feed_forward_gain(dim: int, inner: int, swiglu: bool = False) -> float:
+def feed_forward_gain(dim: int, inner: int) -> float:
     """Return the seconds of a forward and backward pass in float32 divided by those in bfloat16, on this machine."""
     kinds: tuple[Matmul, ...] = ("float32", "bfloat16")
     seconds = []
@@ -63,6 +56,6 @@ def feed_forward_gain(dim: int, inner: int, swiglu: bool = False) -> float:
     with torch.random.fork_rng(devices=[]), torch.inference_mode(False), torch.enable_grad():
         x = torch.randn(ROWS, dim, requires_grad=True)
         for matmul in kinds:
-            part = FeedForward(dim, inner, swiglu, matmul=matmul)
+            part = FeedForward(dim, inner, matmul=matmul)
             seconds.append(fastest(lambda part=part: part(x).sum().backward()))  # type: ignore[misc]
     return seconds[0] / seconds[1]

@@ -9,11 +9,11 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bseq_plugin.encoders.attention import OwnView
 from bseq_plugin.encoders.dropout import dropout
-from bseq_plugin.encoders.pairs import N_TIME_BUCKETS, PairBias, PairFeatures, n_distance_buckets
-from bseq_plugin.encoders.pointwise import pointwise
-from bseq_plugin.encoders.stack import BlockStack, Choose, PositionEmbedding
+from bseq_plugin.encoders.packed.attention import OwnView
+from bseq_plugin.encoders.packed.pairs import N_TIME_BUCKETS, PairBias, PairFeatures, n_distance_buckets
+from bseq_plugin.encoders.packed.pointwise import pointwise
+from bseq_plugin.encoders.packed.stack import BlockStack, Choose, PositionEmbedding
 from bseq_plugin.errors import RecipeError
 from bseq_plugin.layers import IdentityLinear, IdentityValues
 from bseq_plugin.schema.options import PartOptions
@@ -39,7 +39,7 @@ class HstuEncoder(BlockStack[HstuOptions]):
     Each block computes ``U, V, Q, K = silu(W1 norm(x))``, ``A V = silu(Q K^T + bias of position and time) V`` summed
     over the events up to each, and ``x + W2 (norm(A V) * U)``. The paper divides ``A V`` by the longest length; the
     norm behind it takes every constant factor out, so that none is applied here. Buckets of distances and times are
-    those of ``causal``.
+    those of ``pairs``.
 
     A block begins as the sum of the events, all with weight 1: values and ``W2`` are the identity, gates U are 1, and
     the bias is such that its silu is 1. On logs where people come back to the same items that is most of the answer,

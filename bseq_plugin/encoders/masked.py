@@ -6,10 +6,10 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from bseq_plugin.encoders.attention import TileView
 from bseq_plugin.encoders.causal import CausalBlock, CausalOptions
 from bseq_plugin.encoders.dropout import dropout
-from bseq_plugin.encoders.stack import PositionEmbedding
+from bseq_plugin.encoders.packed.attention import TileView
+from bseq_plugin.encoders.packed.stack import PositionEmbedding
 from bseq_plugin.errors import RecipeError
 from bseq_plugin.schema.encoders import SequenceEncoder
 from bseq_plugin.schema.options import PartOptions
@@ -48,7 +48,7 @@ class MaskedEncoder(SequenceEncoder[MaskedOptions]):
         block = CausalOptions(n_heads=self.options.n_heads, feed_forward=self.options.feed_forward, matmul="float32")
         self.mask = PositionEmbedding(1, dim)
         self.position = PositionEmbedding(max_length, dim)
-        self.blocks = nn.ModuleList(CausalBlock(dim, max_length, dropout, block) for _ in range(self.options.n_blocks))
+        self.blocks = nn.ModuleList(CausalBlock(dim, dropout, block) for _ in range(self.options.n_blocks))
         self.norm = nn.LayerNorm(dim)
 
     def forward(self, events: PackedEvents) -> Tensor:

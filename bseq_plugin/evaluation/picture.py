@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from bseq_plugin.errors import MissingDependencyError
 from bseq_plugin.evaluation.report import Comparison
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 MODEL_COLOUR, BASELINE_COLOUR = "#1f6fb4", "#b9c2cc"
 
@@ -29,7 +32,7 @@ def draw_comparisons(comparisons: Mapping[str, Comparison], metric: str, path: s
     figure.savefig(path, dpi=130)
 
 
-def _panel(panel: Any, comparison: Comparison, metric: str) -> None:
+def _panel(panel: Axes, comparison: Comparison, metric: str) -> None:
     names = sorted(comparison.values, key=lambda name: comparison.mean(name, metric))
     means = [comparison.mean(name, metric) for name in names]
     bounds = [comparison.intervals[name][metric] for name in names]

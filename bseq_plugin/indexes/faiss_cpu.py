@@ -181,7 +181,7 @@ def _refine(options: FaissCpuOptions) -> int:
     return options.refine or (8 if options.factory == "ivf_pq" else 1)
 
 
-def training_part(x_VD: Any, factory: str) -> Any:
+def training_part(x_VD: np.ndarray, factory: str) -> np.ndarray:
     """Return evenly spread rows, as many as the lists need: the same ones whenever the same vectors come."""
     lists = re.match(r"IVF(\d+)", factory)
     wanted = MAX_TRAIN_PER_LIST * int(lists[1]) if lists else len(x_VD)

@@ -19,7 +19,7 @@ from bseq_plugin.data.item_vectors import ItemVectors
 from bseq_plugin.data.items import ItemAttributes
 from bseq_plugin.errors import PluginError, RecipeError
 from bseq_plugin.model.anchored import AnchoredInterests
-from bseq_plugin.model.ensemble import SideBySide
+from bseq_plugin.model.ensemble import Ensemble
 from bseq_plugin.model.interests import MultiInterests
 from bseq_plugin.model.items import InterestHead, ItemTower
 from bseq_plugin.model.neighbours import NeighbourItems
@@ -220,7 +220,7 @@ def build_encoder_part(encoder: EncoderSettings, vectors: VectorSettings) -> Seq
     parts: list[SequenceEncoder] = [
         part(vectors.dim, encoder.max_length, encoder.dropout, options) for _ in range(vectors.ensemble)
     ]
-    return parts[0] if len(parts) == 1 else SideBySide(parts)
+    return parts[0] if len(parts) == 1 else Ensemble(parts)
 
 
 def _multi_interests(recipe: Recipe) -> MultiInterests | AnchoredInterests | None:

@@ -20,7 +20,7 @@ from bseq_plugin.schema.losses import Negatives, SequenceLoss, Targets
 from bseq_plugin.schema.packed import PackedEvents
 
 
-class SideBySide(SequenceEncoder):
+class Ensemble(SequenceEncoder):
     """Encoders of one kind, each on its own columns of the events."""
 
     def __init__(self, parts: Sequence[SequenceEncoder]) -> None:
@@ -32,19 +32,19 @@ class SideBySide(SequenceEncoder):
 
     def forward(self, events: PackedEvents) -> Tensor:
         """Return ``states_TD``, divided by the number of members."""
-        return self._joined([part(own) for part, own in self._each(events)])
+        return self._joined([part(own) for part, own in self._members(events)])
 
     def states_at(self, events: PackedEvents, rows_Q: Tensor) -> Tensor:
         """Return ``states_QD`` of ``rows_Q``."""
-        return self._joined([part.states_at(own, rows_Q) for part, own in self._each(events)])
+        return self._joined([part.states_at(own, rows_Q) for part, own in self._members(events)])
 
     def masked_states_at(self, events: PackedEvents, rows_Q: Tensor) -> Tensor:
         """Return ``states_QD`` in the places of the hidden events ``rows_Q``."""
-        return self._joined([part.masked_states_at(own, rows_Q) for part, own in self._each(events)])
+        return self._joined([part.masked_states_at(own, rows_Q) for part, own in self._members(events)])
 
     def attention(self, events: PackedEvents) -> Tensor | None:
         """Return the mean of the members' attention."""
-        shares = [part.attention(own) for part, own in self._each(events)]
+        shares = [part.attention(own) for part, own in self._members(events)]
         known = [share for share in shares if share is not None]
         return torch.stack(known).mean(0) if len(known) == len(shares) else None
 
@@ -59,7 +59,7 @@ class SideBySide(SequenceEncoder):
         for part in self.parts:
             part.settle(choices)  # type: ignore[operator]  # a ModuleList forgets the type
 
-    def _each(self, events: PackedEvents) -> list[tuple[SequenceEncoder, PackedEvents]]:
+    def _members(self, events: PackedEvents) -> list[tuple[SequenceEncoder, PackedEvents]]:
         columns = events.x_TD.chunk(len(self.parts), dim=1)
         return [
             (part, replace(events, x_TD=own.contiguous()))  # type: ignore[misc]  # a ModuleList forgets the type
@@ -72,13 +72,13 @@ class SideBySide(SequenceEncoder):
 
 
 def ensemble_loss(
-    loss: SequenceLoss, n_encoders: int, states_QD: Tensor, targets: Targets, negatives: Negatives
+    loss: SequenceLoss, n_members: int, states_QD: Tensor, targets: Targets, negatives: Negatives
 ) -> Tensor:
-    """Return the mean of the members' losses, each of its own columns. ``states_QD`` are those of ``SideBySide``."""
+    """Return the mean of the members' losses, each of its own columns. ``states_QD`` are those of ``Ensemble``."""
     columns = zip(
-        (states_QD * n_encoders).chunk(n_encoders, 1),
-        targets.vectors_SD.chunk(n_encoders, 1),
-        negatives.vectors_ND.chunk(n_encoders, 1),
+        (states_QD * n_members).chunk(n_members, 1),
+        targets.vectors_SD.chunk(n_members, 1),
+        negatives.vectors_ND.chunk(n_members, 1),
         strict=True,
     )
     losses = [

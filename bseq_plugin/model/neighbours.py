@@ -88,11 +88,11 @@ class NeighbourItems(nn.Module):
         """
         if self.keys_VK is None:
             raise RunError("the model has no keys of its items, which only an exported one has; load it from its run")
-        alike = AlikeItems(self.keys_VK, counts_V, blocks_of(table_VD), len(vectors_NE))
-        return torch.cat([alike.guess(keys_NK)[0] for keys_NK in torch.split(self.keys_of(vectors_NE), ROWS)])
+        similar = SimilarItems(self.keys_VK, counts_V, blocks_of(table_VD), len(vectors_NE))
+        return torch.cat([similar.guess(keys_NK)[0] for keys_NK in torch.split(self.keys_of(vectors_NE), ROWS)])
 
 
-class AlikeItems:
+class SimilarItems:
     """The distinct keys of the items with events, and the sum of the rows of each; items of one key count one by one.
 
     Args:
@@ -147,13 +147,13 @@ def completed(
         prior_events: m, how many events of an item the guess counts for.
         whole: the guess is added, and the row left as it is.
     """
-    alike = AlikeItems(keys_VK, counts_V, blocks(), len(keys_VK))
+    similar = SimilarItems(keys_VK, counts_V, blocks(), len(keys_VK))
     events_V = torch.from_numpy(np.concatenate([[0], counts_V])).float()
     for first, rows_ND in blocks():
         for start in range(0, len(rows_ND), ROWS):
             at = first + start
             own_ND = rows_ND[start : start + ROWS].float()
-            guess_ND, has_guess_N = alike.guess(keys_VK[at : at + len(own_ND)], own_ND, at)
+            guess_ND, has_guess_N = similar.guess(keys_VK[at : at + len(own_ND)], own_ND, at)
             n_N1 = events_V[at : at + len(own_ND), None]
             own_share_N1 = 1.0 if whole else n_N1 / (n_N1 + prior_events)
             mixed_ND = own_share_N1 * own_ND + prior_events / (n_N1 + prior_events) * guess_ND

@@ -99,13 +99,13 @@ class Objective(nn.Module):
     """A module that brings interests, targets and negatives together; a leaf of the trace."""
 
     def __init__(
-        self, loss: SequenceLoss, cosine: bool, n_interests: int = 1, n_encoders: int = 1, *, anchored: bool = False
+        self, loss: SequenceLoss, cosine: bool, n_interests: int = 1, n_members: int = 1, *, anchored: bool = False
     ) -> None:
         super().__init__()
         self.loss = loss
         self.cosine = cosine
         self.n_interests = n_interests
-        self.n_encoders = n_encoders
+        self.n_members = n_members
         self.anchored = anchored
 
     def forward(
@@ -126,8 +126,8 @@ class Objective(nn.Module):
             loss = loss + merged_softmax(interests_QKD, targets, negatives)
         elif self.n_interests > 1:
             loss = self.loss(interests_ND, label_aware(interests_QKD, targets), negatives)
-        elif self.n_encoders > 1:
-            loss = ensemble_loss(self.loss, self.n_encoders, interests_ND, targets, negatives)
+        elif self.n_members > 1:
+            loss = ensemble_loss(self.loss, self.n_members, interests_ND, targets, negatives)
         else:
             loss = self.loss(interests_ND, targets, negatives)
         n_targets = batch.target_weights_S.sum()

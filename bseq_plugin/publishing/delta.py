@@ -79,7 +79,9 @@ def _check_on_top(overlay: Overlay, n_items: int) -> None:
         raise UsageError(f"{on_top} of {n_items} items would lie on top of the index; publish in full, or merge_delta")
 
 
-def merge_delta(store: Store | str | Path, *, index: str | None = None, index_options: Any = None) -> str:
+def merge_delta(
+    store: Store | str | Path, *, index: str | None = None, index_options: dict[str, Any] | None = None
+) -> str:
     """Publish the current version in full: without the removed items, in order of ids, the index built anew.
 
     Args:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from bseq_plugin.errors import MissingDependencyError
 from bseq_plugin.publishing.index_report import IndexReport
 from bseq_plugin.publishing.measure import Measured
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 COLOURS = ("#1f6fb4", "#d9822b", "#3a8f5c", "#8e5ea2", "#b9c2cc")
 TITLES = {"1": "one query", "256": "a batch of 256, per query"}
@@ -37,7 +40,7 @@ def kinds(rows: tuple[Measured, ...]) -> dict[str, list[Measured]]:
     return rows_of_kind
 
 
-def _panel(panel: Any, report: IndexReport, batch: str, target: float) -> None:
+def _panel(panel: Axes, report: IndexReport, batch: str, target: float) -> None:
     for colour, (name, rows) in zip(COLOURS * len(report.rows), kinds(report.rows).items(), strict=False):
         times = [row.latency_ms[batch]["p50"] / int(batch) for row in rows]
         size = rows[0].bytes_per_vector

@@ -31,7 +31,7 @@ def _named_options(part: type[Part[Any]]) -> type[PartOptions] | None:
     return None
 
 
-def _options_class(argument: Any) -> type[PartOptions] | None:
+def _options_class(argument: object) -> type[PartOptions] | None:
     """Return ``argument`` if it is a class of options; of a type variable, its default or its bound."""
     for options in (argument, getattr(argument, "__default__", None), getattr(argument, "__bound__", None)):
         if isinstance(options, type) and options is not Any and issubclass(options, PartOptions):

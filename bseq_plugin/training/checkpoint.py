@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 import torch
+from torch import nn
 from torch.distributed import checkpoint as dcp
 from torch.distributed.checkpoint.api import CheckpointException
 
@@ -163,7 +164,7 @@ class Checkpoints:
                 )
         return document
 
-    def load_plain(self, model: Any, at: Position, leave_out: str | None = None) -> None:
+    def load_plain(self, model: nn.Module, at: Position, leave_out: str | None = None) -> None:
         """Bring an unsharded model on this process alone to a position; needs no process group.
 
         ``leave_out``: a key of the model's state that keeps its value.

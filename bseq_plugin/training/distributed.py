@@ -39,11 +39,11 @@ class World:
         dist.all_reduce(total)
         return [float(value) for value in total.tolist()]
 
-    def gather(self, value: Any) -> list[Any]:
+    def gather(self, value: Result) -> list[Result]:
         """Return the values of all ranks, on every rank."""
-        values: list[Any] = [None] * self.size
+        values: list[Result | None] = [None] * self.size
         dist.all_gather_object(values, value)
-        return values
+        return cast(list[Result], values)
 
     def on_first(self, work: Callable[[], Result]) -> Result:
         """Return what ``work`` gives on rank 0, on every rank; what it raises there is raised on every rank.

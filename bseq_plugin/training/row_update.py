@@ -5,6 +5,9 @@ spends its time allocating. A look-up without pooling is a pooled one whose bags
 kernel sorts, vectorises and runs on all threads (``make bench-row_update`` measures both). Both are exact: the
 gradients of a row are summed before it is updated.
 
+The kernel is replaced for the whole process, so that only ``train`` does it, for as long as it runs, and only if its
+caller wants it (``fast_row_update``): an encoder inside somebody's model never touches fbgemm.
+
 Shape letters: N looked-up rows, D width, F features (keys) of the look-up.
 """
 
@@ -37,6 +40,7 @@ SUM, FLOAT32 = 0, 0  # fbgemm's numbers for a pooling mode and an output type
 def pooled_row_update() -> Iterator[bool]:
     """While open, sequence look-ups on CPU are updated by the pooled kernel; True if this fbgemm has both kernels.
 
+    The kernel that was there before is back afterwards, whatever happened within.
     Weight decay and norm limits, which the pooled kernel does not know, still go to the kernel they were meant for.
     """
     if not _is_known_fbgemm():
@@ -53,10 +57,10 @@ def pooled_row_update() -> Iterator[bool]:
             _update(**values)
 
     library = torch.library.Library("fbgemm", "IMPL")  # type: ignore[no-untyped-call]
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # torch tells that a kernel is replaced, which is the point
-        library.impl(SEQUENCE_UPDATE, update, "CPU")  # type: ignore[no-untyped-call]
     try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # torch tells that a kernel is replaced, which is the point
+            library.impl(SEQUENCE_UPDATE, update, "CPU")  # type: ignore[no-untyped-call]
         yield True
     finally:
         library._destroy()  # type: ignore[no-untyped-call]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,7 @@ def train(
     checkpoint_steps: int | None = None,
     warm_start: str | Path | None = None,
     sharding: Sharding = "auto",
+    fast_row_update: bool = True,
 ) -> Run:
     """Train ``recipe`` on ``events`` and leave a run at ``out``; under torchrun every rank calls it alike.
 
@@ -53,6 +55,8 @@ def train(
         warm_start: a finished run to begin with: its items keep their rows by id, new ones begin at the mean.
         sharding: how tables lie on the processes, for all of them or by table: "auto", "row_wise", "table_wise" or
             "column_wise". It changes nothing that is learned, and may be another one when a run is resumed.
+        fast_row_update: while this call trains, row-wise Adagrad on a CPU is computed by fbgemm's pooled kernel. It
+            stands in for fbgemm's own in the whole process until the call ends; False leaves fbgemm as it is.
 
     Raises:
         RecipeError, SchemaError, UsageError: bad settings or data, before anything is written.
@@ -81,7 +85,7 @@ def train(
         if warm is not None:  # a checkpoint of the run itself, if there is one, is loaded over it
             here.on_all(lambda: warm.apply(sharded, log.vocabulary))
         trainer = Trainer(log, data, sharded, run, here, progress, checkpoint_steps)
-        with pooled_row_update():
+        with pooled_row_update() if fast_row_update else nullcontext():
             trainer.fit()
     return run
 
@@ -132,8 +136,8 @@ def _settle_machine_choices(task: SequenceInterestTask, run: Run, here: World) -
 
     def choose() -> dict[str, dict[str, Any]]:
         choices: dict[str, dict[str, Any]] | None = run.info.get("machine_choices")
-        if choices is not None:  # of a run begun when the loss alone had some: its encoder goes on unsettled
-            return choices if "loss" in choices else {"encoder": {}, "loss": choices}
+        if choices is not None:
+            return choices
         choices = task.machine_choices()
         run.update({**run.info, "machine_choices": choices})
         return choices

@@ -19,7 +19,7 @@ from bseq_plugin.training.checkpoint import Checkpoints, Position, identity
 from bseq_plugin.training.distributed import World
 from bseq_plugin.training.export import export_model
 from bseq_plugin.training.export_interests import export_interests
-from bseq_plugin.training.log import RunLog
+from bseq_plugin.training.log import Report, RunLog
 from bseq_plugin.training.pipeline import EpochPipeline
 from bseq_plugin.training.sharding import ShardedTask
 from bseq_plugin.training.validation import validate
@@ -166,7 +166,7 @@ class Trainer:
             state.best_epoch, state.best_score = state.epoch, metrics[split.metric]
             state.best_metrics = metrics
 
-    def _steps(self, epoch: int, report: Any) -> None:
+    def _steps(self, epoch: int, report: Report) -> None:
         """Take the steps of an epoch that are left, added up in ``self.state.sums``."""
         state, saved_at = self.state, self.state.step
         if not self._generator_restored:

@@ -15,7 +15,7 @@ from bseq_plugin.encoders.causal import CausalEncoder
 from bseq_plugin.encoders.cross_session import NO_GAP, CrossSessionEncoder
 from bseq_plugin.encoders.gru import GruEncoder
 from bseq_plugin.encoders.hstu import HstuEncoder
-from bseq_plugin.encoders.pairs import distance_bucket, time_bucket
+from bseq_plugin.encoders.packed.pairs import distance_bucket, n_distance_buckets, time_bucket
 from bseq_plugin.errors import RecipeError
 from bseq_plugin.schema.packed import PackedEvents
 from bseq_plugin.testing.encoders import DIM, MAX_LENGTH, EncoderTests
@@ -138,6 +138,27 @@ def test_gru_is_its_equations(lengths, n_layers):
     check(encoder, events, lambda rows: naive_gru(encoder, events.x_TD[rows], n_layers))
 
 
+def distance_bucket_of(distance):
+    """Below 8 itself, then two a doubling: 8..11, 12..15 (8 * sqrt(2) = 11.3), 16..22, ..."""
+    bucket = min(distance, 8)
+    while distance >= 8 and 8 * 2 ** ((bucket - 8 + 1) / 2) <= distance:
+        bucket += 1
+    return bucket
+
+
+def time_bucket_of(microseconds):
+    return min((microseconds // 1_000_000).bit_length(), 32)
+
+
+def test_buckets_are_those_of_the_loop():
+    distances = range(2000)
+    assert distance_bucket(torch.tensor(distances)).tolist() == [distance_bucket_of(d) for d in distances]
+    assert n_distance_buckets(2000) == distance_bucket_of(1999) + 1
+    times = [0, 1, SECOND - 1, *(2**k * SECOND + d for k in range(36) for d in (-1, 0, 1))]
+    assert time_bucket(torch.tensor(times)).tolist() == [time_bucket_of(t) for t in times]
+    assert time_bucket(torch.tensor([-5 * SECOND])).tolist() == [0]  # times out of order
+
+
 def naive_unit(block, x_LD, n_heads, times_L=None, values_LD=None):
     """A hierarchical sequential transduction unit, pair by pair; ``values_LD`` in place of its own values."""
     n, width = len(x_LD), DIM // n_heads
@@ -153,9 +174,9 @@ def naive_unit(block, x_LD, n_heads, times_L=None, values_LD=None):
             for j in range(i + 1):
                 score = q[i, own] @ k[j, own] / math.sqrt(width)
                 if block.bias is not None and block.bias.distance is not None:
-                    score = score + block.bias.distance[int(distance_bucket(torch.tensor(i - j))), h]
+                    score = score + block.bias.distance[distance_bucket_of(i - j), h]
                 if block.bias is not None and block.bias.time is not None:
-                    score = score + block.bias.time[int(time_bucket(times_L[i] - times_L[j])), h]
+                    score = score + block.bias.time[time_bucket_of(int(times_L[i] - times_L[j])), h]
                 summed[own] += F.silu(score) * v[j, own]
         normed_out = F.layer_norm(summed, (DIM,), block.norm_out.weight, block.norm_out.bias)
         rows.append(x_LD[i] + block.out(normed_out * u[i]))
@@ -226,7 +247,7 @@ def naive_cross_session(encoder, x_LD, times_L, sessions_L):
         def gap_of(s):
             if s == 0:
                 return NO_GAP
-            return int(time_bucket(times_L[runs[s][0]] - times_L[runs[s - 1][-1]]))
+            return time_bucket_of(int(times_L[runs[s][0]] - times_L[runs[s - 1][-1]]))
 
         if number == 0:
             long = path.nothing_before.weight[0]

@@ -34,22 +34,14 @@ class Switched(EncoderTests):
     encoder = CausalEncoder
 
 
-class TestGatedAndBiased(Switched):
-    options: ClassVar = {"gated": True, "relative_position_bias": True, "relative_time_bias": True}
-
-
 class TestPostNormWithFilter(Switched):
-    options: ClassVar = {"norm": "post", "filter_weight": 0.5, "feed_forward_kind": "swiglu", "position": "oldest"}
+    options: ClassVar = {"norm": "post", "filter_weight": 0.5, "position": "oldest"}
 
 
 class TestAll(Switched):
     options: ClassVar = {
-        "gated": True,
-        "feed_forward_kind": "swiglu",
         "norm": "post",
         "position": "none",
-        "relative_position_bias": True,
-        "relative_time_bias": True,
         "filter_weight": 0.7,
         "final_norm": False,
         "n_heads": 4,

@@ -9,31 +9,24 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
-from bseq_plugin.encoders.attention import NewestView, TileView
 from bseq_plugin.encoders.causal import CausalEncoder
-from bseq_plugin.encoders.pairs import PairFeatures
-from bseq_plugin.errors import RecipeError
+from bseq_plugin.encoders.packed.attention import NewestView, TileView
+from bseq_plugin.encoders.packed.pairs import PairFeatures
 from bseq_plugin.schema.packed import PackedEvents
 from bseq_plugin.testing.encoders import EncoderTests
 
 SWITCHES = {
     "none": {},
-    "gated": {"gated": True},
-    "swiglu": {"feed_forward_kind": "swiglu", "feed_forward": 6},
+    "narrow": {"feed_forward": 6},
     "post-norm": {"norm": "post"},
     "oldest": {"position": "oldest"},
     "no position": {"position": "none"},
-    "position bias": {"relative_position_bias": True},
-    "time bias": {"relative_time_bias": True, "n_blocks": 1},
     "filter": {"filter_weight": 0.3, "filter_half_life": 1.5},
+    "one block": {"n_blocks": 1},
     "no final norm": {"final_norm": False, "n_blocks": 3},
     "all": {
-        "gated": True,
-        "feed_forward_kind": "swiglu",
         "norm": "post",
         "position": "oldest",
-        "relative_position_bias": True,
-        "relative_time_bias": True,
         "filter_weight": 0.7,
         "final_norm": False,
         "n_heads": 4,
@@ -58,38 +51,14 @@ def events_of(lengths, seed=1):
     return PackedEvents(events.x_TD.double(), events.offsets_B1, gaps.cumsum(0), events.event_types_T)
 
 
-def distance_bucket_of(distance):
-    """Below 8 itself, then two a doubling: 8..11, 12..15 (8 * sqrt(2) = 11.3), 16..22, ..."""
-    bucket = min(distance, 8)
-    while distance >= 8 and 8 * 2 ** ((bucket - 8 + 1) / 2) <= distance:
-        bucket += 1
-    return bucket
-
-
-def time_bucket_of(microseconds):
-    return min((microseconds // 1_000_000).bit_length(), 32)
-
-
-def bias_of(module, head, i, j, times):
-    total = 0.0
-    if module is not None and module.distance is not None:
-        total += module.distance[distance_bucket_of(i - j), head]
-    if module is not None and module.time is not None:
-        total += module.time[time_bucket_of(int(times[i] - times[j])), head]
-    return total
-
-
-def attention_of(attention, x, times):
+def attention_of(attention, x):
     query, key, value = attention.query_key_value(x).chunk(3, 1)
     width = x.shape[1] // attention.n_heads
     out = torch.zeros_like(x)
     for i in range(len(x)):
         for head in range(attention.n_heads):
             part = slice(head * width, (head + 1) * width)
-            scores = [
-                query[i, part] @ key[j, part] / math.sqrt(width) + bias_of(attention.bias, head, i, j, times)
-                for j in range(i + 1)
-            ]
+            scores = [query[i, part] @ key[j, part] / math.sqrt(width) for j in range(i + 1)]
             out[i, part] = F.softmax(torch.stack(scores), 0) @ value[: i + 1, part]
     return attention.out(out)
 
@@ -103,20 +72,13 @@ def filter_of(module, x, half_life):
     return out
 
 
-def feed_forward_of(module, x, kind):
+def feed_forward_of(module, x):
     inner = module.into(x)
-    if kind == "swiglu":
-        half = inner.shape[1] // 2
-        inner = inner[:, :half] * torch.sigmoid(inner[:, :half]) * inner[:, half:]
-    else:
-        inner = 0.5 * inner * (1 + torch.erf(inner / math.sqrt(2)))
-    return module.out(inner)
+    return module.out(0.5 * inner * (1 + torch.erf(inner / math.sqrt(2))))
 
 
 def residual_of(module, options, x, sublayer):
     found = sublayer(x if options.norm == "post" else module.norm(x))
-    if options.gated:
-        found = found / (1 + torch.exp(-module.gate(x)))
     return module.norm(x + found) if options.norm == "post" else x + found
 
 
@@ -124,24 +86,21 @@ def oracle(encoder, events):
     options, states = encoder.options, []
     offsets = events.offsets_B1.tolist()
     for start, end in itertools.pairwise(offsets):
-        x, times = events.x_TD[start:end], events.timestamps_T[start:end]
+        x = events.x_TD[start:end]
         if options.position != "none":
             rows = range(end - start)
             x = x + encoder.position.weight[list(rows if options.position == "oldest" else reversed(rows))]
         for block in encoder.blocks:
 
-            def mixed(h, block=block, times=times):
-                attended, alpha = attention_of(block.attention, h, times), options.filter_weight
+            def mixed(h, block=block):
+                attended, alpha = attention_of(block.attention, h), options.filter_weight
                 if alpha == 0:
                     return attended
                 return (1 - alpha) * attended + alpha * filter_of(block.filter, h, options.filter_half_life)
 
             x = residual_of(block.attention_residual, options, x, mixed)
             x = residual_of(
-                block.feed_forward_residual,
-                options,
-                x,
-                lambda h, block=block: feed_forward_of(block.feed_forward, h, options.feed_forward_kind),
+                block.feed_forward_residual, options, x, lambda h, block=block: feed_forward_of(block.feed_forward, h)
             )
         states.append(encoder.norm(x))
     return torch.cat(states)
@@ -167,9 +126,8 @@ def test_every_switch_is_what_the_loop_computes(options):
             "n_blocks": st.integers(1, 2),
             "norm": st.sampled_from(["pre", "post"]),
             "position": st.sampled_from(["newest", "oldest", "none"]),
-            "feed_forward_kind": st.sampled_from(["gelu", "swiglu"]),
             "filter_weight": st.sampled_from([0.0, 0.5, 1.0]),
-            **dict.fromkeys(("gated", "relative_position_bias", "relative_time_bias", "final_norm"), st.booleans()),
+            "final_norm": st.booleans(),
         }
     ),
 )
@@ -184,7 +142,7 @@ def test_combinations_are_what_the_loop_computes(lengths, options):
 
 def test_long_and_short_histories_in_one_batch_are_what_each_is_alone():
     encoder, lengths = (
-        build({"relative_position_bias": True, "filter_weight": 0.2}, max_length=300),
+        build({"filter_weight": 0.2}, max_length=300),
         (290, 3, 70, 0, 280),
     )
     events = events_of(lengths)
@@ -232,20 +190,14 @@ def test_a_hidden_event_is_seen_by_itself_alone(view):
     x = seen.layout.spread(torch.eye(6)) if view is TileView else torch.eye(6)
     x = x.double()
     zeros = x.new_zeros(len(x), 1, 6)
-    found = seen.attend(seen.queries(zeros), zeros, x[:, None], None, 0.0)[:, 0]
+    found = seen.attend(seen.queries(zeros), zeros, x[:, None], 0.0)[:, 0]
     found = seen.layout.gather(found) > 0 if view is TileView else found > 0
     rows = ["100000", "110000", "101000", "101100", "000010", "000001"]
     expected = torch.tensor([[letter == "1" for letter in row] for row in rows])
     assert torch.equal(found, expected if view is TileView else expected[[3, 5]])
 
 
-def test_time_bias_needs_times():
-    events = events_of((2,))
-    with pytest.raises(RecipeError, match="relative_time_bias reads times, but the events have none"):
-        build({"relative_time_bias": True})(PackedEvents(events.x_TD, events.offsets_B1))
-
-
-@pytest.mark.parametrize("name", ["none", "time bias", "no final norm", "all"])
+@pytest.mark.parametrize("name", ["none", "one block", "no final norm", "all"])
 def test_attention_shares_are_the_softmax_of_the_last_block(name):
     """Pair by pair, from what the last block of each user alone is given; and they sum to 1 a user."""
     encoder, events = build(SWITCHES[name]), events_of(LENGTHS)
@@ -265,11 +217,7 @@ def test_attention_shares_are_the_softmax_of_the_last_block(name):
             width, newest, shares = 8 // attention.n_heads, end - begin - 1, []
             for head in range(attention.n_heads):
                 part = slice(head * width, (head + 1) * width)
-                scores = [
-                    query[newest, part] @ key[j, part] / math.sqrt(width)
-                    + bias_of(attention.bias, head, newest, j, own.timestamps_T)
-                    for j in range(newest + 1)
-                ]
+                scores = [query[newest, part] @ key[j, part] / math.sqrt(width) for j in range(newest + 1)]
                 shares.append(torch.stack([torch.as_tensor(score) for score in scores]).softmax(0))
             torch.testing.assert_close(found[begin:end], torch.stack(shares).mean(0), rtol=1e-9, atol=1e-9)
             assert found[begin:end].sum().item() == pytest.approx(1)

@@ -5,11 +5,11 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from bseq_plugin.encoders.attention import TileView
 from bseq_plugin.encoders.causal import CausalEncoder
-from bseq_plugin.encoders.layout import NARROW, STEP, WIDE, lay_out
 from bseq_plugin.encoders.mean import MeanEncoder
-from bseq_plugin.encoders.pairs import PairFeatures
+from bseq_plugin.encoders.packed.attention import TileView
+from bseq_plugin.encoders.packed.layout import NARROW, STEP, WIDE, lay_out
+from bseq_plugin.encoders.packed.pairs import PairFeatures
 from bseq_plugin.errors import RecipeError
 from bseq_plugin.testing.encoders import EncoderTests
 
@@ -61,7 +61,7 @@ def test_attention_in_tiles_is_attention_of_each_user(lengths):
     torch.manual_seed(0)
     view = TileView.of(events, PairFeatures())
     q, k, v = (torch.randn(sum(lengths), 2, 4) for _ in range(3))
-    found = view.layout.gather(view.attend(*(view.layout.spread(x) for x in (q, k, v)), None, 0.0))
+    found = view.layout.gather(view.attend(*(view.layout.spread(x) for x in (q, k, v)), 0.0))
     start = 0
     for length in lengths:
         rows = slice(start, start + length)

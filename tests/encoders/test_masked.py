@@ -20,8 +20,8 @@ from bseq_plugin.data.training_data import TrainingData
 from bseq_plugin.data.vocabulary import Vocabulary
 from bseq_plugin.encoders.masked import MaskedEncoder
 from bseq_plugin.errors import RecipeError, SchemaError
+from bseq_plugin.model.ensemble import Ensemble
 from bseq_plugin.model.interest_model import InterestModel
-from bseq_plugin.model.ensemble import SideBySide
 from bseq_plugin.model.task import SequenceInterestTask
 from bseq_plugin.recipe.recipe import Recipe
 from bseq_plugin.testing.encoders import DIM, MAX_LENGTH, EncoderTests
@@ -212,7 +212,7 @@ def test_it_learns_what_comes_next(tmp_path, objective):
 
 def test_members_side_by_side_find_hidden_events_each_on_its_columns():
     parts = [build(), build()]
-    both = SideBySide(parts)
+    both = Ensemble(parts)
     assert both.predicts_masked
     events = wide((4, 3))
     doubled = events.with_x(torch.cat([events.x_TD, 2 * events.x_TD], 1))

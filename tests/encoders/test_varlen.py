@@ -6,9 +6,12 @@ import pytest
 import torch
 from torch.nn.attention import varlen as kernels
 
-from bseq_plugin.encoders import causal, varlen
+from bseq_plugin.encoders import causal
 from bseq_plugin.encoders.causal import CausalEncoder, CausalOptions
-from bseq_plugin.encoders.varlen import VarlenView, varlen_serves
+from bseq_plugin.encoders.packed import varlen
+from bseq_plugin.encoders.packed.varlen import VarlenView, varlen_serves
+from bseq_plugin.errors import RecipeError
+from bseq_plugin.schema.options import parse_options
 from bseq_plugin.schema.packed import PackedEvents
 
 LENGTHS = (3, 0, 1, 7, 2)
@@ -51,9 +54,9 @@ def kernel(monkeypatch):
     monkeypatch.setattr(kernels, "varlen_attn", fake_varlen_attn)
 
 
-def encoder(**options):
+def encoder(asked=True, **options):
     torch.manual_seed(0)
-    return CausalEncoder(32, 10, 0.2, CausalOptions(n_heads=2, matmul="float32", **options))
+    return CausalEncoder(32, 10, 0.2, CausalOptions(n_heads=2, matmul="float32", varlen_attention=asked, **options))
 
 
 def states_and_gradient(part, events):
@@ -95,9 +98,8 @@ def test_half_precision_keeps_the_limits_of_the_kernel(monkeypatch, dtype):
     ("options", "training"),
     [
         ({}, True),  # drops attention weights
-        ({"relative_position_bias": True}, False),
-        ({"filter_weight": 0.5}, False),
         ({"event_dropout": 0.2, "attention_dropout": 0.0}, True),
+        ({"asked": False}, False),  # it is nobody's default
     ],
 )
 def test_what_the_kernel_does_not_know_goes_another_way(monkeypatch, options, training):
@@ -107,10 +109,16 @@ def test_what_the_kernel_does_not_know_goes_another_way(monkeypatch, options, tr
     assert not isinstance(part.all_look(events, part.hidden(events)), VarlenView)
     view = VarlenView.of(events)
     q = torch.randn(len(events.x_TD), 2, 16)
-    with pytest.raises(ValueError, match="neither bias nor dropout"):
-        view.attend(q, q, q, None, 0.1)
+    with pytest.raises(ValueError, match="no dropout"):
+        view.attend(q, q, q, 0.1)
     with pytest.raises(ValueError, match="no moving average"):
         view.average(events.x_TD)
+
+
+def test_it_is_off_by_default_and_does_not_go_with_the_filter():
+    assert CausalOptions().varlen_attention is False
+    with pytest.raises(RecipeError, match=r"varlen_attention does not go with filter_weight = 0\.5"):
+        parse_options(CausalOptions, {"varlen_attention": True, "filter_weight": 0.5}, "encoder_options")
 
 
 def test_it_serves_half_precision_on_a_gpu_that_has_the_kernel(monkeypatch):

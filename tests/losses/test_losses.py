@@ -3,7 +3,6 @@ from typing import ClassVar
 
 import pytest
 import torch
-from bseq_plugin.schema.parts import Negatives, Targets
 from hypothesis import given, settings
 from hypothesis import strategies as st
 

@@ -12,7 +12,7 @@ from bseq_plugin.data.sequences import Sequences
 from bseq_plugin.errors import RecipeError
 from bseq_plugin.losses.softmax import SoftmaxLoss
 from bseq_plugin.model.encoder import SequenceInterestEncoder
-from bseq_plugin.model.ensemble import SideBySide, ensemble_loss
+from bseq_plugin.model.ensemble import Ensemble, ensemble_loss
 from bseq_plugin.recipe.recipe import Recipe
 from bseq_plugin.schema.losses import Negatives, Targets
 from bseq_plugin.schema.packed import PackedEvents
@@ -92,7 +92,7 @@ def test_no_member_reads_the_columns_of_another(encoder):
 
 def test_some_states_are_those_of_the_members(encoder):
     part = encoder.sequence_encoder.part
-    assert isinstance(part, SideBySide)
+    assert isinstance(part, Ensemble)
     events = PackedEvents(torch.randn(5, 12), torch.tensor([0, 2, 5]))
     rows = torch.tensor([4, 1])
     with torch.no_grad():

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from toml_text import options
 
 from bseq_plugin.data.events import Events
 from bseq_plugin.model.interest_model import InterestModel
@@ -71,7 +72,7 @@ def same_path(one, two):
 
 
 def test_the_command_on_two_ranks_goes_on_as_one_process_does(
-    python, tiny_frame, tiny_source, tiny_recipe, as_settings, tmp_path, monkeypatch
+    python, tiny_frame, tiny_source, tiny_recipe, tmp_path, monkeypatch
 ):
     """One process trains an epoch; from its checkpoint one goes on alone and two go on together, resharded."""
     recipe = tiny_recipe.replace(
@@ -82,7 +83,7 @@ def test_the_command_on_two_ranks_goes_on_as_one_process_does(
     shutil.copytree(tmp_path / "one", tmp_path / "two")
     one = train(events, recipe, tmp_path / "one", resume=True, progress=False)
     done = python(
-        *TORCHRUN, *COMMAND, tiny_source, "--out", tmp_path / "two", *as_settings(recipe), "--resume", timeout=240
+        *TORCHRUN, *COMMAND, tiny_source, "--out", tmp_path / "two", *options(recipe.as_dict()), "--resume", timeout=240
     )
     same_path(one, finished(tmp_path / "two", done))
 

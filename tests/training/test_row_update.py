@@ -1,4 +1,8 @@
-"""The pooled kernel against the kernel it stands in for, and against Adagrad written out in float64."""
+"""The pooled kernel against the kernel it stands in for, and against Adagrad written out in float64; and who has it."""
+
+import importlib.util
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,7 +20,9 @@ from fbgemm_gpu.split_table_batched_embeddings_ops_training import (
     WeightDecayMode,
 )
 
-from bseq_plugin.training.row_update import pooled_row_update
+import bseq_plugin
+from bseq_plugin.training.row_update import SEQUENCE_UPDATE, pooled_row_update
+from bseq_plugin.training.trainer import Trainer
 
 ROWS, DIM, RATE, EPS = (7, 4), 8, 0.3, 1e-4
 FEATURES = (0, 0, 1)  # tables that three keys look up: two share one
@@ -120,3 +126,93 @@ def test_an_unknown_fbgemm_is_left_alone(monkeypatch):
     with pooled_row_update() as replaced:
         assert not replaced
         trained(([1], [2], [3]))
+
+
+def registered():
+    """Every kernel of the update that torch's dispatcher knows, with the file and the line it comes from."""
+    return torch._C._dispatch_dump(f"fbgemm::{SEQUENCE_UPDATE}")
+
+
+def seen_while_training(monkeypatch, then=lambda: None):
+    """What is registered at each step of a ``Trainer``; ``then`` is called behind the first one."""
+    seen, set_rate = [], Trainer._set_learning_rate
+
+    def noting(self, step):
+        seen.append(registered())
+        if len(seen) > 1:
+            then()
+        set_rate(self, step)
+
+    monkeypatch.setattr(Trainer, "_set_learning_rate", noting)
+    return seen
+
+
+class Broken(Exception):
+    pass
+
+
+def breaks():
+    raise Broken
+
+
+def test_train_replaces_the_kernel_while_it_runs_and_puts_it_back(tiny_frame, tiny_recipe, tmp_path, monkeypatch):
+    events, before = bseq_plugin.Events.from_frame(tiny_frame), registered()
+    with monkeypatch.context() as patch:
+        seen = seen_while_training(patch)
+        bseq_plugin.train(events, tiny_recipe, tmp_path / "fast", progress=False)
+    assert len(seen) > 1
+    assert all(one != before and "row_update.py" in one for one in seen)
+    assert registered() == before
+    with monkeypatch.context() as patch:
+        seen_while_training(patch, breaks)
+        with pytest.raises(Broken):
+            bseq_plugin.train(events, tiny_recipe, tmp_path / "broken", progress=False)
+    assert registered() == before
+
+
+def test_without_it_fbgemm_is_left_alone_and_learns_the_same(
+    tiny_frame, tiny_recipe, tmp_path, monkeypatch, read_lines
+):
+    events, before = bseq_plugin.Events.from_frame(tiny_frame), registered()
+    fast = bseq_plugin.train(events, tiny_recipe, tmp_path / "fast", progress=False)
+    seen = seen_while_training(monkeypatch)
+    own = bseq_plugin.train(events, tiny_recipe, tmp_path / "own", progress=False, fast_row_update=False)
+    assert set(seen) == {before}
+    assert registered() == before
+    losses = [[line["loss"] for line in read_lines(run.path)] for run in (fast, own)]
+    assert losses[1] == pytest.approx(losses[0], rel=1e-4)
+
+
+def test_the_command_has_the_switch(bseq, tiny_source, tiny_settings, tmp_path, monkeypatch):
+    seen, before = seen_while_training(monkeypatch), registered()
+    for words, replaced in ((["--no-fast-row-update"], False), ([], True)):
+        seen.clear()
+        code, _, err = bseq("train", tiny_source, "--out", tmp_path / str(replaced), *tiny_settings, *words)
+        assert code == 0, err
+        assert {one != before for one in seen} == {replaced}
+
+
+def test_an_encoder_inside_a_model_of_somebodys_never_replaces_it(monkeypatch):
+    """Building, sharding by DistributedModelParallel, pipelining and updating: all that the example does."""
+    path = Path(__file__).parents[2] / "examples" / "embed_in_torchrec.py"
+    spec = importlib.util.spec_from_file_location("embed_in_torchrec", path)
+    example = importlib.util.module_from_spec(spec)
+    before, seen = registered(), []
+    monkeypatch.setitem(sys.modules, spec.name, example)  # where dataclasses look for it
+    spec.loader.exec_module(example)
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    try:
+        recipe = bseq_plugin.Recipe(encoder="mean", dim=example.DIM, max_length=example.MAX_LENGTH, event_features=())
+        ranker = example.Ranker(bseq_plugin.SequenceInterestEncoder(recipe, example.N_ITEMS, device="meta"))
+        cpu = torch.device("cpu")
+        model, optimizer = example.sharded(ranker, cpu)
+        for weight in ranker.over_arch.parameters():  # within backward, where tables are updated
+            weight.register_hook(lambda gradient: seen.append(registered()))
+        pipeline = example.TrainPipelineSparseDist(model, optimizer, cpu, execute_all_batches=True)
+        data = example.batches(3)
+        for _ in range(3):
+            pipeline.progress(data)
+    finally:
+        torch.distributed.destroy_process_group()
+    assert len(seen) >= 3
+    assert {*seen, registered()} == {before}

@@ -243,23 +243,6 @@ def test_what_is_measured_is_measured_once(events, tiny_recipe, tmp_path, monkey
     assert run.info["machine_choices"] == {name: {"matmul": "bfloat16"} for name in parts}
 
 
-def test_a_run_begun_when_the_loss_alone_was_measured_goes_on(events, tiny_recipe, tmp_path, monkeypatch):
-    """As it was begun: its loss as was measured then, its encoder in float32."""
-    stopped_after(events, tiny_recipe, tmp_path / "run", monkeypatch, 1)
-    begun = Run(tmp_path / "run")
-    begun.update({**begun.info, "machine_choices": {"matmul": "bfloat16"}})
-    for part in (CausalEncoder, SoftmaxLoss):
-        monkeypatch.setattr(part, "machine_choices", lambda self, dim: pytest.fail("measured anew"))
-    settled = {}
-    for part in (CausalEncoder, SoftmaxLoss):
-        before = part.settle
-        monkeypatch.setattr(
-            part, "settle", lambda self, c, before=before: (settled.setdefault(self.name, dict(c)), before(self, c))[1]
-        )
-    quietly(events, tiny_recipe, tmp_path / "run", resume=True)
-    assert settled == {"causal": {}, "softmax": {"matmul": "bfloat16"}}
-
-
 def test_a_finished_run_is_not_trained_again(events, tiny_recipe, tmp_path, weights):
     run = quietly(events, tiny_recipe, tmp_path / "run")
     before = {p: p.stat().st_mtime_ns for p in run.path.rglob("*") if p.is_file()}

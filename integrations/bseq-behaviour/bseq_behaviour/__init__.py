@@ -28,11 +28,15 @@ if TYPE_CHECKING:
     from bseq_behaviour.insight.segments import describe_segments as describe_segments
     from bseq_behaviour.insight.segments import segment_users as segment_users
     from bseq_behaviour.multitask.fit_multitask import fit_multitask as fit_multitask
+    from bseq_behaviour.multitask.forecast_multitask import forecast_multitask as forecast_multitask
     from bseq_behaviour.multitask.moments import Objectives as Objectives
     from bseq_behaviour.multitask.moments import moment as moment
+    from bseq_behaviour.multitask.multitask_file import load_multitask as load_multitask
+    from bseq_behaviour.multitask.multitask_file import save_multitask as save_multitask
     from bseq_behaviour.next_k.decoder_file import load_decoder as load_decoder
     from bseq_behaviour.next_k.decoder_file import save_decoder as save_decoder
     from bseq_behaviour.next_k.fit_next_k import fit_next_k as fit_next_k
+    from bseq_behaviour.next_k.forecast_next_k import forecast_next_k as forecast_next_k
     from bseq_behaviour.next_k.futures import futures as futures
     from bseq_behaviour.next_k.judge_next_k import judge_next_k as judge_next_k
     from bseq_behaviour.propensity.fit_heads import FittedHeads as FittedHeads
@@ -66,13 +70,17 @@ _HOME = {
     "fit_propensities": "propensity.propensities",
     "fit_return_time": "returns.fit_return_time",
     "forecast_demand": "demand.forecast_demand",
+    "forecast_multitask": "multitask.forecast_multitask",
+    "forecast_next_k": "next_k.forecast_next_k",
     "forecast_returns": "returns.returns",
     "futures": "next_k.futures",
     "head_manager": "contract.registry",
     "judge_next_k": "next_k.judge_next_k",
     "load_decoder": "next_k.decoder_file",
+    "load_multitask": "multitask.multitask_file",
     "moment": "multitask.moments",
     "save_decoder": "next_k.decoder_file",
+    "save_multitask": "multitask.multitask_file",
     "score": "propensity.propensities",
     "segment_users": "insight.segments",
     "user_vectors": "propensity.vectors",
@@ -95,7 +103,9 @@ def __dir__() -> list[str]:
 
 @bseq.hookimpl
 def bseq_commands(app: typer.Typer) -> None:
-    """``score``, ``returns``, ``demand``, ``segments``, ``anomalies``, ``explain`` and ``heads``."""
+    """``score``, ``returns``, ``demand``, ``next-k``, ``multitask``, ``segments``, ``anomalies``, ``explain`` and
+    ``heads``.
+    """
     from bseq_behaviour.commands import add
 
     add(app)

@@ -127,3 +127,11 @@ def test_the_demand_command(command, habit_run, habit_items, tmp_path):
     assert code == 2
     assert "'colour' needs an items table" in err
     assert not (tmp_path / "no.parquet").exists()
+
+
+def test_an_instant_after_the_log_is_refused(model, habit_run, group_V):
+    """A week without events would be taken for one in which nothing was bought."""
+    log = habit_run.sequences()
+    late_us = int(log.timestamps.max()) + WEEK_US
+    with pytest.raises(bseq.UsageError, match="more than a day after the newest event"):
+        forecast_demand(model, log, group_V, 4, late_us)

@@ -61,13 +61,13 @@ def test_every_head_is_described(kind):
 def test_every_command_is_in_the_documents(command):
     shown = command("--help")[1].split("What users will do and are like")[1]
     commands = re.findall(r"^│ ([a-z][a-z-]*) ", shown, re.M)
-    assert {"score", "explain", "heads"} <= set(commands)
+    assert {"score", "next-k", "multitask", "explain", "heads"} <= set(commands)
     whole = "\n".join(DOCS.values())
     assert [name for name in commands if f"bseq {name}" not in whole] == []
 
 
 def test_help_of_every_command_has_an_example(command):
-    for name in ("score", "returns", "demand", "segments", "anomalies", "explain", "heads"):
+    for name in ("score", "returns", "demand", "next-k", "multitask", "segments", "anomalies", "explain", "heads"):
         code, out, _ = command(name, "--help")
         assert (code, f"bseq {name}" in out.split("Example: ")[1]) == (0, True)
 

@@ -7,7 +7,6 @@ import pandas as pd
 import pytest
 import torch
 from bseq_behaviour.insight.explain import best_new_item, explain
-from bseq_plugin.behaviour.explain import best_new_item, explain
 
 import bseq_plugin as bseq
 

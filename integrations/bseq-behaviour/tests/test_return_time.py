@@ -162,7 +162,7 @@ def test_what_comes_later_changes_nothing(habits):
     ("encoder", "options", "causal"),
     [
         ("hstu", {"n_blocks": 1, "position": "oldest"}, True),
-        ("causal", {"n_blocks": 1, "position": "none", "relative_time_bias": True}, True),
+        ("causal", {"n_blocks": 1, "position": "oldest"}, True),
         ("mean", {"half_life_days": 30.0}, True),
         ("hstu", {"n_blocks": 1}, False),
         ("causal", {"n_blocks": 1}, False),

@@ -8,6 +8,8 @@ from bseq_behaviour.commands.anomalies import anomalies
 from bseq_behaviour.commands.demand import demand
 from bseq_behaviour.commands.explain import explain
 from bseq_behaviour.commands.heads import heads
+from bseq_behaviour.commands.multitask import multitask
+from bseq_behaviour.commands.next_k import next_k
 from bseq_behaviour.commands.returns import returns
 from bseq_behaviour.commands.score import score
 from bseq_behaviour.commands.segments import segments
@@ -17,5 +19,5 @@ PANEL = "What users will do and are like"
 
 def add(app: typer.Typer) -> None:
     """Add all commands, in a panel of their own."""
-    for command in (score, returns, demand, segments, anomalies, explain, heads):
+    for command in (score, returns, demand, next_k, multitask, segments, anomalies, explain, heads):
         app.command(rich_help_panel=PANEL)(command)

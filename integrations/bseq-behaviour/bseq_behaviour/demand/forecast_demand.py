@@ -14,6 +14,7 @@ import numpy as np
 import bseq_plugin as bseq
 from bseq_behaviour.columns import DAY_US
 from bseq_behaviour.demand.demand import RECENT_WEEKS, DemandRows, fit_demand, user_demand, wape
+from bseq_behaviour.propensity.instants import log_until
 from bseq_behaviour.propensity.labels import WEEK_US, weekly_demand
 from bseq_behaviour.propensity.vectors import user_vectors
 
@@ -63,14 +64,11 @@ def forecast_demand(
         head, options: a count head and its settings.
 
     Raises:
-        UsageError, RecipeError: an unknown head or option.
+        UsageError, RecipeError: an unknown head or option; an instant more than a day after the newest event.
         PluginError: a head that gives nonsense.
         SchemaError: a log without times or too short after the model's training, or a last week without units.
     """
-    if log.timestamps is None or log.n_events == 0:
-        raise bseq.SchemaError("demand needs a log with times, and events in it")
-    now_us = int(log.timestamps.max()) + 1 if at_us is None else at_us
-    log = log.between(None, now_us)
+    log, now_us = log_until(log, at_us)
     instants = _instants(model, log, now_us, allow_future_model)
 
     def rows(instant: int) -> DemandRows:
@@ -97,8 +95,6 @@ def forecast_demand(
 
 def _instants(model: bseq.InterestModel, log: bseq.Sequences, now_us: int, allow_future_model: bool) -> list[int]:
     """Beginnings of complete weeks up to ``now_us``, oldest first; the last one is for judging."""
-    if log.n_events == 0:
-        raise bseq.SchemaError("nobody has an event before that instant; choose a later one")
     first_us = int(np.asarray(log.timestamps).min()) + WEEK_US
     if model.trained_until_us is not None and not allow_future_model:
         first_us = max(first_us, model.trained_until_us + 1)

@@ -15,7 +15,7 @@ from bseq_behaviour.demand.demand import RECENT_WEEKS, user_demand
 from bseq_behaviour.propensity.labels import WEEK_US, known_users, labels
 from bseq_behaviour.propensity.rfm import rfm_features
 from bseq_behaviour.propensity.tasks import Counts, Task
-from bseq_behaviour.propensity.vectors import check_log
+from bseq_behaviour.propensity.vectors import check_instant, check_log
 
 NEXT_ITEM, ALL_ACTION, TASKS, DEMAND = "next_item", "all_action", "tasks", "demand"
 
@@ -36,6 +36,13 @@ class Objectives:
     all_action_days: float | None = None
     category_V: np.ndarray | None = None
     next_item_days: float = 28.0
+
+    def __post_init__(self) -> None:
+        if not self.next_item_days > 0 or not (self.all_action_days is None or self.all_action_days > 0):
+            raise bseq.UsageError(
+                f"next_item_days = {self.next_item_days}, all_action_days = {self.all_action_days}; give positive "
+                "numbers of days"
+            )
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -83,6 +90,7 @@ class Moment:
     """Everybody known at an instant, with what followed.
 
     Attributes:
+        users: int64 [B], places in the log.
         histories: B users, as long as the encoder reads.
         context_BX: float32, logs of recency and frequency.
         priors_VP: float32 [V + 1, P], popularity at the instant, or None.
@@ -92,6 +100,7 @@ class Moment:
         recent_BC: float32, units a week of the ``RECENT_WEEKS`` before.
     """
 
+    users: np.ndarray
     histories: bseq.Sequences
     context_BX: np.ndarray
     priors_VP: np.ndarray | None
@@ -108,10 +117,16 @@ class Moment:
         ends = np.cumsum(lengths)
         chosen = np.arange(ends[-1] if len(ends) else 0) + np.repeat(offsets[:-1][users] - (ends - lengths), lengths)
         return replace(
-            self, histories=self.histories.take(users), context_BX=self.context_BX[users], next_B=self.next_B[users],
-            targets=(np.concatenate([[0], ends]), rows[chosen]), labels_BK=self.labels_BK[users],
-            units_BC=self.units_BC[users], recent_BC=self.recent_BC[users],
-        )  # fmt: skip
+            self,
+            users=self.users[users],
+            histories=self.histories.take(users),
+            context_BX=self.context_BX[users],
+            next_B=self.next_B[users],
+            targets=(np.concatenate([[0], ends]), rows[chosen]),
+            labels_BK=self.labels_BK[users],
+            units_BC=self.units_BC[users],
+            recent_BC=self.recent_BC[users],
+        )
 
 
 def moment(
@@ -122,7 +137,7 @@ def moment(
     log_end_us: int,
     allow_future_model: bool = False,
 ) -> Moment:
-    """Read the log at an instant.
+    """Read the log at an instant, and what followed.
 
     Args:
         allow_future_model: take a model too that was trained on what came after: its interests know some answers, and
@@ -133,38 +148,60 @@ def moment(
         SchemaError: a window ends after ``log_end_us``, nobody has an event before the instant, or the log lacks what
             the encoder reads.
     """
-    check_log(model, log, at_us, allow_future_model)
+    check_instant(model, at_us, allow_future_model)
     if at_us + objectives.window_us > log_end_us:
         raise bseq.SchemaError(
             f"the longest window, {objectives.window_us / DAY_US:g} days, ends after the log does; choose an earlier "
             "instant"
         )
-    users = known_users(log, at_us)
-    if not len(users):
-        raise bseq.SchemaError("nobody has an event before that instant; choose a later one")
-    days = model.recipe.popularity_days
+    known = moment_without_answers(model, log, at_us, objectives, allow_future_model)
+    users, n_rows = known.users, model.vocabulary.n_items + 1
     answers = [labels(log, task, counts, at_us, log_end_us)[users] for task, counts in objectives.tasks]
-    units = recent = np.zeros((len(users), 0), np.float32)
+    units_BC = known.units_BC
     if objectives.category_V is not None:
-        category_V, n_categories = objectives.category_V, objectives.n_categories
-        since_us = at_us - RECENT_WEEKS * WEEK_US
-        units = user_demand(log, category_V, n_categories, at_us)[users]
-        recent = user_demand(log, category_V, n_categories, since_us, RECENT_WEEKS)[users] / RECENT_WEEKS
+        units_BC = user_demand(log, objectives.category_V, objectives.n_categories, at_us)[users]
     soon = log.between(at_us, at_us + round(objectives.next_item_days * DAY_US)).known().take(users)
     next_B = np.zeros(len(users), np.int64)
     next_B[soon.lengths > 0] = soon.items[soon.offsets[:-1][soon.lengths > 0]]
     window_us = round((objectives.all_action_days or 0.0) * DAY_US)
     window = log.between(at_us, at_us + window_us).known().take(users)
-    pairs = np.unique(window.user_index * (model.vocabulary.n_items + 1) + window.items)
-    owner, rows = pairs // (model.vocabulary.n_items + 1), pairs % (model.vocabulary.n_items + 1)
+    pairs = np.unique(window.user_index * n_rows + window.items)
+    owner, rows = pairs // n_rows, pairs % n_rows
+    targets = np.concatenate([[0], np.cumsum(np.bincount(owner, minlength=len(users)))]), rows
+    labels_BK = np.stack(answers, axis=1) if answers else known.labels_BK
+    return replace(known, next_B=next_B, targets=targets, labels_BK=labels_BK, units_BC=units_BC)
+
+
+def moment_without_answers(
+    model: bseq.InterestModel,
+    log: bseq.Sequences,
+    at_us: int,
+    objectives: Objectives,
+    allow_future_model: bool = False,
+) -> Moment:
+    """Read only what is known at an instant: no next item and no targets, NaN for labels and units.
+
+    Raises UsageError and SchemaError as ``moment``, which needs the windows to be over.
+    """
+    check_log(model, log, at_us, allow_future_model)
+    users = known_users(log, at_us)
+    if not len(users):
+        raise bseq.SchemaError("nobody has an event before that instant; choose a later one")
+    days, n_categories = model.recipe.popularity_days, objectives.n_categories
+    recent_BC = np.zeros((len(users), 0), np.float32)
+    if objectives.category_V is not None:
+        since_us = at_us - RECENT_WEEKS * WEEK_US
+        recent = user_demand(log, objectives.category_V, n_categories, since_us, RECENT_WEEKS)
+        recent_BC = recent[users] / RECENT_WEEKS
     counts = rfm_features(log, at_us).to_numpy()[users]
     return Moment(
+        users,
         log.between(None, at_us).take(users).latest(model.recipe.encoder.max_length),
         np.log1p(np.maximum(counts, 0)).astype(np.float32),
         bseq.PopularityPrior(log, model.vocabulary.n_items, days).at(at_us) if days else None,
-        next_B,
-        (np.concatenate([[0], np.cumsum(np.bincount(owner, minlength=len(users)))]), rows),
-        np.stack(answers, axis=1) if answers else np.zeros((len(users), 0), np.float32),
-        units,
-        recent,
+        np.zeros(len(users), np.int64),
+        (np.zeros(len(users) + 1, np.int64), np.zeros(0, np.int64)),
+        np.full((len(users), len(objectives.tasks)), np.nan, np.float32),
+        np.full((len(users), n_categories), np.nan, np.float32),
+        recent_BC,
     )

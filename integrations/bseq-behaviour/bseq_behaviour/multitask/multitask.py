@@ -8,7 +8,6 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -17,8 +16,9 @@ from torch import Tensor, nn
 import bseq_plugin as bseq
 from bseq_behaviour.contract.answers import checked
 from bseq_behaviour.contract.choice import HeadChoice, binary_head, catalogue_head, checked_head, count_head
+from bseq_behaviour.fitting import parts
+from bseq_behaviour.multitask.answers import Answers, Predictions
 from bseq_behaviour.multitask.moments import ALL_ACTION, DEMAND, NEXT_ITEM, TASKS, Moment, Objectives
-from bseq_behaviour.propensity.curves import auroc
 from bseq_behaviour.propensity.fit_heads import TaskWeights, Weighting, task_losses
 from bseq_behaviour.propensity.inputs import Scale
 
@@ -39,6 +39,10 @@ class MultiTask(nn.Module):
             yes-or-no tasks together) a binary one, "demand" a count head; those of ``HEADS`` where not named.
         importance: of each objective's loss, by name, whatever ``weighting`` does beside; 1 if not named.
 
+    Attributes:
+        digest: of the model that it began with.
+        chosen: the head of each answer.
+
     Raises UsageError or RecipeError for an unknown or unused head, an unknown option, weighting or objective;
     PluginError, also when asked, for a head that gives nonsense.
     """
@@ -49,12 +53,13 @@ class MultiTask(nn.Module):
     ) -> None:  # fmt: skip
         super().__init__()
         self.recipe: bseq.Recipe = model.recipe
+        self.digest, self.weighting, self.importance = model.digest, weighting, dict(importance or {})
         self.objectives, self.scale = objectives, scale
         self.encoder = copy.deepcopy(model.encoder)
         self.n_interests = model.encoder.width // model.recipe.interest_dim
         width = model.encoder.width + len(scale.mean_D)
         self.norm = nn.LayerNorm(model.encoder.width)
-        chosen = _chosen(heads or {}, objectives)
+        self.chosen = chosen = chosen_heads(heads or {}, objectives)
         self.head = binary_head(chosen[TASKS], width, len(objectives.tasks)) if objectives.tasks else None
         usual_C = torch.full((objectives.n_categories,), USUAL_UNITS)
         self.demand = count_head(chosen[DEMAND], width, usual_C) if objectives.n_categories else None
@@ -123,14 +128,33 @@ class MultiTask(nn.Module):
     def answers(self, part: Moment, batch_users: int = 256) -> Answers:
         """What it says of everybody at an instant, a batch at a time, beside what came."""
         self.eval()
-        n_users = part.histories.n_users
-        batches = np.array_split(np.arange(n_users), max(1, -(-n_users // batch_users)))
-        found = [self._answers(part.take(users)) for users in batches]
+        found = [self._answers(part.take(users)) for users in parts(np.arange(len(part.users)), batch_users)]
         ndcg = {name: np.concatenate([one.ndcg[name] for one in found]) for name in found[0].ndcg}
         logits_BK = np.concatenate([one.logits_BK for one in found])
         rates_BC = np.concatenate([one.rates_BC for one in found])
         tasks = tuple(task.name for task, _ in self.objectives.tasks)
         return Answers(tasks, ndcg, logits_BK, rates_BC, part.labels_BK, part.units_BC)
+
+    @torch.no_grad()
+    def predict(self, part: Moment, k: int = K_ITEMS, batch_users: int = 256) -> Predictions:
+        """Say what everybody at an instant will do, a batch at a time; what came is not read."""
+        self.eval()
+        found = [self._predict(part.take(users), k) for users in parts(np.arange(len(part.users)), batch_users)]
+        return Predictions(
+            np.concatenate([one.chances_BK for one in found]),
+            np.concatenate([one.rates_BC for one in found]),
+            {name: np.concatenate([one.top[name] for one in found]) for name in found[0].top},
+        )
+
+    def _predict(self, part: Moment, k: int) -> Predictions:
+        interests_BKD, inputs = self(part)
+        top = {name: self._top(name, interests_BKD, part, k) for name in self.catalogue}
+        chances_BK = torch.sigmoid(self.logits(inputs, finite=True))
+        return Predictions(chances_BK.numpy(), self.rates(inputs, part).numpy(), top)
+
+    def _top(self, name: str, interests_BKD: Tensor, part: Moment, k: int) -> np.ndarray:
+        """int64 [B, k], the items of highest score, -1 where the catalogue has no more."""
+        return bseq.top_k_items(self.queries(name, interests_BKD, finite=True), self.item_vectors(part), k)
 
     def judge(self, part: Moment) -> dict[str, float]:
         """``Answers.metrics`` of everybody at an instant."""
@@ -154,8 +178,7 @@ class MultiTask(nn.Module):
         ndcg = {}
         for name, (offsets, rows) in self._wanted(part).items():
             asked = np.flatnonzero(np.diff(offsets))
-            queries_UKD = self.queries(name, interests_BKD[torch.from_numpy(asked)], finite=True)
-            top_UK = bseq.top_k_items(queries_UKD, self.item_vectors(part), K_ITEMS)
+            top_UK = self._top(name, interests_BKD[torch.from_numpy(asked)], part, K_ITEMS)
             kept = np.concatenate([[0], np.cumsum(np.diff(offsets)[asked])])
             ndcg[name] = np.full(len(interests_BKD), np.nan)
             ndcg[name][asked] = bseq.ranking_metrics(top_UK, kept, rows, [K_ITEMS])[f"ndcg@{K_ITEMS}"]
@@ -172,50 +195,11 @@ class MultiTask(nn.Module):
         return wanted
 
 
-@dataclass(frozen=True)
-class Answers:
-    """What a ``MultiTask`` says of B users at an instant, and what came.
-
-    Attributes:
-        tasks: K names of the yes-or-no questions.
-        ndcg: of ``next_item`` and ``all_action``, float [B], NaN for a user without a target.
-        logits_BK, labels_BK: float.
-        rates_BC, units_BC: float, of the week, expected and had.
-    """
-
-    tasks: tuple[str, ...]
-    ndcg: dict[str, np.ndarray]
-    logits_BK: np.ndarray
-    rates_BC: np.ndarray
-    labels_BK: np.ndarray
-    units_BC: np.ndarray
-
-    def metrics(self, users: np.ndarray | None = None) -> dict[str, float]:
-        """NDCG@20 of next item and window, AUROC of the tasks, WAPE of the week's demand over users and categories; of
-        the users at some places, repeats allowed, or of all.
-
-        Raises SchemaError if nobody has a target, or all answers of a task are the same.
-        """
-        rows = slice(None) if users is None else users
-        found = {}
-        for name, values_B in self.ndcg.items():
-            own = values_B[rows][~np.isnan(values_B[rows])]
-            if not len(own):
-                raise bseq.SchemaError(f"{name}: nobody has a target at that instant; choose another")
-            found[name] = float(own.mean())
-        for place, task in enumerate(self.tasks):
-            found[task] = auroc(self.labels_BK[rows, place], self.logits_BK[rows, place])
-        if self.units_BC.shape[1]:
-            expected_C, had_C = self.rates_BC[rows].sum(0), self.units_BC[rows].sum(0)
-            found[DEMAND] = float(np.abs(expected_C - had_C).sum() / max(had_C.sum(), 1.0))
-        return found
-
-
 def _mean(losses: Tensor) -> Tensor:
     return losses.sum() / max(len(losses), 1)
 
 
-def _chosen(heads: Heads, objectives: Objectives) -> dict[str, str | HeadChoice]:
+def chosen_heads(heads: Heads, objectives: Objectives) -> dict[str, HeadChoice]:
     """The heads of every answer. Raises UsageError or RecipeError for an answer, a head or an option that there is not,
     UsageError for a head that would not be used.
     """
@@ -228,7 +212,8 @@ def _chosen(heads: Heads, objectives: Objectives) -> dict[str, str | HeadChoice]
             f"heads of {sorted(unused)}, but the objectives have only {sorted(objectives.answers)}: leave these heads "
             "out, or add the objectives"
         )
-    return {**HEADS, **heads}
+    chosen = {**HEADS, **heads}
+    return {name: HeadChoice.of(chosen[name]) for name in HEADS if name in objectives.answers}
 
 
 def _importance(names: tuple[str, ...], asked: Mapping[str, float]) -> Tensor:

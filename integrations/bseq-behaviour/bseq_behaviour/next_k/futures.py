@@ -86,13 +86,17 @@ def futures(
     n_steps: int,
     n_states: int = 50,
     until_us: int | None = None,
+    allow_future_model: bool = False,
 ) -> Futures:
     """Everybody with a past and a future at an instant; the future is the next ``n_steps`` known events before
     ``until_us``.
 
+    Args:
+        allow_future_model: take a model too that was trained on what came after.
+
     Raises UsageError if the model knows what came after, SchemaError if nobody has both.
     """
-    check_instant(model, at_us)
+    check_instant(model, at_us, allow_future_model)
     if n_steps < 1:
         raise bseq.UsageError(f"n_steps = {n_steps}; give 1 or more")
     later = log.between(at_us, until_us).known()

@@ -13,22 +13,13 @@ import numpy as np
 import pandas as pd
 
 import bseq_plugin as bseq
-from bseq_behaviour.columns import DAY_US, USER
+from bseq_behaviour.columns import USER
 from bseq_behaviour.propensity.curves import auroc, average_precision
 from bseq_behaviour.propensity.fit_heads import FittedHeads, Rows, Weighting, fit_heads
 from bseq_behaviour.propensity.inputs import Inputs, checked_inputs, user_inputs
+from bseq_behaviour.propensity.instants import Instants, past_instants
 from bseq_behaviour.propensity.labels import known_users, labels, require_both_classes
 from bseq_behaviour.propensity.tasks import Counts, Task
-
-STEP_US = 7 * DAY_US
-
-
-@dataclass(frozen=True)
-class Instants:
-    """When the heads are trained and judged; no training window reaches the instant they are judged at."""
-
-    train_us: tuple[int, ...]
-    validation_us: int
 
 
 @dataclass(frozen=True)
@@ -92,20 +83,7 @@ class Question:
 
         Raises SchemaError if the log after the model's training is too short.
         """
-        validation_us = self.log_end_us - self.window_us
-        until_us = self.model.trained_until_us
-        first_us = int(np.asarray(self.log.timestamps).min()) + STEP_US
-        if until_us is not None and not self.allow_future_model:
-            first_us = max(first_us, until_us + 1)
-        last_us = validation_us - self.window_us
-        if last_us < first_us:
-            raise bseq.SchemaError(
-                f"the log has {max(0, self.log_end_us - first_us) / DAY_US:.0f} days after the model's training; two "
-                f"windows of {self.window_us / DAY_US:g} days are needed, one to train the heads and one to judge "
-                "them: hold more out when training (split = 'time', an earlier validation_at), or take instants that "
-                "the model has seen as well (in sample), whose vectors know what came after"
-            )
-        return Instants(tuple(range(last_us, first_us - 1, -STEP_US))[::-1], validation_us)
+        return past_instants(self.model, self.log, self.window_us, self.log_end_us, self.allow_future_model)
 
     def inputs(self, at_us: int, users: np.ndarray, inputs: Inputs) -> np.ndarray:
         """float32 [N, D] of the users at these places."""

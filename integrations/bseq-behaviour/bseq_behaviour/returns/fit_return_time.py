@@ -102,6 +102,9 @@ def fit_return_time(
     training = recipe.training
     if training.batch.users is None:
         raise bseq.RecipeError("a return is learned from batches of users; set training.batch = { users = 64 }")
+    training = recipe.training
+    if training.batch.users is None:
+        raise bseq.RecipeError("a return is learned from batches of users; set training.batch = { users = 64 }")
     with seeded(training.seed):
         model = ReturnTime(recipe, bins, until_us)
         waits = Waits.of(log, until_us, model.gap_us, recipe.encoder.max_length)

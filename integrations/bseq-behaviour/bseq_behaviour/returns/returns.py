@@ -12,8 +12,9 @@ import numpy as np
 import pandas as pd
 
 import bseq_plugin as bseq
-from bseq_behaviour.columns import DAY_US, USER
+from bseq_behaviour.columns import USER
 from bseq_behaviour.propensity.curves import auroc, average_precision
+from bseq_behaviour.propensity.instants import log_until
 from bseq_behaviour.propensity.labels import known_users, labels, require_both_classes
 from bseq_behaviour.propensity.tasks import Counts, Task
 from bseq_behaviour.returns.fit_return_time import fit_return_time
@@ -50,16 +51,7 @@ def forecast_returns(
         SchemaError: too short a log, or one where everybody came back, or nobody; else as ``fit_return_time``.
     """
     days = checked_days(days)
-    if log.timestamps is None or log.n_events == 0:
-        raise bseq.SchemaError("a return takes time: give a log with times, and events in it")
-    end_us = int(log.timestamps.max()) + 1
-    now_us = end_us if at_us is None else at_us
-    if now_us > end_us + DAY_US:  # nobody knows who came in between, and that nobody did would be taken for known
-        end, asked_at = (pd.Timestamp(us, unit="us", tz="UTC") for us in (end_us, now_us))
-        raise bseq.UsageError(
-            f"{asked_at} is more than a day after the newest event ({end}); give a log up to that instant"
-        )
-    log = log.between(None, now_us)
+    log, now_us = log_until(log, at_us)
     tasks = [Task("purchase", asked) for asked in days]
     held_us = now_us - max(task.window_us for task in tasks)
     known = known_users(log, held_us)

@@ -11,28 +11,23 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bseq_plugin.encoders.attention import NewestView, View
 from bseq_plugin.encoders.dropout import dropout
-from bseq_plugin.encoders.pairs import PairBias
+from bseq_plugin.encoders.packed.attention import NewestView, View
 from bseq_plugin.layers import IdentityLinear, IdentityValues
 
 Begin = Literal["random", "mean"]
 
 
 class Residual(nn.Module):
-    """The residual connection around a sublayer f: pre-norm ``x + g * dropout(f(norm(x)))``, post-norm ``norm(x + g *
-    ...)``.
-
-    g is 1, or with ``gated`` it is ``sigmoid(W x + b)`` (Borisyuk et al., "LiGR: Large-Scale Generative Ranking",
-    2024).
+    """The residual connection around a sublayer f: pre-norm ``x + dropout(f(norm(x)))``, post-norm ``norm(x +
+    dropout(f(x)))``.
     """
 
-    def __init__(self, dim: int, post: bool, gated: bool, share: float) -> None:
+    def __init__(self, dim: int, post: bool, share: float) -> None:
         super().__init__()
         self.post = post
         self.share = share
         self.norm = nn.LayerNorm(dim)
-        self.gate = nn.Linear(dim, dim) if gated else None
 
     def before(self, x: Tensor) -> Tensor:
         """Return the input of the sublayer."""
@@ -41,29 +36,26 @@ class Residual(nn.Module):
     def after(self, x: Tensor, result: Tensor) -> Tensor:
         """Return the sum of ``x`` and the sublayer's result."""
         result = dropout(result, self.share, self.training)
-        if self.gate is not None:
-            result = torch.sigmoid(self.gate(x)) * result
         return self.norm(x + result) if self.post else x + result
 
 
 class SelfAttention(nn.Module):
-    """Multi-head attention in front of its output layer; ``bias`` adds to the scores.
+    """Multi-head attention in front of its output layer.
 
     ``begin = "mean"``: values and output layer begin as the identity.
     """
 
-    def __init__(self, dim: int, n_heads: int, share: float, bias: PairBias | None, begin: Begin = "random") -> None:
+    def __init__(self, dim: int, n_heads: int, share: float, begin: Begin = "random") -> None:
         super().__init__()
         self.n_heads = n_heads
         self.share = share
         values, out = (IdentityValues, IdentityLinear) if begin == "mean" else (nn.Linear, nn.Linear)
         self.query_key_value, self.out = values(dim, 3 * dim), out(dim, dim)
-        self.bias = bias
 
     def weights(self, x_MD: Tensor, view: NewestView) -> Tensor:
         """Return ``[M, H]``, the attention of the newest events; see ``NewestView.weights``."""
         q, k, _ = self._heads(self.query_key_value(x_MD), 3)
-        return view.weights(view.queries(q), k, self.bias)
+        return view.weights(view.queries(q), k)
 
     def forward(self, x_MD: Tensor, view: View) -> Tensor:
         """Return ``[R, D]``, the heads side by side."""
@@ -75,7 +67,7 @@ class SelfAttention(nn.Module):
             weight, bias = self.query_key_value.weight, self.query_key_value.bias
             (q,) = self._heads(F.linear(looking_RD, weight[:dim], bias[:dim]), 1)
             k, v = self._heads(F.linear(x_MD, weight[dim:], bias[dim:]), 2)
-        return view.attend(q, k, v, self.bias, self.share if self.training else 0.0).flatten(1)
+        return view.attend(q, k, v, self.share if self.training else 0.0).flatten(1)
 
     def _heads(self, x: Tensor, n_parts: int) -> tuple[Tensor, ...]:
         return x.view(len(x), n_parts, self.n_heads, x.shape[1] // (n_parts * self.n_heads)).unbind(1)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from bseq_plugin.encoders.layout import Layout, Tile
+from bseq_plugin.encoders.packed.layout import Layout, Tile
 from bseq_plugin.errors import RecipeError
 from bseq_plugin.schema.packed import PackedEvents
 

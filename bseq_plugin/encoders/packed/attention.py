@@ -16,9 +16,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from bseq_plugin.encoders.dropout import dropout
-from bseq_plugin.encoders.layout import Layout, Tile, lay_out
-from bseq_plugin.encoders.pairs import PairBias, PairFeatures, Pairs, newest_pairs, tile_pairs, user_pairs
-from bseq_plugin.encoders.varlen import VarlenView
+from bseq_plugin.encoders.packed.layout import Layout, Tile, lay_out
+from bseq_plugin.encoders.packed.pairs import PairFeatures, Pairs, newest_pairs, tile_pairs, user_pairs
+from bseq_plugin.encoders.packed.varlen import VarlenView
 from bseq_plugin.schema.packed import PackedEvents
 
 
@@ -45,11 +45,11 @@ class TileView:
         """Return ``x_RD``, the events that look."""
         return x_MD
 
-    def attend(self, q_RHd: Tensor, k_MHd: Tensor, v_MHd: Tensor, bias: PairBias | None, share: float) -> Tensor:
+    def attend(self, q_RHd: Tensor, k_MHd: Tensor, v_MHd: Tensor, share: float) -> Tensor:
         """Return ``[R, H, d]``, the attended values; ``share`` of the attention weights is dropped."""
         tiles = zip(self.layout.tiles, self.pairs, strict=True)
         return _joined(
-            [_attend_tile([x[tile.cells] for x in (q_RHd, k_MHd, v_MHd)], tile, p, bias, share) for tile, p in tiles],
+            [_attend_tile([x[tile.cells] for x in (q_RHd, k_MHd, v_MHd)], tile, p, share) for tile, p in tiles],
             q_RHd,
         )
 
@@ -79,21 +79,20 @@ class NewestView:
         """Return ``x_RD``, the events that look."""
         return x_MD.index_select(0, self.newest_B)
 
-    def attend(self, q_RHd: Tensor, k_MHd: Tensor, v_MHd: Tensor, bias: PairBias | None, share: float) -> Tensor:
+    def attend(self, q_RHd: Tensor, k_MHd: Tensor, v_MHd: Tensor, share: float) -> Tensor:
         """Return ``[R, H, d]``, the attended values; ``share`` of the attention weights is dropped."""
-        if len(self.newest_B) == 1 and bias is None and self.pairs.mask is None:  # serving one user: fewest calls
+        if len(self.newest_B) == 1 and self.pairs.mask is None:  # serving one user: fewest calls
             q, k, v = (x.transpose(0, 1)[None] for x in (q_RHd, k_MHd, v_MHd))
             return F.scaled_dot_product_attention(q, k, v, dropout_p=share)[0].transpose(0, 1)
-        weights_MH = self.weights(q_RHd, k_MHd, bias)
+        weights_MH = self.weights(q_RHd, k_MHd)
         return self._sum(dropout(weights_MH, share, True)[..., None] * v_MHd)
 
-    def weights(self, q_RHd: Tensor, k_MHd: Tensor, bias: PairBias | None) -> Tensor:
+    def weights(self, q_RHd: Tensor, k_MHd: Tensor) -> Tensor:
         """Return ``[M, H]``, the attention of each user's newest event to each event; it sums to 1 a user and head."""
-        bias_MH = None if bias is None else bias(self.pairs)
         scores_MH = (q_RHd[self.user_T] * k_MHd).sum(2) * q_RHd.shape[2] ** -0.5
         if self.pairs.mask is not None:
             scores_MH = scores_MH + self.pairs.mask[:, None]
-        return self._softmax(scores_MH if bias_MH is None else scores_MH + bias_MH)
+        return self._softmax(scores_MH)
 
     def average(self, x_MD: Tensor) -> Tensor:
         """Return ``[R, D]``, the moving average up to each event."""
@@ -116,21 +115,17 @@ OwnView = TileView | NewestView  # for arithmetic of ours
 View = OwnView | VarlenView
 
 
-def _attend_tile(qkv_nHd: list[Tensor], tile: Tile, pairs: Pairs, bias: PairBias | None, share: float) -> Tensor:
+def _attend_tile(qkv_nHd: list[Tensor], tile: Tile, pairs: Pairs, share: float) -> Tensor:
     """Return ``[G * W, H, d]``, the attended values of a tile."""
     n_heads, width = qkv_nHd[0].shape[1:]
-    bias_SH = None if bias is None else bias(pairs)
     if pairs.mask is None:
         # One user a line, padding at the right, where no event of a causal mask can see it.
         q, k, v = (x.view(tile.n_lines, tile.width, n_heads, width).transpose(1, 2) for x in qkv_nHd)
         out = F.scaled_dot_product_attention(q, k, v, is_causal=True, dropout_p=share)
         return out.transpose(1, 2).flatten(0, 1)
-    mask = pairs.mask[None]
-    if bias_SH is not None:
-        mask = mask + bias_SH.movedim(-1, 0).reshape(n_heads, -1, tile.width, tile.width)
-    # By hand: with dropout or a bias to learn torch would take the same steps, and convert the mask in each of them.
+    # By hand: with dropout torch would take the same steps, and convert the mask in each of them.
     q, k, v = (x.view(tile.n_lines, tile.width, n_heads, width).permute(2, 0, 1, 3).flatten(0, 1) for x in qkv_nHd)
-    mask = mask.expand(n_heads, *pairs.mask.shape).flatten(0, 1)
+    mask = pairs.mask.expand(n_heads, *pairs.mask.shape).flatten(0, 1)
     weights = torch.baddbmm(mask, q, k.transpose(1, 2), alpha=width**-0.5).softmax(-1)
     out = torch.bmm(dropout(weights, share, True), v)
     return out.view(n_heads, tile.n_lines, tile.width, width).permute(1, 2, 0, 3).flatten(0, 1)

@@ -9,9 +9,9 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from bseq_plugin.encoders.attention import NewestView, TileView
-from bseq_plugin.encoders.pairs import PairFeatures
-from bseq_plugin.encoders.varlen import VarlenView
+from bseq_plugin.encoders.packed.attention import NewestView, TileView
+from bseq_plugin.encoders.packed.pairs import PairFeatures
+from bseq_plugin.encoders.packed.varlen import VarlenView
 from bseq_plugin.schema.encoders import SequenceEncoder
 from bseq_plugin.schema.packed import PackedEvents
 from bseq_plugin.schema.part import OptionsT_co

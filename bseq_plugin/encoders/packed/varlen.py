@@ -1,8 +1,9 @@
 """Causal self-attention over packed events by torch's kernel for sequences of different lengths, on a GPU.
 
 ``torch.nn.attention.varlen`` (FlashAttention) takes the rows as they are: no lines, no mask, no padding. It knows half
-precision alone, no dropout of attention weights and no bias, so that it serves where a model computes in half precision
-(``torch.autocast``, or half weights) and asks for neither; elsewhere ``TileView`` does.
+precision alone, and no dropout of attention weights, so that it serves where a model computes in half precision
+(``torch.autocast``, or half weights) and does not ask for that; elsewhere ``TileView`` does. It has run on no GPU yet:
+it is taken only where ``encoder_options.varlen_attention`` asks for it.
 
 Shape letters: T packed events, H heads, d width of a head.
 """
@@ -15,7 +16,7 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from bseq_plugin.encoders.layout import Layout
+from bseq_plugin.encoders.packed.layout import Layout
 from bseq_plugin.schema.packed import PackedEvents
 
 HALF_PRECISION = (torch.float16, torch.bfloat16)
@@ -48,12 +49,10 @@ class VarlenView:
         """Return ``x_TD``: all events look."""
         return x_TD
 
-    def attend(self, q_THd: Tensor, k_THd: Tensor, v_THd: Tensor, bias: object, share: float) -> Tensor:
-        """Return ``[T, H, d]``, the attended values. Raises ValueError for a bias or dropout, which the caller must not
-        ask for.
-        """
-        if bias is not None or share:
-            raise ValueError("the kernel for sequences of different lengths has neither bias nor dropout: use TileView")
+    def attend(self, q_THd: Tensor, k_THd: Tensor, v_THd: Tensor, share: float) -> Tensor:
+        """Return ``[T, H, d]``, the attended values. Raises ValueError for dropout, which the kernel lacks."""
+        if share:
+            raise ValueError("the kernel for sequences of different lengths has no dropout: use TileView")
         from torch.nn.attention.varlen import varlen_attn
 
         q, k, v = (x.contiguous() for x in (q_THd, k_THd, v_THd))

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from bseq_plugin.encoders.attention import NewestView, OwnView, TileView
-from bseq_plugin.encoders.layout import Tile
-from bseq_plugin.encoders.pairs import PairBias, Pairs
+from bseq_plugin.encoders.packed.attention import NewestView, OwnView, TileView
+from bseq_plugin.encoders.packed.layout import Tile
+from bseq_plugin.encoders.packed.pairs import PairBias, Pairs
 
 
 def pointwise(view: OwnView, q_RHd: Tensor, k_MHd: Tensor, v_MHd: Tensor, bias: PairBias | None) -> Tensor:
