@@ -40,7 +40,7 @@ def one_window(data: DemoData, recipe: Recipe, month: str) -> dict[str, float]:
         model = InterestModel.from_run(run.path)
     log = Sequences.from_events(data.events.before(cut_us + int(DAYS * DAY_US)), model.vocabulary)
     known, n_items = log.between(None, cut_us), model.vocabulary.n_items
-    rankers = {**fitted_rankers([UserKnn(until_us=cut_us)], known, n_items), MODEL: interest_ranker(model)}
+    rankers = {**fitted_rankers([UserKnn(at_us=cut_us)], known, n_items), MODEL: interest_ranker(model)}
     held_out = time_window(log, cut_us, DAYS)
     new = compare(held_out.new_items_only(), rankers, n_items, (20,), "mask")
     every = compare(held_out, rankers, n_items, (20,), "keep")

@@ -49,9 +49,8 @@ def benchmark(
     from bseq_plugin.data.auto_recipe import choose_recipe
 
     chosen = settings or []
-    choose_recipe(
-        recipe, [*chosen, f"split={protocol.replace('-', '_')}"]
-    )  # wrong settings end here, before a long log is read
+    # wrong settings end here, before a long log is read
+    choose_recipe(recipe, [*chosen, f"split={protocol.replace('-', '_')}"])
     with loading():
         from bseq_plugin.evaluation.benchmark import benchmark as run_benchmark
 

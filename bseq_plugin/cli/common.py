@@ -37,6 +37,7 @@ KeyFile = Annotated[
     Path | None,
     typer.Option("--pseudonymise", help="File with a secret key: user ids become keyed hashes as they are read."),
 ]
+StorePath = Annotated[Path, typer.Argument(help="Store directory.")]
 Items = Annotated[
     Path | None, typer.Option("--items", help="Table with item_id and attribute columns (.parquet, .csv).")
 ]
@@ -58,13 +59,12 @@ def option_values(settings: list[str] | None, option: str, example: str) -> dict
 
 
 def sharding_of(settings: list[str] | None) -> str | dict[str, str]:
-    """``["row_wise"]`` or ``["item=row_wise", "time_gap=table_wise"]`` as ``train`` takes it. Raises UsageError."""
-    pairs = [setting.partition("=") for setting in settings or ["auto"]]
-    if len(pairs) == 1 and not pairs[0][1]:
-        return pairs[0][0]
-    if not all(separator for _, separator, _ in pairs):
-        raise UsageError(f"--sharding {settings}: write one way for all tables, or table=way for each")
-    return {table: way for table, _, way in pairs}
+    """Return ``["row_wise"]`` or ``["item=row_wise", "time_gap=auto"]`` as ``train`` takes it. Raises UsageError."""
+    from bseq_plugin.recipe.files import split_setting
+
+    if settings is None or (len(settings) == 1 and "=" not in settings[0]):
+        return settings[0] if settings else "auto"
+    return dict(split_setting(setting, "--sharding", "item=row_wise") for setting in settings)
 
 
 def pseudonymiser(key_file: Path | None) -> Pseudonymiser | None:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from bseq_plugin.serving.retriever import Retriever
 
 QUICK_EVERY = 6
-QUICK_SETTINGS = ["epochs=2", "passes_per_epoch=2", "n_windows=8"]
+QUICK_SETTINGS = ["training.epochs=2", "objective.passes_per_epoch=2", "objective.n=8"]
 N_EXAMPLES = 2
 
 

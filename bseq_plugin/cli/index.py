@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.table import Table
 
-from bseq_plugin.cli.common import Columns, KeyFile, Unit, column_mapping, note, out, pseudonymiser
+from bseq_plugin.cli.common import Columns, KeyFile, StorePath, Unit, column_mapping, note, out, pseudonymiser
 from bseq_plugin.errors import UsageError
 from bseq_plugin.files import write_json
 
@@ -29,7 +29,7 @@ def register(app: typer.Typer) -> None:
 
 
 def report(
-    store: Annotated[Path, typer.Argument(help="Store directory.")],
+    store: StorePath,
     test: Annotated[
         str | None, typer.Option("--test", help="Log of what came after the store: measures what the end task loses.")
     ] = None,

@@ -9,9 +9,8 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
-from bseq_plugin.cli.common import note, out, read_table
+from bseq_plugin.cli.common import StorePath, note, out, read_table
 
-StorePath = Annotated[Path, typer.Argument(help="Store directory.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 
 

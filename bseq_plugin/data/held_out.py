@@ -26,13 +26,13 @@ class HeldOut:
         evaluation: histories and what came after them, in rows of the model's vocabulary.
         known: what baselines and candidate sources may learn from: everything before the part of a time split, else
             what the model was trained on.
-        cut_us: where a time split begins the part, microseconds UTC; None with another split.
+        at_us: where a time split begins the part, microseconds UTC; None with another split.
         seen: "keep" if items of the history may be recommended, "mask" if not.
     """
 
     evaluation: EvaluationSet
     known: Sequences
-    cut_us: int | None
+    at_us: int | None
     seen: Seen
 
     @classmethod
@@ -44,11 +44,11 @@ class HeldOut:
         if part not in ("test", "validation"):
             raise UsageError(f"split {part!r}: use test or validation")
         evaluation = evaluation_set(sequences, split, part)
-        cut_us = None
+        at_us = None
         if split.kind == "time":
-            cut_us = instant_us(split.validation_at if part == "validation" else split.test_at)
-        known = training_part(sequences) if cut_us is None else sequences.between(None, cut_us)
-        return cls(evaluation, known, cut_us, "mask" if split.kind != "none" and split.mask_seen else "keep")
+            at_us = instant_us(split.validation_at if part == "validation" else split.test_at)
+        known = training_part(sequences) if at_us is None else sequences.between(None, at_us)
+        return cls(evaluation, known, at_us, "mask" if split.kind != "none" and split.mask_seen else "keep")
 
     @property
     def request_us(self) -> int | np.ndarray | None:
@@ -57,7 +57,7 @@ class HeldOut:
         A log's time split has one request time for all; leave-one-out asks each user when their history ends.
         """
         histories = self.evaluation.histories
-        if self.cut_us is not None or histories.timestamps is None:
-            return self.cut_us
+        if self.at_us is not None or histories.timestamps is None:
+            return self.at_us
         newest_U: np.ndarray = histories.timestamps[histories.offsets[1:] - 1]  # each evaluated user has an event
         return newest_U

@@ -89,13 +89,13 @@ class Demo:
 
     def evaluate(self, retriever: Retriever) -> dict[str, Comparison]:
         """Compare on December, looked at once: all items, and items new to the household."""
-        cut_us = instant_us(TEST_AT)
+        at_us = instant_us(TEST_AT)
         model = retriever.model
         log = Sequences.from_events(self.data.events, model.vocabulary)
-        december = time_window(log, cut_us, HORIZON_DAYS)
-        known = log.between(None, cut_us)
+        december = time_window(log, at_us, HORIZON_DAYS)
+        known = log.between(None, at_us)
         n_items = model.vocabulary.n_items
-        rankers = fitted_rankers(default_baselines(known, cut_us), known, n_items)
+        rankers = fitted_rankers(default_baselines(known, at_us), known, n_items)
         rankers |= {MODEL: interest_ranker(model), SERVED: served_ranker(retriever, TEST_AT)}
         sets: dict[str, EvaluationSet] = {"new": december.new_items_only(), "all": december}
         return {

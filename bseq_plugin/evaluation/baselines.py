@@ -33,25 +33,23 @@ class Baseline(Protocol):
         """Return float32 [b, V + 1], larger is better; column 0 has no meaning."""
 
 
-def newest_us(training: Sequences, until_us: int | None) -> int | None:
-    """Return when ages are counted from: ``until_us``, else just after the newest event; None without times."""
+def newest_us(training: Sequences, at_us: int | None) -> int | None:
+    """Return when ages are counted from: ``at_us``, else just after the newest event; None without times."""
     if training.timestamps is None or not training.n_events:
         return None
-    return int(training.timestamps.max()) + 1 if until_us is None else until_us
+    return int(training.timestamps.max()) + 1 if at_us is None else at_us
 
 
-def item_counts(
-    training: Sequences, n_items: int, days: float | None = None, until_us: int | None = None
-) -> np.ndarray:
-    """Return float64 [V + 1], events of each item (of the last ``days`` before ``until_us``); 0 for the unknown item.
+def item_counts(training: Sequences, n_items: int, days: float | None = None, at_us: int | None = None) -> np.ndarray:
+    """Return float64 [V + 1], events of each item (of the last ``days`` before ``at_us``); 0 for the unknown item.
 
     Raises SchemaError if ``days`` is given and the log has no times.
     """
     if days is not None and training.timestamps is None:
         raise SchemaError(f"the log has no times, so there are no last {days:g} days; use days=None")
-    until = newest_us(training, until_us)
-    if days is not None and until is not None:
-        training = training.between(until - round(days * DAY_US), until)
+    at_us = newest_us(training, at_us)
+    if days is not None and at_us is not None:
+        training = training.between(at_us - round(days * DAY_US), at_us)
     counts = np.bincount(training.items, minlength=n_items + 1).astype(np.float64)
     counts[0] = 0
     return counts
@@ -62,7 +60,7 @@ class Popularity:
     """Everybody gets the items with the most events, of all time or of the last ``days``."""
 
     days: float | None = None
-    until_us: int | None = None
+    at_us: int | None = None
     name: str = field(init=False)
     _score_V: Tensor = field(init=False, repr=False)
 
@@ -71,7 +69,7 @@ class Popularity:
 
     def fit(self, training: Sequences, n_items: int) -> None:
         """See ``Baseline.fit``. Raises SchemaError for ``days`` and a log without times."""
-        counts = item_counts(training, n_items, self.days, self.until_us)
+        counts = item_counts(training, n_items, self.days, self.at_us)
         self._score_V = torch.from_numpy(counts.astype(np.float32))
 
     def scores(self, histories: Sequences) -> Tensor:
@@ -86,10 +84,10 @@ class Tail:
     below_V: np.ndarray
 
     @classmethod
-    def fitted(cls, training: Sequences, n_items: int, until_us: int | None) -> Tail:
+    def fitted(cls, training: Sequences, n_items: int, at_us: int | None) -> Tail:
         """Count the last 28 days, or all events of a log without times."""
         days = RECENT_DAYS if training.timestamps is not None else None
-        counts = item_counts(training, n_items, days, until_us)
+        counts = item_counts(training, n_items, days, at_us)
         return cls(((counts + 0.5) / (counts.max() + 1)).astype(np.float32))
 
     def fill(self, score_bV: np.ndarray) -> Tensor:
@@ -105,10 +103,10 @@ class PersonalFrequency:
     """
 
     half_life_days: float | None = None
-    until_us: int | None = None
+    at_us: int | None = None
     name: str = field(init=False)
     _n_items: int = field(init=False, repr=False)
-    _until: int | None = field(init=False, repr=False)
+    _at_us: int | None = field(init=False, repr=False)
     _tail: Tail = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -116,12 +114,12 @@ class PersonalFrequency:
 
     def fit(self, training: Sequences, n_items: int) -> None:
         """See ``Baseline.fit``."""
-        self._n_items, self._until = n_items, newest_us(training, self.until_us)
-        self._tail = Tail.fitted(training, n_items, self.until_us)
+        self._n_items, self._at_us = n_items, newest_us(training, self.at_us)
+        self._tail = Tail.fitted(training, n_items, self.at_us)
 
     def scores(self, histories: Sequences) -> Tensor:
         """See ``Baseline.scores``."""
-        counts = sparse.history_matrix(histories.known(), self._n_items, self.half_life_days, self._until).toarray()
+        counts = sparse.history_matrix(histories.known(), self._n_items, self.half_life_days, self._at_us).toarray()
         # counts are whole numbers, so that half of a popularity below 1 breaks ties only; decayed ones hardly tie
         tie = 0.5 if self.half_life_days is None else 5e-4
         return self._tail.fill(np.where(counts > 0, counts + tie * self._tail.below_V, 0))

@@ -10,7 +10,7 @@ from bseq_plugin.evaluation.rankers import Ranker, baseline_ranker
 HALF_LIFE_DAYS = 120
 
 
-def default_baselines(training: Sequences, until_us: int | None = None) -> list[Baseline]:
+def default_baselines(training: Sequences, at_us: int | None = None) -> list[Baseline]:
     """Return the baselines that this log can carry, not yet fitted.
 
     Always: popularity, personal frequency, transition graph, user kNN. With times: popularity of the last 28 days and
@@ -19,24 +19,19 @@ def default_baselines(training: Sequences, until_us: int | None = None) -> list[
 
     Args:
         training: what the baselines will be fitted on.
-        until_us: the cut, from which ages are counted; by default just after the newest event.
+        at_us: the request time, from which ages are counted; by default just after the newest event.
     """
     timed, sessions = training.timestamps is not None, training.session_ids is not None
-    baselines: list[Baseline] = [Popularity(until_us=until_us)]
+    baselines: list[Baseline] = [Popularity(at_us=at_us)]
     if timed:
-        baselines.append(Popularity(RECENT_DAYS, until_us))
-    baselines.append(PersonalFrequency(until_us=until_us))
+        baselines.append(Popularity(RECENT_DAYS, at_us))
+    baselines.append(PersonalFrequency(at_us=at_us))
     if timed:
-        baselines.append(PersonalFrequency(HALF_LIFE_DAYS, until_us))
-    baselines.append(default_graph(training, until_us))
+        baselines.append(PersonalFrequency(HALF_LIFE_DAYS, at_us))
+    baselines.append(TransitionGraph(second_hop=0.0 if sessions else 0.15, at_us=at_us))
     if sessions:
-        baselines += [SessionKnn(until_us=until_us), BasketCooccurrence(until_us=until_us)]
-    return [*baselines, UserKnn(until_us=until_us)]
-
-
-def default_graph(training: Sequences, until_us: int | None = None) -> TransitionGraph:
-    """Return the item-transition graph for this log, not yet fitted; see ``default_baselines``."""
-    return TransitionGraph(second_hop=0.0 if training.session_ids is not None else 0.15, until_us=until_us)
+        baselines += [SessionKnn(at_us=at_us), BasketCooccurrence(at_us=at_us)]
+    return [*baselines, UserKnn(at_us=at_us)]
 
 
 def fitted_rankers(baselines: list[Baseline], training: Sequences, n_items: int) -> dict[str, Ranker]:

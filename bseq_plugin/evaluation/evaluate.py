@@ -97,7 +97,7 @@ def measured(
 ) -> Comparison:
     """Return the comparison of a model, and of its blend, with the baselines of the log."""
     known, n_items = held_out.known, model.vocabulary.n_items
-    rankers = fitted_rankers(default_baselines(known, held_out.cut_us), known, n_items) if baselines else {}
+    rankers = fitted_rankers(default_baselines(known, held_out.at_us), known, n_items) if baselines else {}
     rankers[MODEL] = interest_ranker(model)
     if blend is not None:
         rankers[BLEND] = blend_ranker(model, blend, held_out)
@@ -107,7 +107,7 @@ def measured(
 def up_to_date(model: InterestModel, held_out: HeldOut) -> InterestModel:
     """Return the model with its popularity columns, if it has any, as of the cut."""
     days = model.recipe.popularity_days
-    if not days or held_out.cut_us is None:
+    if not days or held_out.at_us is None:
         return model
-    popularity = PopularityPrior(held_out.known, model.vocabulary.n_items, days).at(held_out.cut_us)
+    popularity = PopularityPrior(held_out.known, model.vocabulary.n_items, days).at(held_out.at_us)
     return replace(model, item_priors_VP=torch.from_numpy(popularity))

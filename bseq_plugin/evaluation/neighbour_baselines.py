@@ -26,13 +26,13 @@ class _Fitted:
     """What every baseline of this file keeps."""
 
     n_items: int
-    until_us: int | None
+    at_us: int | None
     tail: Tail
     matrix: Matrix
 
     @classmethod
-    def on(cls, training: Sequences, n_items: int, until_us: int | None, matrix: Matrix) -> _Fitted:
-        return cls(n_items, newest_us(training, until_us), Tail.fitted(training, n_items, until_us), matrix)
+    def on(cls, training: Sequences, n_items: int, at_us: int | None, matrix: Matrix) -> _Fitted:
+        return cls(n_items, newest_us(training, at_us), Tail.fitted(training, n_items, at_us), matrix)
 
 
 @dataclass
@@ -52,7 +52,7 @@ class TransitionGraph:
     popularity_power: float = 0.3
     second_hop: float = 0.15
     hop_items: int = 10
-    until_us: int | None = None
+    at_us: int | None = None
     name: str = "transition_graph"
     _fitted: _Fitted = field(init=False, repr=False)
 
@@ -61,7 +61,7 @@ class TransitionGraph:
         graph = sparse.transition_graph(
             training.known(), n_items, self.distance_weights, self.backwards, self.popularity_power
         )
-        self._fitted = _Fitted.on(training.known(), n_items, self.until_us, graph)
+        self._fitted = _Fitted.on(training.known(), n_items, self.at_us, graph)
 
     def scores(self, histories: Sequences) -> Tensor:
         """See ``Baseline.scores``."""
@@ -81,7 +81,7 @@ class BasketCooccurrence:
     """
 
     half_life_days: float = 60
-    until_us: int | None = None
+    at_us: int | None = None
     name: str = "basket_cooccurrence"
     _fitted: _Fitted = field(init=False, repr=False)
 
@@ -94,12 +94,12 @@ class BasketCooccurrence:
         sparse.scale_columns(held, 1 / np.sqrt(baskets))
         shared = held.T.tocsr() @ held
         sparse.drop_diagonal(shared)
-        self._fitted = _Fitted.on(training, n_items, self.until_us, shared)
+        self._fitted = _Fitted.on(training, n_items, self.at_us, shared)
 
     def scores(self, histories: Sequences) -> Tensor:
         """See ``Baseline.scores``."""
         fitted = self._fitted
-        query = sparse.history_matrix(histories.known(), fitted.n_items, self.half_life_days, fitted.until_us)
+        query = sparse.history_matrix(histories.known(), fitted.n_items, self.half_life_days, fitted.at_us)
         return fitted.tail.fill((sparse.log1p(query) @ fitted.matrix).toarray())
 
 
@@ -115,7 +115,7 @@ class SessionKnn:
     half_life_days: float = 60
     days: float = 90
     min_items: int = 3
-    until_us: int | None = None
+    at_us: int | None = None
     name: str = "session_knn"
     _fitted: _Fitted = field(init=False, repr=False)
     _keys_VN: Matrix = field(init=False, repr=False)
@@ -124,17 +124,17 @@ class SessionKnn:
         """See ``Baseline.fit``. Raises SchemaError if the log has no sessions."""
         _require_sessions(training, self.name)
         training = training.known()
-        until = newest_us(training, self.until_us)
-        recent = training if until is None else training.between(until - round(self.days * DAY_US), until)
+        at_us = newest_us(training, self.at_us)
+        recent = training if at_us is None else training.between(at_us - round(self.days * DAY_US), at_us)
         held = sparse.step_matrix(recent, n_items)
         held = held[np.flatnonzero(np.diff(held.indptr) >= self.min_items)]
         self._keys_VN = sparse.unit_rows(held).T.tocsr()
-        self._fitted = _Fitted.on(training, n_items, self.until_us, held)
+        self._fitted = _Fitted.on(training, n_items, self.at_us, held)
 
     def scores(self, histories: Sequences) -> Tensor:
         """See ``Baseline.scores``."""
         fitted = self._fitted
-        query = sparse.history_matrix(histories.known(), fitted.n_items, self.half_life_days, fitted.until_us)
+        query = sparse.history_matrix(histories.known(), fitted.n_items, self.half_life_days, fitted.at_us)
         near = _nearest(sparse.log1p(query), self._keys_VN, self.neighbours)
         return fitted.tail.fill((near @ fitted.matrix).toarray())
 
@@ -149,7 +149,7 @@ class UserKnn:
 
     neighbours: int = 100
     half_life_days: float = 30
-    until_us: int | None = None
+    at_us: int | None = None
     name: str = "user_knn"
     _fitted: _Fitted = field(init=False, repr=False)
     _keys_VN: Matrix = field(init=False, repr=False)
@@ -164,9 +164,9 @@ class UserKnn:
         self._rarity_V = np.log(training.n_users / having)
         self._keys_VN = sparse.unit_rows(self._rare_first(counts)).T.tocsr()
         self._users = pd.Index(training.user_ids)
-        until = newest_us(training, self.until_us)
-        votes = sparse.log1p(sparse.history_matrix(training, n_items, self.half_life_days, until))
-        self._fitted = _Fitted.on(training, n_items, self.until_us, votes)
+        at_us = newest_us(training, self.at_us)
+        votes = sparse.log1p(sparse.history_matrix(training, n_items, self.half_life_days, at_us))
+        self._fitted = _Fitted.on(training, n_items, self.at_us, votes)
 
     def scores(self, histories: Sequences) -> Tensor:
         """See ``Baseline.scores``."""

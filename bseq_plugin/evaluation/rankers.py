@@ -72,7 +72,7 @@ def blend_ranker(model: InterestModel, blend: Blend, held_out: HeldOut) -> Ranke
     blended = BlendedModel.fitted(model, blend, held_out.known)
 
     def rank(histories: Sequences, k: int, mask_seen: bool) -> np.ndarray:
-        return blended.top(histories, k, mask_seen, held_out.cut_us)
+        return blended.top(histories, k, mask_seen, held_out.at_us)
 
     return rank
 

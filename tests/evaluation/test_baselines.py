@@ -97,7 +97,7 @@ def grocery(draw):
 
 def test_popularity_counts_all_or_the_last_days():
     history = log([[(0, 0, 1), (0, 0, 1), (0, 0, 1), (72, 1, 2), (99, 2, 2), (99, 2, 3), (99, 2, 0)]])
-    everything, recent = Popularity(), Popularity(28, until_us=100 * DAY_US)
+    everything, recent = Popularity(), Popularity(28, at_us=100 * DAY_US)
     for baseline in (everything, recent):
         baseline.fit(history, V)
     assert everything.scores(history)[0, 1:4].tolist() == [3, 2, 1]
@@ -161,7 +161,7 @@ def test_cyclic_histories_are_predicted_perfectly():
 @settings(max_examples=60, deadline=None)
 def test_basket_cooccurrence_agrees_with_the_loop(users):
     training = log(users)
-    baseline = BasketCooccurrence(half_life_days=20, until_us=60 * DAY_US)
+    baseline = BasketCooccurrence(half_life_days=20, at_us=60 * DAY_US)
     baseline.fit(training, V)
     baskets = [b for u in users for b in naive_steps(u, True)]
     shared = np.array([[sum(a in b and c in b for b in baskets) for c in range(V + 1)] for a in range(V + 1)], float)
@@ -179,7 +179,7 @@ def unit(vector):
 @settings(max_examples=60, deadline=None)
 def test_session_knn_agrees_with_the_loop(users):
     training = log(users)
-    baseline = SessionKnn(neighbours=1000, half_life_days=20, days=30, min_items=2, until_us=60 * DAY_US)
+    baseline = SessionKnn(neighbours=1000, half_life_days=20, days=30, min_items=2, at_us=60 * DAY_US)
     baseline.fit(training, V)
     recent = [[e for e in u if e[0] >= 30] for u in users]
     baskets = [b for u in recent for b in naive_steps(u, True) if len(b) >= 2]
@@ -192,7 +192,7 @@ def test_session_knn_agrees_with_the_loop(users):
 @settings(max_examples=60, deadline=None)
 def test_user_knn_agrees_with_the_loop(users):
     training = log(users)
-    baseline = UserKnn(neighbours=1000, half_life_days=20, until_us=60 * DAY_US)
+    baseline = UserKnn(neighbours=1000, half_life_days=20, at_us=60 * DAY_US)
     baseline.fit(training, V)
     counts = np.array([naive_counts(u) for u in users])
     rarity = np.log(len(users) / np.maximum((counts > 0).sum(0), 1))
@@ -249,6 +249,6 @@ def test_session_baselines_need_sessions(baseline):
 
 def test_no_recent_session_leaves_popularity():
     training = log([[(0, 0, 1), (0, 0, 2), (0, 0, 3), (0, 1, 3)]])
-    baseline = SessionKnn(until_us=400 * DAY_US)
+    baseline = SessionKnn(at_us=400 * DAY_US)
     baseline.fit(training, V)
     assert top(baseline, training, 2) == [[1, 2]]
