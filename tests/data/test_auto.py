@@ -91,9 +91,7 @@ def test_what_is_asked_stands_in_the_recipe():
 
 def test_a_horizon_asks_for_a_time_split():
     events = spread(40, 50, 30, 200)
-    assert auto_recipe(events, horizon_days=14) == auto_recipe(
-        events, {"split": {"kind": "time", "horizon_days": 14}}
-    )
+    assert auto_recipe(events, horizon_days=14) == auto_recipe(events, {"split": {"kind": "time", "horizon_days": 14}})
 
 
 @pytest.mark.parametrize("settings", [[], ["split=time", "split.horizon_days=14", "encoder.half_life_days=3"]])

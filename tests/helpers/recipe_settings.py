@@ -176,7 +176,12 @@ def _filled(values: dict[str, Any], more: dict[str, Any]) -> dict[str, Any]:
 
 def within(bounds: Iterable[Any], value: float) -> bool:
     """Whether a number keeps the bounds of its field."""
-    keeps = {Ge: lambda b: value >= b.ge, Gt: lambda b: value > b.gt, Le: lambda b: value <= b.le, Lt: lambda b: value < b.lt}
+    keeps = {
+        Ge: lambda b: value >= b.ge,
+        Gt: lambda b: value > b.gt,
+        Le: lambda b: value <= b.le,
+        Lt: lambda b: value < b.lt,
+    }
     return all(keeps[type(bound)](bound) for bound in bounds if type(bound) in keeps)
 
 

@@ -17,6 +17,7 @@ BASE = Recipe(
     training={"epochs": 10, "batch": {"users": 20}, "dense": {"rate": 3e-3}},
 )
 
+
 @pytest.fixture(scope="module")
 def successions():
     """Every item has one successor, which nine in ten events take: no ranking is better than NDCG@10 of about 0.9."""

@@ -76,9 +76,7 @@ def test_the_command_on_two_ranks_goes_on_as_one_process_does(
     python, tiny_frame, tiny_source, tiny_recipe, tmp_path, monkeypatch
 ):
     """One process trains an epoch; from its checkpoint one goes on alone and two go on together, resharded."""
-    recipe = tiny_recipe.replace(
-        encoder={"dropout": 0.0}, loss=FLOAT32, split={"patience": 4}, training={"epochs": 4}
-    )
+    recipe = tiny_recipe.replace(encoder={"dropout": 0.0}, loss=FLOAT32, split={"patience": 4}, training={"epochs": 4})
     events = Events.from_frame(tiny_frame)
     begun(events, recipe, tmp_path / "one", monkeypatch)
     shutil.copytree(tmp_path / "one", tmp_path / "two")
