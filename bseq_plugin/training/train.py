@@ -13,13 +13,13 @@ import pandas as pd
 import torch
 from torch import distributed as dist
 
-from bseq_plugin.data.events import Events
 from bseq_plugin.data.partitions import PartitionedSequences
 from bseq_plugin.data.prepare import PreparedLog, prepare, training_histories
 from bseq_plugin.data.prepare_partitions import count_partitions, prepare_partitions, resolved
 from bseq_plugin.data.streams import StreamedData, check_streams
 from bseq_plugin.data.training_data import TrainingData
 from bseq_plugin.errors import RunError, UsageError
+from bseq_plugin.events.events import Events
 from bseq_plugin.model.run import Run
 from bseq_plugin.model.task import SequenceInterestTask
 from bseq_plugin.recipe.merge import different_keys

@@ -4,8 +4,8 @@ import pytest
 
 from bseq_plugin import Recipe, auto_recipe
 from bseq_plugin.data.auto_recipe import choose_recipe
-from bseq_plugin.data.events import DAY_US, Events
 from bseq_plugin.errors import RecipeError
+from bseq_plugin.events.events import DAY_US, Events
 
 
 def log(n_users, length, n_items, seed=0):

@@ -6,14 +6,14 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from bseq_plugin.data.events import DAY_US
 from bseq_plugin.data.items import PopularityPrior
 from bseq_plugin.data.negatives import NegativeSampler
 from bseq_plugin.data.random_numbers import step_random
-from bseq_plugin.data.sequences import Sequences
 from bseq_plugin.data.training_data import TrainingData
-from bseq_plugin.data.vocabulary import Vocabulary
 from bseq_plugin.errors import SchemaError
+from bseq_plugin.events.events import DAY_US
+from bseq_plugin.events.sequences import Sequences
+from bseq_plugin.events.vocabulary import Vocabulary
 from bseq_plugin.recipe.objective import SampledNegatives, WholeCatalogue
 from bseq_plugin.recipe.recipe import Recipe
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from bseq_plugin.data.partitions import PartitionedSequences
-from bseq_plugin.data.vocabulary import Vocabulary
+from bseq_plugin.events.vocabulary import Vocabulary
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 

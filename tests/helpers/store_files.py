@@ -1,4 +1,4 @@
-"""Store versions changed by hand, with every checksum right again: what a faulty or a malicious publisher could write."""
+"""Store versions, byte by byte: what the tests of damaged stores share."""
 
 from __future__ import annotations
 

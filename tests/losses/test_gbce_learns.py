@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from bseq_plugin.data.events import Events
+from bseq_plugin.events.events import Events
 from bseq_plugin.recipe.recipe import Recipe
 from bseq_plugin.training.train import train
 

@@ -16,8 +16,8 @@ from hypothesis import settings as budget
 from hypothesis import strategies as st
 from recipe_settings import Contradiction, sections_of, settings
 
-from bseq_plugin.data.events import Events
 from bseq_plugin.errors import RecipeError, UsageError
+from bseq_plugin.events.events import Events
 from bseq_plugin.recipe.merge import value_at
 from bseq_plugin.recipe.recipe import Recipe
 from bseq_plugin.recipe.section import Section

@@ -7,8 +7,8 @@ import pytest
 from store_files import reseal
 
 from bseq_plugin import Retriever, evaluate, publish, train
-from bseq_plugin.data.events import Events
 from bseq_plugin.errors import RunError, StoreError
+from bseq_plugin.events.events import Events
 from bseq_plugin.model.interest_model import InterestModel
 from bseq_plugin.model.run import Run
 from bseq_plugin.recipe.recipe import Recipe
@@ -92,7 +92,7 @@ def test_a_store_is_not_opened(old_store):
         ("retrieve", "STORE", "--user", "1"),
         ("retrieve", "STORE", "--items", "5"),
         ("store", "delta", "STORE", "--removed", "GONE"),
-        ("index-report", "STORE"),
+        ("index", "report", "STORE"),
         ("features", "STORE", "--candidates", "GONE", "--at", "2021-01-01T00:00:00Z", "--out", "NEW"),
     ],
 )

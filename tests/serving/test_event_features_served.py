@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from bseq_plugin.data.batches import history_features
-from bseq_plugin.data.events import Events
-from bseq_plugin.data.sequences import Sequences
 from bseq_plugin.errors import SchemaError
+from bseq_plugin.events.events import Events
+from bseq_plugin.events.sequences import Sequences
 from bseq_plugin.model.interest_model import InterestModel
 from bseq_plugin.publishing.publish import publish
 from bseq_plugin.recipe.recipe import Recipe

@@ -17,8 +17,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from store_files import reseal
 
-from bseq_plugin.data.sequences import Sequences
 from bseq_plugin.errors import MissingDependencyError, StoreError, UsageError
+from bseq_plugin.events.sequences import Sequences
 from bseq_plugin.indexes.faiss_gpu import FaissGpuIndex
 from bseq_plugin.publishing.publish import publish_model
 from bseq_plugin.serving.retriever import Retriever

@@ -12,7 +12,7 @@ import pytest
 import torch
 from toml_text import options
 
-from bseq_plugin.data.events import Events
+from bseq_plugin.events.events import Events
 from bseq_plugin.model.interest_model import InterestModel
 from bseq_plugin.model.run import Run
 from bseq_plugin.recipe.recipe import Recipe

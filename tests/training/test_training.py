@@ -8,12 +8,12 @@ import pytest
 import torch
 from torchrec.distributed.train_pipeline import TrainPipelineBase, TrainPipelineSparseDist
 
-from bseq_plugin.data.events import Events
 from bseq_plugin.data.prepare import evaluation_set, prepare
 from bseq_plugin.data.training_data import TrainingData
 from bseq_plugin.encoders.causal import CausalEncoder
 from bseq_plugin.encoders.feed_forward import FeedForward
 from bseq_plugin.errors import BseqError, RecipeError, RunError, SchemaError, UsageError
+from bseq_plugin.events.events import Events
 from bseq_plugin.losses.softmax import SoftmaxLoss
 from bseq_plugin.metrics import ranking_metrics, top_k_items
 from bseq_plugin.model.interest_model import InterestModel
