@@ -130,9 +130,7 @@ def read_projection(folder: Path, pooling: str, normalize: bool, max_tokens: int
     """
     path = folder / PROJECTION
     if not path.is_file():
-        raise bseq.UsageError(
-            f"{str(folder)!r} has no {PROJECTION}; tune it (python -m bseq_transformers tune), or leave projected out"
-        )
+        raise bseq.UsageError(f"{str(folder)!r} has no {PROJECTION}; tune it (bseq tune-text), or leave projected out")
     _check_vectors(folder, pooling, normalize, max_tokens)
     try:
         with safe_open(path, "pt") as file:
