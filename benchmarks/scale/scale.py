@@ -55,7 +55,7 @@ RANK = """
     from bseq_plugin.data.partitions import PartitionedSequences
     dist.init_process_group("gloo", init_method="file://" + {store!r}, rank={rank}, world_size={size})
     log = PartitionedSequences.open(Path({source!r}))
-    train(log, Recipe(**{recipe!r}), {out!r}, progress=False, sharding="row_wise")
+    train(log, Recipe(**{recipe!r}), {out!r}, progress=False, sharding="row_wise", matmul="float32")
     dist.destroy_process_group()
 """
 PUBLISH = """
@@ -133,9 +133,8 @@ def catalogue(chosen: argparse.Namespace, work: Path) -> Measured:
     figures: dict[str, Any] = {"sequences": measured(SEQUENCES, out=str(parts), threads=chosen.threads, **how)}
     source.unlink()
     recipe = {
-        "encoder": {"n_blocks": 1, "n_heads": 2, "matmul": "float32"},
+        "encoder": {"n_blocks": 1, "n_heads": 2},
         "events": {"features": []},
-        "loss": {"matmul": "float32"},
         "negatives": {"kind": "uniform", "n": 1024},
         "split": "none",
         "training": {"epochs": 1, "batch": {"users": 256}},
@@ -176,7 +175,6 @@ def users(chosen: argparse.Namespace, work: Path) -> Measured:
             "encoder": {"name": "mean", "max_length": 20},
             "vectors": {"dim": 32},
             "events": {"features": []},
-            "loss": {"matmul": "float32"},
             "negatives": {"kind": "uniform", "n": 256},
             "split": "none",
             "training": {"epochs": 1, "batch": {"users": 1024}},

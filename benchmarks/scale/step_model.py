@@ -84,13 +84,13 @@ def measure_rank(rank: int, ranks: int, n_items: int, store: str) -> None:
         encoder={"max_length": LENGTH, "n_blocks": BLOCKS, "n_heads": 2, "feed_forward": FEED_FORWARD},
         vectors={"dim": DIM},
         events={"features": ()},
-        loss={"matmul": "float32"},
         negatives={"kind": "uniform", "n": CANDIDATES[0]},
         split="none",
     )
     vocabulary = Vocabulary(np.arange(n_items), np.ones(n_items, np.int64))
     with world() as here, pooled_row_update():
         task = shard(SequenceInterestTask(recipe, n_items, 0, device="meta"), recipe.training, "row_wise", here)
+        task.task.settle({"encoder": {"matmul": "float32"}, "loss": {"matmul": "float32"}})
         pipeline = EpochPipeline(task, here)
         task.model.train()
         for n_events, n_candidates in itertools.product(EVENTS, CANDIDATES):

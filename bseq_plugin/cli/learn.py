@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from bseq_plugin.data.partitions import PartitionedSequences
     from bseq_plugin.events.events import Events
     from bseq_plugin.events.pseudonyms import Pseudonymiser
+    from bseq_plugin.matmul import Matmul
     from bseq_plugin.model.run import Run
 
 Finished = Annotated[Path, typer.Argument(help="A finished run directory.")]
@@ -63,6 +64,9 @@ def train(
         list[str] | None,
         typer.Option("--sharding", help="How tables lie on several processes: a way for all, or table=way; repeat it."),
     ] = None,
+    matmul: Annotated[
+        str, typer.Option("--matmul", help="Type of large products in training: auto, float32 or bfloat16.")
+    ] = "auto",
     warm_start: Annotated[
         Path | None, typer.Option("--warm-start", help="A finished run to begin with; its items keep their rows by id.")
     ] = None,
@@ -103,6 +107,7 @@ def train(
         checkpoint_steps=checkpoint_steps,
         warm_start=warm_start,
         sharding=sharding_of(sharding),
+        matmul=cast("Matmul", matmul),
         fast_row_update=fast_row_update,
     )
     if not int(os.environ.get("RANK", "0")):  # under torchrun one rank speaks for all

@@ -17,7 +17,6 @@ from bseq_plugin.encoders.packed.pairs import PairFeatures
 from bseq_plugin.encoders.packed.stack import BlockStack, Choose, PositionEmbedding
 from bseq_plugin.encoders.packed.varlen import VarlenView, varlen_serves
 from bseq_plugin.errors import RecipeError
-from bseq_plugin.matmul import Matmul
 from bseq_plugin.schema.options import PartOptions
 from bseq_plugin.schema.packed import PackedEvents
 
@@ -46,12 +45,6 @@ class CausalOptions(PartOptions):
     event_dropout: float = Field(
         0.0, ge=0, lt=1, description="share of events that only they themselves see while training"
     )
-    matmul: Matmul = Field(
-        "auto",
-        description="type of the feed-forward products, and of what is between them, while training; 'auto' = bfloat16 "
-        "on a CPU that measurably gains from it, else float32",
-    )
-
     varlen_attention: bool = Field(
         False,
         description="on a GPU in half precision, attention by torch's kernel for sequences of different lengths; not "
@@ -106,17 +99,17 @@ class CausalEncoder(BlockStack[CausalOptions]):
         self.norm = nn.LayerNorm(dim) if self.options.final_norm else nn.Identity()
 
     def machine_choices(self, dim: int) -> dict[str, Any]:
-        """Choose ``matmul`` where it is "auto": the type that is faster on this machine."""
-        if self.options.matmul != "auto" or torch.cuda.is_available():
+        """Choose ``matmul``, the type of the feed-forward products: what is faster on this machine."""
+        if torch.cuda.is_available():
             return {}
         pays = feed_forward_pays(dim, self.options.inner(dim))
         return {"matmul": "bfloat16" if pays else "float32"}
 
     def settle(self, choices: Mapping[str, Any]) -> None:
-        """Take ``choices`` over into the options and the blocks."""
+        """Take ``choices`` over into the blocks."""
         super().settle(choices)
         for block in self.blocks:
-            cast(CausalBlock, block).feed_forward.matmul = self.options.matmul
+            cast(CausalBlock, block).feed_forward.matmul = choices.get("matmul", "float32")
 
     def finish(self, x: Tensor) -> Tensor:
         """Apply the last norm."""
@@ -176,7 +169,7 @@ class CausalBlock(nn.Module):
         self.attention_residual = Residual(dim, post, hidden)
         self.filter_weight = options.filter_weight
         self.filter = FrequencyFilter(dim) if options.filter_weight else None
-        self.feed_forward = FeedForward(dim, options.inner(dim), options.begin, options.matmul)
+        self.feed_forward = FeedForward(dim, options.inner(dim), options.begin)
         self.feed_forward_residual = Residual(dim, post, hidden)
 
     def shares(self, x_TD: Tensor, view: NewestView) -> Tensor:

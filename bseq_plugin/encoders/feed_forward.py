@@ -20,7 +20,7 @@ class FeedForward(nn.Module):
 
     ``begin = "mean"``: adds nothing at first. ``matmul = "bfloat16"``: while training, its products and what is between
     them are bfloat16; weights, their gradients and what it returns keep the model's type, and outside of training all
-    does. With "auto" it computes in the model's type until whoever trains has it settled (``MachineChoices``).
+    does. It is for whoever trains to settle (``MachineChoices``).
     """
 
     def __init__(self, dim: int, inner: int, begin: Begin = "random", matmul: Matmul = "float32") -> None:

@@ -45,7 +45,7 @@ class MaskedEncoder(SequenceEncoder[MaskedOptions]):
         super().__init__(dim, max_length, dropout, options)
         if dim % self.options.n_heads:
             raise RecipeError(f"dim = {dim} is not a multiple of encoder.n_heads = {self.options.n_heads}")
-        block = CausalOptions(n_heads=self.options.n_heads, feed_forward=self.options.feed_forward, matmul="float32")
+        block = CausalOptions(n_heads=self.options.n_heads, feed_forward=self.options.feed_forward)
         self.mask = PositionEmbedding(1, dim)
         self.position = PositionEmbedding(max_length, dim)
         self.blocks = nn.ModuleList(CausalBlock(dim, dropout, block) for _ in range(self.options.n_blocks))

@@ -11,8 +11,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from bseq_plugin.losses.chunked import chunked_loss
-from bseq_plugin.losses.options import MatmulLoss, MatmulOptions
+from bseq_plugin.losses.options import MatmulLoss
 from bseq_plugin.schema.losses import Negatives, Targets
+from bseq_plugin.schema.options import PartOptions
 
 
 class BCELoss(MatmulLoss):
@@ -26,10 +27,10 @@ class BCELoss(MatmulLoss):
 
     def forward(self, states_QD: Tensor, targets: Targets, negatives: Negatives) -> Tensor:
         """Return the scalar loss; see ``SequenceLoss.forward``."""
-        return chunked_loss(_binary_cross_entropy, states_QD, targets, _uncorrected(negatives), self.options.matmul)
+        return chunked_loss(_binary_cross_entropy, states_QD, targets, _uncorrected(negatives), self.matmul)
 
 
-class GeneralisedBCEOptions(MatmulOptions):
+class GeneralisedBCEOptions(PartOptions):
     """Options of the ``gbce`` loss."""
 
     calibration: float = Field(
@@ -57,7 +58,7 @@ class GeneralisedBCELoss(MatmulLoss[GeneralisedBCEOptions]):
         """Return the scalar loss; see ``SequenceLoss.forward``."""
         beta = 1.0 - self.options.calibration * (1.0 - _sampled_share(negatives))
         logit_loss = partial(_generalised_binary_cross_entropy, beta=beta)
-        return chunked_loss(logit_loss, states_QD, targets, _uncorrected(negatives), self.options.matmul)
+        return chunked_loss(logit_loss, states_QD, targets, _uncorrected(negatives), self.matmul)
 
 
 def _sampled_share(negatives: Negatives) -> float:

@@ -7,14 +7,15 @@ from pydantic import Field
 from torch import Tensor, finfo, ones_like, softmax, zeros_like
 
 from bseq_plugin.losses.chunked import chunked_loss
-from bseq_plugin.losses.options import MatmulLoss, MatmulOptions
+from bseq_plugin.losses.options import MatmulLoss
 from bseq_plugin.schema.losses import Negatives, Targets
+from bseq_plugin.schema.options import PartOptions
 
 FEW = 64  # negatives among which one is looked for that tells the sum of all exponentials
 LOST = 1e-30  # a share up to this may be less precise than its type, or 0, and tells nothing
 
 
-class SoftmaxOptions(MatmulOptions):
+class SoftmaxOptions(PartOptions):
     """Options of the ``softmax`` loss."""
 
     label_smoothing: float = Field(
@@ -40,7 +41,7 @@ class SoftmaxLoss(MatmulLoss[SoftmaxOptions]):
 
     def forward(self, states_QD: Tensor, targets: Targets, negatives: Negatives) -> Tensor:
         """Return the scalar loss; see ``SequenceLoss.forward``."""
-        loss = chunked_loss(_cross_entropy, states_QD, targets, negatives, self.options.matmul, narrow=True)
+        loss = chunked_loss(_cross_entropy, states_QD, targets, negatives, self.matmul, narrow=True)
         if self.options.label_smoothing and len(targets.ids_S):
             loss = loss + self.options.label_smoothing * _above_average(states_QD, targets, negatives)
         return loss

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any, ClassVar, Generic, cast, get_args, get_origin
 
 from typing_extensions import TypeVar
@@ -85,18 +86,19 @@ class Part(Generic[OptionsT_co]):
 
 
 class MachineChoices(Part[OptionsT_co]):
-    """Options of a part that are left to be found by measuring the machine.
+    """What a part leaves to be found by measuring the machine; it is no option, for it says nothing of what is learned.
 
     ``train`` asks once, on rank 0, gives the answer to every rank and writes it into the run, so that all ranks and a
     resumed run calculate alike. In a training loop of another kind ``settle`` is for its owner to call.
     """
 
     options: OptionsT_co
+    choices: Mapping[str, Any] = MappingProxyType({})  # what was settled; nothing before
 
     def machine_choices(self, dim: int) -> dict[str, Any]:
-        """Return those options, for vectors of width ``dim``, with what is best here; none by default."""
+        """Return what is best here, for vectors of width ``dim``; nothing by default."""
         return {}
 
     def settle(self, choices: Mapping[str, Any]) -> None:
-        """Take ``choices`` over into the options."""
-        self.options = self.options.model_copy(update=dict(choices))
+        """Take ``choices`` over."""
+        self.choices = dict(choices)

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pandas as pd
@@ -20,6 +20,7 @@ from bseq_plugin.data.streams import StreamedData, check_streams
 from bseq_plugin.data.training_data import TrainingData
 from bseq_plugin.errors import RunError, UsageError
 from bseq_plugin.events.events import Events
+from bseq_plugin.matmul import Matmul
 from bseq_plugin.model.run import Run
 from bseq_plugin.model.task import SequenceInterestTask
 from bseq_plugin.recipe.merge import different_keys
@@ -43,6 +44,7 @@ def train(
     checkpoint_steps: int | None = None,
     warm_start: str | Path | None = None,
     sharding: Sharding = "auto",
+    matmul: Matmul = "auto",
     fast_row_update: bool = True,
 ) -> Run:
     """Train ``recipe`` on ``events`` and leave a run at ``out``; under torchrun every rank calls it alike.
@@ -56,6 +58,8 @@ def train(
         warm_start: a finished run to begin with: its items keep their rows by id, new ones begin at the mean.
         sharding: how tables lie on the processes, for all of them or by table: "auto", "row_wise", "table_wise" or
             "column_wise". It changes nothing that is learned, and may be another one when a run is resumed.
+        matmul: the type of the factors of large products in training: "float32", "bfloat16" (their sums are float32),
+            or "auto", what measures faster here. It is kept in the run: a resumed one goes on with what it began with.
         fast_row_update: while this call trains, row-wise Adagrad on a CPU is computed by fbgemm's pooled kernel. It
             stands in for fbgemm's own in the whole process until the call ends; False leaves fbgemm as it is.
 
@@ -63,6 +67,8 @@ def train(
         RecipeError, SchemaError, UsageError: bad settings or data, before anything is written.
         RunError: ``out`` holds a run and ``resume`` is False, or a run of another recipe or log; another process died.
     """
+    if matmul not in get_args(Matmul):
+        raise UsageError(f"matmul = {matmul!r}; use one of {', '.join(get_args(Matmul))}")
     if checkpoint_steps is not None and checkpoint_steps < 1:
         raise UsageError(f"checkpoint_steps = {checkpoint_steps}; give 1 or more")
     run = Run(Path(out))
@@ -79,7 +85,7 @@ def train(
         if here.on_first(lambda: _is_complete(run)):
             return run
         here.on_first(lambda: _begin(run, log, warm_start))  # nobody goes on before the run directory stands
-        _settle_machine_choices(task, run, here)
+        _settle_machine_choices(task, run, matmul, here)
         sharded = shard(task, log.recipe.training, sharding, here)
         if warm is not None:  # a checkpoint of the run itself, if there is one, is loaded over it
             here.on_all(lambda: warm.apply(sharded, log.vocabulary))
@@ -140,7 +146,7 @@ def _begin(run: Run, log: PreparedLog, warm_start: str | Path | None) -> None:
         run.begin(log, warm_start)
 
 
-def _settle_machine_choices(task: SequenceInterestTask, run: Run, here: World) -> None:
+def _settle_machine_choices(task: SequenceInterestTask, run: Run, matmul: Matmul, here: World) -> None:
     """Rank 0 measures, or reads what the run was begun with; see ``MachineChoices``."""
 
     def choose() -> dict[str, dict[str, Any]]:
@@ -148,6 +154,8 @@ def _settle_machine_choices(task: SequenceInterestTask, run: Run, here: World) -
         if choices is not None:
             return choices
         choices = task.machine_choices()
+        if matmul != "auto":
+            choices = {name: {**chosen, "matmul": matmul} for name, chosen in choices.items()}
         run.update({**run.info, "machine_choices": choices})
         return choices
 

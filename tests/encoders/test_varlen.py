@@ -56,7 +56,7 @@ def kernel(monkeypatch):
 
 def encoder(asked=True, **options):
     torch.manual_seed(0)
-    return CausalEncoder(32, 10, 0.2, CausalOptions(n_heads=2, matmul="float32", varlen_attention=asked, **options))
+    return CausalEncoder(32, 10, 0.2, CausalOptions(n_heads=2, varlen_attention=asked, **options))
 
 
 def states_and_gradient(part, events):

@@ -15,6 +15,12 @@ from bseq_plugin.schema.losses import Negatives, Targets
 from bseq_plugin.testing.losses import LossTests
 
 
+def settled(loss, matmul):
+    """The loss, whose products are of that type as if this machine had been measured."""
+    loss.settle({"matmul": matmul})
+    return loss
+
+
 class TestSoftmax(LossTests):
     loss = SoftmaxLoss
 
@@ -190,7 +196,7 @@ def test_bfloat16_products_are_close(loss):
     for matmul in ("float32", "bfloat16"):
         leaves = [states.clone().requires_grad_(), vectors.clone().requires_grad_()]
         targets = Targets(leaves[1][ids - 1], ids, torch.arange(70), torch.ones(70), ids - 1)
-        value = loss(loss.Options(matmul=matmul))(leaves[0], targets, Negatives(leaves[1], torch.arange(1, 501)))
+        value = settled(loss(), matmul)(leaves[0], targets, Negatives(leaves[1], torch.arange(1, 501)))
         value.backward()
         found.append((float(value.detach()), *(leaf.grad for leaf in leaves)))
     assert found[1][0] == pytest.approx(found[0][0], rel=2**-8)
@@ -211,7 +217,7 @@ def test_scores_of_any_sign_and_states_without_negatives(matmul, shift):
         ids = ids.clamp(max=n)
         targets = Targets(vectors[ids - 1], ids, torch.arange(9), torch.ones(9), ids - 1)
         states_, vectors_ = states.clone().requires_grad_(), vectors[:n].clone().requires_grad_()
-        loss = SoftmaxLoss(SoftmaxOptions(matmul=matmul))(states_, targets, Negatives(vectors_, torch.arange(1, n + 1)))
+        loss = settled(SoftmaxLoss(), matmul)(states_, targets, Negatives(vectors_, torch.arange(1, n + 1)))
         loss.backward()
         expected = torch.nn.functional.cross_entropy(states.double() @ vectors[:n].double().T, ids - 1)
         assert float(loss.detach()) == pytest.approx(float(expected), rel=2**-7, abs=1e-6)
@@ -233,7 +239,7 @@ def test_bfloat16_logits_in_several_chunks_are_close_to_float64(smoothing):
         targets = Targets(leaves[1][ids - 1], ids, state_S, torch.ones(len(ids), dtype=kind), ids - 1)
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(chunked, "CHUNK_ELEMENTS", chunk)
-            loss = SoftmaxLoss(SoftmaxOptions(matmul=matmul, label_smoothing=smoothing))
+            loss = settled(SoftmaxLoss(SoftmaxOptions(label_smoothing=smoothing)), matmul)
             value = loss(leaves[0], targets, Negatives(leaves[1], torch.arange(1, 301)))
         value.backward()
         found.append((float(value.detach()), *(leaf.grad.double() for leaf in leaves)))
@@ -250,7 +256,7 @@ def test_a_vector_that_is_no_number_is_not_hidden(matmul, sign):
     vectors[7, 3] = torch.copysign(torch.tensor(torch.nan), torch.tensor(sign))
     ids = torch.arange(1, 5)
     targets = Targets(vectors[:4], ids, torch.arange(4), torch.ones(4), ids - 1)
-    loss = SoftmaxLoss(SoftmaxOptions(matmul=matmul))(states, targets, Negatives(vectors, torch.arange(1, 51)))
+    loss = settled(SoftmaxLoss(), matmul)(states, targets, Negatives(vectors, torch.arange(1, 51)))
     assert torch.isnan(loss)
 
 
@@ -267,9 +273,7 @@ def test_a_sum_is_found_where_the_first_negatives_have_no_share_of_it(case):
         own = torch.arange(100)
         targets = Targets(vectors[own], own + 1, torch.zeros(100, dtype=torch.int64), torch.ones(100), own)
     with_grad = [x.clone().requires_grad_() for x in (states, vectors)]
-    loss = SoftmaxLoss(SoftmaxOptions(matmul="bfloat16"))(
-        with_grad[0], targets, Negatives(with_grad[1], torch.arange(1, 201))
-    )
+    loss = settled(SoftmaxLoss(), "bfloat16")(with_grad[0], targets, Negatives(with_grad[1], torch.arange(1, 201)))
     loss.backward()
     exact = [x.bfloat16().double().requires_grad_() for x in (states, vectors)]
     shares = (exact[0] @ exact[1].T).log_softmax(1)  # of the catalogue: own targets compete with each other

@@ -70,7 +70,8 @@ def test_the_loss_is_the_mean_of_the_ensemble_losses():
     ids_S, state_S = torch.randint(0, 15, (7,)), torch.arange(7)
     targets = Targets(vectors_ND[ids_S], ids_S, state_S, torch.ones(7).double(), ids_S)
     negatives = Negatives(vectors_ND, torch.arange(15))
-    loss = SoftmaxLoss(SoftmaxLoss.Options(matmul="float32"))
+    loss = SoftmaxLoss()
+    loss.settle({"matmul": "float32"})
     found = ensemble_loss(loss, 3, (states_QD / 3).float(), _float(targets), _float(negatives))
     wanted = 0.0
     for part in (slice(0, 4), slice(4, 8), slice(8, 12)):

@@ -15,7 +15,6 @@ import time
 
 import pytest
 
-FLOAT32 = {"matmul": "float32"}  # what "auto" is gets measured: two runs may come to different ends
 DRIVER = """
 import json, os, signal, sys, traceback
 from pathlib import Path
@@ -53,7 +52,8 @@ def run(out, limit=None, count_to=None):
         events, counted = Events.from_frame(pd.read_parquet(source)), [0]
         if limit or count_to:
             sys.addaudithook(hook(str(out), limit, counted))
-        train(events, recipe, out, resume=True, progress=False)
+        # float32: what "auto" is gets measured, and two runs may come to different ends
+        train(events, recipe, out, resume=True, progress=False, matmul="float32")
         if count_to:
             count_to.write_text(str(counted[0]))
         os._exit(0)
@@ -86,7 +86,7 @@ print(json.dumps({"total": total, "points": n_points, "killed": killed, "problem
 
 
 def kill_everywhere(python, source, folder, recipe, share, timeout):
-    recipe = recipe.replace(encoder={"dropout": 0.2}, loss=FLOAT32, split={"patience": 3}, training={"epochs": 3})
+    recipe = recipe.replace(encoder={"dropout": 0.2}, split={"patience": 3}, training={"epochs": 3})
     given = json.dumps(recipe.as_dict())
     done = python("-c", DRIVER, source, folder, given, share, timeout=timeout)
     assert done.returncode == 0, done.stderr[-3000:]
@@ -122,8 +122,8 @@ def test_the_command_killed_at_random_moments_resumes(
         "training.epochs=40",
         "--set",
         "split.patience=40",
-        "--set",
-        "loss.matmul=float32",
+        "--matmul",
+        "float32",
     ]
     whole, out = tmp_path / "whole", tmp_path / "run"
     assert python(*command, "--out", whole).returncode == 0

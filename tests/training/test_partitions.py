@@ -139,7 +139,6 @@ def assert_interests_are_those_of_the_model(run, log):
 def test_ranks_train_on_partitions_and_fail_together(ranks, built, tiny_recipe, tmp_path, python):
     recipe = tiny_recipe.replace(
         encoder={"dropout": 0.0},
-        loss={"matmul": "float32"},
         negatives={"kind": "mixed", "n": 8},
         split={"patience": 3},
         training={"epochs": 3, "table": {"name": "sgd", "rate": 0.5}},

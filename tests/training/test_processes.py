@@ -21,7 +21,7 @@ from bseq_plugin.training.train import _prepared_on_all, train
 from bseq_plugin.training.trainer import Trainer
 
 TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
-FLOAT32 = {"matmul": "float32"}  # what "auto" is gets measured: two runs may come to different ends
+MATMUL = {"matmul": "float32"}  # what "auto" is gets measured: two runs may come to different ends
 COMMAND = ("-m", "bseq_plugin.cli.main", "train")
 
 pytestmark = pytest.mark.timeout(300)
@@ -76,13 +76,22 @@ def test_the_command_on_two_ranks_goes_on_as_one_process_does(
     python, tiny_frame, tiny_source, tiny_recipe, tmp_path, monkeypatch
 ):
     """One process trains an epoch; from its checkpoint one goes on alone and two go on together, resharded."""
-    recipe = tiny_recipe.replace(encoder={"dropout": 0.0}, loss=FLOAT32, split={"patience": 4}, training={"epochs": 4})
+    recipe = tiny_recipe.replace(encoder={"dropout": 0.0}, split={"patience": 4}, training={"epochs": 4})
     events = Events.from_frame(tiny_frame)
     begun(events, recipe, tmp_path / "one", monkeypatch)
     shutil.copytree(tmp_path / "one", tmp_path / "two")
-    one = train(events, recipe, tmp_path / "one", resume=True, progress=False)
+    one = train(events, recipe, tmp_path / "one", resume=True, progress=False, **MATMUL)
     done = python(
-        *TORCHRUN, *COMMAND, tiny_source, "--out", tmp_path / "two", *options(recipe.as_dict()), "--resume", timeout=240
+        *TORCHRUN,
+        *COMMAND,
+        tiny_source,
+        "--out",
+        tmp_path / "two",
+        *options(recipe.as_dict()),
+        "--resume",
+        "--matmul",
+        "float32",
+        timeout=240,
     )
     same_path(one, finished(tmp_path / "two", done))
 
@@ -94,7 +103,7 @@ def one_more_epoch(events, recipe, path, items):
     (path / "recipe.json").write_text(json.dumps(longer.as_dict()))
     info = json.loads((path / "run.json").read_text())
     (path / "run.json").write_text(json.dumps({**info, "status": "training"}))
-    train(events, recipe, path, items=items, resume=True, progress=False)
+    train(events, recipe, path, items=items, resume=True, progress=False, **MATMUL)
     assert lines(path)[-1]["epoch"] == recipe.training.epochs
     return lines(path)[-1]["loss"]
 
@@ -121,7 +130,7 @@ for job in jobs:
     try:
         items = pd.read_csv(job["items"]) if job["items"] else None
         events = read_events(job["source"])
-        more = {"items": items, "resume": job["resume"], "sharding": job["sharding"]}
+        more = {"items": items, "resume": job["resume"], "sharding": job["sharding"], "matmul": "float32"}
         train(events, Recipe(**job["recipe"]), out, progress=False, **more)
         result = "fine"
     except Exception as error:
@@ -149,7 +158,6 @@ def test_two_ranks_under_all_conditions(python, cyclic, tiny_frame, tiny_source,
         vectors={"similarity": "cosine"},
         items={"attributes": ("kind",), "encoders": [{"name": "columns", "numbers": ("size",)}]},
         objective={"kind": "window", "days": 14, "popularity_days": (7.0, 365.0)},
-        loss=FLOAT32,
         split={"patience": 4},
         training={"epochs": 4},
     )
@@ -159,7 +167,9 @@ def test_two_ranks_under_all_conditions(python, cyclic, tiny_frame, tiny_source,
     items.to_csv(tmp_path / "items.csv", index=False)
     begun(Events.from_frame(tiny_frame), window, tmp_path / "alone", monkeypatch, items)
     shutil.copytree(tmp_path / "alone", tmp_path / "window")
-    alone = train(Events.from_frame(tiny_frame), window, tmp_path / "alone", items=items, resume=True, progress=False)
+    alone = train(
+        Events.from_frame(tiny_frame), window, tmp_path / "alone", items=items, resume=True, progress=False, **MATMUL
+    )
     untrained = tiny_recipe.replace(training={"epochs": 1, "table": {"rate": 1e-9}})
     (tmp_path / "taken").mkdir()
     (tmp_path / "taken" / "mine.txt").write_text("precious")

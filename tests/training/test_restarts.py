@@ -53,9 +53,21 @@ class Job:
 
 @pytest.fixture(scope="module")
 def command(tiny_source, tiny_settings):
-    more = ("epochs=40", "patience=40", "loss_options.matmul=float32", "sharding=row_wise")
+    more = ("training.epochs=40", "split.patience=40")
     settings = [word for setting in more for word in ("--set", setting)]
-    return (*COMMAND, tiny_source, *tiny_settings, *settings, "--checkpoint-steps", "3", "--resume")
+    return (
+        *COMMAND,
+        tiny_source,
+        *tiny_settings,
+        *settings,
+        "--sharding",
+        "row_wise",
+        "--matmul",
+        "float32",
+        "--checkpoint-steps",
+        "3",
+        "--resume",
+    )
 
 
 @pytest.fixture(scope="module")

@@ -235,7 +235,7 @@ def test_what_is_measured_is_measured_once(events, tiny_recipe, tmp_path, monkey
         return lambda self, *a: (self.training and used.add((type(self), matmul_of(self))), forward(self, *a))[1]
 
     def matmul_of(part):
-        return part.options.matmul if isinstance(part, SoftmaxLoss) else part.matmul
+        return part.matmul
 
     with monkeypatch.context() as patch:
         for part in (SoftmaxLoss, FeedForward):
@@ -243,6 +243,14 @@ def test_what_is_measured_is_measured_once(events, tiny_recipe, tmp_path, monkey
         run = quietly(events, tiny_recipe, tmp_path / "run", resume=True)
     assert used == {(SoftmaxLoss, "bfloat16"), (FeedForward, "bfloat16")}
     assert run.info["machine_choices"] == {name: {"matmul": "bfloat16"} for name in parts}
+
+
+def test_the_type_of_products_that_is_asked_for_is_kept_in_the_run(events, tiny_recipe, tmp_path):
+    run = train(events, tiny_recipe.replace(training={"epochs": 1}), tmp_path / "run", progress=False, matmul="float32")
+    assert run.info["machine_choices"] == {"encoder": {"matmul": "float32"}, "loss": {"matmul": "float32"}}
+    with pytest.raises(UsageError, match="matmul = 'float16'; use one of auto, float32, bfloat16"):
+        train(events, tiny_recipe, tmp_path / "other", progress=False, matmul="float16")
+    assert not (tmp_path / "other").exists()
 
 
 def test_a_finished_run_is_not_trained_again(events, tiny_recipe, tmp_path, weights):
