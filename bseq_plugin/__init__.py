@@ -15,13 +15,8 @@ if TYPE_CHECKING:
     from bseq_plugin.data.auto_recipe import auto_recipe as auto_recipe
     from bseq_plugin.data.batches import history_features as history_features
     from bseq_plugin.data.event_features import session_starts as session_starts
-    from bseq_plugin.data.events import Events as Events
-    from bseq_plugin.data.events import instant_us as instant_us
     from bseq_plugin.data.items import PopularityPrior as PopularityPrior
     from bseq_plugin.data.items import check_items as check_items
-    from bseq_plugin.data.pseudonyms import Pseudonymiser as Pseudonymiser
-    from bseq_plugin.data.sequences import Sequences as Sequences
-    from bseq_plugin.data.vocabulary import Vocabulary as Vocabulary
     from bseq_plugin.encoders.dropout import dropout as dropout
     from bseq_plugin.errors import BseqError as BseqError
     from bseq_plugin.errors import MissingDependencyError as MissingDependencyError
@@ -35,6 +30,11 @@ if TYPE_CHECKING:
     from bseq_plugin.evaluation.benchmark import benchmark as benchmark
     from bseq_plugin.evaluation.evaluate import EvaluationReport as EvaluationReport
     from bseq_plugin.evaluation.evaluate import evaluate as evaluate
+    from bseq_plugin.events.events import Events as Events
+    from bseq_plugin.events.events import instant_us as instant_us
+    from bseq_plugin.events.pseudonyms import Pseudonymiser as Pseudonymiser
+    from bseq_plugin.events.sequences import Sequences as Sequences
+    from bseq_plugin.events.vocabulary import Vocabulary as Vocabulary
     from bseq_plugin.layers import IdentityLinear as IdentityLinear
     from bseq_plugin.layers import ZeroLinear as ZeroLinear
     from bseq_plugin.metrics import ranking_metrics as ranking_metrics
@@ -98,7 +98,7 @@ _HOME = {
     "CandidateSource": "schema.sources",
     "Diversity": "serving.diversity",
     "EvaluationReport": "evaluation.evaluate",
-    "Events": "data.events",
+    "Events": "events.events",
     "FeatureEngine": "ranking.engine",
     "FeatureInputs": "schema.ranking",
     "FeatureSpec": "ranking.spec",
@@ -118,7 +118,7 @@ _HOME = {
     "PluginInfo": "plugins",
     "PluginManager": "plugins",
     "PopularityPrior": "data.items",
-    "Pseudonymiser": "data.pseudonyms",
+    "Pseudonymiser": "events.pseudonyms",
     "RankingFeature": "schema.ranking_features",
     "Recipe": "recipe.recipe",
     "RecipeError": "errors",
@@ -131,7 +131,7 @@ _HOME = {
     "SequenceInterestEncoder": "model.encoder",
     "SequenceInterestTask": "model.task",
     "SequenceLoss": "schema.losses",
-    "Sequences": "data.sequences",
+    "Sequences": "events.sequences",
     "SourceCandidates": "schema.sources",
     "SourceInputs": "schema.sources",
     "StoreError": "errors",
@@ -141,7 +141,7 @@ _HOME = {
     "USER_INTEREST": "schema.attach",
     "UsageError": "errors",
     "VectorIndex": "schema.indexes",
-    "Vocabulary": "data.vocabulary",
+    "Vocabulary": "events.vocabulary",
     "ZeroLinear": "layers",
     "attach": "model.attach",
     "auto_recipe": "data.auto_recipe",
@@ -153,7 +153,7 @@ _HOME = {
     "event_states": "model.direct",
     "fit_blend": "serving.fit_blend",
     "history_features": "data.batches",
-    "instant_us": "data.events",
+    "instant_us": "events.events",
     "load_sealed": "model.tensor_file",
     "merge_delta": "publishing.delta",
     "parse_options": "schema.options",

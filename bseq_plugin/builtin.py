@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from bseq_plugin.hookspecs import hookimpl
 
 if TYPE_CHECKING:
-    from bseq_plugin.data.events import Events
+    from bseq_plugin.events.events import Events
     from bseq_plugin.schema.encoders import SequenceEncoder
     from bseq_plugin.schema.indexes import VectorIndex
     from bseq_plugin.schema.item_encoders import ItemEncoder

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import typer
     from torch import nn
 
-    from bseq_plugin.data.events import Events
+    from bseq_plugin.events.events import Events
     from bseq_plugin.schema.attach import HistoryEncoder
     from bseq_plugin.schema.encoders import SequenceEncoder
     from bseq_plugin.schema.indexes import VectorIndex

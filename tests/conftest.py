@@ -94,7 +94,7 @@ def tiny_run(tiny_frame, tiny_recipe, tmp_path_factory):
     """A finished run of the tiny recipe on the tiny log, leave-one-out; nobody may change it."""
     import torch
 
-    from bseq_plugin.data.events import Events
+    from bseq_plugin.events.events import Events
     from bseq_plugin.training.train import train
 
     threads = torch.get_num_threads()
@@ -135,7 +135,7 @@ def python():
 @pytest.fixture(scope="session")
 def make_model():
     """A function that makes an untrained model; its vectors are random, or small whole numbers with exact products."""
-    from bseq_plugin.data.vocabulary import Vocabulary
+    from bseq_plugin.events.vocabulary import Vocabulary
     from bseq_plugin.model.encoder import SequenceInterestEncoder
     from bseq_plugin.model.interest_model import InterestModel
     from bseq_plugin.recipe.recipe import Recipe
@@ -165,7 +165,7 @@ def make_model():
 @pytest.fixture(scope="session")
 def make_histories():
     """A function that makes histories of known and some unknown items; user ids are 100, 101, ..."""
-    from bseq_plugin.data.sequences import Sequences
+    from bseq_plugin.events.sequences import Sequences
 
     def make(model, lengths, seed=0, *, unknown=0.0, times=True):
         random = np.random.default_rng(seed)

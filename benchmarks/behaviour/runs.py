@@ -15,10 +15,10 @@ import torch
 from benchmarks.behaviour.tables import coverage
 from benchmarks.harness import commit
 from bseq_plugin import InterestModel, Recipe, Sequences, train
-from bseq_plugin.data.events import instant_us
 from bseq_plugin.data.splits import time_window
 from bseq_plugin.demo.data import DemoData
 from bseq_plugin.evaluation.rankers import Ranker
+from bseq_plugin.events.events import instant_us
 from bseq_plugin.metrics import ranking_metrics, top_k_items
 from bseq_plugin.serving.diversity import Counted, RowDiversity
 from bseq_plugin.serving.hits import Hits

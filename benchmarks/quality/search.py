@@ -26,7 +26,7 @@ from optuna.trial import TrialState
 from benchmarks import harness
 from bseq_plugin import Recipe, read_events, train
 from bseq_plugin.data.auto_recipe import auto_recipe
-from bseq_plugin.data.events import Events
+from bseq_plugin.events.events import Events
 
 AS_AUTO = "as auto"
 # of each switch the values that `auto` does not have, as settings of a recipe

@@ -68,9 +68,9 @@ def measure_rank(rank: int, ranks: int, n_items: int, store: str) -> None:
     import torch
     from torch import distributed as dist
 
-    from bseq_plugin.data.sequences import Sequences
     from bseq_plugin.data.training_data import TrainingData
-    from bseq_plugin.data.vocabulary import Vocabulary
+    from bseq_plugin.events.sequences import Sequences
+    from bseq_plugin.events.vocabulary import Vocabulary
     from bseq_plugin.model.task import SequenceInterestTask
     from bseq_plugin.recipe.recipe import Recipe
     from bseq_plugin.training.distributed import world

@@ -26,8 +26,8 @@ from torch import Tensor
 
 from benchmarks import harness
 from bseq_plugin import FeatureEngine, FeatureSpec, InterestModel, Recipe, SequenceInterestEncoder, StoredInterests
-from bseq_plugin.data.sequences import Sequences
-from bseq_plugin.data.vocabulary import Vocabulary
+from bseq_plugin.events.sequences import Sequences
+from bseq_plugin.events.vocabulary import Vocabulary
 from bseq_plugin.ranking.streaming import PIECE_ROWS, candidate_pieces
 
 CANDIDATES, LENGTH, DIM, ITEMS, TYPES = 500, 200, 64, 20_000, ("buy", "click", "like")

@@ -34,9 +34,9 @@ from benchmarks import harness
 from benchmarks.speed.job import SETTINGS, sequences_file
 from benchmarks.speed.programs import peer, run
 from bseq_plugin import Recipe
-from bseq_plugin.data.events import Events
 from bseq_plugin.data.prepare import PreparedLog, prepare
 from bseq_plugin.data.training_data import TrainingData
+from bseq_plugin.events.events import Events
 from bseq_plugin.losses.precision import multiplies_in_bfloat16
 from bseq_plugin.readers.read_events import read_events
 

@@ -11,9 +11,9 @@ import pandas as pd
 from bseq_behaviour.propensity.rfm import event_values
 
 from bseq_plugin import InterestModel, Recipe, train
-from bseq_plugin.data.events import instant_us
-from bseq_plugin.data.sequences import Sequences
 from bseq_plugin.demo.data import DemoData
+from bseq_plugin.events.events import instant_us
+from bseq_plugin.events.sequences import Sequences
 
 
 def at(day: str) -> int:

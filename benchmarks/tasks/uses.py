@@ -19,9 +19,9 @@ from bseq_behaviour.propensity.labels import WEEK_US, weekly_demand
 from bseq_behaviour.propensity.vectors import user_vectors
 
 from benchmarks.tasks.protocol import TEST_AT, Case, at, encoder
-from bseq_plugin.data.events import DAY_US
-from bseq_plugin.data.sequences import Sequences
 from bseq_plugin.demo.data import DemoData
+from bseq_plugin.events.events import DAY_US
+from bseq_plugin.events.sequences import Sequences
 
 WINDOW = Window(days=14.0, min_events=5, min_history=20)
 JUDGED_AT = ("2017-11-24", "2017-12-01", "2017-12-08", "2017-12-15")

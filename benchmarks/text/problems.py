@@ -13,9 +13,9 @@ import pandas as pd
 
 from bseq_plugin import Recipe, Sequences, Vocabulary, read_events
 from bseq_plugin.data.auto_recipe import auto_recipe
-from bseq_plugin.data.events import DAY_US, Events, instant_us
 from bseq_plugin.data.splits import EvaluationSet, leave_one_out, time_window
 from bseq_plugin.demo.data import load
+from bseq_plugin.events.events import DAY_US, Events, instant_us
 
 SHARE = 0.1
 DAYS = 28.0

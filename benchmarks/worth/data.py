@@ -9,11 +9,11 @@ import numpy as np
 import pandas as pd
 
 from bseq_plugin import FeatureEngine, FeatureSpec, Recipe, Retriever, publish, train
-from bseq_plugin.data.events import DAY_US, Events, instant_us
 from bseq_plugin.data.held_out import HeldOut
-from bseq_plugin.data.sequences import Sequences
 from bseq_plugin.data.splits import time_window
 from bseq_plugin.demo.data import DemoData
+from bseq_plugin.events.events import DAY_US, Events, instant_us
+from bseq_plugin.events.sequences import Sequences
 from bseq_plugin.serving.fit_blend import search_blend
 
 ENCODER_UNTIL = "2017-09-01"  # the encoder knows nothing after it, so that no request is answered with its own future

@@ -48,8 +48,8 @@ from benchmarks.worth.rankers import (
     trees,
 )
 from bseq_plugin import Recipe, Retriever, plugin_manager
-from bseq_plugin.data.sequences import Sequences
 from bseq_plugin.demo.data import DemoData, load
+from bseq_plugin.events.sequences import Sequences
 
 note = Console(stderr=True)
 Parts = dict[str, Rows]

@@ -10,8 +10,8 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from bseq_plugin.data.events import DAY_US
-from bseq_plugin.data.sequences import Sequences
+from bseq_plugin.events.events import DAY_US
+from bseq_plugin.events.sequences import Sequences
 from bseq_plugin.schema.options import PartOptions
 from bseq_plugin.schema.sources import CandidateSource, SourceCandidates, SourceInputs
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from bseq_plugin.candidate_sources.lists import best_of_rows, candidates_of
 from bseq_plugin.data import sparse
-from bseq_plugin.data.sequences import Sequences
+from bseq_plugin.events.sequences import Sequences
 from bseq_plugin.schema.options import PartOptions
 from bseq_plugin.schema.sources import CandidateSource, SourceCandidates, SourceInputs
 

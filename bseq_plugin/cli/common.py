@@ -15,7 +15,7 @@ from bseq_plugin.files import output_file
 if TYPE_CHECKING:
     import pandas as pd
 
-    from bseq_plugin.data.pseudonyms import Pseudonymiser
+    from bseq_plugin.events.pseudonyms import Pseudonymiser
 
 out = Console()  # results
 note = Console(stderr=True)  # everything else, so that results can be piped
@@ -69,7 +69,7 @@ def sharding_of(settings: list[str] | None) -> str | dict[str, str]:
 
 def pseudonymiser(key_file: Path | None) -> Pseudonymiser | None:
     """Return what the option ``--pseudonymise`` names. Raises UsageError."""
-    from bseq_plugin.data.pseudonyms import Pseudonymiser
+    from bseq_plugin.events.pseudonyms import Pseudonymiser
 
     return None if key_file is None else Pseudonymiser.from_file(key_file)
 

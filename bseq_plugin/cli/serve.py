@@ -28,7 +28,7 @@ from bseq_plugin.errors import UsageError
 if TYPE_CHECKING:
     import pandas as pd
 
-    from bseq_plugin.data.events import Events
+    from bseq_plugin.events.events import Events
     from bseq_plugin.serving.retriever import Retriever
 
 

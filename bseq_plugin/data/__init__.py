@@ -1,1 +1,1 @@
-"""Data turns events into a vocabulary, histories and the batches of a training."""
+"""Data turns a log into the batches of a training, and says what is held out."""

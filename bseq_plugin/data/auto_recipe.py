@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from bseq_plugin.data.events import DAY_US, ITEM, TIME, USER, Events, instant_us
 from bseq_plugin.data.partitions import PartitionedSequences
 from bseq_plugin.errors import UsageError
+from bseq_plugin.events.events import DAY_US, ITEM, TIME, USER, Events, instant_us
 from bseq_plugin.recipe.data import TimeSplit
 from bseq_plugin.recipe.merge import apply_settings, replaced, value_at
 from bseq_plugin.recipe.recipe import Recipe

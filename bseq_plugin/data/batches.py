@@ -24,7 +24,7 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 from torchrec.streamable import Pipelineable
 
 from bseq_plugin.data.event_features import EventInputs, event_inputs, session_numbers
-from bseq_plugin.data.sequences import Sequences
+from bseq_plugin.events.sequences import Sequences
 from bseq_plugin.recipe.recipe import Recipe
 
 TIMESTAMP, SESSION_NUMBER, EVENT, TARGET, NEGATIVE = "timestamp", "session_number", "event", "target", "negative"

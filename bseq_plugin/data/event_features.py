@@ -22,9 +22,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from bseq_plugin.data.events import EVENT_TYPE, MICROSECONDS, VALUE
-from bseq_plugin.data.sequences import Sequences
 from bseq_plugin.errors import RecipeError
+from bseq_plugin.events.events import EVENT_TYPE, MICROSECONDS, VALUE
+from bseq_plugin.events.sequences import Sequences
 from bseq_plugin.plugins import plugin_manager
 from bseq_plugin.recipe.data import SESSION_GAP_MINUTES, EventSettings
 from bseq_plugin.recipe.model import EncoderSettings

@@ -10,11 +10,11 @@ from functools import cached_property
 
 import numpy as np
 
-from bseq_plugin.data.events import DAY_US
 from bseq_plugin.data.random_numbers import RandomNumbers
-from bseq_plugin.data.sequences import Sequences
 from bseq_plugin.data.target_types import target_weights
 from bseq_plugin.errors import SchemaError
+from bseq_plugin.events.events import DAY_US
+from bseq_plugin.events.sequences import Sequences
 from bseq_plugin.recipe.objective import WindowObjective
 
 

@@ -7,11 +7,11 @@ from typing import Literal
 
 import numpy as np
 
-from bseq_plugin.data.events import instant_us
 from bseq_plugin.data.prepare import evaluation_set
-from bseq_plugin.data.sequences import Sequences
 from bseq_plugin.data.splits import EvaluationSet, training_part
 from bseq_plugin.errors import UsageError
+from bseq_plugin.events.events import instant_us
+from bseq_plugin.events.sequences import Sequences
 from bseq_plugin.recipe.data import SplitSettings
 
 Part = Literal["test", "validation"]

@@ -23,9 +23,9 @@ import torch
 from blake3 import blake3
 from torch import Tensor
 
-from bseq_plugin.data.events import USER
-from bseq_plugin.data.sequences import Sequences
 from bseq_plugin.errors import SchemaError
+from bseq_plugin.events.events import USER
+from bseq_plugin.events.sequences import Sequences
 from bseq_plugin.files import fsync, write_json
 from bseq_plugin.recipe.recipe import Recipe
 

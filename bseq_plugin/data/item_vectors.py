@@ -13,10 +13,10 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from bseq_plugin.data.events import ITEM
 from bseq_plugin.data.items import check_items
-from bseq_plugin.data.vocabulary import Vocabulary
 from bseq_plugin.errors import PluginError, SchemaError
+from bseq_plugin.events.events import ITEM
+from bseq_plugin.events.vocabulary import Vocabulary
 from bseq_plugin.plugins import plugin_manager
 from bseq_plugin.recipe.data import ItemEncoderSettings
 from bseq_plugin.schema.item_encoders import ItemEncoder

@@ -14,10 +14,10 @@ from functools import cache
 import numpy as np
 import pandas as pd
 
-from bseq_plugin.data.events import DAY_US, ITEM
-from bseq_plugin.data.sequences import Sequences
-from bseq_plugin.data.vocabulary import Vocabulary
 from bseq_plugin.errors import SchemaError
+from bseq_plugin.events.events import DAY_US, ITEM
+from bseq_plugin.events.sequences import Sequences
+from bseq_plugin.events.vocabulary import Vocabulary
 
 
 @dataclass(frozen=True)

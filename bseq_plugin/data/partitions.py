@@ -21,10 +21,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from bseq_plugin.data.events import ITEM, USER
-from bseq_plugin.data.sequences import Sequences
-from bseq_plugin.data.vocabulary import Vocabulary
 from bseq_plugin.errors import SchemaError
+from bseq_plugin.events.events import ITEM, USER
+from bseq_plugin.events.sequences import Sequences
+from bseq_plugin.events.vocabulary import Vocabulary
 from bseq_plugin.files import whole_file, write_json
 
 SCHEMA = 1

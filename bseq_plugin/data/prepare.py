@@ -11,15 +11,15 @@ import numpy as np
 import pandas as pd
 
 from bseq_plugin.data.event_features import SESSION, TIME_GAP, TIME_OF_WEEK, EventInputs
-from bseq_plugin.data.events import DAY_US, EVENT_TYPE, VALUE, Events, instant_us
-from bseq_plugin.data.events import SESSION as SESSION_ID
 from bseq_plugin.data.item_vectors import ItemVectors
 from bseq_plugin.data.items import ItemAttributes, PopularityPrior
 from bseq_plugin.data.partitions import PartitionedSequences
-from bseq_plugin.data.sequences import Sequences
 from bseq_plugin.data.splits import EvaluationSet, leave_one_out, time_window, training_part
-from bseq_plugin.data.vocabulary import Vocabulary
 from bseq_plugin.errors import SchemaError
+from bseq_plugin.events.events import DAY_US, EVENT_TYPE, VALUE, Events, instant_us
+from bseq_plugin.events.events import SESSION as SESSION_ID
+from bseq_plugin.events.sequences import Sequences
+from bseq_plugin.events.vocabulary import Vocabulary
 from bseq_plugin.recipe.data import SESSION_GAP_MINUTES, UTC, EventSettings, ItemSettings, SplitSettings, TimeSplit
 from bseq_plugin.recipe.recipe import Recipe
 

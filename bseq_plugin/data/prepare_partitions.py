@@ -9,10 +9,10 @@ import pandas as pd
 
 from bseq_plugin.data.partitions import PartitionedSequences
 from bseq_plugin.data.prepare import LogColumns, PreparedLog, resolve, training_histories, validation_set, what_is_known
-from bseq_plugin.data.sequences import Sequences
 from bseq_plugin.data.streams import nobody
-from bseq_plugin.data.vocabulary import Vocabulary
 from bseq_plugin.errors import SchemaError
+from bseq_plugin.events.sequences import Sequences
+from bseq_plugin.events.vocabulary import Vocabulary
 from bseq_plugin.recipe.recipe import Recipe
 
 SAMPLED_USERS = 10_000  # that validation and `bseq evaluate` see: a log of this size has more than they need

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 from scipy import sparse
 
-from bseq_plugin.data.events import DAY_US
-from bseq_plugin.data.sequences import Sequences
+from bseq_plugin.events.events import DAY_US
+from bseq_plugin.events.sequences import Sequences
 
 Matrix = Any  # scipy.sparse.csr_array: its stubs change the type parameters from release to release
 

@@ -11,9 +11,9 @@ from typing import Literal
 
 import numpy as np
 
-from bseq_plugin.data.events import DAY_US
-from bseq_plugin.data.sequences import Sequences
 from bseq_plugin.errors import SchemaError, UsageError
+from bseq_plugin.events.events import DAY_US
+from bseq_plugin.events.sequences import Sequences
 
 # events at the end of a history that leave-one-out keeps for itself: the validation target and the test target
 HELD_OUT = 2

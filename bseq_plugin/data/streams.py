@@ -21,11 +21,11 @@ from bseq_plugin.data.items import PopularityPrior
 from bseq_plugin.data.negatives import NegativeSampler
 from bseq_plugin.data.partitions import COLUMNS, PartitionedSequences
 from bseq_plugin.data.random_numbers import ORDER_STREAM, RandomNumbers, step_random
-from bseq_plugin.data.sequences import Sequences
 from bseq_plugin.data.target_types import type_weights
 from bseq_plugin.data.training_data import TrainingData
-from bseq_plugin.data.vocabulary import Vocabulary
 from bseq_plugin.errors import RecipeError, SchemaError, UsageError
+from bseq_plugin.events.sequences import Sequences
+from bseq_plugin.events.vocabulary import Vocabulary
 from bseq_plugin.recipe.recipe import Recipe
 
 BUFFERED_USERS = 32_768  # of all streams of a global batch together

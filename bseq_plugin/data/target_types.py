@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from bseq_plugin.data.sequences import Sequences
-from bseq_plugin.data.vocabulary import Vocabulary
 from bseq_plugin.errors import RecipeError
+from bseq_plugin.events.sequences import Sequences
+from bseq_plugin.events.vocabulary import Vocabulary
 from bseq_plugin.recipe.objective import ObjectiveSettings
 
 

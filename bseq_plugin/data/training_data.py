@@ -17,10 +17,10 @@ from bseq_plugin.data.items import PopularityPrior
 from bseq_plugin.data.masked_examples import MaskedEvents
 from bseq_plugin.data.negatives import NegativeSampler
 from bseq_plugin.data.random_numbers import ORDER_STREAM, RandomNumbers, step_random
-from bseq_plugin.data.sequences import Sequences
 from bseq_plugin.data.target_types import type_weights
-from bseq_plugin.data.vocabulary import Vocabulary
 from bseq_plugin.errors import SchemaError
+from bseq_plugin.events.sequences import Sequences
+from bseq_plugin.events.vocabulary import Vocabulary
 from bseq_plugin.recipe.recipe import Recipe
 
 ExampleSource = NextEvent | NextOfPrefix | TargetWindow | MaskedEvents

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from bseq_plugin.data.events import Events
 from bseq_plugin.errors import MissingDependencyError, UsageError
+from bseq_plugin.events.events import Events
 
 ATTRIBUTES = ("department", "product_category", "product_type", "brand", "manufacturer_id")
 

@@ -48,9 +48,9 @@ def _train_a_step(rank: int, store: Path) -> None:
     from torch import distributed as dist
     from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
 
-    from bseq_plugin.data.sequences import Sequences
     from bseq_plugin.data.training_data import TrainingData
-    from bseq_plugin.data.vocabulary import Vocabulary
+    from bseq_plugin.events.sequences import Sequences
+    from bseq_plugin.events.vocabulary import Vocabulary
     from bseq_plugin.model.task import SequenceInterestTask
     from bseq_plugin.recipe.recipe import Recipe
     from bseq_plugin.training.distributed import World

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 from bseq_plugin.data import sparse
-from bseq_plugin.data.events import DAY_US
-from bseq_plugin.data.sequences import Sequences
 from bseq_plugin.errors import SchemaError
+from bseq_plugin.events.events import DAY_US
+from bseq_plugin.events.sequences import Sequences
 
 RECENT_DAYS = 28
 

@@ -15,13 +15,13 @@ from typing import TYPE_CHECKING, Any, Literal
 import pandas as pd
 
 from bseq_plugin.data.auto_recipe import choose_recipe
-from bseq_plugin.data.events import ITEM, USER, Events, instant_us
 from bseq_plugin.data.held_out import HeldOut
 from bseq_plugin.data.prepare import evaluation_set, prepare
-from bseq_plugin.data.sequences import Sequences
 from bseq_plugin.errors import UsageError
 from bseq_plugin.evaluation.evaluate import measured
 from bseq_plugin.evaluation.report import BLEND, MODEL, Comparison
+from bseq_plugin.events.events import ITEM, USER, Events, instant_us
+from bseq_plugin.events.sequences import Sequences
 from bseq_plugin.model.run import Run
 from bseq_plugin.readers.read_events import read_events
 from bseq_plugin.recipe.recipe import Recipe

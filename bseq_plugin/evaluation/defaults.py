@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from bseq_plugin.data.sequences import Sequences
 from bseq_plugin.evaluation.baselines import RECENT_DAYS, Baseline, PersonalFrequency, Popularity
 from bseq_plugin.evaluation.neighbour_baselines import BasketCooccurrence, SessionKnn, TransitionGraph, UserKnn
 from bseq_plugin.evaluation.rankers import Ranker, baseline_ranker
+from bseq_plugin.events.sequences import Sequences
 
 HALF_LIFE_DAYS = 120
 

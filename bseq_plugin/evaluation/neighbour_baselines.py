@@ -13,11 +13,11 @@ import pandas as pd
 from torch import Tensor
 
 from bseq_plugin.data import sparse
-from bseq_plugin.data.events import DAY_US
-from bseq_plugin.data.sequences import Sequences
 from bseq_plugin.data.sparse import Matrix
 from bseq_plugin.errors import SchemaError
 from bseq_plugin.evaluation.baselines import Tail, newest_us
+from bseq_plugin.events.events import DAY_US
+from bseq_plugin.events.sequences import Sequences
 from bseq_plugin.metrics import MAX_BLOCK_SCORES
 
 

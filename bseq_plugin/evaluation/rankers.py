@@ -13,8 +13,8 @@ import numpy as np
 from torch import Tensor
 
 from bseq_plugin.data.held_out import HeldOut
-from bseq_plugin.data.sequences import Sequences
 from bseq_plugin.evaluation.baselines import Baseline
+from bseq_plugin.events.sequences import Sequences
 from bseq_plugin.metrics import MAX_BLOCK_SCORES, top_k_items, top_k_scores
 from bseq_plugin.model.interest_model import InterestModel
 from bseq_plugin.serving.blend import Blend

@@ -17,8 +17,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from bseq_plugin.data.event_features import session_numbers
-from bseq_plugin.data.events import EVENT_TYPE
-from bseq_plugin.data.sequences import Sequences
+from bseq_plugin.events.events import EVENT_TYPE
+from bseq_plugin.events.sequences import Sequences
 from bseq_plugin.model.anchored import AnchoredInterests
 from bseq_plugin.model.encoder import ITEM_TABLE, SequenceInterestEncoder, StateReader, read_interests
 from bseq_plugin.model.interests import MultiInterests

@@ -24,9 +24,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from bseq_plugin import __version__
-from bseq_plugin.data.sequences import Sequences
-from bseq_plugin.data.vocabulary import Vocabulary
 from bseq_plugin.errors import RecipeError, RunError, SchemaError
+from bseq_plugin.events.sequences import Sequences
+from bseq_plugin.events.vocabulary import Vocabulary
 from bseq_plugin.model.direct import WideModules, direct_interests
 from bseq_plugin.model.encoder import ITEM_TABLE, SequenceInterestEncoder
 from bseq_plugin.model.items import score_vectors

@@ -12,11 +12,11 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from bseq_plugin.data.events import ITEM, Events
 from bseq_plugin.data.item_vectors import build_item_encoders, encode_items, encoders_identity
 from bseq_plugin.data.items import PopularityPrior, check_items
-from bseq_plugin.data.sequences import Sequences
 from bseq_plugin.errors import UsageError
+from bseq_plugin.events.events import ITEM, Events
+from bseq_plugin.events.sequences import Sequences
 from bseq_plugin.model.interest_model import InterestModel
 from bseq_plugin.model.neighbours import NeighbourItems, directed
 

@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from bseq_plugin.data.prepare import PreparedLog, training_histories
-from bseq_plugin.data.sequences import Sequences
-from bseq_plugin.data.vocabulary import Vocabulary
 from bseq_plugin.errors import RunError
+from bseq_plugin.events.sequences import Sequences
+from bseq_plugin.events.vocabulary import Vocabulary
 from bseq_plugin.files import SCRATCH, write_json, write_text
 from bseq_plugin.model.interest_model import InterestModel
 from bseq_plugin.recipe.recipe import Recipe

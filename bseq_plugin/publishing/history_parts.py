@@ -15,7 +15,7 @@ from torch import Tensor
 
 from bseq_plugin.data.interest_files import InterestFiles
 from bseq_plugin.data.partitions import PartitionedSequences
-from bseq_plugin.data.sequences import Sequences
+from bseq_plugin.events.sequences import Sequences
 from bseq_plugin.model.interest_model import InterestModel
 
 USERS = 1 << 16  # of histories in memory, encoded at a time

@@ -15,9 +15,9 @@ import numpy as np
 import pandas as pd
 from torch import Tensor
 
-from bseq_plugin.data.events import Events
-from bseq_plugin.data.sequences import Sequences
 from bseq_plugin.errors import MissingDependencyError, UsageError
+from bseq_plugin.events.events import Events
+from bseq_plugin.events.sequences import Sequences
 from bseq_plugin.metrics import ranking_metrics
 from bseq_plugin.publishing.measure import (
     DEFAULT_KINDS,

@@ -8,11 +8,11 @@ from typing import Any
 
 import pandas as pd
 
-from bseq_plugin.data.events import Events
 from bseq_plugin.data.interest_files import InterestFiles
 from bseq_plugin.data.partitions import PartitionedSequences
-from bseq_plugin.data.sequences import Sequences
 from bseq_plugin.errors import RunError, SchemaError, UsageError
+from bseq_plugin.events.events import Events
+from bseq_plugin.events.sequences import Sequences
 from bseq_plugin.model.interest_model import InterestModel
 from bseq_plugin.model.new_items import with_new_items
 from bseq_plugin.model.run import Run

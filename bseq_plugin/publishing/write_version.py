@@ -31,10 +31,10 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from bseq_plugin.data.events import ITEM
 from bseq_plugin.data.interest_files import TableStream, interest_table
-from bseq_plugin.data.sequences import Sequences
 from bseq_plugin.errors import StoreError, UsageError
+from bseq_plugin.events.events import ITEM
+from bseq_plugin.events.sequences import Sequences
 from bseq_plugin.model.interest_model import InterestModel
 from bseq_plugin.model.tensor_file import create
 from bseq_plugin.model.tensor_file import write as write_rows

@@ -14,11 +14,11 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from bseq_plugin.data.events import Events
 from bseq_plugin.data.items import ItemAttributes
-from bseq_plugin.data.sequences import Sequences
-from bseq_plugin.data.vocabulary import Vocabulary
 from bseq_plugin.errors import PluginError, UsageError
+from bseq_plugin.events.events import Events
+from bseq_plugin.events.sequences import Sequences
+from bseq_plugin.events.vocabulary import Vocabulary
 from bseq_plugin.plugins import PluginManager
 from bseq_plugin.ranking.blocks import BLOCK_NUMBERS, blocks, checked_columns
 from bseq_plugin.ranking.interests import StoredInterests

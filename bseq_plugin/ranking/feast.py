@@ -7,8 +7,8 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from bseq_plugin.data.events import ITEM, USER
 from bseq_plugin.errors import UsageError
+from bseq_plugin.events.events import ITEM, USER
 from bseq_plugin.ranking.table import EVENT_TIMESTAMP, ISNULL, REQUEST
 
 HEADER = '''\

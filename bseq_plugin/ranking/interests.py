@@ -14,8 +14,8 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
-from bseq_plugin.data.events import DAY_US, USER
 from bseq_plugin.errors import SchemaError, UsageError
+from bseq_plugin.events.events import DAY_US, USER
 from bseq_plugin.schema.grid import first_at_or_after
 
 

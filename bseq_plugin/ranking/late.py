@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from bseq_plugin.data.sequences import Sequences
+from bseq_plugin.events.sequences import Sequences
 
 
 def without_late(

@@ -9,9 +9,9 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from bseq_plugin.data.sequences import Sequences
-from bseq_plugin.data.vocabulary import Vocabulary
 from bseq_plugin.errors import PluginError, UsageError
+from bseq_plugin.events.sequences import Sequences
+from bseq_plugin.events.vocabulary import Vocabulary
 
 
 class FeatureModel(Protocol):

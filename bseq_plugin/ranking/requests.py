@@ -10,10 +10,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pandas as pd
 
-from bseq_plugin.data.events import DAY_US, ITEM, TIME, USER, Events, instant_us
-from bseq_plugin.data.sequences import Sequences
-from bseq_plugin.data.vocabulary import Vocabulary
 from bseq_plugin.errors import SchemaError, UsageError
+from bseq_plugin.events.events import DAY_US, ITEM, TIME, USER, Events, instant_us
+from bseq_plugin.events.sequences import Sequences
+from bseq_plugin.events.vocabulary import Vocabulary
 from bseq_plugin.ranking.late import without_late
 from bseq_plugin.ranking.table import REQUEST
 from bseq_plugin.schema.grid import first_at_or_after

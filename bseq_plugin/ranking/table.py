@@ -13,8 +13,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from bseq_plugin.data.events import ITEM, USER
 from bseq_plugin.errors import MissingDependencyError
+from bseq_plugin.events.events import ITEM, USER
 from bseq_plugin.files import output_file
 
 if TYPE_CHECKING:

@@ -19,10 +19,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from bseq_plugin.data.events import CREATED, EVENT_TYPE, ITEM, SESSION, TIME, USER, VALUE
 from bseq_plugin.data.partitions import COLUMNS, ITEMS, Partition, PartitionedSequences
-from bseq_plugin.data.pseudonyms import Pseudonymiser
 from bseq_plugin.errors import BseqError, MissingDependencyError, SchemaError, UsageError
+from bseq_plugin.events.events import CREATED, EVENT_TYPE, ITEM, SESSION, TIME, USER, VALUE
+from bseq_plugin.events.pseudonyms import Pseudonymiser
 from bseq_plugin.files import aside_of, put_in_place
 from bseq_plugin.readers.checks_sql import column_checks
 from bseq_plugin.readers.files import files_of

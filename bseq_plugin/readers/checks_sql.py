@@ -7,7 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from bseq_plugin.data.events import (
+from bseq_plugin.errors import SchemaError
+from bseq_plugin.events.events import (
     CREATED,
     DAY_US,
     EARLIEST_US,
@@ -19,7 +20,6 @@ from bseq_plugin.data.events import (
     USER,
     VALUE,
 )
-from bseq_plugin.errors import SchemaError
 
 Rows = Callable[[str], list[tuple[Any, ...]]]
 INTEGERS = {"TINYINT", "SMALLINT", "INTEGER", "BIGINT", "UTINYINT", "USMALLINT", "UINTEGER", "UBIGINT", "HUGEINT"}

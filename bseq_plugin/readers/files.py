@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from bseq_plugin.data.events import CREATED, EVENT_TYPE, ITEM, SESSION, TIME, USER, VALUE, Events
 from bseq_plugin.errors import SchemaError, UsageError
+from bseq_plugin.events.events import CREATED, EVENT_TYPE, ITEM, SESSION, TIME, USER, VALUE, Events
 
 
 def read(source: object, columns: Mapping[str, str] | None, timestamp_unit: str | None) -> Events | None:

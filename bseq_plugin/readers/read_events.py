@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from bseq_plugin.data.events import Events
-from bseq_plugin.data.pseudonyms import Pseudonymiser
 from bseq_plugin.errors import PluginError, UsageError
+from bseq_plugin.events.events import Events
+from bseq_plugin.events.pseudonyms import Pseudonymiser
 from bseq_plugin.plugins import plugin_manager
 
 

@@ -1,1 +1,1 @@
-"""The recipe: ten typed sections that decide what a run learns, and how they are read from files and settings."""
+"""The recipe is the settings of a run: ten typed sections, read from files and from `--set`."""

@@ -1,1 +1,1 @@
-"""The schema is the contract in types: the recipe, packed events and the base classes of parts."""
+"""The schema is the contract in types: packed events, and the base class of each kind of part."""

@@ -15,7 +15,7 @@ from torch import Tensor
 from bseq_plugin.schema.part import OptionsT_co, Part
 
 if TYPE_CHECKING:
-    from bseq_plugin.data.sequences import Sequences
+    from bseq_plugin.events.sequences import Sequences
 
 
 @dataclass(frozen=True)

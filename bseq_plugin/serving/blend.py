@@ -24,9 +24,9 @@ from typing import Any, TypeVar
 import numpy as np
 from torch import Tensor
 
-from bseq_plugin.data.events import DAY_US
-from bseq_plugin.data.sequences import Sequences
 from bseq_plugin.errors import UsageError
+from bseq_plugin.events.events import DAY_US
+from bseq_plugin.events.sequences import Sequences
 
 Scores = TypeVar("Scores", np.ndarray, Tensor)
 FILE = "blend.json"  # in a run directory and in a store version

@@ -11,7 +11,7 @@ from functools import cached_property
 
 import numpy as np
 
-from bseq_plugin.data.sequences import Sequences
+from bseq_plugin.events.sequences import Sequences
 from bseq_plugin.indexes.exact import ExactIndex
 from bseq_plugin.model.interest_model import InterestModel
 from bseq_plugin.schema.sources import CandidateSource

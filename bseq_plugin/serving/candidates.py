@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bseq_plugin.data.sequences import Sequences
+from bseq_plugin.events.sequences import Sequences
 from bseq_plugin.indexes.exact import ExactIndex
 from bseq_plugin.model.interest_model import InterestModel
 from bseq_plugin.schema.indexes import VectorIndex

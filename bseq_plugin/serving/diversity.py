@@ -12,8 +12,8 @@ from typing import Literal, get_args
 import numpy as np
 import pandas as pd
 
-from bseq_plugin.data.vocabulary import Vocabulary
 from bseq_plugin.errors import UsageError
+from bseq_plugin.events.vocabulary import Vocabulary
 from bseq_plugin.serving.hits import Hits
 
 Counted = Literal["pairs", "categories"]

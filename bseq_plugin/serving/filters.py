@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 import numpy as np
 import pandas as pd
 
-from bseq_plugin.data.vocabulary import Vocabulary
 from bseq_plugin.errors import UsageError
+from bseq_plugin.events.vocabulary import Vocabulary
 
 
 @dataclass(frozen=True)

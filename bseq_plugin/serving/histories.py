@@ -9,10 +9,10 @@ import numpy as np
 import pandas as pd
 
 from bseq_plugin.data.event_features import EventInputs
-from bseq_plugin.data.events import EVENT_TYPE, ITEM, TIME, USER, VALUE, Events
-from bseq_plugin.data.sequences import Sequences
-from bseq_plugin.data.vocabulary import Vocabulary
 from bseq_plugin.errors import SchemaError, UsageError
+from bseq_plugin.events.events import EVENT_TYPE, ITEM, TIME, USER, VALUE, Events
+from bseq_plugin.events.sequences import Sequences
+from bseq_plugin.events.vocabulary import Vocabulary
 
 History = Sequences | Events | pd.DataFrame | Sequence[object] | np.ndarray | pd.Series
 

@@ -10,7 +10,7 @@ from functools import cached_property
 
 import numpy as np
 
-from bseq_plugin.data.sequences import Sequences
+from bseq_plugin.events.sequences import Sequences
 from bseq_plugin.serving.candidates import Answering, Candidates, interest_candidates, popular_candidates
 from bseq_plugin.serving.diversity import RowDiversity
 from bseq_plugin.serving.filters import RowFilters, until_enough

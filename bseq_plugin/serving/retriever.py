@@ -15,9 +15,9 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 
-from bseq_plugin.data.events import ITEM, USER, instant_us
-from bseq_plugin.data.sequences import Sequences
 from bseq_plugin.errors import StoreError, UsageError
+from bseq_plugin.events.events import ITEM, USER, instant_us
+from bseq_plugin.events.sequences import Sequences
 from bseq_plugin.model.interest_model import InterestModel
 from bseq_plugin.serving.candidates import Candidates
 from bseq_plugin.serving.diversity import Diversity

@@ -12,8 +12,6 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
-from bseq_plugin.data.events import ITEM
-from bseq_plugin.data.sequences import Sequences
 from bseq_plugin.errors import (
     BseqError,
     MissingDependencyError,
@@ -23,6 +21,8 @@ from bseq_plugin.errors import (
     StoreError,
     UsageError,
 )
+from bseq_plugin.events.events import ITEM
+from bseq_plugin.events.sequences import Sequences
 from bseq_plugin.indexes.exact import ExactIndex
 from bseq_plugin.indexes.faiss_gpu import FaissGpuIndex
 from bseq_plugin.indexes.layered import LayeredIndex

@@ -14,8 +14,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from bseq_plugin.data.sequences import Sequences
 from bseq_plugin.errors import BseqError, PluginError, StoreError
+from bseq_plugin.events.sequences import Sequences
 from bseq_plugin.plugins import plugin_manager
 from bseq_plugin.schema.indexes import VectorIndex
 from bseq_plugin.schema.sources import CandidateSource, SourceCandidates, SourceInputs

@@ -20,9 +20,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from bseq_plugin.data.events import Events
-from bseq_plugin.data.sequences import Sequences
-from bseq_plugin.data.vocabulary import Vocabulary
+from bseq_plugin.events.events import Events
+from bseq_plugin.events.sequences import Sequences
+from bseq_plugin.events.vocabulary import Vocabulary
 from bseq_plugin.hookspecs import hookimpl
 from bseq_plugin.plugins import PluginManager
 from bseq_plugin.ranking import FeatureSpec, FeatureTable, ranking_features

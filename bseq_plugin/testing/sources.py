@@ -21,7 +21,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from bseq_plugin.data.sequences import Sequences
+from bseq_plugin.events.sequences import Sequences
 from bseq_plugin.indexes.exact import ExactIndex
 from bseq_plugin.schema.sources import CandidateSource, SourceCandidates, SourceInputs
 from bseq_plugin.serving.hits import ExcludedPairs

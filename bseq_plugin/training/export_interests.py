@@ -13,8 +13,8 @@ from torch import Tensor
 from bseq_plugin.data.interest_files import InterestFiles, TableStream, interest_table
 from bseq_plugin.data.partitions import PartitionedSequences
 from bseq_plugin.data.prepare import PreparedLog
-from bseq_plugin.data.sequences import Sequences
 from bseq_plugin.data.streams import nobody
+from bseq_plugin.events.sequences import Sequences
 from bseq_plugin.model.encoder import SequenceInterestEncoder
 from bseq_plugin.model.run import Run
 from bseq_plugin.training.distributed import World

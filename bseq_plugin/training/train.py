@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
@@ -12,13 +13,13 @@ import pandas as pd
 import torch
 from torch import distributed as dist
 
-from bseq_plugin.data.events import Events
 from bseq_plugin.data.partitions import PartitionedSequences
 from bseq_plugin.data.prepare import PreparedLog, prepare, training_histories
 from bseq_plugin.data.prepare_partitions import count_partitions, prepare_partitions, resolved
 from bseq_plugin.data.streams import StreamedData, check_streams
 from bseq_plugin.data.training_data import TrainingData
 from bseq_plugin.errors import RunError, UsageError
+from bseq_plugin.events.events import Events
 from bseq_plugin.model.run import Run
 from bseq_plugin.model.task import SequenceInterestTask
 from bseq_plugin.recipe.merge import different_keys
@@ -67,9 +68,7 @@ def train(
     run = Run(Path(out))
     with world() as here:
         if isinstance(events, Events):
-            if recipe.items.encoders and here.size > 1:  # the first one fills the encoders' caches for the others
-                here.on_first(lambda: bool(prepare(events, recipe, items, progress)))
-            log = here.on_all(lambda: prepare(events, recipe, items, progress and here.is_first))
+            log = _prepared_on_all(here, recipe, lambda: prepare(events, recipe, items, progress and here.is_first))
         else:
             log = _prepared_partitions(events, recipe, items, here, progress)
         # built before anything is written, so that bad options and unknown names fail first
@@ -105,9 +104,19 @@ def _prepared_partitions(
     dist.all_reduce(total)
     newest_us = max(here.gather(newest_us))
     counts = total.cpu().numpy()
+    shown = progress and here.is_first
+    return _prepared_on_all(here, recipe, lambda: prepare_partitions(log, ready, counts, newest_us, items, shown))
+
+
+def _prepared_on_all(here: World, recipe: Recipe, work: Callable[[], PreparedLog]) -> PreparedLog:
+    """Do ``work`` on every rank, once on each. Collective.
+
+    With item encoders rank 0 goes ahead: it fills their caches, from which the others then read.
+    """
+    ahead: list[PreparedLog] = []
     if recipe.items.encoders and here.size > 1:
-        here.on_first(lambda: bool(prepare_partitions(log, ready, counts, newest_us, items, progress)))
-    return here.on_all(lambda: prepare_partitions(log, ready, counts, newest_us, items, progress and here.is_first))
+        here.on_first(lambda: ahead.append(work()))
+    return here.on_all(lambda: ahead[0] if ahead else work())
 
 
 def _checked_task(log: PreparedLog, sharding: Sharding, here: World) -> SequenceInterestTask:

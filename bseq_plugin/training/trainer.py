@@ -118,7 +118,7 @@ class Trainer:
 
     @property
     def _completes_rows(self) -> bool:
-        """Return whether the exported rows differ from the sharded tables, so that publishing has to read histories."""
+        """Return whether exported rows differ from those of the sharded tables, so that publishing reads histories."""
         return self.log.item_vectors is not None
 
     def _resume(self) -> None:

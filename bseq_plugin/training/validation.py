@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from bseq_plugin.data.batches import NEGATIVE, TARGET, history_features
-from bseq_plugin.data.sequences import Sequences
 from bseq_plugin.data.splits import EvaluationSet
+from bseq_plugin.events.sequences import Sequences
 from bseq_plugin.metrics import ExcludedRuns, ranking_metrics, top_k_items
 from bseq_plugin.model.encoder import SequenceInterestEncoder
 from bseq_plugin.model.interest_model import EVENTS_PER_CALL

@@ -19,11 +19,11 @@ from torch.distributed.checkpoint.filesystem import FileSystemReader
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
 from bseq_plugin.data.event_features import TABLE_ROWS
-from bseq_plugin.data.events import EVENT_TYPE
 from bseq_plugin.data.item_vectors import ItemVectors
 from bseq_plugin.data.prepare import PreparedLog
-from bseq_plugin.data.vocabulary import Vocabulary
 from bseq_plugin.errors import RecipeError
+from bseq_plugin.events.events import EVENT_TYPE
+from bseq_plugin.events.vocabulary import Vocabulary
 from bseq_plugin.model.encoder import ITEM_TABLE
 from bseq_plugin.model.interest_model import InterestModel
 from bseq_plugin.model.neighbours import NeighbourItems, directed

@@ -4,8 +4,8 @@ import pytest
 
 from bseq_plugin import Recipe, auto_recipe
 from bseq_plugin.data.auto_recipe import choose_recipe
-from bseq_plugin.data.events import DAY_US, Events
 from bseq_plugin.errors import RecipeError
+from bseq_plugin.events.events import DAY_US, Events
 
 
 def log(n_users, length, n_items, seed=0):
@@ -91,9 +91,7 @@ def test_what_is_asked_stands_in_the_recipe():
 
 def test_a_horizon_asks_for_a_time_split():
     events = spread(40, 50, 30, 200)
-    assert auto_recipe(events, horizon_days=14) == auto_recipe(
-        events, {"split": {"kind": "time", "horizon_days": 14}}
-    )
+    assert auto_recipe(events, horizon_days=14) == auto_recipe(events, {"split": {"kind": "time", "horizon_days": 14}})
 
 
 @pytest.mark.parametrize("settings", [[], ["split=time", "split.horizon_days=14", "encoder.half_life_days=3"]])

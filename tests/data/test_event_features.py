@@ -22,13 +22,13 @@ from bseq_plugin.data.event_features import (
     time_gap_buckets,
     value_buckets,
 )
-from bseq_plugin.data.events import Events
 from bseq_plugin.data.partitions import PartitionedSequences
 from bseq_plugin.data.prepare import prepare
 from bseq_plugin.data.prepare_partitions import resolved
-from bseq_plugin.data.sequences import Sequences
-from bseq_plugin.data.vocabulary import Vocabulary
 from bseq_plugin.errors import RecipeError, SchemaError
+from bseq_plugin.events.events import Events
+from bseq_plugin.events.sequences import Sequences
+from bseq_plugin.events.vocabulary import Vocabulary
 from bseq_plugin.readers.build_sequences import build_sequences
 from bseq_plugin.readers.read_events import read_events
 from bseq_plugin.recipe.recipe import Recipe

@@ -4,10 +4,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bseq_plugin.data.events import Events
 from bseq_plugin.data.prepare import evaluation_set, prepare
 from bseq_plugin.data.training_data import TrainingData
 from bseq_plugin.errors import SchemaError
+from bseq_plugin.events.events import Events
 from bseq_plugin.recipe.recipe import Recipe
 
 SECONDS = 1_600_000_000
@@ -75,7 +75,9 @@ def test_what_happens_after_the_cut_changes_no_training_batch(values, past, futu
 
 
 def test_the_default_cuts_are_one_and_two_horizons_before_the_end():
-    log = prepare(events([*FIXED_PAST, (0, 1, 85, "a"), (0, 0, 100, "a")]), recipe({"validation_at": None, "test_at": None}))
+    log = prepare(
+        events([*FIXED_PAST, (0, 1, 85, "a"), (0, 0, 100, "a")]), recipe({"validation_at": None, "test_at": None})
+    )
     assert log.recipe.split.test_at == "2020-12-12T12:26:40.000001+00:00"  # ten days before the newest event is over
     assert log.recipe.split.validation_at == "2020-12-02T12:26:40.000001+00:00"
     assert evaluation_set(log.sequences, log.recipe.split, "test").n_users == 1

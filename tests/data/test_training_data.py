@@ -6,14 +6,14 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from bseq_plugin.data.events import DAY_US
 from bseq_plugin.data.items import PopularityPrior
 from bseq_plugin.data.negatives import NegativeSampler
 from bseq_plugin.data.random_numbers import step_random
-from bseq_plugin.data.sequences import Sequences
 from bseq_plugin.data.training_data import TrainingData
-from bseq_plugin.data.vocabulary import Vocabulary
 from bseq_plugin.errors import SchemaError
+from bseq_plugin.events.events import DAY_US
+from bseq_plugin.events.sequences import Sequences
+from bseq_plugin.events.vocabulary import Vocabulary
 from bseq_plugin.recipe.objective import SampledNegatives, WholeCatalogue
 from bseq_plugin.recipe.recipe import Recipe
 
@@ -33,9 +33,7 @@ def vocabulary(counts=None):
 
 
 def recipe(**sections):
-    small = Recipe(
-        encoder={"max_length": 4}, events={"features": ("time_gap",)}, training={"batch": {"users": 3}}
-    )
+    small = Recipe(encoder={"max_length": 4}, events={"features": ("time_gap",)}, training={"batch": {"users": 3}})
     return small.replace(**sections)
 
 
@@ -113,7 +111,11 @@ def test_epochs_have_different_orders_and_seeds_too():
     log = sequences([[(0, 1 + n % N_ITEMS), (1, 2), (2, 3)] for n in range(30)])
 
     def order(seed, epoch):
-        return [h for b in TrainingData(log, vocabulary(), recipe(training={"seed": seed})).batches(epoch) for h in histories(b)]
+        return [
+            h
+            for b in TrainingData(log, vocabulary(), recipe(training={"seed": seed})).batches(epoch)
+            for h in histories(b)
+        ]
 
     assert order(0, 0) == order(0, 0)
     assert order(0, 0) != order(0, 1)

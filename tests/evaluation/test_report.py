@@ -6,11 +6,11 @@ import pytest
 import torch
 from rich.console import Console
 
-from bseq_plugin.data.sequences import Sequences
 from bseq_plugin.data.splits import EvaluationSet
 from bseq_plugin.errors import UsageError
 from bseq_plugin.evaluation.rankers import interest_ranker
 from bseq_plugin.evaluation.report import compare, metrics_document
+from bseq_plugin.events.sequences import Sequences
 from bseq_plugin.metrics import ranking_metrics
 
 torch.set_num_threads(1)

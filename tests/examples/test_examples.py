@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from bseq_plugin.data.partitions import PartitionedSequences
-from bseq_plugin.data.vocabulary import Vocabulary
+from bseq_plugin.events.vocabulary import Vocabulary
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
@@ -93,7 +93,15 @@ def test_sequences_with_ray(ray_python, make_frame, python, tmp_path):
     for name in ("user_ids", "offsets", "items", "timestamps"):
         assert np.array_equal(getattr(ours, name), getattr(theirs, name)), name
     trained = python(
-        *bseq, "train", parts, "--out", tmp_path / "run", "--set", "training.epochs=1",
-        "--set", "vectors.dim=8", timeout=240
+        *bseq,
+        "train",
+        parts,
+        "--out",
+        tmp_path / "run",
+        "--set",
+        "training.epochs=1",
+        "--set",
+        "vectors.dim=8",
+        timeout=240,
     )
     assert trained.returncode == 0, trained.stderr[-2000:]

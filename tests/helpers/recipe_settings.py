@@ -33,7 +33,7 @@ EXAMPLES: dict[str, list[Any]] = {
     "objective.popularity_days": [[7.0], [3.5, 28.0]],
     "split.metric": ["recall@5", "mrr@20"],
     "split.validation_at": ["2024-04-01T00:00:00+00:00"],
-    "split.test_at": ["2024-06-20T12:00:00+02:00"],
+    "split.test_at": ["2024-06-25T12:00:00+02:00"],
     "training.epochs": [2],
     "training.stop_after": [1],
     "training.batch.users": [32],
@@ -176,7 +176,12 @@ def _filled(values: dict[str, Any], more: dict[str, Any]) -> dict[str, Any]:
 
 def within(bounds: Iterable[Any], value: float) -> bool:
     """Whether a number keeps the bounds of its field."""
-    keeps = {Ge: lambda b: value >= b.ge, Gt: lambda b: value > b.gt, Le: lambda b: value <= b.le, Lt: lambda b: value < b.lt}
+    keeps = {
+        Ge: lambda b: value >= b.ge,
+        Gt: lambda b: value > b.gt,
+        Le: lambda b: value <= b.le,
+        Lt: lambda b: value < b.lt,
+    }
     return all(keeps[type(bound)](bound) for bound in bounds if type(bound) in keeps)
 
 

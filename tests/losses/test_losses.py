@@ -34,6 +34,20 @@ class TestBCE(LossTests):
 class TestGBCE(LossTests):
     loss = GeneralisedBCELoss
 
+    @pytest.mark.parametrize("calibration", [0.0, 0.75, 1.0])
+    @pytest.mark.parametrize("sampled", [False, True])
+    def test_a_target_and_its_negatives_are_balanced_at_scores_of_zero(self, calibration, sampled):
+        """Their gradients add up to nothing, so that there is no common direction in which all rows would run."""
+        state_QD = torch.tensor([[1.0, -2.0, 0.5]], dtype=torch.float64)
+        target_SD, vectors_ND = (torch.zeros(n, 3, dtype=torch.float64, requires_grad=True) for n in (1, 30))
+        counts_N = torch.full((30,), math.log(30 / 1000), dtype=torch.float64) if sampled else None
+        one = torch.ones(1, dtype=torch.float64)
+        targets = Targets(target_SD, torch.tensor([7]), torch.tensor([0]), one)
+        loss = self.loss(self.loss.Options(calibration=calibration))
+        loss(state_QD, targets, Negatives(vectors_ND, torch.arange(1, 31), counts_N)).backward()
+        assert target_SD.grad.abs().sum() > 0
+        torch.testing.assert_close(vectors_ND.grad.sum(0), -target_SD.grad[0])
+
 
 def negative_logits(state, targets, negatives):
     """(logit of each negative that is no target of the state, corrected), as Python floats."""
@@ -81,11 +95,11 @@ def gbce_loop(states, targets, negatives):
     total = 0.0
     for place in range(len(targets.ids_S)):
         state = int(targets.state_S[place])
-        positive = float(targets.vectors_SD[place] @ states[state])
-        others = [
-            math.log1p(math.exp(logit)) for logit, _ in negative_logits((state, states[state]), targets, negatives)
-        ]
-        loss = (beta * math.log1p(math.exp(-positive)) + sum(others)) / (len(others) + 1)
+        others = [logit for logit, _ in negative_logits((state, states[state]), targets, negatives)]
+        offset = math.log(max(1, len(others)) / beta)
+        positive = float(targets.vectors_SD[place] @ states[state]) - offset
+        pushed = sum(math.log1p(math.exp(logit - offset)) for logit in others)
+        loss = (beta * math.log1p(math.exp(-positive)) + pushed) / (len(others) + 1)
         total += float(targets.weights_S[place]) * loss
     return total / float(targets.weights_S.sum())
 

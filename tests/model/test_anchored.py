@@ -12,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from bseq_plugin.data.events import Events
-from bseq_plugin.data.sequences import Sequences
 from bseq_plugin.errors import RecipeError
+from bseq_plugin.events.events import Events
+from bseq_plugin.events.sequences import Sequences
 from bseq_plugin.model import anchored
 from bseq_plugin.model.anchored import AnchoredInterests, merged_softmax
 from bseq_plugin.model.interest_model import InterestModel

@@ -4,9 +4,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from bseq_plugin.data.events import Events
 from bseq_plugin.data.prepare import prepare
 from bseq_plugin.errors import PluginError, RecipeError, RunError, SchemaError, UsageError
+from bseq_plugin.events.events import Events
 from bseq_plugin.item_encoders.columns import ColumnsItemEncoder
 from bseq_plugin.model.interest_model import InterestModel
 from bseq_plugin.model.new_items import rows_of_items, with_new_items

@@ -12,8 +12,8 @@ from torchrec.distributed.model_parallel import DistributedModelParallel
 from torchrec.distributed.train_pipeline.tracing import Tracer
 
 from bseq_plugin.data.batches import history_features
-from bseq_plugin.data.sequences import Sequences
 from bseq_plugin.errors import RecipeError, UsageError
+from bseq_plugin.events.sequences import Sequences
 from bseq_plugin.model.direct import direct_interests
 from bseq_plugin.model.encoder import SequenceInterestEncoder
 from bseq_plugin.recipe.recipe import Recipe

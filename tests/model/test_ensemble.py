@@ -8,8 +8,8 @@ import torch
 from torch.nn import functional as F
 
 from bseq_plugin.data.batches import history_features
-from bseq_plugin.data.sequences import Sequences
 from bseq_plugin.errors import RecipeError
+from bseq_plugin.events.sequences import Sequences
 from bseq_plugin.losses.softmax import SoftmaxLoss
 from bseq_plugin.model.encoder import SequenceInterestEncoder
 from bseq_plugin.model.ensemble import Ensemble, ensemble_loss

@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from bseq_plugin.data.batches import EVENT, NEGATIVE, TARGET
-from bseq_plugin.data.events import Events
 from bseq_plugin.data.prepare import prepare
 from bseq_plugin.data.training_data import TrainingData
 from bseq_plugin.errors import RunError
+from bseq_plugin.events.events import Events
 from bseq_plugin.model.interest_model import InterestModel
 from bseq_plugin.model.items import score_vectors
 from bseq_plugin.model.task import SequenceInterestTask
@@ -101,7 +101,7 @@ def training_side(log, task):
 
 
 def as_sequences(batch, log):
-    from bseq_plugin.data.sequences import Sequences
+    from bseq_plugin.events.sequences import Sequences
 
     event = batch.features["event"]
     types = batch.features["event_type"].values().numpy() if "event_type" in set(batch.features.keys()) else None

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from torch import nn
 
 from bseq_plugin.data.batches import history_features
-from bseq_plugin.data.events import Events
-from bseq_plugin.data.sequences import Sequences
 from bseq_plugin.errors import RecipeError
+from bseq_plugin.events.events import Events
+from bseq_plugin.events.sequences import Sequences
 from bseq_plugin.model.interest_model import InterestModel
 from bseq_plugin.model.interests import MultiInterests, label_aware, squash
 from bseq_plugin.model.task import SequenceInterestTask

@@ -8,9 +8,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from bseq_plugin.data.events import Events
 from bseq_plugin.data.item_vectors import ItemVectors
 from bseq_plugin.errors import RecipeError, RunError, SchemaError, UsageError
+from bseq_plugin.events.events import Events
 from bseq_plugin.model import neighbours as module
 from bseq_plugin.model.interest_model import KEYS, InterestModel
 from bseq_plugin.model.neighbours import NeighbourItems, blocks_of, completed

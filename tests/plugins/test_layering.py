@@ -38,15 +38,11 @@ LEVELS = {
     "the contract": ["hookspecs"],
     "the settings of a run": ["recipe"],
     "the contract in types": ["schema"],
+    "a log": ["events"],
     "what everybody may use": ["files", "layers", "matmul", "metrics"],
     "errors": ["errors"],
 }
 DEPTH = {room: depth for depth, rooms in enumerate(LEVELS.values()) for room in rooms}
-# Arrows that point upwards, by type only: the contract names what a plugin is given or gives, and that is data.
-UPWARDS = {
-    ("bseq_plugin.hookspecs", "bseq_plugin.data.events"),  # bseq_read_events gives Events
-    ("bseq_plugin.schema.sources", "bseq_plugin.data.sequences"),  # a candidate source reads histories
-}
 
 
 @dataclass(frozen=True)
@@ -114,14 +110,12 @@ def imports(node, kind):
             yield from imports(child, kind)
 
 
-def upward(found, depth, allowed=frozenset()):
+def upward(found, depth):
     """Arrows between rooms that do not point downwards."""
     return [
         str(arrow)
         for arrow in found
-        if room(arrow.source) != room(arrow.target)
-        and depth[room(arrow.source)] >= depth[room(arrow.target)]
-        and not (arrow.kind == "type" and (arrow.source, arrow.target) in allowed)
+        if room(arrow.source) != room(arrow.target) and depth[room(arrow.source)] >= depth[room(arrow.target)]
     ]
 
 
@@ -178,11 +172,7 @@ def test_every_room_has_its_place():
 
 
 def test_imports_point_downwards_those_for_types_too(ours):
-    assert not upward(ours, DEPTH, UPWARDS)
-
-
-def test_the_arrows_upwards_that_are_known_are_still_there_and_types_alone(ours):
-    assert {(arrow.source, arrow.target) for arrow in ours if arrow.kind == "type"} >= UPWARDS
+    assert not upward(ours, DEPTH)
 
 
 def test_no_files_import_each_other_in_a_circle(ours):
@@ -255,12 +245,6 @@ def test_an_arrow_upwards_is_seen_however_it_is_written(bad, text, kind):
 def test_an_arrow_sideways_is_seen_and_one_within_a_room_is_none(bad):
     assert len(upward(bad({"one/a.py": "", "two/b.py": "import bad.one.a\n"}), {"one": 0, "two": 0})) == 1
     assert not upward(bad({"two/b.py": "", "one/a.py": "import bad.one.c\n", "one/c.py": ""}), {"one": 0, "two": 0})
-
-
-def test_a_known_arrow_upwards_is_let_through_for_types_alone(bad):
-    known = {("bad.low.b", "bad.top.a")}
-    assert not upward(bad({"top/a.py": "", "low/b.py": FOR_TYPES.format("top.a")}), {"top": 0, "low": 1}, known)
-    assert upward(bad({"low/b.py": "import bad.top.a\n"}), {"top": 0, "low": 1}, known)
 
 
 def test_a_circle_inside_a_room_is_seen_by_run_time_lazy_and_type_imports_together(bad):

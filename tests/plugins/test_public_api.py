@@ -53,7 +53,7 @@ def test_a_private_use_is_seen():
     """The test above is worth something only if it would notice."""
     text = """
 import bseq_plugin as bseq
-import bseq_plugin.data.events
+import bseq_plugin.events.events
 from bseq_plugin import UsageError, plugins
 from bseq_plugin.testing.encoders import EncoderTests
 from bseq_plugin.commands import note
@@ -62,7 +62,7 @@ def f():
     return bseq.Events, bseq.indexes.exact
 """
     assert private_uses(text) == [
-        "3: import bseq_plugin.data.events",
+        "3: import bseq_plugin.events.events",
         "4: from bseq_plugin import plugins",
         "8: from bseq_plugin.cli.main import main",
         "9: bseq.indexes",

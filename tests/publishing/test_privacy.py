@@ -8,8 +8,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from bseq_plugin.data.events import Events
-from bseq_plugin.data.pseudonyms import Pseudonymiser
+from bseq_plugin.events.events import Events
+from bseq_plugin.events.pseudonyms import Pseudonymiser
 from bseq_plugin.publishing.publish import publish
 from bseq_plugin.ranking.engine import ranking_features
 from bseq_plugin.readers.read_events import read_events

@@ -15,8 +15,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from bseq_plugin import Blend, Run
-from bseq_plugin.data.sequences import Sequences
 from bseq_plugin.errors import MissingDependencyError, RunError, StoreError, UsageError
+from bseq_plugin.events.sequences import Sequences
 from bseq_plugin.indexes.exact import ExactIndex
 from bseq_plugin.model.interest_model import InterestModel
 from bseq_plugin.publishing.publish import publish, publish_model

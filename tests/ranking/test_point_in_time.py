@@ -12,9 +12,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bseq_plugin.data.events import Events
-from bseq_plugin.data.sequences import Sequences
 from bseq_plugin.errors import SchemaError, UsageError
+from bseq_plugin.events.events import Events
+from bseq_plugin.events.sequences import Sequences
 from bseq_plugin.model.interest_model import InterestModel
 from bseq_plugin.ranking import FeatureEngine, FeatureSpec, StoredInterests, ranking_features
 from bseq_plugin.ranking.features import FEATURES

@@ -11,9 +11,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bseq_plugin.data.events import Events
-from bseq_plugin.data.sequences import Sequences
-from bseq_plugin.data.vocabulary import Vocabulary
+from bseq_plugin.events.events import Events
+from bseq_plugin.events.sequences import Sequences
+from bseq_plugin.events.vocabulary import Vocabulary
 from bseq_plugin.ranking import FeatureSpec, ranking_features
 from bseq_plugin.ranking.features import FEATURES
 from bseq_plugin.schema.ranking_features import RankingFeature

@@ -8,9 +8,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from bseq_plugin.data.partitions import PartitionedSequences, seal
-from bseq_plugin.data.sequences import Sequences
-from bseq_plugin.data.vocabulary import Vocabulary
 from bseq_plugin.errors import BseqError, SchemaError, UsageError
+from bseq_plugin.events.sequences import Sequences
+from bseq_plugin.events.vocabulary import Vocabulary
 from bseq_plugin.readers.build_sequences import build_sequences
 from bseq_plugin.readers.read_events import read_events
 

@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bseq_plugin import hookimpl
-from bseq_plugin.data.events import Events
 from bseq_plugin.errors import PluginError, SchemaError, UsageError
+from bseq_plugin.events.events import Events
 from bseq_plugin.plugins import plugin_manager
 from bseq_plugin.readers.read_events import read_events
 

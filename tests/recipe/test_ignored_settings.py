@@ -4,21 +4,25 @@ A read counts if code outside ``bseq_plugin.recipe`` looks at the setting, itsel
 Checks, copies and files of recipes do not count: they would look at a setting that nobody needs.
 """
 
+import itertools
+import random
 import sys
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+from hypothesis import HealthCheck, given
+from hypothesis import settings as budget
+from hypothesis import strategies as st
 from recipe_settings import Contradiction, sections_of, settings
 
-from bseq_plugin.data.events import Events
-from bseq_plugin.errors import RecipeError
+from bseq_plugin.errors import RecipeError, UsageError
+from bseq_plugin.events.events import Events
+from bseq_plugin.recipe.merge import value_at
 from bseq_plugin.recipe.recipe import Recipe
 from bseq_plugin.recipe.section import Section
 from bseq_plugin.training.train import train
 
-SETTINGS = {setting.key: setting for setting in settings()}
 BASE = Recipe(encoder={"max_length": 10}, vectors={"dim": 8}, training={"epochs": 1, "batch": {"users": 16}})
 # Of a recipe as a whole: they make another one, or a file of it.
 WHOLE = {"as_dict", "parse", "stored", "load", "replace", "with_settings"}
@@ -60,55 +64,128 @@ def places(section=Recipe, prefix=""):
 
 
 PLACES = dict(places())
+KEYS = {setting.key for setting in settings()}
 
 
 def is_read(frame):
     """Whether what this frame looks at is looked at from outside the package, maybe through its public names."""
     while frame is not None:
         module, name = frame.f_globals.get("__name__", ""), frame.f_code.co_name
-        if not module.startswith("bseq_plugin.recipe"):
-            return module.startswith("bseq_plugin.")
-        if name in WHOLE or name.startswith("_"):
-            return False
+        if frame.f_code is not noting.__code__:
+            if not module.startswith("bseq_plugin.recipe"):
+                return module.startswith("bseq_plugin.")
+            if name in WHOLE or name.startswith("_"):
+                return False
         frame = frame.f_back
     return False
 
 
+READ: set[str] = set()  # dotted keys
+LOOK = Section.__getattribute__
+
+
+def noting(self, name):
+    """Attributes of a section, noted if they are settings that somebody needs."""
+    key = f"{PLACES.get(type(self))}{name}"
+    if key in KEYS and is_read(sys._getframe(1)):
+        READ.add(key)
+    return LOOK(self, name)
+
+
 @pytest.fixture
-def reads(monkeypatch):
-    """Dotted keys that were read, as they are read."""
-    keys, look = set(), Section.__getattribute__
+def try_out(log, items, tmp_path, monkeypatch):
+    """A function that trains a recipe with some settings: those of them that were ignored, or None if it was refused.
 
-    def noting(self, name):
-        place = PLACES.get(type(self))
-        if place is not None and name in type(self).model_fields and is_read(sys._getframe(1)):
-            keys.add(place + name)
-        return look(self, name)
-
+    Ignored is also what the run says to have had another value.
+    """
     monkeypatch.setattr(Section, "__getattribute__", noting)
-    return keys
+    numbers = itertools.count()
+
+    def check(chosen, bare=False):
+        try:
+            recipe = BASE.replace(**sections_of(chosen, bare))
+            READ.clear()
+            run = train(log, recipe, tmp_path / str(next(numbers)), items=items, progress=False)
+        except (Contradiction, UsageError):
+            return None
+        values = run.recipe.as_dict()
+        return [s.key for s, value in chosen if s.key not in READ or value_at(values, s.key) != value]
+
+    return check
 
 
-def ignored(chosen, bare, log, items, reads, out):
-    """Keys that were accepted and not read; None if the recipe, or the data, refused them."""
-    try:
-        recipe = BASE.replace(**sections_of(chosen, bare))
-        reads.clear()
-        run = train(log, recipe, out, items=items, progress=False)
-    except (Contradiction, RecipeError):
-        return None
-    stored = Recipe.stored(run.recipe.as_dict(), Path(out))
-    changed = [setting.key for setting, _ in chosen if setting.key not in reads]
-    assert stored == run.recipe
-    return changed
+@pytest.mark.parametrize(
+    ("code", "keys"),
+    [
+        ("recipe.training.seed", {"training.seed"}),
+        ("recipe.training.last_epoch", {"training.stop_after", "training.epochs"}),
+        ("recipe.training.batch.n_batches(9, 9)", {"training.batch.users"}),
+        ("recipe.popularity_days", {"objective.popularity_days"}),
+        ("recipe.interest_dim", {"vectors.dim", "vectors.ensemble", "objective.popularity_days"}),
+        ("recipe.replace(training={'epochs': 3}).with_settings(['loss=bce']), recipe == recipe, repr(recipe)", set()),
+        ("type(recipe).parse(recipe.as_dict()), recipe.objective.model_copy(), recipe.split.model_dump()", set()),
+    ],
+)
+def test_copies_and_checks_are_no_reads(monkeypatch, code, keys):
+    recipe = Recipe(objective={"kind": "window", "popularity_days": [7.0]})
+    monkeypatch.setattr(Section, "__getattribute__", noting)
+    READ.clear()
+    eval(code, {"__name__": "bseq_plugin.somewhere", "recipe": recipe})
+    assert keys == READ
 
 
-def test_x(log, items, reads, tmp_path):
-    import time
-    for setting in SETTINGS.values():
-        for value in setting.others():
-            t0=time.time()
-            try:
-                print(setting.key, value, ignored([(setting, value)], False, log, items, reads, tmp_path / f"{setting.key}-{value}"), round(time.time()-t0,2))
-            except Exception as e:
-                print("!!", setting.key, value, type(e), e)
+def told(chosen):
+    return " and ".join(f"{setting.key} = {value!r}" for setting, value in chosen)
+
+
+def test_every_setting_means_something_beside_another_one(try_out):
+    """All settings in random pairs; one that can't stand beside its neighbour has to mean something alone."""
+    chance = random.Random(0)
+    every = settings()
+    order = [(setting, chance.choice(setting.others())) for setting in chance.sample(every, len(every))]
+    pairs = [order[n : n + 2] for n in range(0, len(order), 2)]
+    ignored, refused = {}, []
+    for pair in pairs:
+        found = try_out(pair)
+        refused += pair if found is None else []
+        ignored |= {told(pair): found} if found else {}
+    for setting, _ in refused:
+        found = next(filter(None.__ne__, (try_out([(setting, value)]) for value in setting.others())), [setting.key])
+        ignored |= {setting.key: found} if found else {}
+    assert ignored == {}
+    assert len(refused) < len(pairs)
+
+
+def outside(chosen):
+    """Whether one of the settings belongs to an alternative, or to another setting, that is not chosen here."""
+    return any(sections_of([pair]) != sections_of([pair], bare=True) for pair in chosen)
+
+
+def test_a_setting_outside_of_where_it_belongs_is_refused_or_read(try_out):
+    """All pairs with a setting of another kind than the default one: accepted only beside what it needs."""
+    accepted = []
+    for pair in itertools.combinations(settings(), 2):
+        chosen = [(setting, setting.others()[0]) for setting in pair]
+        try:
+            BASE.replace(**sections_of(chosen, bare=True))
+        except (Contradiction, RecipeError):
+            continue
+        accepted += [chosen] if outside(chosen) else []
+    ignored = {}
+    for chosen in accepted:
+        found = try_out(chosen, bare=True)
+        ignored |= {told(chosen): found} if found else {}
+    assert ignored == {}
+
+
+CHOSEN = st.sampled_from(settings()).flatmap(
+    lambda setting: st.tuples(st.just(setting), st.sampled_from(setting.others()))
+)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@given(chosen=st.lists(CHOSEN, min_size=2, max_size=2, unique_by=lambda pair: pair[0].key), bare=st.booleans())
+@budget(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_no_pair_of_settings_is_accepted_and_ignored(try_out, chosen, bare):
+    assert not try_out(chosen, bare), told(chosen)

@@ -122,7 +122,9 @@ def test_another_kind_keeps_what_both_have_and_drops_the_rest():
 def test_the_last_of_two_values_counts_and_a_table_is_its_keys():
     said = ["training.epochs=3", "training={epochs = 4, dense = {rate = 0.5}}", "training.seed=7", "training.seed=8"]
     assert Recipe().with_settings(said) == Recipe(training={"epochs": 4, "dense": {"rate": 0.5}, "seed": 8})
-    assert Recipe().with_settings(['encoder={name = "gru", hidden = 3}']) == Recipe(encoder={"name": "gru", "hidden": 3})
+    assert Recipe().with_settings(['encoder={name = "gru", hidden = 3}']) == Recipe(
+        encoder={"name": "gru", "hidden": 3}
+    )
 
 
 def test_a_section_as_an_object_takes_the_place_of_all_of_it():

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bseq_plugin.data.vocabulary import Vocabulary
 from bseq_plugin.errors import UsageError
+from bseq_plugin.events.vocabulary import Vocabulary
 from bseq_plugin.publishing.publish import publish_model
 from bseq_plugin.serving.diversity import Diversity
 from bseq_plugin.serving.filters import Filters

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from bseq_plugin.data.batches import history_features
-from bseq_plugin.data.events import Events
-from bseq_plugin.data.sequences import Sequences
 from bseq_plugin.errors import SchemaError
+from bseq_plugin.events.events import Events
+from bseq_plugin.events.sequences import Sequences
 from bseq_plugin.model.interest_model import InterestModel
 from bseq_plugin.publishing.publish import publish
 from bseq_plugin.recipe.recipe import Recipe
@@ -39,8 +39,13 @@ def served(log, tmp_path_factory):
     """(model, retriever) of a run that reads everything, on the clocks of Berlin across the change to summer time."""
     folder = tmp_path_factory.mktemp("served")
     recipe = Recipe(
-        encoder={"max_length": 6}, vectors={"dim": 8}, events={"features": ALL, "time_zone": "Europe/Berlin"}, objective={"event_types": ("buy",)}, split="none", training={"epochs": 2, "batch": {"users": 8}, "table": {"rate": 0.5}},
-    )  # fmt: skip
+        encoder={"max_length": 6},
+        vectors={"dim": 8},
+        events={"features": ALL, "time_zone": "Europe/Berlin"},
+        objective={"event_types": ("buy",)},
+        split="none",
+        training={"epochs": 2, "batch": {"users": 8}, "table": {"rate": 0.5}},
+    )
     run = train(Events.from_frame(log), recipe, folder / "run", progress=False)
     publish(run, folder / "store")
     return InterestModel.from_run(run.path), Retriever.open(folder / "store")

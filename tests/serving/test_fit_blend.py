@@ -9,9 +9,9 @@ import pytest
 
 import bseq_plugin
 from bseq_plugin.data.held_out import HeldOut
-from bseq_plugin.data.sequences import Sequences
 from bseq_plugin.data.splits import leave_one_out, time_window, training_part
 from bseq_plugin.errors import RunError, UsageError
+from bseq_plugin.events.sequences import Sequences
 from bseq_plugin.metrics import ranking_metrics
 from bseq_plugin.publishing.publish import publish_model
 from bseq_plugin.schema.sources import SourceInputs

@@ -7,9 +7,9 @@ import pandas as pd
 import pytest
 import torch
 
-from bseq_plugin.data.events import Events
-from bseq_plugin.data.sequences import Sequences
 from bseq_plugin.errors import SchemaError, UsageError
+from bseq_plugin.events.events import Events
+from bseq_plugin.events.sequences import Sequences
 from bseq_plugin.model.interest_model import InterestModel
 from bseq_plugin.publishing.publish import publish_model
 from bseq_plugin.serving.blend import Blend, history_scores

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import subprocess
@@ -16,14 +15,14 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from store_files import reseal
 
-from bseq_plugin.data.sequences import Sequences
 from bseq_plugin.errors import MissingDependencyError, StoreError, UsageError
+from bseq_plugin.events.sequences import Sequences
 from bseq_plugin.indexes.faiss_gpu import FaissGpuIndex
 from bseq_plugin.publishing.publish import publish_model
 from bseq_plugin.serving.retriever import Retriever
-from bseq_plugin.store.store import CURRENT, Store
-from bseq_plugin.store.version import MANIFEST
+from bseq_plugin.store.store import Store
 
 
 @pytest.fixture
@@ -38,22 +37,6 @@ def shop(tmp_path, make_model, make_histories):
 
 def answer(retriever):
     return retriever.retrieve([100, 101, 102], k=5)["item_id"].tolist()
-
-
-def forge(store, name, change):
-    """Change a version's files or manifest and make all checksums right again, as a faulty publisher could."""
-    folder = store.path / "versions" / name
-    manifest = json.loads((folder / MANIFEST).read_text())
-    change(folder, manifest)
-    for file_name in manifest["files"]:
-        data = (folder / file_name).read_bytes()
-        manifest["files"][file_name] = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
-    raw = json.dumps(manifest).encode()
-    (folder / MANIFEST).write_bytes(raw)
-    digest = hashlib.sha256(raw).hexdigest()
-    renamed = folder.with_name(f"{name[:9]}-{digest[:8]}")
-    folder.rename(renamed)
-    (store.path / CURRENT).write_text(json.dumps({"version": renamed.name, "manifest_sha256": digest}))
 
 
 def swap_two_vectors(folder, manifest):
@@ -112,7 +95,7 @@ def test_parts_that_do_not_fit_are_refused_though_all_checksums_are_right(shop, 
     store.point_to(names[0])
     wanted = answer(Retriever.open(store))
     store.point_to(names[1])
-    forge(store, names[1], change)
+    reseal(store, names[1], change)
     with pytest.warns(UserWarning, match=f"SERVING VERSION {names[0]}"):
         fresh = Retriever.open(store)
     assert fresh.version == names[0]
@@ -297,7 +280,7 @@ def test_an_index_file_that_is_not_in_the_manifest_is_not_read(shop):
         del manifest["files"]["items.faiss"]
         (folder / "items.faiss").write_bytes(os.urandom(1000))
 
-    forge(store, third, poison)
+    reseal(store, third, poison)
     assert answer(Retriever.open(store)) == wanted
 
 
@@ -306,7 +289,7 @@ def test_an_index_of_other_vectors_is_refused(shop):
     other = publish_model(models[1], histories, store, index="faiss_cpu")
     third = publish_model(models[0], histories, store, index="faiss_cpu")
     data = (store.path / "versions" / other / "items.faiss").read_bytes()
-    forge(store, third, lambda folder, manifest: (folder / "items.faiss").write_bytes(data))
+    reseal(store, third, lambda folder, manifest: (folder / "items.faiss").write_bytes(data))
     with pytest.warns(UserWarning, match="golden queries"):
         assert Retriever.open(store).version == other
 

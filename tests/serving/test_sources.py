@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from bseq_plugin.data.held_out import HeldOut
-from bseq_plugin.data.sequences import Sequences
 from bseq_plugin.data.splits import time_window
 from bseq_plugin.errors import PluginError, StoreError, UsageError
+from bseq_plugin.events.sequences import Sequences
 from bseq_plugin.metrics import ranking_metrics
 from bseq_plugin.plugins import plugin_manager
 from bseq_plugin.publishing.publish import publish_model

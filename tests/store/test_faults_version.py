@@ -13,6 +13,7 @@ import zipfile
 
 import pytest
 from safetensors.torch import load_file, save_file
+from store_files import reseal
 
 from bseq_plugin.errors import StoreError, UsageError
 from bseq_plugin.publishing.publish import publish_model
@@ -30,23 +31,6 @@ def small(tmp_path, make_model, make_histories):
     model = make_model(n_items=12, dim=3, event_features=("event_type",))
     store = Store(tmp_path / "store")
     return store, publish_model(model, make_histories(model, [3, 4]), store, index="faiss_cpu")
-
-
-def reseal(store, name, change, key=None):
-    """Change a version and make every checksum right again, as whoever may write to the store can; the new name."""
-    folder = store.folder(name)
-    manifest = json.loads((folder / MANIFEST).read_text())
-    change(folder, manifest)
-    for file_name in manifest["files"]:
-        data = (folder / file_name).read_bytes()
-        manifest["files"][file_name] = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
-    raw = json.dumps(manifest).encode()
-    (folder / MANIFEST).write_bytes(raw)
-    digest = hashlib.sha256(raw).hexdigest()
-    renamed = folder.with_name(f"{name[:9]}-{digest[:8]}")
-    folder.rename(renamed)
-    (store.path / CURRENT).write_text(json.dumps({"version": renamed.name, "manifest_sha256": digest}))
-    return renamed.name
 
 
 def same_pair(folder, manifest):

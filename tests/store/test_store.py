@@ -8,6 +8,7 @@ import os
 import warnings
 
 import pytest
+from store_files import rewrite_manifest
 
 from bseq_plugin.errors import StoreError, UsageError
 from bseq_plugin.files import Disk
@@ -37,20 +38,6 @@ def parsed_or_none(raw):
         return json.loads(raw)
     except ValueError:
         return None
-
-
-def rewrite_manifest(store, name, change):
-    """What an attacker without access to CURRENT could do: change the manifest and rename the folder to fit."""
-    folder = store.path / "versions" / name
-    manifest = json.loads((folder / MANIFEST).read_text())
-    change(manifest)
-    raw = json.dumps(manifest).encode()
-    (folder / MANIFEST).write_bytes(raw)
-    digest = hashlib.sha256(raw).hexdigest()
-    renamed = folder.with_name(f"{name[:9]}-{digest[:8]}")
-    folder.rename(renamed)
-    (store.path / CURRENT).write_text(json.dumps({"version": renamed.name, "manifest_sha256": digest}))
-    return renamed.name
 
 
 def test_publish_then_open(two_versions):

@@ -20,11 +20,11 @@ from torch import distributed as dist
 from torch.distributed import checkpoint as dcp
 from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
 
-from bseq_plugin.data.events import Events
 from bseq_plugin.data.partitions import PartitionedSequences
 from bseq_plugin.data.prepare import prepare
 from bseq_plugin.data.training_data import TrainingData
 from bseq_plugin.errors import BseqError
+from bseq_plugin.events.events import Events
 from bseq_plugin.recipe.recipe import Recipe
 from bseq_plugin.training import plan
 from bseq_plugin.training.checkpoint import Checkpoints, Position, identity

@@ -22,7 +22,7 @@ from pathlib import Path
 import pandas as pd, torch
 torch.set_num_threads(1)
 import bseq_plugin
-from bseq_plugin.data.events import Events
+from bseq_plugin.events.events import Events
 from bseq_plugin.plugins import plugin_manager
 from bseq_plugin.recipe.recipe import Recipe
 from bseq_plugin.training.train import train

@@ -13,7 +13,7 @@ from torchrec.distributed.planner import EmbeddingShardingPlanner, Topology
 from torchrec.distributed.planner.types import ParameterConstraints
 
 from bseq_plugin.data.batches import history_features
-from bseq_plugin.data.sequences import Sequences
+from bseq_plugin.events.sequences import Sequences
 from bseq_plugin.model.encoder import SequenceInterestEncoder
 from bseq_plugin.recipe.recipe import Recipe
 from bseq_plugin.training.distributed import world

@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 import torch
 
-from bseq_plugin.data.events import Events
 from bseq_plugin.data.interest_files import InterestFiles, TableStream
 from bseq_plugin.data.partitions import PartitionedSequences
 from bseq_plugin.data.prepare import prepare, training_histories
 from bseq_plugin.data.prepare_partitions import count_partitions, prepare_partitions, resolved
 from bseq_plugin.data.streams import StreamedData
 from bseq_plugin.errors import RecipeError, UsageError
+from bseq_plugin.events.events import Events
 from bseq_plugin.model.interest_model import InterestModel
 from bseq_plugin.model.run import Run
 from bseq_plugin.readers.build_sequences import build_sequences

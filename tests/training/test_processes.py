@@ -12,11 +12,12 @@ import pytest
 import torch
 from toml_text import options
 
-from bseq_plugin.data.events import Events
+from bseq_plugin.events.events import Events
 from bseq_plugin.model.interest_model import InterestModel
 from bseq_plugin.model.run import Run
 from bseq_plugin.recipe.recipe import Recipe
-from bseq_plugin.training.train import train
+from bseq_plugin.training.distributed import World
+from bseq_plugin.training.train import _prepared_on_all, train
 from bseq_plugin.training.trainer import Trainer
 
 TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
@@ -75,9 +76,7 @@ def test_the_command_on_two_ranks_goes_on_as_one_process_does(
     python, tiny_frame, tiny_source, tiny_recipe, tmp_path, monkeypatch
 ):
     """One process trains an epoch; from its checkpoint one goes on alone and two go on together, resharded."""
-    recipe = tiny_recipe.replace(
-        encoder={"dropout": 0.0}, loss=FLOAT32, split={"patience": 4}, training={"epochs": 4}
-    )
+    recipe = tiny_recipe.replace(encoder={"dropout": 0.0}, loss=FLOAT32, split={"patience": 4}, training={"epochs": 4})
     events = Events.from_frame(tiny_frame)
     begun(events, recipe, tmp_path / "one", monkeypatch)
     shutil.copytree(tmp_path / "one", tmp_path / "two")
@@ -216,3 +215,29 @@ def test_two_ranks_under_all_conditions(python, cyclic, tiny_frame, tiny_source,
     # 60 users in batches of 59: the last batch has one user for two ranks
     assert np.isfinite(lines(finished(tmp_path / "small", done).path)[0]["loss"])
     assert finished(tmp_path / "mean", done).info["world_size"] == 2
+
+
+class OneOfTwo(World):
+    """One of two ranks that do not wait for each other."""
+
+    def on_first(self, work):
+        self.order.append("first")
+        return work() if self.is_first else None
+
+    def on_all(self, work):
+        self.order.append("all")
+        return work()
+
+    @property
+    def order(self):
+        return self.__dict__.setdefault("_order", [])
+
+
+@pytest.mark.parametrize("encoders", [True, False])
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_log_is_prepared_once_a_rank(tiny_recipe, rank, encoders):
+    """With item encoders rank 0 has filled their caches before the others ask."""
+    here, done = OneOfTwo(rank, 2, torch.device("cpu")), []
+    recipe = tiny_recipe.replace(item_encoders=["columns"] if encoders else [])
+    assert _prepared_on_all(here, recipe, lambda: done.append(list(here.order)) or "the log") == "the log"
+    assert done == [["first"] if encoders and rank == 0 else ["first", "all"] if encoders else ["all"]]

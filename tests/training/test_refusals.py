@@ -6,8 +6,8 @@ import shutil
 import pytest
 import torch
 
-from bseq_plugin.data.events import Events
 from bseq_plugin.errors import RecipeError
+from bseq_plugin.events.events import Events
 from bseq_plugin.recipe.training import TableOptimizer
 from bseq_plugin.training import plan
 from bseq_plugin.training.distributed import World

@@ -8,12 +8,12 @@ import pytest
 import torch
 from torchrec.distributed.train_pipeline import TrainPipelineBase, TrainPipelineSparseDist
 
-from bseq_plugin.data.events import Events
 from bseq_plugin.data.prepare import evaluation_set, prepare
 from bseq_plugin.data.training_data import TrainingData
 from bseq_plugin.encoders.causal import CausalEncoder
 from bseq_plugin.encoders.feed_forward import FeedForward
 from bseq_plugin.errors import BseqError, RecipeError, RunError, SchemaError, UsageError
+from bseq_plugin.events.events import Events
 from bseq_plugin.losses.softmax import SoftmaxLoss
 from bseq_plugin.metrics import ranking_metrics, top_k_items
 from bseq_plugin.model.interest_model import InterestModel
@@ -106,7 +106,9 @@ def test_the_pipeline_pipelines_the_tables(events, tiny_recipe, tmp_path, sectio
         data = TrainingData(log.training, log.vocabulary, log.recipe, here.rank, here.size)
         for kind, size in ((TrainPipelineBase, 1), (TrainPipelineSparseDist, 2)):
             torch.manual_seed(0)
-            pipeline = EpochPipeline(shard(build_task(log, "meta"), log.recipe.training, "auto", here), replace(here, size=size))
+            pipeline = EpochPipeline(
+                shard(build_task(log, "meta"), log.recipe.training, "auto", here), replace(here, size=size)
+            )
             assert type(pipeline.torchrec) is kind
             pipeline.model.train()
             losses[kind] = []
@@ -126,7 +128,9 @@ def test_a_pipeline_that_is_left_early_leaves_a_plain_model(events, tiny_recipe,
     with world() as here:
         data = TrainingData(log.training, log.vocabulary, log.recipe, here.rank, here.size)
         batch = next(data.batches(0))
-        pipeline = EpochPipeline(shard(build_task(log, "meta"), log.recipe.training, "auto", here), replace(here, size=size))
+        pipeline = EpochPipeline(
+            shard(build_task(log, "meta"), log.recipe.training, "auto", here), replace(here, size=size)
+        )
         progress = pipeline.torchrec.progress
         monkeypatch.setattr(pipeline.torchrec, "progress", lambda read: told.append("step") or progress(read))
         pipeline.model.train()
@@ -203,9 +207,7 @@ RESUMED = [
 
 
 @pytest.mark.parametrize(("sections", "sharding"), RESUMED)
-def test_resumed_is_uninterrupted(
-    events, tiny_recipe, tmp_path, monkeypatch, read_lines, weights, sections, sharding
-):
+def test_resumed_is_uninterrupted(events, tiny_recipe, tmp_path, monkeypatch, read_lines, weights, sections, sharding):
     """Bit by bit: metrics of every epoch and the exported weights."""
     chosen = tiny_recipe.replace(split={"patience": 4}, training={"epochs": 4}).replace(**sections)
     whole = quietly(events, chosen, tmp_path / "whole", sharding=sharding)
@@ -324,7 +326,9 @@ def test_a_loss_that_is_no_number_ends_the_run_and_keeps_the_last_checkpoint(
 
     with monkeypatch.context() as patch:
         patch.setattr(SoftmaxLoss, "forward", poisoned)
-        with pytest.raises(BseqError, match=r"the loss is nan in epoch 2, step 3; lower training.dense.rate.*checkpoints"):
+        with pytest.raises(
+            BseqError, match=r"the loss is nan in epoch 2, step 3; lower training.dense.rate.*checkpoints"
+        ):
             quietly(events, chosen, tmp_path / "run")
     assert [p.name for p in (tmp_path / "run" / "checkpoints").iterdir()] == ["epoch-0001"]
     assert not (tmp_path / "run" / "model").exists()

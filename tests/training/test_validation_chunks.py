@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bseq_plugin.data.events import Events
+from bseq_plugin.events.events import Events
 from bseq_plugin.metrics import top_k_items
 from bseq_plugin.training import validation
 from bseq_plugin.training.train import train

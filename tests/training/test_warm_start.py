@@ -5,9 +5,9 @@ import pandas as pd
 import pytest
 import torch
 
-from bseq_plugin.data.events import Events
 from bseq_plugin.data.prepare import prepare
 from bseq_plugin.errors import RecipeError, RunError
+from bseq_plugin.events.events import Events
 from bseq_plugin.model.encoder import ITEM_TABLE
 from bseq_plugin.model.interest_model import InterestModel
 from bseq_plugin.training.checkpoint import Checkpoints, Position

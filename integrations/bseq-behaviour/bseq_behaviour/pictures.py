@@ -16,7 +16,7 @@ N_EVENTS = 25
 UP_COLOUR, DOWN_COLOUR, SEGMENT_COLOUR = "#1f6fb4", "#c4572e", "#b9c2cc"
 
 
-def draw_explanation(found: Explanation, names: Mapping[object, str], path: Path) -> None:
+def draw_explanation(explanation: Explanation, names: Mapping[object, str], path: Path) -> None:
     """The events that moved the score most, in the order of time: a bar each, to the right if it pulled the item up.
 
     Args:
@@ -24,7 +24,7 @@ def draw_explanation(found: Explanation, names: Mapping[object, str], path: Path
 
     Raises MissingDependencyError if matplotlib is not installed.
     """
-    events = found.events.assign(place=np.arange(len(found.events)))
+    events = explanation.events.assign(place=np.arange(len(explanation.events)))
     shown = events.loc[events["effect"].abs().nlargest(N_EVENTS).index].sort_values("place")
     figure, panel = _panel(max(2.2, 0.28 * len(shown) + 1.2))
     labels = [_label(row, names) for _, row in shown.iterrows()]
@@ -42,8 +42,8 @@ def draw_explanation(found: Explanation, names: Mapping[object, str], path: Path
     panel.invert_yaxis()
     panel.axvline(0, color="#444444", lw=0.8)
     panel.set_xlabel("score lost when the event is left out")
-    named = names.get(found.candidate, found.candidate)
-    panel.set_title(f"{named}: {found.score:.3f}, without a history {found.baseline:.3f}", fontsize=10)
+    named = names.get(explanation.candidate, explanation.candidate)
+    panel.set_title(f"{named}: {explanation.score:.3f}, without a history {explanation.baseline:.3f}", fontsize=10)
     figure.savefig(path, dpi=130)
 
 

@@ -56,8 +56,17 @@ def habit_items():
 def habit_run(habit_frame, tmp_path_factory):
     """Trained on the first 35 days; the log goes on for 35 more."""
     recipe = bseq.Recipe(
-        encoder={"max_length": 10, "n_blocks": 1, "n_heads": 2, "feed_forward": 16, "dropout": 0.0}, vectors={"dim": 8}, events={"features": ()}, split={"kind": "time", "validation_at": (START + pd.Timedelta(days=35)).isoformat(), "horizon_days": 7.0, "mask_seen": False}, training={"batch": {"users": 16}, "epochs": 4, "table": {"rate": 0.3}, "dense": {"rate": 0.01}},
-    )  # fmt: skip
+        encoder={"max_length": 10, "n_blocks": 1, "n_heads": 2, "feed_forward": 16, "dropout": 0.0},
+        vectors={"dim": 8},
+        events={"features": ()},
+        split={
+            "kind": "time",
+            "validation_at": (START + pd.Timedelta(days=35)).isoformat(),
+            "horizon_days": 7.0,
+            "mask_seen": False,
+        },
+        training={"batch": {"users": 16}, "epochs": 4, "table": {"rate": 0.3}, "dense": {"rate": 0.01}},
+    )
     return bseq.train(
         bseq.Events.from_frame(habit_frame), recipe, tmp_path_factory.mktemp("habits") / "run", progress=False
     )

@@ -61,14 +61,14 @@ def anomalies(
     with note.status("comparing"):
         detector = Detector.fit(model, log, at_us, window, windows, in_sample)
         signals = window_signals(model, log, at_us, window, in_sample)
-        found = run_anomalies(log, signals, detector, rate)
-    write_parquet(found, output)
+        judged = run_anomalies(log, signals, detector, rate)
+    write_parquet(judged, output)
     shown = Table("user", "p", "leading", *SIGNALS, title_justify="left")
-    for row in found[found["flagged"]].head(10).to_dict("records"):
+    for row in judged[judged["flagged"]].head(10).to_dict("records"):
         cells = [f"{row[name]:.2f}" for name in SIGNALS]
         shown.add_row(escape(str(row["user_id"])), f"{row['p_value']:.4f}", str(row["leading"]), *cells)
     out.print(shown)
-    note.print(f"{int(found['flagged'].sum())} of {len(found):,} users flagged at a rate of {rate:g}; wrote {output}")
+    note.print(f"{int(judged['flagged'].sum())} of {len(judged):,} users flagged at a rate of {rate:g}; wrote {output}")
     if event_file is not None:
         write_parquet(anomalous_events(log, model, signals), event_file)
         note.print(f"wrote {event_file}")

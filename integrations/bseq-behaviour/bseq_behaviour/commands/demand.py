@@ -70,24 +70,24 @@ def demand(
     model, log = opened(place, events, columns, timestamp_unit, pseudonymise)
     codes_V, names = item_codes(model.vocabulary, items_table(items), category)
     with note.status("learning rates"):
-        found = forecast_demand(
+        forecast = forecast_demand(
             model, log, codes_V, len(names), at_us, allow_future_model=in_sample, seed=seed, head=head, options=options
         )
-    week = pd.Timestamp(found.at_us, unit="us", tz="UTC")
+    week = pd.Timestamp(forecast.at_us, unit="us", tz="UTC")
     frame = pd.DataFrame(
-        {"category": names, "week": week, "units": found.units_C, "week_before": found.before_C}
+        {"category": names, "week": week, "units": forecast.units_C, "week_before": forecast.before_C}
     ).sort_values("units", ascending=False, kind="stable", ignore_index=True)
     write_parquet(frame, output)
     shown = Table("category", "units expected", "the week before", title=f"week from {week:%Y-%m-%d %H:%M} UTC")
     for row in frame.head(SHOWN).itertuples(index=False):
         shown.add_row(escape(str(row[0])), f"{row[2]:,.0f}", f"{row[3]:,}")
     out.print(shown)
-    errors = {"wape": found.wape, "naive_wape": found.naive_wape, "mean_wape": found.mean_wape}
+    errors = {"wape": forecast.wape, "naive_wape": forecast.naive_wape, "mean_wape": forecast.mean_wape}
     note.print(
-        f"WAPE of the week before: {found.wape:.4f}; as the week before it {found.naive_wape:.4f}, as the mean of four "
-        f"weeks {found.mean_wape:.4f}; learned from {found.n_weeks} weeks"
+        f"WAPE of the week before: {forecast.wape:.4f}; as the week before it {forecast.naive_wape:.4f}, as the mean "
+        f"of four weeks {forecast.mean_wape:.4f}; learned from {forecast.n_weeks} weeks"
     )
     note.print(f"wrote {len(frame):,} categories to {output}")
     if json_file is not None:
-        told = {"weeks": found.n_weeks, "units": float(found.units_C.sum()), "head": head, "options": options}
+        told = {"weeks": forecast.n_weeks, "units": float(forecast.units_C.sum()), "head": head, "options": options}
         write_json(json_file, errors | told)

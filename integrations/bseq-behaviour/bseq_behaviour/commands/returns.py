@@ -45,13 +45,13 @@ def returns(
     at_us = None if at is None else bseq.instant_us(at)
     _, log = opened(place, events, columns, timestamp_unit, pseudonymise)
     with note.status("learning when users come back"):
-        found = forecast_returns(log, days or [7.0, 28.0], at_us, return_recipe(log.values is not None, seed))
+        forecast = forecast_returns(log, days or [7.0, 28.0], at_us, return_recipe(log.values is not None, seed))
     title = "on the latest known answers"
     table = Table("within days", "came back", "expected", "AUROC", "average precision", title=title)
-    for row in found.quality.itertuples(index=False):
+    for row in forecast.quality.itertuples(index=False):
         table.add_row(f"{row[0]:g}", f"{row[1]:.1%}", f"{row[2]:.1%}", f"{row[3]:.4f}", f"{row[4]:.4f}")
     out.print(table)
-    write_parquet(found.chances, output)
-    note.print(f"wrote {len(found.chances):,} users to {output}")
+    write_parquet(forecast.chances, output)
+    note.print(f"wrote {len(forecast.chances):,} users to {output}")
     if json_file is not None:
-        write_json(json_file, {"quality": found.quality.to_dict("records")})
+        write_json(json_file, {"quality": forecast.quality.to_dict("records")})

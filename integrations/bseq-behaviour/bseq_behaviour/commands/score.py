@@ -80,19 +80,19 @@ def score(
         allow_future_model=in_sample, until_us=at_us,
     )  # fmt: skip
     with note.status("training heads"):
-        found = fit_propensities(
+        propensities = fit_propensities(
             question, inputs=inputs, head=head, options=options, weighting=cast(Weighting, weighting), seed=seed
         )
     title = "on the latest known answers"
     table = Table("task", "yes", "AUROC", "average precision", title=title, title_justify="left")
-    for row in found.quality.itertuples(index=False):
+    for row in propensities.quality.itertuples(index=False):
         table.add_row(row[0], f"{row[1]:.1%}", f"{row[2]:.4f}", f"{row[3]:.4f}")
     out.print(table)
-    scores = run_score(question, found.heads, at_us)
+    scores = run_score(question, propensities.heads, at_us)
     write_parquet(scores, output)
     note.print(f"wrote {len(scores):,} users to {output}")
     if save_heads is not None:
-        found.heads.save(save_heads)
+        propensities.heads.save(save_heads)
     if json_file is not None:
-        told = {"head": head, "options": options, "instants": found.instants.__dict__}
-        write_json(json_file, {"quality": found.quality.to_dict("records"), **told})
+        told = {"head": head, "options": options, "instants": propensities.instants.__dict__}
+        write_json(json_file, {"quality": propensities.quality.to_dict("records"), **told})

@@ -12,10 +12,10 @@ from torch import Tensor
 import bseq_plugin as bseq
 
 
-def nonsense(head: Any, found: str, wanted: str) -> bseq.PluginError:
+def nonsense(head: Any, given: str, wanted: str) -> bseq.PluginError:
     """The error that names ``head`` (kind and name), what it gave and what it should have given."""
     return bseq.PluginError(
-        f"{head.answer} head {head.name!r} gave {found}; wanted {wanted}: repair the plugin it comes from"
+        f"{head.answer} head {head.name!r} gave {given}; wanted {wanted}: repair the plugin it comes from"
     )
 
 
@@ -28,8 +28,8 @@ def checked(
     without NaN and infinity. (Training goes without: weights that grew too far are no fault of the head.)
     """
     if not isinstance(answer, Tensor) or answer.shape != shape or not answer.is_floating_point():
-        found = f"{answer.dtype} {tuple(answer.shape)}" if isinstance(answer, Tensor) else type(answer).__name__
-        raise nonsense(head, found, f"a float tensor {tuple(shape)}")
+        given = f"{answer.dtype} {tuple(answer.shape)}" if isinstance(answer, Tensor) else type(answer).__name__
+        raise nonsense(head, given, f"a float tensor {tuple(shape)}")
     if least is not None and bool((answer < least).any()):
         raise nonsense(head, f"{answer.min().item():g}", f"numbers of {least:g} or more")
     if finite and not bool(torch.isfinite(answer).all()):

@@ -67,8 +67,8 @@ class DemandModel:
     @torch.no_grad()
     def rates(self, vectors_ND: np.ndarray, recent_NC: np.ndarray) -> np.ndarray:
         """float32 [N, C], expected units of the week that follows. Raises PluginError if the head gives nonsense."""
-        found = self.head(torch.from_numpy(self.scale(vectors_ND)), torch.from_numpy(recent_NC))
-        rates_NC: np.ndarray = checked(self.head, found, recent_NC.shape, least=0.0, finite=True).numpy()
+        answer = self.head(torch.from_numpy(self.scale(vectors_ND)), torch.from_numpy(recent_NC))
+        rates_NC: np.ndarray = checked(self.head, answer, recent_NC.shape, least=0.0, finite=True).numpy()
         return rates_NC
 
 

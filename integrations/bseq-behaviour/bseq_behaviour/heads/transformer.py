@@ -89,5 +89,5 @@ class TransformerHead(SequenceHead):
         return logits, self.type_out(h_BJH)
 
     def _events(self, items: Tensor, types: Tensor) -> Tensor:
-        found: Tensor = self.item_in(self.item_vectors_VD[items]) + self.type_in(types)
-        return found
+        events_in: Tensor = self.item_in(self.item_vectors_VD[items]) + self.type_in(types)
+        return events_in

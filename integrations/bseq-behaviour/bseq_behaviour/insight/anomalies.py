@@ -64,8 +64,8 @@ class Detector:
         if n_windows < 2:
             raise bseq.UsageError(f"n_windows = {n_windows}; give 2 or more")
         ends = [at_us - place * window.length_us for place in range(1, n_windows + 1)]
-        found = [window_signals(model, log, end, window, allow_future_model).values_NS for end in ends]
-        reference_MS, calibration_MS = np.concatenate(found[1::2]), np.concatenate(found[0::2])
+        windows = [window_signals(model, log, end, window, allow_future_model).values_NS for end in ends]
+        reference_MS, calibration_MS = np.concatenate(windows[1::2]), np.concatenate(windows[0::2])
         if not len(reference_MS) or not len(calibration_MS):
             raise bseq.SchemaError(
                 f"nobody has {window.min_events} events in a window of {window.days:g} days and {window.min_history} "
@@ -90,8 +90,8 @@ def combined(values_NS: np.ndarray, reference_MS: np.ndarray) -> np.ndarray:
     """
     odd_NS = -np.log(signal_p_values(values_NS, reference_MS))
     taste_N = TASTE_WEIGHT * (odd_NS[:, 0] + odd_NS[:, 1])
-    found: np.ndarray = np.maximum(taste_N, odd_NS[:, 2:].max(1)) + 0.05 * odd_NS.sum(1)
-    return found
+    score_N: np.ndarray = np.maximum(taste_N, odd_NS[:, 2:].max(1)) + 0.05 * odd_NS.sum(1)
+    return score_N
 
 
 def signal_p_values(values_NS: np.ndarray, reference_MS: np.ndarray) -> np.ndarray:

@@ -90,8 +90,8 @@ def best_new_item(model: bseq.InterestModel, history: bseq.Sequences) -> object:
     scores_V[history.items[history.items > 0] - 1] = -np.inf
     if not np.isfinite(scores_V).any():
         raise bseq.UsageError("the user has had every item of the catalogue; name one")
-    [found] = model.vocabulary.item_ids[int(scores_V.argmax()) :][:1].tolist()
-    return found
+    [best] = model.vocabulary.item_ids[int(scores_V.argmax()) :][:1].tolist()
+    return best
 
 
 def _scores(interests_BKD: Tensor, vector_D: Tensor) -> np.ndarray:

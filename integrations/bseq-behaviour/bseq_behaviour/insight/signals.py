@@ -112,9 +112,9 @@ def event_surprise(
         with torch.no_grad():
             softmax_BV = torch.softmax((interests_NKD[start:stop] @ vectors_DV).amax(1), dim=1).numpy()
         known = items > 0
-        found = np.full(len(items), np.nan)
-        found[known] = softmax_BV[rows[known], items[known] - 1]
-        chance_T[chosen] = found
+        chances = np.full(len(items), np.nan)
+        chances[known] = softmax_BV[rows[known], items[known] - 1]
+        chance_T[chosen] = chances
     keys_P, counts_P = np.unique(past.user_index * (n_items + 1) + past.items, return_counts=True)
     wanted_T = now.user_index * (n_items + 1) + now.items
     place_T = np.searchsorted(keys_P, wanted_T).clip(max=max(len(keys_P) - 1, 0))
@@ -127,8 +127,8 @@ def _mean_of_known(values_T: np.ndarray, now: bseq.Sequences) -> np.ndarray:
     """float64 [N]; 0 for a user whose window has no known item: nothing can be said."""
     known_T = np.isfinite(values_T)
     sums_N = np.bincount(now.user_index[known_T], values_T[known_T], minlength=now.n_users)
-    found: np.ndarray = sums_N / np.maximum(np.bincount(now.user_index[known_T], minlength=now.n_users), 1)
-    return found
+    mean_N: np.ndarray = sums_N / np.maximum(np.bincount(now.user_index[known_T], minlength=now.n_users), 1)
+    return mean_N
 
 
 def _distance(before_NKD: Tensor, now_NKD: Tensor) -> np.ndarray:
@@ -146,11 +146,11 @@ def _burst(past: bseq.Sequences, now: bseq.Sequences, start_us: int, length_us: 
     counts_NM = np.bincount(flat, minlength=past.n_users * PAST_WINDOWS).reshape(-1, PAST_WINDOWS)
     oldest_N = np.asarray(past.timestamps)[past.offsets[:-1]]
     there_NM = np.arange(PAST_WINDOWS) <= ((start_us - 1 - oldest_N) // length_us)[:, None]
-    found = _deviations(np.log1p(now.lengths), np.log1p(counts_NM), there_NM)
+    of_windows = _deviations(np.log1p(now.lengths), np.log1p(counts_NM), there_NM)
     hours_NM = _fullest_hours(past, age_T, kept_T)
     hour_now_N = _fullest_hours(now, np.zeros(now.n_events, np.int64), np.ones(now.n_events, bool))[:, 0]
     of_hours = _deviations(np.log1p(hour_now_N), np.log1p(hours_NM), there_NM & (hours_NM > 0))
-    burst: np.ndarray = np.maximum(found, of_hours)
+    burst: np.ndarray = np.maximum(of_windows, of_hours)
     return burst
 
 

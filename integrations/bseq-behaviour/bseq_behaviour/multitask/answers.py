@@ -54,15 +54,15 @@ class Answers:
         Raises SchemaError if nobody has a target, or all answers of a task are the same.
         """
         rows = slice(None) if users is None else users
-        found = {}
+        figures = {}
         for name, values_B in self.ndcg.items():
             own = values_B[rows][~np.isnan(values_B[rows])]
             if not len(own):
                 raise bseq.SchemaError(f"{name}: nobody has a target at that instant; choose another")
-            found[name] = float(own.mean())
+            figures[name] = float(own.mean())
         for place, task in enumerate(self.tasks):
-            found[task] = auroc(self.labels_BK[rows, place], self.logits_BK[rows, place])
+            figures[task] = auroc(self.labels_BK[rows, place], self.logits_BK[rows, place])
         if self.units_BC.shape[1]:
             expected_C, had_C = self.rates_BC[rows].sum(0), self.units_BC[rows].sum(0)
-            found[DEMAND] = float(np.abs(expected_C - had_C).sum() / max(had_C.sum(), 1.0))
-        return found
+            figures[DEMAND] = float(np.abs(expected_C - had_C).sum() / max(had_C.sum(), 1.0))
+        return figures

@@ -47,11 +47,11 @@ class Objectives:
     @property
     def names(self) -> tuple[str, ...]:
         """In the order of the losses. Raises UsageError if there is none."""
-        found = [NEXT_ITEM] * self.next_item + [ALL_ACTION] * (self.all_action_days is not None)
-        found += [task.name for task, _ in self.tasks] + [DEMAND] * (self.category_V is not None)
-        if not found:
+        names = [NEXT_ITEM] * self.next_item + [ALL_ACTION] * (self.all_action_days is not None)
+        names += [task.name for task, _ in self.tasks] + [DEMAND] * (self.category_V is not None)
+        if not names:
             raise bseq.UsageError("there is nothing to learn: name a task, next_item, all_action_days or category_V")
-        return tuple(found)
+        return tuple(names)
 
     def alone(self, name: str) -> Objectives:
         """Only the objective called ``name``."""

@@ -97,23 +97,23 @@ class MultiTask(nn.Module):
     def losses(self, part: Moment) -> Tensor:
         """``[O]``, one loss an objective: mean cross-entropy, or that of the count head."""
         interests_BKD, inputs = self(part)
-        found: list[Tensor] = []
+        losses: list[Tensor] = []
         if self.objectives.next_item:
             scores_BV = self._scores(NEXT_ITEM, interests_BKD, part)
             there = torch.from_numpy(np.flatnonzero(part.next_B))
             rows = torch.from_numpy(part.next_B)[there] - 1
-            found.append(_mean(torch.logsumexp(scores_BV[there], dim=1) - scores_BV[there, rows]))
+            losses.append(_mean(torch.logsumexp(scores_BV[there], dim=1) - scores_BV[there, rows]))
         if self.objectives.all_action_days is not None:
             scores_BV = self._scores(ALL_ACTION, interests_BKD, part)
             owner = torch.from_numpy(np.repeat(np.arange(len(scores_BV)), np.diff(part.targets[0])))
             rows = torch.from_numpy(part.targets[1]) - 1
-            found.append(_mean(torch.logsumexp(scores_BV, dim=1)[owner] - scores_BV[owner, rows]))
+            losses.append(_mean(torch.logsumexp(scores_BV, dim=1)[owner] - scores_BV[owner, rows]))
         if self.head is not None:
-            found.extend(task_losses(self.logits(inputs), torch.from_numpy(part.labels_BK)).unbind())
+            losses.extend(task_losses(self.logits(inputs), torch.from_numpy(part.labels_BK)).unbind())
         if self.demand is not None:
             loss = self.demand.loss(inputs, *(torch.from_numpy(x) for x in (part.recent_BC, part.units_BC)))
-            found.append(checked(self.demand, loss, ()))
-        return torch.stack(found)
+            losses.append(checked(self.demand, loss, ()))
+        return torch.stack(losses)
 
     def total(self, part: Moment) -> Tensor:
         """A scalar, what training lowers: the losses by importance and weighting."""
@@ -128,10 +128,10 @@ class MultiTask(nn.Module):
     def answers(self, part: Moment, batch_users: int = 256) -> Answers:
         """What it says of everybody at an instant, a batch at a time, beside what came."""
         self.eval()
-        found = [self._answers(part.take(users)) for users in parts(np.arange(len(part.users)), batch_users)]
-        ndcg = {name: np.concatenate([one.ndcg[name] for one in found]) for name in found[0].ndcg}
-        logits_BK = np.concatenate([one.logits_BK for one in found])
-        rates_BC = np.concatenate([one.rates_BC for one in found])
+        batches = [self._answers(part.take(users)) for users in parts(np.arange(len(part.users)), batch_users)]
+        ndcg = {name: np.concatenate([one.ndcg[name] for one in batches]) for name in batches[0].ndcg}
+        logits_BK = np.concatenate([one.logits_BK for one in batches])
+        rates_BC = np.concatenate([one.rates_BC for one in batches])
         tasks = tuple(task.name for task, _ in self.objectives.tasks)
         return Answers(tasks, ndcg, logits_BK, rates_BC, part.labels_BK, part.units_BC)
 
@@ -139,11 +139,11 @@ class MultiTask(nn.Module):
     def predict(self, part: Moment, k: int = K_ITEMS, batch_users: int = 256) -> Predictions:
         """Say what everybody at an instant will do, a batch at a time; what came is not read."""
         self.eval()
-        found = [self._predict(part.take(users), k) for users in parts(np.arange(len(part.users)), batch_users)]
+        batches = [self._predict(part.take(users), k) for users in parts(np.arange(len(part.users)), batch_users)]
         return Predictions(
-            np.concatenate([one.chances_BK for one in found]),
-            np.concatenate([one.rates_BC for one in found]),
-            {name: np.concatenate([one.top[name] for one in found]) for name in found[0].top},
+            np.concatenate([one.chances_BK for one in batches]),
+            np.concatenate([one.rates_BC for one in batches]),
+            {name: np.concatenate([one.top[name] for one in batches]) for name in batches[0].top},
         )
 
     def _predict(self, part: Moment, k: int) -> Predictions:

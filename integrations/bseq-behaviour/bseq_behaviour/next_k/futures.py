@@ -60,8 +60,8 @@ def memory_of(model: bseq.InterestModel, histories: bseq.Sequences, n_states: in
     histories = histories.latest(model.recipe.encoder.max_length)
     parts = np.array_split(np.arange(histories.n_users), max(1, -(-histories.n_events // EVENTS_PER_CALL)))
     width = min(n_states, int(histories.lengths.max(initial=1)))
-    found = [_memory_of(model, histories.take(users), width) for users in parts]
-    return DecoderMemory(*(torch.cat([getattr(one, name.name) for one in found]) for name in fields(DecoderMemory)))
+    memories = [_memory_of(model, histories.take(users), width) for users in parts]
+    return DecoderMemory(*(torch.cat([getattr(one, name.name) for one in memories]) for name in fields(DecoderMemory)))
 
 
 def _memory_of(model: bseq.InterestModel, histories: bseq.Sequences, width: int) -> DecoderMemory:

@@ -30,22 +30,22 @@ def rank_next_k(
     if not 1 <= k <= test.items_BJ.shape[1]:
         raise bseq.UsageError(f"k = {k}, the futures have 1 to {test.items_BJ.shape[1]} steps; make them longer")
     generator = torch.Generator().manual_seed(seed)
-    found: dict[str, list[torch.Tensor]] = {name: [] for name in (*RANKERS, "types")}
+    blocks: dict[str, list[torch.Tensor]] = {name: [] for name in (*RANKERS, "types")}
     n_rows = len(decoder.item_vectors_VD)
     for users in torch.split(torch.arange(len(test.users)), block):
         memory, items_BJ, types_BJ = test.take(users)
         scores_BV = memory.interest_BD @ decoder.item_vectors_VD.T
         scores_BV[:, 0] = -torch.inf
-        found["one step"].append(scores_BV.topk(k, dim=1).indices)
+        blocks["one step"].append(scores_BV.topk(k, dim=1).indices)
         first = checked_steps(decoder, decoder(memory, items_BJ[:, :1], types_BJ[:, :1]), (len(users), 1))[0][:, 0]
-        found["first step"].append(first.topk(k, dim=1).indices)
+        blocks["first step"].append(first.topk(k, dim=1).indices)
         beam = beam_search(decoder, memory, k, n_beams)
         drawn = sample_paths(decoder, memory, k, n_samples, generator=generator)
-        found["beam"].append(aggregate(beam, k, n_rows, weighted=True))
-        found["samples"].append(aggregate(drawn, k, n_rows))
-        found["expected"].append(expected_items(drawn).topk(k, dim=1).indices)
-        found["types"].append(beam.types_BRJ[:, 0])
-    ranked = {name: torch.cat(parts).numpy() for name, parts in found.items()}
+        blocks["beam"].append(aggregate(beam, k, n_rows, weighted=True))
+        blocks["samples"].append(aggregate(drawn, k, n_rows))
+        blocks["expected"].append(expected_items(drawn).topk(k, dim=1).indices)
+        blocks["types"].append(beam.types_BRJ[:, 0])
+    ranked = {name: torch.cat(parts).numpy() for name, parts in blocks.items()}
     types_BK = ranked.pop("types")
     return ranked, types_BK
 
@@ -58,20 +58,20 @@ def judge_next_k(
     """
     ranked, types_BK = rank_next_k(decoder, test, k, n_beams, n_samples, block, seed)
     offsets, items = _targets(test.items_BJ[:, :k].numpy())
-    found: dict[str, dict[str, np.ndarray]] = {}
+    judged: dict[str, dict[str, np.ndarray]] = {}
     for name, top_BK in ranked.items():
         metrics = bseq.ranking_metrics(np.where(top_BK > 0, top_BK, -1), offsets, items, [k])
-        found[name] = {metric: metrics[f"{metric}@{k}"] for metric in ("recall", "ndcg")}
+        judged[name] = {metric: metrics[f"{metric}@{k}"] for metric in ("recall", "ndcg")}
     truth_BK, there_BK = test.types_BJ[:, :k].numpy(), test.items_BJ[:, :k].numpy() > 0
     guesses = {
         "decoder": types_BK,
         "the commonest": np.bincount(truth_BK[there_BK]).argmax(),
         "the user's commonest": test.usual_B[:, None].numpy(),
     }
-    found["event type"] = {
+    judged["event type"] = {
         name: ((guess == truth_BK) & there_BK).sum(1) / there_BK.sum(1) for name, guess in guesses.items()
     }
-    return found
+    return judged
 
 
 def _targets(items_BJ: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

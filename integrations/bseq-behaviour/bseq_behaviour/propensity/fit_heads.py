@@ -63,8 +63,8 @@ class FittedHeads:
         """
         if inputs_ND.shape[1] != self.head.dim:
             raise bseq.UsageError(f"the heads read {self.head.dim} columns, these inputs have {inputs_ND.shape[1]}")
-        found = self.head(torch.from_numpy(self.scale(inputs_ND)))
-        logits_NK = checked(self.head, found, (len(inputs_ND), len(self.tasks)), finite=True)
+        answer = self.head(torch.from_numpy(self.scale(inputs_ND)))
+        logits_NK = checked(self.head, answer, (len(inputs_ND), len(self.tasks)), finite=True)
         chances_NK: np.ndarray = torch.sigmoid(logits_NK).numpy()
         return chances_NK
 

@@ -55,17 +55,17 @@ def _columns(
     users, times = log.user_index[kept_T], np.asarray(log.timestamps)[kept_T]
     first_U, last_U = np.full(log.n_users, np.nan), np.full(log.n_users, np.nan)
     first_U[users[::-1]], last_U[users] = times[::-1], times  # oldest first: the last write wins
-    found: dict[str, np.ndarray] = {}
-    found["recency_days"], found["tenure_days"] = (at_us - last_U) / DAY_US, (at_us - first_U) / DAY_US
+    columns: dict[str, np.ndarray] = {}
+    columns["recency_days"], columns["tenure_days"] = (at_us - last_U) / DAY_US, (at_us - first_U) / DAY_US
     for span in SPANS_DAYS:
         inside = np.ones(len(times), bool) if span is None else times >= at_us - span * DAY_US
         name = "all" if span is None else f"{span}d"
         days = np.unique(users[inside] * N_DAYS + (at_us - times[inside]) // DAY_US) // N_DAYS
-        found[f"events_{name}"] = np.bincount(users[inside], minlength=log.n_users).astype(np.float64)
-        found[f"days_{name}"] = np.bincount(days, minlength=log.n_users).astype(np.float64)
+        columns[f"events_{name}"] = np.bincount(users[inside], minlength=log.n_users).astype(np.float64)
+        columns[f"days_{name}"] = np.bincount(days, minlength=log.n_users).astype(np.float64)
         if values_T is not None:
             weights = values_T[kept_T][inside]
-            found[f"value_{name}"] = np.bincount(users[inside], weights, minlength=log.n_users)
-    gaps = found["days_all"] - 1.0
-    found["gap_days"] = np.divide((last_U - first_U) / DAY_US, gaps, out=np.full(log.n_users, np.nan), where=gaps > 0)
-    return {prefix + name: column for name, column in found.items()}
+            columns[f"value_{name}"] = np.bincount(users[inside], weights, minlength=log.n_users)
+    gaps = columns["days_all"] - 1.0
+    columns["gap_days"] = np.divide((last_U - first_U) / DAY_US, gaps, out=np.full(log.n_users, np.nan), where=gaps > 0)
+    return {prefix + name: column for name, column in columns.items()}

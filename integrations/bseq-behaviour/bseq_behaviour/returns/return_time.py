@@ -85,11 +85,11 @@ class ReturnTime(nn.Module):
         require_values(self.recipe, log)
         self.eval()
         known = np.flatnonzero(histories.lengths)
-        found = np.full((log.n_users, len(days)), np.nan)
+        chances_UA = np.full((log.n_users, len(days)), np.nan)
         for users in np.array_split(known, max(1, -(-len(known) // USERS_PER_CALL))):
             if len(users):
-                found[users] = self._within(histories.take(users), at_us, days)
-        return found
+                chances_UA[users] = self._within(histories.take(users), at_us, days)
+        return chances_UA
 
     def _within(self, histories: bseq.Sequences, at_us: int, days: Sequence[float]) -> np.ndarray:
         newest = torch.from_numpy(histories.offsets[1:] - 1)

@@ -104,8 +104,8 @@ class SequenceHeadTests(AnyHeadTests):
         for step in range(J):
             part_items, part_types = items[:, : step + 1].clone(), types[:, : step + 1].clone()
             part_items[:, -1], part_types[:, -1] = 0, 0
-            found = torch.cat(head.step(memory, part_items, part_types), dim=1)
-            close(found, whole[:, step])
+            alone = torch.cat(head.step(memory, part_items, part_types), dim=1)
+            close(alone, whole[:, step])
 
     def test_users_do_not_look_at_each_other(self) -> None:
         """A user alone gets what they get among others."""

@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bseq_plugin.data.events import Events
-from bseq_plugin.data.pseudonyms import Pseudonymiser
 from bseq_plugin.errors import SchemaError, UsageError
+from bseq_plugin.events.events import Events
+from bseq_plugin.events.pseudonyms import Pseudonymiser
 from bseq_plugin.readers.read_events import read_events
 
 KEY = b"0123456789abcdef"

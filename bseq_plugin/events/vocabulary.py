@@ -16,8 +16,8 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from bseq_plugin.data.events import EVENT_TYPE, ITEM, Events
 from bseq_plugin.errors import SchemaError
+from bseq_plugin.events.events import EVENT_TYPE, ITEM, Events
 
 SEARCHED = 1_000_000  # with more items, integer ids are found by bisection
 

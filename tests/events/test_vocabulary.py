@@ -4,9 +4,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bseq_plugin.data.events import Events
-from bseq_plugin.data.vocabulary import Vocabulary
 from bseq_plugin.errors import SchemaError
+from bseq_plugin.events.events import Events
+from bseq_plugin.events.vocabulary import Vocabulary
 
 integer_ids = st.integers(0, 2**63 - 1)
 string_ids = st.text(st.characters(exclude_categories=["Cs"]), max_size=8)
@@ -87,5 +87,5 @@ def test_large_vocabularies_find_the_same_rows(monkeypatch, ids):
     asked = np.arange(25)
     wanted = [ids.index(item) + 1 if item in ids else 0 for item in asked]
     assert vocabulary.item_rows(asked).tolist() == wanted
-    monkeypatch.setattr("bseq_plugin.data.vocabulary.SEARCHED", 1)
+    monkeypatch.setattr("bseq_plugin.events.vocabulary.SEARCHED", 1)
     assert Vocabulary(np.array(ids), vocabulary.item_counts).item_rows(asked).tolist() == wanted

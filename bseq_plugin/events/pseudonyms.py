@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from bseq_plugin.data.events import USER, Events
 from bseq_plugin.errors import SchemaError, UsageError
+from bseq_plugin.events.events import USER, Events
 
 MIN_KEY_BYTES = 16
 N_DIGITS = 32  # 128 bits: two of 10^12 users share a pseudonym with a chance of 10^-15

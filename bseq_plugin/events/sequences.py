@@ -20,9 +20,9 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from bseq_plugin.data.events import CREATED, EVENT_TYPE, ITEM, SESSION, TIME, USER, VALUE, Events
-from bseq_plugin.data.vocabulary import Vocabulary
 from bseq_plugin.errors import SchemaError
+from bseq_plugin.events.events import CREATED, EVENT_TYPE, ITEM, SESSION, TIME, USER, VALUE, Events
+from bseq_plugin.events.vocabulary import Vocabulary
 
 EVENT_COLUMNS = ("items", "timestamps", "event_types", "session_ids", "created", "values")
 
