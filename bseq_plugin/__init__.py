@@ -89,7 +89,7 @@ if TYPE_CHECKING:
     from bseq_plugin.serving.retriever import Retriever as Retriever
     from bseq_plugin.training.train import train as train
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 _HOME = {
     "BenchmarkReport": "evaluation.benchmark",

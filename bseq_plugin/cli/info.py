@@ -51,7 +51,7 @@ def recipes(
 ) -> None:
     """The recipes that come with the package, and every key that `--set` takes.
 
-    Examples: `bseq recipes reference`, `bseq recipes --keys`
+    Example: `bseq recipes reference`, `bseq recipes --keys`
     """
     if keys:
         _print_keys()

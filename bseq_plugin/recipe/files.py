@@ -63,6 +63,8 @@ def parse_value(text: str) -> Any:
 
 def _plain(value: Any) -> Any:
     """TOML has times of its own; a recipe keeps the text."""
+    if isinstance(value, dict):
+        return {key: _plain(entry) for key, entry in value.items()}
     return value.isoformat() if isinstance(value, datetime) else value
 
 

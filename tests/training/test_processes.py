@@ -248,6 +248,6 @@ class OneOfTwo(World):
 def test_a_log_is_prepared_once_a_rank(tiny_recipe, rank, encoders):
     """With item encoders rank 0 has filled their caches before the others ask."""
     here, done = OneOfTwo(rank, 2, torch.device("cpu")), []
-    recipe = tiny_recipe.replace(item_encoders=["columns"] if encoders else [])
+    recipe = tiny_recipe.replace(items={"encoders": ["columns"] if encoders else []})
     assert _prepared_on_all(here, recipe, lambda: done.append(list(here.order)) or "the log") == "the log"
     assert done == [["first"] if encoders and rank == 0 else ["first", "all"] if encoders else ["all"]]

@@ -202,7 +202,11 @@ def test_an_encoder_inside_a_model_of_somebodys_never_replaces_it(monkeypatch):
     spec.loader.exec_module(example)
     torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
     try:
-        recipe = bseq_plugin.Recipe(encoder="mean", dim=example.DIM, max_length=example.MAX_LENGTH, event_features=())
+        recipe = bseq_plugin.Recipe(
+            encoder={"name": "mean", "max_length": example.MAX_LENGTH},
+            vectors={"dim": example.DIM},
+            events={"features": ()},
+        )
         ranker = example.Ranker(bseq_plugin.SequenceInterestEncoder(recipe, example.N_ITEMS, device="meta"))
         cpu = torch.device("cpu")
         model, optimizer = example.sharded(ranker, cpu)
