@@ -51,7 +51,6 @@ def test_options_are_the_type_argument(contract):
 
 def test_a_generic_part_between_has_the_options_of_its_variable():
     from bseq_plugin.losses.bce import BCELoss
-    from bseq_plugin.losses.options import MatmulOptions
 
     bound = TypeVar("bound", bound=Mine)
 
@@ -62,7 +61,7 @@ def test_a_generic_part_between_has_the_options_of_its_variable():
         name = "part"
 
     assert (Between.Options, Part.Options) == (Mine, Narrower)
-    assert BCELoss.Options is MatmulOptions  # by the default of the variable of MatmulLoss
+    assert BCELoss.Options is bseq.PartOptions  # by the default of the variable of MatmulLoss
 
 
 def test_options_written_into_the_class_may_not_contradict():
