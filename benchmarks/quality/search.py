@@ -32,11 +32,7 @@ AS_AUTO = "as auto"
 # of each switch the values that `auto` does not have, as settings of a recipe
 SWITCHES: dict[str, dict[str, list[str]]] = {
     "seed": {"1": ["training.seed=1"], "2": ["training.seed=2"]},  # what chance is worth
-    "loss": {
-        "not smoothed": ["loss.label_smoothing=0.0"],
-        "gbce": ["loss=gbce"],
-        "bce": ["loss=bce"],
-    },
+    "loss": {"not smoothed": ["loss.label_smoothing=0.0"], "gbce": ["loss=gbce"], "bce": ["loss=bce"]},
     "candidates": {"all": ["negatives=all"], "256": ["negatives=mixed", "negatives.n=256"]},
     "targets": {"prefix": ["objective=prefix"]},
     "dim": {"64": ["vectors.dim=64"], "128": ["vectors.dim=128"]},

@@ -25,14 +25,7 @@ import torch
 from rich.console import Console
 
 from benchmarks import harness
-from benchmarks.worth.data import (
-    Rows,
-    encoder_store,
-    groups_of,
-    rows_of,
-    with_category_counts,
-    with_varying_columns,
-)
+from benchmarks.worth.data import Rows, encoder_store, groups_of, rows_of, with_category_counts, with_varying_columns
 from benchmarks.worth.measure import Quality, gain, ndcg_of_requests, quality, summary
 from benchmarks.worth.rankers import (
     CATEGORICAL,

@@ -62,8 +62,7 @@ def publish(
         str, typer.Option("--on-bad", help="Items without a usable vector: error, or drop them.")
     ] = "error",
     blend: Annotated[
-        Path | None,
-        typer.Option("--blend", help="Blend to serve (`bseq fit-blend`); default: the run's, if any."),
+        Path | None, typer.Option("--blend", help="Blend to serve (`bseq fit-blend`); default: the run's, if any.")
     ] = None,
     dedup: Annotated[
         str, typer.Option("--dedup", help="Item ids that are there twice: error, or keep the last.")

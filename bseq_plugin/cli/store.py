@@ -45,8 +45,7 @@ def list_versions(store: StorePath, as_json: AsJson = False) -> None:
 
 
 def verify(
-    store: StorePath,
-    version: Annotated[str | None, typer.Argument(help="One version; default: all of them.")] = None,
+    store: StorePath, version: Annotated[str | None, typer.Argument(help="One version; default: all of them.")] = None
 ) -> None:
     """Check every byte of one or all versions against the manifests. Ends with 1 if one is damaged.
 

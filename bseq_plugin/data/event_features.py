@@ -40,12 +40,7 @@ N_POSITIONS = 64  # the last one is for all that come later in a session
 SMALLEST_VALUE = 2.0**-7  # nearer to zero is zero; money is counted in hundredths
 VALUE_HALF_OCTAVES = 64  # up to 2 ** 25
 # feature -> rows of its table; that of event types depends on the log
-TABLE_ROWS = {
-    TIME_GAP: N_TIME_GAPS,
-    TIME_OF_WEEK: N_HOURS,
-    SESSION: N_POSITIONS,
-    VALUE: 2 + 2 * VALUE_HALF_OCTAVES,
-}
+TABLE_ROWS = {TIME_GAP: N_TIME_GAPS, TIME_OF_WEEK: N_HOURS, SESSION: N_POSITIONS, VALUE: 2 + 2 * VALUE_HALF_OCTAVES}
 MINUTE_US = 60 * MICROSECONDS["s"]
 
 

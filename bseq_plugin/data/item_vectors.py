@@ -42,11 +42,7 @@ class ItemVectors:
 
     @classmethod
     def from_frame(
-        cls,
-        items: pd.DataFrame,
-        chosen: Sequence[ItemEncoderSettings],
-        vocabulary: Vocabulary,
-        progress: bool = False,
+        cls, items: pd.DataFrame, chosen: Sequence[ItemEncoderSettings], vocabulary: Vocabulary, progress: bool = False
     ) -> ItemVectors:
         """Encode the vocabulary's rows of ``items`` with the item encoders ``chosen``; warns of items without a vector.
 

@@ -22,13 +22,7 @@ from pydantic import Field
 from torch import Tensor
 
 from bseq_plugin.errors import MissingDependencyError, StoreError, UsageError
-from bseq_plugin.indexes.checks import (
-    best_first,
-    checked_queries,
-    checked_vectors,
-    inner_products,
-    search_with_ties,
-)
+from bseq_plugin.indexes.checks import best_first, checked_queries, checked_vectors, inner_products, search_with_ties
 from bseq_plugin.schema.indexes import IndexCapabilities, VectorIndex
 from bseq_plugin.schema.options import PartOptions
 

@@ -21,13 +21,7 @@ from torch import Tensor
 
 from bseq_plugin.errors import MissingDependencyError, UsageError
 from bseq_plugin.indexes import faiss_gpu_build
-from bseq_plugin.indexes.checks import (
-    best_first,
-    checked_queries,
-    checked_vectors,
-    inner_products,
-    search_with_ties,
-)
+from bseq_plugin.indexes.checks import best_first, checked_queries, checked_vectors, inner_products, search_with_ties
 from bseq_plugin.indexes.exact import ExactIndex
 from bseq_plugin.indexes.faiss_cpu import import_faiss, write_index
 from bseq_plugin.indexes.faiss_gpu_build import MAX_K, FaissGpuOptions

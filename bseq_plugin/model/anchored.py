@@ -36,11 +36,7 @@ class AnchoredInterests(nn.Module):
     """
 
     def __init__(
-        self,
-        dim: int,
-        interest_dim: int,
-        n_interests: int,
-        method: Literal["self_attention", "routing"],
+        self, dim: int, interest_dim: int, n_interests: int, method: Literal["self_attention", "routing"]
     ) -> None:
         super().__init__()
         self.length = dim**0.5

@@ -154,9 +154,7 @@ class InterestModel:
         for name in state.keys() & {ITEM_WEIGHT, KEYS}:
             state[name] = state[name][table_rows]
         chosen = replace(
-            self.vocabulary,
-            item_ids=self.vocabulary.item_ids[rows_G],
-            item_counts=self.vocabulary.item_counts[rows_G],
+            self.vocabulary, item_ids=self.vocabulary.item_ids[rows_G], item_counts=self.vocabulary.item_counts[rows_G]
         )
         priors = None if self.item_priors_VP is None else self.item_priors_VP[table_rows]
         return InterestModel.from_state(self.recipe, chosen, state, priors, self.trained_until_us)
@@ -226,11 +224,7 @@ def _with_rows(table_VD: Tensor, at_N: Tensor, rows_ND: Tensor, n_rows: int) -> 
 
 
 def save_parts(
-    folder: Path,
-    recipe: Recipe,
-    vocabulary: Vocabulary,
-    state: Mapping[str, Tensor],
-    trained_until_us: int | None,
+    folder: Path, recipe: Recipe, vocabulary: Vocabulary, state: Mapping[str, Tensor], trained_until_us: int | None
 ) -> None:
     """Write the files of a model but ``items.safetensors``; ``state`` is the encoder's without the item table."""
     save_file({name: value.contiguous() for name, value in state.items()}, folder / "encoder.safetensors")

@@ -59,11 +59,7 @@ class TargetAttention(nn.Module):
         self.decay = DecayRate() if time_decay else None
 
     def forward(
-        self,
-        candidates_ND: Tensor,
-        events: PackedEvents,
-        user_N: Tensor | None = None,
-        at_N: Tensor | None = None,
+        self, candidates_ND: Tensor, events: PackedEvents, user_N: Tensor | None = None, at_N: Tensor | None = None
     ) -> Tensor:
         """Return ``[N, D]``, the history as each candidate sees it; zeros for a user without events.
 

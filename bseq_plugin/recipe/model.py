@@ -92,8 +92,7 @@ class SeveralInterests(Section):
         "self_attention", description="how they are read: ComiRec-SA, or dynamic routing as MIND does"
     )
     anchored: bool = Field(
-        False,
-        description="the first interest is that of kind 'one', trained as if it were alone; the others add to it",
+        False, description="the first interest is that of kind 'one', trained as if it were alone; the others add to it"
     )
 
     @model_validator(mode="after")

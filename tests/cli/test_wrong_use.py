@@ -126,15 +126,7 @@ def test_bad_arguments_of_train(refused, bseq, tiny_source, tiny_run, tmp_path):
         2, ["unknown recipe 'referense'; there are: ", "reference"], "train", tiny_source, *out, "--recipe", "referense"
     )
     refused(2, ["there is no recipe file"], "train", tiny_source, *out, "--recipe", tmp_path / "gone.toml")
-    refused(
-        2,
-        ["--column 'user_id': write key=value"],
-        "train",
-        tiny_source,
-        *out,
-        "--column",
-        "user_id",
-    )
+    refused(2, ["--column 'user_id': write key=value"], "train", tiny_source, *out, "--column", "user_id")
     refused(2, ["unknown names ['usr']"], "train", tiny_source, *out, "--column", "usr=user_id")
     refused(2, ["there is no file"], "train", tiny_source, *out, "--items", tmp_path / "gone.csv")
     (tmp_path / "bad.toml").write_text("vectors.dim = = 3")

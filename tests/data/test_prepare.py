@@ -101,10 +101,7 @@ def test_leave_one_out_counts_only_what_it_trains_on():
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        (
-            {"split": {"validation_at": "2001-01-01T00:00:00+00:00"}},
-            "no event lies before split.validation_at = 2001",
-        ),
+        ({"split": {"validation_at": "2001-01-01T00:00:00+00:00"}}, "no event lies before split.validation_at = 2001"),
         ({"split": {"validation_at": "2020-12-01"}}, "has no time zone"),
         (
             {"split": {"test_at": "2020-10-01T00:00:00+00:00"}},

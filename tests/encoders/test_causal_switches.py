@@ -24,13 +24,7 @@ SWITCHES = {
     "filter": {"filter_weight": 0.3, "filter_half_life": 1.5},
     "one block": {"n_blocks": 1},
     "no final norm": {"final_norm": False, "n_blocks": 3},
-    "all": {
-        "norm": "post",
-        "position": "oldest",
-        "filter_weight": 0.7,
-        "final_norm": False,
-        "n_heads": 4,
-    },
+    "all": {"norm": "post", "position": "oldest", "filter_weight": 0.7, "final_norm": False, "n_heads": 4},
 }
 LENGTHS = (3, 0, 1, 12, 5)
 
@@ -141,10 +135,7 @@ def test_combinations_are_what_the_loop_computes(lengths, options):
 
 
 def test_long_and_short_histories_in_one_batch_are_what_each_is_alone():
-    encoder, lengths = (
-        build({"filter_weight": 0.2}, max_length=300),
-        (290, 3, 70, 0, 280),
-    )
+    encoder, lengths = (build({"filter_weight": 0.2}, max_length=300), (290, 3, 70, 0, 280))
     events = events_of(lengths)
     whole = encoder(events)
     for start, end in zip(events.offsets_B1[:-1].tolist(), events.offsets_B1[1:].tolist(), strict=True):

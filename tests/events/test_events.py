@@ -171,8 +171,7 @@ def test_mixed_zones_are_refused():
 
 
 @pytest.mark.parametrize(
-    "values",
-    [["2020-01-01T00:00:00Z"] * 3, [1.6e9] * 3, [True] * 3, pd.Series([date(2020, 1, 1)] * 3, dtype=object)],
+    "values", [["2020-01-01T00:00:00Z"] * 3, [1.6e9] * 3, [True] * 3, pd.Series([date(2020, 1, 1)] * 3, dtype=object)]
 )
 def test_times_of_another_kind_are_refused(values):
     refused(frame(timestamp=values), "column 'timestamp' has dtype", "timestamp_unit", timestamp_unit="s")

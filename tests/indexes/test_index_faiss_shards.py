@@ -44,13 +44,7 @@ def test_cut_anywhere_it_answers_as_one(n_vectors, dim, seed, data):
 @pytest.mark.parametrize("factory", ["Flat", "IVF4,Flat", "IVF4,PQ4x4fs"])
 def test_read_back_it_answers_the_same(tmp_path, factory):
     vectors_VD, queries_BD = vectors(900, 8), vectors(20, 8, seed=3)
-    options = {"shards": 3, "factory": factory} | (
-        {}
-        if factory == "Flat"
-        else {
-            "nprobe": 4,
-        }
-    )
+    options = {"shards": 3, "factory": factory} | ({} if factory == "Flat" else {"nprobe": 4})
     built = FaissShardsIndex.build(vectors_VD, options)
     built.save(tmp_path / "index")
     read = FaissShardsIndex.load(tmp_path / "index", vectors_VD, options)

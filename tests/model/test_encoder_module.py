@@ -223,9 +223,7 @@ def test_created_on_meta_it_is_sharded_inside_a_host(recipe):
     with world() as here:
         fused = {"optimizer": EmbOptimType.EXACT_ROWWISE_ADAGRAD, "learning_rate": 0.1}
         model = DistributedModelParallel(
-            Host(encoder, width(recipe)),
-            device=here.device,
-            sharders=[EmbeddingCollectionSharder(fused_params=fused)],
+            Host(encoder, width(recipe)), device=here.device, sharders=[EmbeddingCollectionSharder(fused_params=fused)]
         )
         assert sum(isinstance(m, ShardedEmbeddingModule) for m in model.modules()) == 1
         assert not any(p.is_meta for p in model.parameters())

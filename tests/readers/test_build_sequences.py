@@ -109,11 +109,7 @@ BAD = [
     (lambda f: f.assign(timestamp=f.timestamp.dt.tz_localize(None)), {}, "has type TIMESTAMP.*timezone-aware"),
     (lambda f: f.assign(timestamp=f.timestamp.astype("int64")), {}, "say their unit"),
     (lambda f: f.assign(timestamp=range(len(f))), {"timestamp_unit": "s"}, "before 1990 .*another unit than 's'"),
-    (
-        lambda f: f.assign(timestamp=f.timestamp + pd.Timedelta(days=20_000)),
-        {},
-        "in the future",
-    ),
+    (lambda f: f.assign(timestamp=f.timestamp + pd.Timedelta(days=20_000)), {}, "in the future"),
     (lambda f: f.iloc[:0], {}, "has no events"),
 ]
 

@@ -40,9 +40,7 @@ def recipe_for(tiny_recipe, values, optimizer="adagrad"):
     in bfloat16, whose sums would differ by more than the tolerance from one split of a batch to another.
     """
     fixed = tiny_recipe.replace(
-        encoder={"dropout": 0.0},
-        vectors={"dim": 16},
-        training={"batch": {"users": 7}, "table": {"name": optimizer}},
+        encoder={"dropout": 0.0}, vectors={"dim": 16}, training={"batch": {"users": 7}, "table": {"name": optimizer}}
     )
     return fixed.replace(**values)
 

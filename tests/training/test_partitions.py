@@ -52,8 +52,7 @@ def users_of(batch):
 
 
 @pytest.mark.parametrize(
-    "sections",
-    [{}, {"split": {"kind": "time", "horizon_days": 14}}, {"split": "none", "items": {"min_count": 3}}],
+    "sections", [{}, {"split": {"kind": "time", "horizon_days": 14}}, {"split": "none", "items": {"min_count": 3}}]
 )
 def test_it_is_prepared_as_in_memory(built, tiny_frame, tiny_recipe, sections):
     """Vocabulary, counts, resolved recipe and validation are those of the road in memory, whatever the partitions."""

@@ -72,12 +72,7 @@ def test_another_items_table_is_refused(events, tiny_recipe, tmp_path):
 
 @pytest.mark.parametrize(
     "sections",
-    [
-        {},
-        {"negatives": {"kind": "popularity", "n": 20}},
-        {"loss": "bce"},
-        {"vectors": {"similarity": "cosine"}},
-    ],
+    [{}, {"negatives": {"kind": "popularity", "n": 20}}, {"loss": "bce"}, {"vectors": {"similarity": "cosine"}}],
 )
 def test_the_loss_goes_down(events, tiny_recipe, tmp_path, read_lines, sections):
     chosen = tiny_recipe.replace(split={"patience": 6}, training={"epochs": 6, "dense": {"rate": 5e-3}}, **sections)

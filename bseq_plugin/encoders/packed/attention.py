@@ -49,8 +49,7 @@ class TileView:
         """Return ``[R, H, d]``, the attended values; ``share`` of the attention weights is dropped."""
         tiles = zip(self.layout.tiles, self.pairs, strict=True)
         return _joined(
-            [_attend_tile([x[tile.cells] for x in (q_RHd, k_MHd, v_MHd)], tile, p, share) for tile, p in tiles],
-            q_RHd,
+            [_attend_tile([x[tile.cells] for x in (q_RHd, k_MHd, v_MHd)], tile, p, share) for tile, p in tiles], q_RHd
         )
 
     def average(self, x_MD: Tensor) -> Tensor:

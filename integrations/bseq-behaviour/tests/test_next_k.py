@@ -14,13 +14,7 @@ from bseq_behaviour.next_k.decoder_file import load_decoder, save_decoder
 from bseq_behaviour.next_k.fit_next_k import fit_next_k
 from bseq_behaviour.next_k.futures import futures, memory_of
 from bseq_behaviour.next_k.judge_next_k import judge_next_k, rank_next_k
-from bseq_behaviour.next_k.paths import (
-    Paths,
-    aggregate,
-    beam_search,
-    expected_items,
-    sample_paths,
-)
+from bseq_behaviour.next_k.paths import Paths, aggregate, beam_search, expected_items, sample_paths
 
 import bseq_plugin as bseq
 

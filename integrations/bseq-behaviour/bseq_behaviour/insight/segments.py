@@ -74,11 +74,7 @@ def segment_users(
 
 
 def fit_segments(
-    user_ids: np.ndarray,
-    vectors_UD: np.ndarray,
-    n_segments: int,
-    previous: pd.DataFrame | None = None,
-    seed: int = 0,
+    user_ids: np.ndarray, vectors_UD: np.ndarray, n_segments: int, previous: pd.DataFrame | None = None, seed: int = 0
 ) -> Segments:
     """Spherical k-means by FAISS: users by the direction of their vectors.
 

@@ -173,11 +173,7 @@ def moment(
 
 
 def moment_without_answers(
-    model: bseq.InterestModel,
-    log: bseq.Sequences,
-    at_us: int,
-    objectives: Objectives,
-    allow_future_model: bool = False,
+    model: bseq.InterestModel, log: bseq.Sequences, at_us: int, objectives: Objectives, allow_future_model: bool = False
 ) -> Moment:
     """Read only what is known at an instant: no next item and no targets, NaN for labels and units.
 
