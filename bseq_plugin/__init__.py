@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from bseq_plugin.data.event_features import session_starts as session_starts
     from bseq_plugin.data.items import PopularityPrior as PopularityPrior
     from bseq_plugin.data.items import check_items as check_items
-    from bseq_plugin.encoders.dropout import dropout as dropout
     from bseq_plugin.errors import BseqError as BseqError
     from bseq_plugin.errors import MissingDependencyError as MissingDependencyError
     from bseq_plugin.errors import PluginError as PluginError
@@ -37,6 +36,7 @@ if TYPE_CHECKING:
     from bseq_plugin.events.vocabulary import Vocabulary as Vocabulary
     from bseq_plugin.layers import IdentityLinear as IdentityLinear
     from bseq_plugin.layers import ZeroLinear as ZeroLinear
+    from bseq_plugin.layers import dropout as dropout
     from bseq_plugin.metrics import ranking_metrics as ranking_metrics
     from bseq_plugin.metrics import top_k_items as top_k_items
     from bseq_plugin.model.attach import attach as attach
@@ -64,13 +64,13 @@ if TYPE_CHECKING:
     from bseq_plugin.ranking.spec import FeatureSpec as FeatureSpec
     from bseq_plugin.readers.read_events import read_events as read_events
     from bseq_plugin.recipe.recipe import Recipe as Recipe
-    from bseq_plugin.schema.attach import USER_INTEREST as USER_INTEREST
-    from bseq_plugin.schema.attach import HistoryEncoder as HistoryEncoder
+    from bseq_plugin.schema.encoders import USER_INTEREST as USER_INTEREST
+    from bseq_plugin.schema.encoders import HistoryEncoder as HistoryEncoder
+    from bseq_plugin.schema.encoders import ItemEncoder as ItemEncoder
     from bseq_plugin.schema.encoders import SequenceEncoder as SequenceEncoder
     from bseq_plugin.schema.indexes import IndexCapabilities as IndexCapabilities
     from bseq_plugin.schema.indexes import RowMask as RowMask
     from bseq_plugin.schema.indexes import VectorIndex as VectorIndex
-    from bseq_plugin.schema.item_encoders import ItemEncoder as ItemEncoder
     from bseq_plugin.schema.losses import Negatives as Negatives
     from bseq_plugin.schema.losses import SequenceLoss as SequenceLoss
     from bseq_plugin.schema.losses import Targets as Targets
@@ -103,13 +103,13 @@ _HOME = {
     "FeatureInputs": "schema.ranking",
     "FeatureSpec": "ranking.spec",
     "Filters": "serving.filters",
-    "HistoryEncoder": "schema.attach",
+    "HistoryEncoder": "schema.encoders",
     "ITEM_TABLE": "model.encoder",
     "IdentityLinear": "layers",
     "IndexCapabilities": "schema.indexes",
     "IndexTarget": "publishing.choose",
     "InterestModel": "model.interest_model",
-    "ItemEncoder": "schema.item_encoders",
+    "ItemEncoder": "schema.encoders",
     "MissingDependencyError": "errors",
     "Negatives": "schema.losses",
     "PackedEvents": "schema.packed",
@@ -138,7 +138,7 @@ _HOME = {
     "StoredInterests": "ranking.interests",
     "TargetAttention": "model.target_attention",
     "Targets": "schema.losses",
-    "USER_INTEREST": "schema.attach",
+    "USER_INTEREST": "schema.encoders",
     "UsageError": "errors",
     "VectorIndex": "schema.indexes",
     "Vocabulary": "events.vocabulary",
@@ -147,7 +147,7 @@ _HOME = {
     "auto_recipe": "data.auto_recipe",
     "benchmark": "evaluation.benchmark",
     "check_items": "data.items",
-    "dropout": "encoders.dropout",
+    "dropout": "layers",
     "evaluate": "evaluation.evaluate",
     "event_attention": "model.direct",
     "event_states": "model.direct",

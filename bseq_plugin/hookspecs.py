@@ -16,10 +16,8 @@ if TYPE_CHECKING:
     from torch import nn
 
     from bseq_plugin.events.events import Events
-    from bseq_plugin.schema.attach import HistoryEncoder
-    from bseq_plugin.schema.encoders import SequenceEncoder
+    from bseq_plugin.schema.encoders import HistoryEncoder, ItemEncoder, SequenceEncoder
     from bseq_plugin.schema.indexes import VectorIndex
-    from bseq_plugin.schema.item_encoders import ItemEncoder
     from bseq_plugin.schema.losses import SequenceLoss
     from bseq_plugin.schema.ranking_features import RankingFeature
     from bseq_plugin.schema.sources import CandidateSource

@@ -42,8 +42,7 @@ from benchmarks.behaviour.tables import ANCHOR, BASELINES, BEGUN_AS_A_MEAN, LIST
 from bseq_plugin import Recipe, Sequences
 from bseq_plugin.demo.data import DemoData, load
 from bseq_plugin.evaluation.bootstrap import bootstrap_interval, paired_bootstrap_interval
-from bseq_plugin.evaluation.defaults import default_baselines
-from bseq_plugin.evaluation.rankers import baseline_ranker
+from bseq_plugin.evaluation.rankers import baseline_ranker, default_baselines
 from bseq_plugin.events.events import instant_us
 from bseq_plugin.events.vocabulary import Vocabulary
 

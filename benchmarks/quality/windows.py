@@ -21,9 +21,8 @@ from bseq_plugin.cli.main import quiet
 from bseq_plugin.data.auto_recipe import choose_recipe
 from bseq_plugin.data.splits import time_window
 from bseq_plugin.demo.data import DemoData, load
-from bseq_plugin.evaluation.defaults import fitted_rankers
 from bseq_plugin.evaluation.neighbour_baselines import UserKnn
-from bseq_plugin.evaluation.rankers import interest_ranker
+from bseq_plugin.evaluation.rankers import fitted_rankers, interest_ranker
 from bseq_plugin.evaluation.report import MODEL, compare
 from bseq_plugin.events.events import DAY_US, instant_us
 from bseq_plugin.recipe.recipe import Recipe

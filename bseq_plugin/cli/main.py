@@ -12,7 +12,7 @@ import typer
 from rich.console import Console
 
 from bseq_plugin import __version__
-from bseq_plugin.cli import benchmark, demo, features, index, info, learn, sequences, serve, store
+from bseq_plugin.cli import demo, features, index, info, learn, sequences, serve, store
 from bseq_plugin.cli.plugin_commands import CommandGroup
 from bseq_plugin.errors import BseqError
 
@@ -26,7 +26,7 @@ app = typer.Typer(
     help="Sequence-interest encoders for TorchRec: train, publish to an index, retrieve candidates, make ranking "
     "features.\n\nStart with `bseq demo`. Exit codes: 2 for wrong use, 1 for failures; `--debug` shows tracebacks.",
 )
-for module in (demo, sequences, learn, serve, features, store, index, benchmark, info):
+for module in (demo, sequences, learn, serve, features, store, index, info):
     module.register(app)
 
 

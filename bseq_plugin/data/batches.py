@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -122,3 +123,17 @@ def history_features(
         lengths=torch.from_numpy(np.concatenate([lengths for _, lengths in columns.values()])),
         stride=sequences.n_users,  # also right for a batch of no users
     )
+
+
+# numpy pads a seed with zeros: without tags, [seed, epoch] and [seed, epoch, 0] would be one stream
+ORDER_STREAM, STEP_STREAM = 1, 2
+
+# gives the generator of a step, the same one at every call
+RandomNumbers = Callable[[], np.random.Generator]
+
+
+def step_random(seed: int, epoch: int, step: int) -> RandomNumbers:
+    """Return a function that makes the step's generator when it is first called: that takes half as long as a batch,
+    and most steps draw nothing.
+    """
+    return cache(lambda: np.random.default_rng([seed, STEP_STREAM, epoch, step]))

@@ -10,7 +10,7 @@ from functools import cached_property
 
 import numpy as np
 
-from bseq_plugin.data.random_numbers import RandomNumbers
+from bseq_plugin.data.batches import RandomNumbers
 from bseq_plugin.data.target_types import target_weights
 from bseq_plugin.errors import SchemaError
 from bseq_plugin.events.events import DAY_US

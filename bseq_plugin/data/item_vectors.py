@@ -19,7 +19,7 @@ from bseq_plugin.events.events import ITEM
 from bseq_plugin.events.vocabulary import Vocabulary
 from bseq_plugin.plugins import plugin_manager
 from bseq_plugin.recipe.data import ItemEncoderSettings
-from bseq_plugin.schema.item_encoders import ItemEncoder
+from bseq_plugin.schema.encoders import ItemEncoder
 from bseq_plugin.schema.options import parse_options
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from bseq_plugin.data.batches import RandomNumbers
 from bseq_plugin.data.examples import Examples, share
-from bseq_plugin.data.random_numbers import RandomNumbers
 from bseq_plugin.data.target_types import target_weights
 from bseq_plugin.events.sequences import Sequences
 

@@ -7,7 +7,7 @@ from functools import cached_property
 
 import numpy as np
 
-from bseq_plugin.data.random_numbers import RandomNumbers
+from bseq_plugin.data.batches import RandomNumbers
 from bseq_plugin.events.vocabulary import Vocabulary
 from bseq_plugin.recipe.objective import NegativeSettings
 

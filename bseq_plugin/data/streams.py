@@ -14,13 +14,12 @@ from typing import Any
 
 import numpy as np
 
-from bseq_plugin.data.batches import Batch
+from bseq_plugin.data.batches import ORDER_STREAM, Batch, RandomNumbers, step_random
 from bseq_plugin.data.event_features import EventInputs
 from bseq_plugin.data.examples import Examples, NextEvent
 from bseq_plugin.data.items import PopularityPrior
 from bseq_plugin.data.negatives import NegativeSampler
 from bseq_plugin.data.partitions import COLUMNS, PartitionedSequences
-from bseq_plugin.data.random_numbers import ORDER_STREAM, RandomNumbers, step_random
 from bseq_plugin.data.target_types import type_weights
 from bseq_plugin.data.training_data import TrainingData
 from bseq_plugin.errors import RecipeError, SchemaError, UsageError

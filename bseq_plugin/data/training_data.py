@@ -10,13 +10,12 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 
-from bseq_plugin.data.batches import NEGATIVE, TARGET, Batch, history_features
+from bseq_plugin.data.batches import NEGATIVE, ORDER_STREAM, TARGET, Batch, RandomNumbers, history_features, step_random
 from bseq_plugin.data.event_features import EventInputs
 from bseq_plugin.data.examples import Examples, NextEvent, NextOfPrefix, TargetWindow
 from bseq_plugin.data.items import PopularityPrior
 from bseq_plugin.data.masked_examples import MaskedEvents
 from bseq_plugin.data.negatives import NegativeSampler
-from bseq_plugin.data.random_numbers import ORDER_STREAM, RandomNumbers, step_random
 from bseq_plugin.data.target_types import type_weights
 from bseq_plugin.errors import SchemaError
 from bseq_plugin.events.sequences import Sequences

@@ -14,9 +14,8 @@ import pandas as pd
 from bseq_plugin.data.splits import EvaluationSet, time_window
 from bseq_plugin.demo.data import DemoData
 from bseq_plugin.errors import MissingDependencyError, UsageError
-from bseq_plugin.evaluation.defaults import default_baselines, fitted_rankers
 from bseq_plugin.evaluation.picture import draw_comparisons
-from bseq_plugin.evaluation.rankers import interest_ranker, served_ranker
+from bseq_plugin.evaluation.rankers import default_baselines, fitted_rankers, interest_ranker, served_ranker
 from bseq_plugin.evaluation.report import MODEL, Comparison, compare, metrics_document
 from bseq_plugin.events.events import instant_us
 from bseq_plugin.events.sequences import Sequences

@@ -9,14 +9,20 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from bseq_plugin.encoders.dropout import dropout
-from bseq_plugin.encoders.feed_forward import FeedForward, feed_forward_pays
 from bseq_plugin.encoders.packed.attention import NewestView, TileView, View
-from bseq_plugin.encoders.packed.block import Begin, FrequencyFilter, Residual, SelfAttention
+from bseq_plugin.encoders.packed.block import (
+    Begin,
+    FeedForward,
+    FrequencyFilter,
+    Residual,
+    SelfAttention,
+    feed_forward_pays,
+)
 from bseq_plugin.encoders.packed.pairs import PairFeatures
 from bseq_plugin.encoders.packed.stack import BlockStack, Choose, PositionEmbedding
 from bseq_plugin.encoders.packed.varlen import VarlenView, varlen_serves
 from bseq_plugin.errors import RecipeError
+from bseq_plugin.layers import dropout
 from bseq_plugin.schema.options import PartOptions
 from bseq_plugin.schema.packed import PackedEvents
 

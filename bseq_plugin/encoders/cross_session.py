@@ -13,13 +13,12 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from bseq_plugin.encoders.dropout import dropout
 from bseq_plugin.encoders.hstu import HstuBlock
 from bseq_plugin.encoders.packed.attention import TileView
 from bseq_plugin.encoders.packed.pairs import N_TIME_BUCKETS, PairFeatures, n_distance_buckets, time_bucket
 from bseq_plugin.encoders.packed.stack import PositionEmbedding
 from bseq_plugin.errors import RecipeError
-from bseq_plugin.layers import ZeroLinear
+from bseq_plugin.layers import ZeroLinear, dropout
 from bseq_plugin.schema.encoders import SequenceEncoder
 from bseq_plugin.schema.options import PartOptions
 from bseq_plugin.schema.packed import PackedEvents

@@ -7,7 +7,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from bseq_plugin.encoders.dropout import dropout
+from bseq_plugin.layers import dropout
 from bseq_plugin.schema.encoders import SequenceEncoder
 from bseq_plugin.schema.options import PartOptions
 from bseq_plugin.schema.packed import PackedEvents

@@ -9,13 +9,11 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bseq_plugin.encoders.dropout import dropout
-from bseq_plugin.encoders.packed.attention import OwnView
+from bseq_plugin.encoders.packed.attention import OwnView, pointwise
 from bseq_plugin.encoders.packed.pairs import N_TIME_BUCKETS, PairBias, PairFeatures, n_distance_buckets
-from bseq_plugin.encoders.packed.pointwise import pointwise
 from bseq_plugin.encoders.packed.stack import BlockStack, Choose, PositionEmbedding
 from bseq_plugin.errors import RecipeError
-from bseq_plugin.layers import IdentityLinear, IdentityValues
+from bseq_plugin.layers import IdentityLinear, IdentityValues, dropout
 from bseq_plugin.schema.options import PartOptions
 from bseq_plugin.schema.packed import PackedEvents
 

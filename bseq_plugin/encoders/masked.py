@@ -7,10 +7,10 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from bseq_plugin.encoders.causal import CausalBlock, CausalOptions
-from bseq_plugin.encoders.dropout import dropout
 from bseq_plugin.encoders.packed.attention import TileView
 from bseq_plugin.encoders.packed.stack import PositionEmbedding
 from bseq_plugin.errors import RecipeError
+from bseq_plugin.layers import dropout
 from bseq_plugin.schema.encoders import SequenceEncoder
 from bseq_plugin.schema.options import PartOptions
 from bseq_plugin.schema.packed import PackedEvents

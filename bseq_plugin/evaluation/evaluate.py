@@ -11,9 +11,8 @@ import torch
 
 from bseq_plugin.data.held_out import HeldOut, Part
 from bseq_plugin.data.items import PopularityPrior
-from bseq_plugin.evaluation.defaults import default_baselines, fitted_rankers
 from bseq_plugin.evaluation.picture import draw_comparisons
-from bseq_plugin.evaluation.rankers import blend_ranker, interest_ranker
+from bseq_plugin.evaluation.rankers import blend_ranker, default_baselines, fitted_rankers, interest_ranker
 from bseq_plugin.evaluation.report import BLEND, MODEL, Comparison, compare
 from bseq_plugin.model.interest_model import InterestModel
 from bseq_plugin.model.run import Run

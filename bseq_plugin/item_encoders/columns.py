@@ -14,7 +14,7 @@ import pandas as pd
 from pydantic import Field, model_validator
 
 from bseq_plugin.errors import SchemaError
-from bseq_plugin.schema.item_encoders import ItemEncoder
+from bseq_plugin.schema.encoders import ItemEncoder
 from bseq_plugin.schema.options import PartOptions
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from bseq_plugin.losses.chunked import chunked_loss
-from bseq_plugin.losses.options import MatmulLoss
+from bseq_plugin.losses.precision import MatmulLoss
 from bseq_plugin.schema.losses import Negatives, Targets
 from bseq_plugin.schema.options import PartOptions
 

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cache
-from typing import NamedTuple, get_args
+from typing import Any, NamedTuple, cast, get_args
 
 import torch
 from torch import Tensor
 
 from bseq_plugin.errors import RecipeError
 from bseq_plugin.matmul import Matmul, bfloat16_pays, fastest
+from bseq_plugin.schema.losses import SequenceLoss
+from bseq_plugin.schema.part import OptionsT_co
 
 
 class Bfloat16Buffers(NamedTuple):
@@ -115,3 +117,18 @@ def bfloat16_gain(dim: int, n_negatives: int = 8192, chunk: int = 64) -> float:
 
         seconds.append(fastest(step))
     return seconds[0] / seconds[1]
+
+
+class MatmulLoss(SequenceLoss[OptionsT_co]):
+    """A loss whose products may be made in bfloat16; sums are float32."""
+
+    @property
+    def matmul(self) -> Matmul:
+        """The type of the factors; "auto", measured where it is asked for, until it is settled."""
+        return cast(Matmul, self.choices.get("matmul", "auto"))
+
+    def machine_choices(self, dim: int) -> dict[str, Any]:
+        """Choose ``matmul``: the type that is faster on this machine."""
+        if torch.cuda.is_available():
+            return {}
+        return {"matmul": "bfloat16" if multiplies_in_bfloat16(torch.empty(1, dim), "auto") else "float32"}

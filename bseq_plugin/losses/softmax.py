@@ -7,7 +7,7 @@ from pydantic import Field
 from torch import Tensor, finfo, ones_like, softmax, zeros_like
 
 from bseq_plugin.losses.chunked import chunked_loss
-from bseq_plugin.losses.options import MatmulLoss
+from bseq_plugin.losses.precision import MatmulLoss
 from bseq_plugin.schema.losses import Negatives, Targets
 from bseq_plugin.schema.options import PartOptions
 

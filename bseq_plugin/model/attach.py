@@ -6,7 +6,7 @@ from torch import nn
 
 from bseq_plugin.errors import PluginError, UsageError
 from bseq_plugin.plugins import PluginManager, plugin_manager
-from bseq_plugin.schema.attach import HistoryEncoder
+from bseq_plugin.schema.encoders import HistoryEncoder
 
 
 def attach(

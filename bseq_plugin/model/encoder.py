@@ -26,8 +26,7 @@ from bseq_plugin.model.neighbours import NeighbourItems
 from bseq_plugin.plugins import plugin_manager
 from bseq_plugin.recipe.model import EncoderSettings, VectorSettings
 from bseq_plugin.recipe.recipe import Recipe
-from bseq_plugin.schema.attach import USER_INTEREST, HistoryEncoder
-from bseq_plugin.schema.encoders import SequenceEncoder
+from bseq_plugin.schema.encoders import USER_INTEREST, HistoryEncoder, SequenceEncoder
 from bseq_plugin.schema.options import parse_options
 from bseq_plugin.schema.packed import PackedEvents
 

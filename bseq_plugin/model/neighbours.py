@@ -28,7 +28,6 @@ from torch.nn import functional as F
 
 from bseq_plugin.data.item_vectors import ItemVectors
 from bseq_plugin.errors import RunError
-from bseq_plugin.model.whitening import whitening
 from bseq_plugin.plugins import plugin_manager
 from bseq_plugin.schema.indexes import VectorIndex
 
@@ -213,3 +212,22 @@ def _search(keys_GK: Tensor, n_asked: int) -> Callable[[Tensor], tuple[Tensor, T
         return cosines_Nk.masked_fill(places_Nk < 0, -torch.inf), places_Nk.clamp_min(0)
 
     return search
+
+
+SAMPLE = 100_000  # items that a mean and a covariance are taken of
+LEAST = 0.1  # of the mean variance is added to that of each direction
+
+
+def whitening(vectors_VE: np.ndarray) -> tuple[Tensor, Tensor]:
+    """Return (mean float32 [E], axes float32 [E, E]) of the vectors that are not zero.
+
+    Sentence vectors share a large common part and lie in few directions (Su et al., "Whitening Sentence
+    Representations", 2021). The directions of most variance come first; those of little are not blown up to 1: what
+    they hold is mostly rounding.
+    """
+    known = np.flatnonzero(vectors_VE.any(1))
+    sample = vectors_VE[known[:: max(1, len(known) // SAMPLE)]].astype(np.float64)
+    centre_E = sample.mean(0)
+    variances, axes_EE = np.linalg.eigh((sample - centre_E).T @ (sample - centre_E) / len(sample))
+    scale_E = 1 / np.sqrt(variances.clip(0) + LEAST * variances.mean() + 1e-12)
+    return torch.from_numpy(centre_E).float(), torch.from_numpy((axes_EE * scale_E)[:, ::-1].copy()).float()

@@ -35,13 +35,15 @@ from bseq_plugin.data.interest_files import TableStream, interest_table
 from bseq_plugin.errors import StoreError, UsageError
 from bseq_plugin.events.events import ITEM
 from bseq_plugin.events.sequences import Sequences
+from bseq_plugin.indexes.exact import ExactIndex
 from bseq_plugin.model.interest_model import InterestModel
 from bseq_plugin.model.tensor_file import create
 from bseq_plugin.model.tensor_file import write as write_rows
 from bseq_plugin.publishing.choose import Choice
-from bseq_plugin.publishing.golden import golden_queries
-from bseq_plugin.publishing.history_parts import HistoryParts, hashed, repeated_users
+from bseq_plugin.publishing.history_parts import HistoryParts, hashed, repeated_users, spread
+from bseq_plugin.publishing.measure import recall
 from bseq_plugin.publishing.publishable import require_finite
+from bseq_plugin.schema.indexes import VectorIndex
 from bseq_plugin.serving.blend import Blend
 from bseq_plugin.serving.sources import fitted_sources, save_sources
 from bseq_plugin.store.disk import sha256
@@ -190,3 +192,31 @@ def _write_popular(path: Path, model: InterestModel) -> None:
     order = np.argsort(-model.vocabulary.item_counts, kind="stable")
     frame = pd.DataFrame({ITEM: model.vocabulary.item_ids[order], "n_events": model.vocabulary.item_counts[order]})
     pq.write_table(pa.Table.from_pandas(frame, preserve_index=False), path)
+
+
+N_GOLDEN, GOLDEN_K = 16, 10
+
+
+def golden_queries(
+    model: InterestModel, index: VectorIndex, places: np.ndarray, interests_NKD: Tensor
+) -> dict[str, Any]:
+    """Return real queries with their true answers, and what the index finds of them; readers repeat them first.
+
+    Args:
+        places: int64 [N], where the users stand in the version's histories.
+        interests_NKD: theirs.
+    """
+    chosen = spread(np.arange(len(places)), N_GOLDEN)
+    users, queries_GD = places[chosen], interests_NKD[torch.from_numpy(chosen), 0]
+    vectors_VD = model.item_vectors_VD[1:]
+    k = min(GOLDEN_K, len(vectors_VD))
+    scores_Gk, rows_Gk = ExactIndex.build(vectors_VD).search(queries_GD, k)
+    _, found_Gk = index.search(queries_GD, k)
+    return {
+        "users": users.tolist(),
+        "queries": queries_GD.tolist(),
+        "k": k,
+        "item_ids": [model.vocabulary.item_ids[rows].tolist() for rows in rows_Gk.numpy()],
+        "scores": scores_Gk.tolist(),
+        "recall": recall(found_Gk, rows_Gk),
+    }

@@ -21,8 +21,7 @@ from bseq_plugin.events.sequences import Sequences
 from bseq_plugin.events.vocabulary import Vocabulary
 from bseq_plugin.plugins import PluginManager
 from bseq_plugin.ranking.blocks import BLOCK_NUMBERS, blocks, checked_columns
-from bseq_plugin.ranking.interests import StoredInterests
-from bseq_plugin.ranking.model import FeatureModel, encode, refuse_future_model
+from bseq_plugin.ranking.interests import FeatureModel, StoredInterests, encode, refuse_future_model
 from bseq_plugin.ranking.requests import CandidateRows, Histories, Requests, read_log, relevant_events
 from bseq_plugin.ranking.spec import FeatureSpec
 from bseq_plugin.ranking.table import FeatureTable

@@ -14,7 +14,6 @@ from bseq_plugin.errors import SchemaError, UsageError
 from bseq_plugin.events.events import DAY_US, ITEM, TIME, USER, Events, instant_us
 from bseq_plugin.events.sequences import Sequences
 from bseq_plugin.events.vocabulary import Vocabulary
-from bseq_plugin.ranking.late import without_late
 from bseq_plugin.ranking.table import REQUEST
 from bseq_plugin.schema.grid import first_at_or_after
 
@@ -209,3 +208,29 @@ def _numbers(column: pd.Series) -> np.ndarray:
         return column.to_numpy(np.float32, na_value=np.nan)
     except (ValueError, TypeError) as error:
         raise SchemaError(f"candidates' column {str(column.name)!r} must hold numbers: {error}") from None
+
+
+def without_late(
+    log: Sequences, starts_R: np.ndarray, ends_R: np.ndarray, at_R: np.ndarray
+) -> tuple[Sequences, np.ndarray, np.ndarray]:
+    """The same histories without events whose ``created`` lies after their request's ``at``.
+
+    Requests that no late event touches keep their places in the log; the events of the others are appended to it.
+    ``starts_R`` are the beginnings of the users' histories.
+    """
+    if log.created is None or not log.n_events:
+        return log, starts_R, ends_R
+    touched = np.flatnonzero((ends_R > starts_R) & (log.latest_created[np.maximum(ends_R - 1, 0)] > at_R))
+    if not len(touched):
+        return log, starts_R, ends_R
+    lengths = (ends_R - starts_R)[touched]
+    first = np.cumsum(lengths) - lengths
+    places = np.arange(lengths.sum()) + np.repeat(starts_R[touched] - first, lengths)
+    known = log.created[places] <= np.repeat(at_R[touched], lengths)
+    kept = np.concatenate([[0], np.cumsum(known)])
+    starts_R, ends_R = starts_R.copy(), ends_R.copy()
+    starts_R[touched] = log.n_events + kept[first]
+    ends_R[touched] = log.n_events + kept[first + lengths]
+    rows = np.concatenate([np.arange(log.n_events), places[known]])
+    # the offsets tell users apart, which nobody asks of a log that is read by places
+    return replace(log.rows(rows), offsets=np.array([0, len(rows)])), starts_R, ends_R

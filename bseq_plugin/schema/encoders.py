@@ -6,12 +6,17 @@ Shape letters: T events of a packed batch, Q states that are asked for, D width.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from torch import Tensor, nn
 
 from bseq_plugin.schema.packed import PackedEvents
-from bseq_plugin.schema.part import MachineChoices, OptionsT_co
+from bseq_plugin.schema.part import MachineChoices, OptionsT_co, Part
+
+if TYPE_CHECKING:
+    import numpy as np
+    import pandas as pd
+    from torchrec import KeyedJaggedTensor, KeyedTensor
 
 
 class SequenceEncoder(nn.Module, MachineChoices[OptionsT_co], ABC):
@@ -60,3 +65,59 @@ class SequenceEncoder(nn.Module, MachineChoices[OptionsT_co], ABC):
         ``events.x_TD[rows_Q]`` are the hidden events themselves: they must not be read. Asked for in training only.
         """
         raise NotImplementedError(f"encoder {self.name!r} can't predict hidden events: predicts_masked is False")
+
+
+USER_INTEREST = "user_interest"  # the one key of what comes out
+
+
+class HistoryEncoder(nn.Module):
+    """A module from histories to interests. It owns its embedding tables, which may be on the meta device, to be
+    sharded.
+    """
+
+    @property
+    def width(self) -> int:
+        """The width I: the number of interests of a user times the width of one."""
+        raise NotImplementedError
+
+    def forward(self, history: KeyedJaggedTensor) -> KeyedTensor:
+        """Return ``{"user_interest": [B, I]}``, float32. It is a straight line, so that TorchRec's pipeline can trace
+        it.
+        """
+        raise NotImplementedError
+
+
+class ItemEncoder(Part[OptionsT_co], ABC):
+    """The base of item encoders: text, categories, numbers or pictures of an item as a vector, whatever anybody did
+    with it.
+
+    So an item that nobody has touched yet has one. A vector depends on its own row of the items table alone, on the
+    options and on the weights: that is what allows caching, and items that come after training.
+    """
+
+    description: ClassVar[str]  # one sentence
+
+    def __init__(self, options: OptionsT_co | None = None) -> None:
+        self.options: OptionsT_co = self.checked_options(options)
+
+    @property
+    @abstractmethod
+    def width(self) -> int:
+        """The width E of the vectors."""
+
+    @property
+    @abstractmethod
+    def identity(self) -> str:
+        """A sha256 of name, options and weights: the same for two encoders exactly if they give the same vectors."""
+
+    @property
+    @abstractmethod
+    def columns(self) -> tuple[str, ...]:
+        """The columns of the items table that are read, beside ``item_id``."""
+
+    @abstractmethod
+    def encode(self, items: pd.DataFrame, progress: bool = False) -> np.ndarray:
+        """Return float32 [N, E], finite, for the rows of ``items``; zeros for an item of which nothing is known.
+
+        ``items`` has ``item_id`` and ``columns``; a value may be missing. ``progress``: show a bar on stderr.
+        """

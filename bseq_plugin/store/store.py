@@ -24,14 +24,16 @@ from bseq_plugin.errors import StoreError, UsageError
 from bseq_plugin.files import SCRATCH, Disk, put_in_place, write_bytes
 from bseq_plugin.store.disk import build_time, file_entry, object_bytes, parse_object, read_small, remove
 from bseq_plugin.store.lock import publish_lock
-from bseq_plugin.store.signing import SIGNATURE, checked_key, signature
 from bseq_plugin.store.version import (
     MANIFEST,
     MAX_MANIFEST_BYTES,
     SCHEMA,
+    SIGNATURE,
     VERSION_NAME,
     StoreVersion,
+    checked_key,
     read_pointer,
+    signature,
     verify_version,
     version_number,
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import hmac
 import os
 import re
 import weakref
@@ -12,9 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from bseq_plugin.errors import StoreError
+from bseq_plugin.errors import StoreError, UsageError
 from bseq_plugin.store.disk import parse_object, read_small, verify_file
-from bseq_plugin.store.signing import check_signature
 
 SCHEMA = 1
 MANIFEST = "MANIFEST.json"
@@ -127,3 +127,39 @@ def verify_version(folder: Path, manifest_sha256: str | None = None, key: bytes 
         for done in [pool.submit(verify_file, folder, *item) for item in sorted(files.items(), key=_largest_first)]:
             done.result()
     return StoreVersion(name, folder, manifest, lease)
+
+
+SIGNATURE = "MANIFEST.hmac"
+KEY_ENV = "BSEQ_STORE_KEY_FILE"
+MIN_KEY_BYTES = 16
+
+
+def signature(key: bytes, manifest: bytes) -> bytes:
+    """HMAC-SHA256 of the manifest's bytes, as hexadecimal digits."""
+    return hmac.new(key, manifest, hashlib.sha256).hexdigest().encode()
+
+
+def check_signature(folder: Path, key: bytes, manifest: bytes) -> None:
+    """Raises StoreError unless the version in ``folder`` is signed with this key."""
+    if not os.path.lexists(folder / SIGNATURE):
+        raise StoreError(f"version {folder.name} is not signed, and this reader has a key: publish again with the key")
+    if not hmac.compare_digest(read_small(folder / SIGNATURE, 256), signature(key, manifest)):
+        raise StoreError(f"version {folder.name} is not signed with this reader's key: it was changed, or the key was")
+
+
+def checked_key(key: bytes | None) -> bytes | None:
+    """``key``, or what the file named by BSEQ_STORE_KEY_FILE holds; None if there is neither.
+
+    Raises UsageError for a key that is too short to be one, or a file that can't be read.
+    """
+    if key is None:
+        named = os.environ.get(KEY_ENV)
+        if not named:
+            return None
+        try:
+            key = Path(named).read_bytes().strip()
+        except OSError as error:
+            raise UsageError(f"{KEY_ENV} = {named!r} can't be read: {error.strerror}") from error
+    if not isinstance(key, bytes) or len(key) < MIN_KEY_BYTES:
+        raise UsageError(f"the store key has to be bytes, at least {MIN_KEY_BYTES}: head -c 32 /dev/urandom > key")
+    return key

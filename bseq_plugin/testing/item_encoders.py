@@ -19,7 +19,7 @@ import pandas as pd
 import pytest
 
 from bseq_plugin.data.item_vectors import encode_items
-from bseq_plugin.schema.item_encoders import ItemEncoder
+from bseq_plugin.schema.encoders import ItemEncoder
 
 
 class ItemEncoderTests:

@@ -17,8 +17,7 @@ from bseq_plugin.model.task import SequenceInterestTask
 from bseq_plugin.recipe.recipe import Recipe
 from bseq_plugin.training.checkpoint import Checkpoints, Position, identity
 from bseq_plugin.training.distributed import World
-from bseq_plugin.training.export import export_model
-from bseq_plugin.training.export_interests import export_interests
+from bseq_plugin.training.export import export_interests, export_model
 from bseq_plugin.training.log import Report, RunLog
 from bseq_plugin.training.pipeline import EpochPipeline
 from bseq_plugin.training.sharding import ShardedTask

@@ -11,8 +11,7 @@ import torch
 from bseq_plugin import Retriever, __version__, benchmark, evaluate
 from bseq_plugin.data.held_out import HeldOut
 from bseq_plugin.data.splits import time_window
-from bseq_plugin.evaluation.defaults import default_baselines, fitted_rankers
-from bseq_plugin.evaluation.rankers import interest_ranker, served_ranker
+from bseq_plugin.evaluation.rankers import default_baselines, fitted_rankers, interest_ranker, served_ranker
 from bseq_plugin.evaluation.report import compare
 from bseq_plugin.events.events import DAY_US, instant_us
 from bseq_plugin.events.sequences import Sequences

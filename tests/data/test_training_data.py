@@ -6,9 +6,9 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+from bseq_plugin.data.batches import step_random
 from bseq_plugin.data.items import PopularityPrior
 from bseq_plugin.data.negatives import NegativeSampler
-from bseq_plugin.data.random_numbers import step_random
 from bseq_plugin.data.training_data import TrainingData
 from bseq_plugin.errors import SchemaError
 from bseq_plugin.events.events import DAY_US

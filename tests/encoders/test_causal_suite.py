@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from bseq_plugin.encoders.causal import CausalEncoder
-from bseq_plugin.encoders.dropout import dropout
+from bseq_plugin.layers import dropout
 from bseq_plugin.testing.encoders import EncoderTests
 
 

@@ -5,9 +5,9 @@ import torch
 from torch.nn import functional as F
 
 from bseq_plugin import matmul
-from bseq_plugin.encoders import feed_forward
 from bseq_plugin.encoders.causal import CausalEncoder, CausalOptions
-from bseq_plugin.encoders.feed_forward import FeedForward
+from bseq_plugin.encoders.packed import block as feed_forward
+from bseq_plugin.encoders.packed.block import FeedForward
 from bseq_plugin.model.ensemble import Ensemble
 
 

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional as F
 
+from bseq_plugin.data.batches import step_random
 from bseq_plugin.data.masked_examples import MaskedEvents
-from bseq_plugin.data.random_numbers import step_random
 from bseq_plugin.data.training_data import TrainingData
 from bseq_plugin.encoders.masked import MaskedEncoder
 from bseq_plugin.errors import RecipeError, SchemaError

@@ -9,8 +9,8 @@ from bseq_plugin.errors import PluginError, RecipeError, RunError, SchemaError, 
 from bseq_plugin.events.events import Events
 from bseq_plugin.item_encoders.columns import ColumnsItemEncoder
 from bseq_plugin.model.interest_model import InterestModel
+from bseq_plugin.model.neighbours import whitening
 from bseq_plugin.model.new_items import rows_of_items, with_new_items
-from bseq_plugin.model.whitening import whitening
 from bseq_plugin.publishing.publish import publish
 from bseq_plugin.recipe.recipe import Recipe
 from bseq_plugin.serving.retriever import Retriever

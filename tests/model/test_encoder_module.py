@@ -17,7 +17,7 @@ from bseq_plugin.events.sequences import Sequences
 from bseq_plugin.model.direct import direct_interests
 from bseq_plugin.model.encoder import SequenceInterestEncoder
 from bseq_plugin.recipe.recipe import Recipe
-from bseq_plugin.schema.attach import USER_INTEREST
+from bseq_plugin.schema.encoders import USER_INTEREST
 from bseq_plugin.training.distributed import world
 
 N_ITEMS, N_TYPES = 20, 2

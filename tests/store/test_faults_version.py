@@ -18,9 +18,8 @@ from store_files import reseal
 from bseq_plugin.errors import StoreError, UsageError
 from bseq_plugin.publishing.publish import publish_model
 from bseq_plugin.serving.retriever import Retriever
-from bseq_plugin.store.signing import KEY_ENV, SIGNATURE
 from bseq_plugin.store.store import CURRENT, Store
-from bseq_plugin.store.version import MANIFEST
+from bseq_plugin.store.version import KEY_ENV, MANIFEST, SIGNATURE
 
 KEY = b"0123456789abcdef"
 

@@ -11,7 +11,7 @@ from torchrec.distributed.train_pipeline import TrainPipelineBase, TrainPipeline
 from bseq_plugin.data.prepare import evaluation_set, prepare
 from bseq_plugin.data.training_data import TrainingData
 from bseq_plugin.encoders.causal import CausalEncoder
-from bseq_plugin.encoders.feed_forward import FeedForward
+from bseq_plugin.encoders.packed.block import FeedForward
 from bseq_plugin.errors import BseqError, RecipeError, RunError, SchemaError, UsageError
 from bseq_plugin.events.events import Events
 from bseq_plugin.losses.softmax import SoftmaxLoss
