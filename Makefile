@@ -14,8 +14,9 @@ help: ## list the targets
 demo: $(READY) ## the whole job on real purchases, in a few minutes; writes demo/
 	$(BIN)/bseq demo --out demo $(ARGS)
 
+# two files at a time, a thread each: what runs beside each other on two cores must not fight for them
 test: $(READY) ## the tests
-	$(BIN)/python -m pytest $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
 
 check-faults: $(READY) ## every fault of docs/faults.md, the slow tests included; a verdict a row
 	$(BIN)/python -m benchmarks.checks.faults $(ARGS)
