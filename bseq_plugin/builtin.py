@@ -20,24 +20,15 @@ if TYPE_CHECKING:
 
 @hookimpl
 def bseq_encoders() -> list[type[SequenceEncoder]]:
-    """``causal``, ``cross_session``, ``gru``, ``hstu``, ``masked``, ``mean`` and ``transformers``."""
+    """``causal``, ``cross_session``, ``gru``, ``hstu``, ``masked`` and ``mean``."""
     from bseq_plugin.encoders.causal import CausalEncoder
     from bseq_plugin.encoders.cross_session import CrossSessionEncoder
     from bseq_plugin.encoders.gru import GruEncoder
     from bseq_plugin.encoders.hstu import HstuEncoder
-    from bseq_plugin.encoders.huggingface import TransformersEncoder
     from bseq_plugin.encoders.masked import MaskedEncoder
     from bseq_plugin.encoders.mean import MeanEncoder
 
-    return [
-        CausalEncoder,
-        CrossSessionEncoder,
-        GruEncoder,
-        HstuEncoder,
-        MaskedEncoder,
-        MeanEncoder,
-        TransformersEncoder,
-    ]
+    return [CausalEncoder, CrossSessionEncoder, GruEncoder, HstuEncoder, MaskedEncoder, MeanEncoder]
 
 
 @hookimpl

@@ -67,9 +67,9 @@ def features(
     check_output(feast)
     hide = pseudonymiser(pseudonymise)
     from bseq_plugin.ranking.engine import FeatureEngine
-    from bseq_plugin.ranking.table import feast_feature_view
     from bseq_plugin.ranking.spec import FeatureSpec
     from bseq_plugin.ranking.streaming import write_features
+    from bseq_plugin.ranking.table import feast_feature_view
     from bseq_plugin.readers.read_events import read_events
     from bseq_plugin.serving.retriever import Retriever
 

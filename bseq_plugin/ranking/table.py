@@ -6,19 +6,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
+
 import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from bseq_plugin.errors import MissingDependencyError
+
+from bseq_plugin.errors import MissingDependencyError, UsageError
 from bseq_plugin.events.events import ITEM, USER
 from bseq_plugin.files import output_file
-from pathlib import Path
-import pyarrow as pa
-import pyarrow.parquet as pq
-from bseq_plugin.errors import UsageError
-from bseq_plugin.events.events import ITEM, USER
 
 if TYPE_CHECKING:
     from torchrec import KeyedTensor

@@ -12,8 +12,8 @@ import pytest
 
 from bseq_plugin.errors import UsageError
 from bseq_plugin.ranking import FeatureEngine, write_features
-from bseq_plugin.ranking.table import feast_feature_view
 from bseq_plugin.ranking.features import FEATURES
+from bseq_plugin.ranking.table import feast_feature_view
 from bseq_plugin.testing.ranking_features import NOW, log, manager_with, mean_model
 
 

@@ -1,4 +1,4 @@
-"""Text of items and of behaviour, read by pretrained Transformers: the bseq plugin ``transformers``."""
+"""Hugging Face Transformers for bseq: texts of items and of behaviour, and an encoder: the plugin ``transformers``."""
 
 from __future__ import annotations
 
@@ -10,6 +10,14 @@ if TYPE_CHECKING:
     import typer
 
 # Imports stand inside the hooks: the help of the command line must not import torch.
+
+
+@bseq.hookimpl
+def bseq_encoders() -> list[type[bseq.SequenceEncoder]]:
+    """``transformers``."""
+    from bseq_transformers.encoder import TransformersEncoder
+
+    return [TransformersEncoder]
 
 
 @bseq.hookimpl

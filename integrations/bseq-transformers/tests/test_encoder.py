@@ -6,12 +6,10 @@ from typing import ClassVar
 
 import pytest
 import torch
+from bseq_transformers.encoder import TransformersEncoder
 
-from bseq_plugin.encoders.huggingface import TransformersEncoder
-from bseq_plugin.errors import MissingDependencyError, RecipeError
+from bseq_plugin import MissingDependencyError, RecipeError
 from bseq_plugin.testing.encoders import DIM, MAX_LENGTH, EncoderTests
-
-pytest.importorskip("transformers")
 
 
 class TestGpt2(EncoderTests):
@@ -71,5 +69,5 @@ def test_what_can_not_be_used_is_refused(options, told):
 
 def test_the_package_is_asked_for(monkeypatch):
     monkeypatch.setitem(sys.modules, "transformers", None)
-    with pytest.raises(MissingDependencyError, match=r"bseq-plugin\[transformers\]"):
+    with pytest.raises(MissingDependencyError, match="pip install transformers"):
         TransformersEncoder(DIM, MAX_LENGTH, 0.0)

@@ -9,15 +9,12 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from bseq_plugin.errors import MissingDependencyError, RecipeError
-from bseq_plugin.schema.encoders import SequenceEncoder
-from bseq_plugin.schema.options import PartOptions
-from bseq_plugin.schema.packed import PackedEvents
+import bseq_plugin as bseq
 
 UNUSED_WORDS = 4  # events are embedded already; some configurations name a padding token all the same
 
 
-class TransformersOptions(PartOptions):
+class TransformersOptions(bseq.PartOptions):
     """Options of the ``transformers`` encoder."""
 
     model_type: str = Field("gpt2", description="a causal architecture of transformers: gpt2, llama, qwen2, ...")
@@ -26,7 +23,7 @@ class TransformersOptions(PartOptions):
     config: dict[str, Any] = Field(default_factory=dict, description="further fields of the model's configuration")
 
 
-class TransformersEncoder(SequenceEncoder[TransformersOptions]):
+class TransformersEncoder(bseq.SequenceEncoder[TransformersOptions]):
     """A backbone of the package ``transformers`` with weights of its own, fed with embedded events.
 
     Its width is ``dim`` unless ``config`` has another ``hidden_size``: then a linear layer stands on each side. Every
@@ -51,12 +48,12 @@ class TransformersEncoder(SequenceEncoder[TransformersOptions]):
             if next(module.parameters(recurse=False), None) is not None:
                 module.reset_parameters = _Reset(self, name)
 
-    def forward(self, events: PackedEvents) -> Tensor:
+    def forward(self, events: bseq.PackedEvents) -> Tensor:
         """Return ``states_TD``; see ``SequenceEncoder.forward``."""
         if events.x_TD.shape[0] == 0:
             return events.x_TD
         ends_B = events.offsets_B1[1:][events.lengths_B > 0]  # a line without events would attend to nothing
-        own = PackedEvents(self.into(events.x_TD), nn.functional.pad(ends_B, (1, 0)))
+        own = bseq.PackedEvents(self.into(events.x_TD), nn.functional.pad(ends_B, (1, 0)))
         x_BLD, mask_BL = own.padded()
         output = self.backbone(inputs_embeds=x_BLD, attention_mask=mask_BL.long(), use_cache=False)
         states: Tensor = self.out(own.packed(output.last_hidden_state))
@@ -69,8 +66,8 @@ class TransformersEncoder(SequenceEncoder[TransformersOptions]):
         try:
             from transformers import AutoConfig, AutoModel
         except ImportError:
-            raise MissingDependencyError(
-                "encoder 'transformers' needs the package: pip install 'bseq-plugin[transformers]'"
+            raise bseq.MissingDependencyError(
+                "encoder 'transformers' needs the package: pip install transformers"
             ) from None
         logging.getLogger("transformers").setLevel(logging.ERROR)  # it tells of tokens that no event is
         chosen = self.options
@@ -81,7 +78,7 @@ class TransformersEncoder(SequenceEncoder[TransformersOptions]):
                 model = AutoModel.from_config(config)  # type: ignore[no-untyped-call]
         except (ValueError, TypeError, KeyError, RuntimeError, AttributeError, ImportError) as error:
             told = next(iter(str(error).splitlines()), type(error).__name__)[:300]
-            raise RecipeError(f"encoder: no model {chosen.model_type!r} with these settings: {told}") from None
+            raise bseq.RecipeError(f"encoder: no model {chosen.model_type!r} with these settings: {told}") from None
         model.set_input_embeddings(nn.Identity())
         return model
 
@@ -117,13 +114,13 @@ class TransformersEncoder(SequenceEncoder[TransformersOptions]):
             states_BLD = self.backbone.eval()(inputs_embeds=x_BLD, use_cache=False).last_hidden_state
         except (TypeError, ValueError, RuntimeError, AttributeError) as error:
             told = next(iter(str(error).splitlines()), type(error).__name__)[:300]
-            raise RecipeError(
+            raise bseq.RecipeError(
                 f"encoder.model_type = {self.options.model_type!r} can't be fed with events: {told}; use a "
                 "decoder such as 'gpt2'"
             ) from None
         self.backbone.train(training)
         if not torch.allclose(states_BLD[0, 0], states_BLD[1, 0], atol=1e-5):
-            raise RecipeError(
+            raise bseq.RecipeError(
                 f"encoder.model_type = {self.options.model_type!r} lets an event see later ones; use a decoder "
                 "such as 'gpt2' or 'llama'"
             )
