@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.table import Table
+from rich.table import Column, Table
 
 from bseq_plugin.cli.common import StorePath, note, out, read_table
 
@@ -35,11 +35,13 @@ def list_versions(store: StorePath, as_json: AsJson = False) -> None:
     if as_json:
         typer.echo(json.dumps(rows, indent=1))
         return
-    table = Table("version", "", "created", "index", "items", "users", "MB", title=str(store), title_justify="left")
+    version = Column("version", no_wrap=True, overflow="ignore", min_width=len("v00000001-01234567"))
+    table = Table(version, "", "created", "index", "items", "users", "MB", title=str(store), title_justify="left")
     for row in rows:
         marks = ", ".join(word for word in ("current", "in use") if row[word.replace(" ", "_")])
         megabytes = f"{row['bytes'] / 1e6:.1f}"
-        cells = (row["version"], marks, row["created_at"], row["index"], row["n_items"], row["n_users"], megabytes)
+        made = row["created_at"][:16].replace("T", " ")
+        cells = (row["version"], marks, made, row["index"], row["n_items"], row["n_users"], megabytes)
         table.add_row(*map(str, cells))
     out.print(table)
 
