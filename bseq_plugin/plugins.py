@@ -134,20 +134,20 @@ class PluginManager:
 
     def part(self, kind: str, name: str) -> type[Any]:
         """The class of ``kind`` called ``name``. An unknown name lists what there is and what failed to load."""
-        found = self.parts(kind)
-        if name in found:
-            return found[name]
+        parts = self.parts(kind)
+        if name in parts:
+            return parts[name]
         failed = "; ".join(f"plugin {i.name!r} of {i.distribution} failed: {i.error}" for i in self._failed())
-        message = f"unknown {kind} {name!r}; there are: {', '.join(sorted(found)) or '(none)'}"
+        message = f"unknown {kind} {name!r}; there are: {', '.join(sorted(parts)) or '(none)'}"
         message += f". {failed}" if failed else ""
         raise UsageError(message) from next(iter(self._causes.values()), None)
 
     def infos(self) -> list[PluginInfo]:
         """What is loaded, what it gives, and what failed, builtin first."""
         for kind in self.kinds:
-            found = self._collect(kind)
+            parts = self._collect(kind)
             for info in self._info.values():
-                info.parts[kind] = sorted(name for name, (_, plugin) in found.items() if plugin == info.name)
+                info.parts[kind] = sorted(name for name, (_, plugin) in parts.items() if plugin == info.name)
         return list(self._info.values())
 
     def digest(self) -> str:
@@ -168,7 +168,7 @@ class PluginManager:
         return self._parts[kind]
 
     def _collect_kind(self, kind: str, hook: str) -> dict[str, tuple[type[Any], str]]:
-        found: dict[str, tuple[type[Any], str]] = {}
+        parts: dict[str, tuple[type[Any], str]] = {}
         for mine, function in self.implementations(hook):
             try:
                 classes = function()
@@ -183,14 +183,14 @@ class PluginManager:
                     raise PluginError(f"plugin {mine.name!r}: {hook}() gave {cls!r}; it needs a class with a `name`")
                 if not self.is_of_kind(kind, cls, mine):
                     continue
-                if name in found:
-                    other = self._info[found[name][1]]
+                if name in parts:
+                    other = self._info[parts[name][1]]
                     raise PluginError(
                         f"{kind} name {name!r} is given by plugin {other.name!r} ({other.distribution}) and by "
                         f"{mine.name!r} ({mine.distribution}); disable one with {DENY_ENV}={mine.name}"
                     )
-                found[name] = (cls, mine.name)
-        return found
+                parts[name] = (cls, mine.name)
+        return parts
 
 
 def hook_names(specs: type[Any] = BseqSpecs) -> list[str]:

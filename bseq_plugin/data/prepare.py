@@ -144,15 +144,15 @@ def evaluation_set(sequences: Sequences, split: SplitSettings, part: Literal["va
         )
     if split.kind == "time":
         at = split.validation_at if part == "validation" else split.test_at
-        found = time_window(sequences, instant_us(at, f"{part}_at"), split.horizon_days)
+        held_out = time_window(sequences, instant_us(at, f"{part}_at"), split.horizon_days)
     else:
-        found = leave_one_out(sequences, part)
+        held_out = leave_one_out(sequences, part)
     if not split.mask_seen:
-        return found
-    new = found.new_items_only()
+        return held_out
+    new = held_out.new_items_only()
     if new.n_users == 0:
         raise SchemaError(
-            f"none of the {found.n_users} users of the {part} has a target that is new to them; "
+            f"none of the {held_out.n_users} users of the {part} has a target that is new to them; "
             "count items seen before as well: split.mask_seen = false"
         )
     return new

@@ -76,16 +76,16 @@ def _torch_pair() -> Iterator[Finding]:
 
 
 def _torchrec() -> Iterator[Finding]:
-    found = version_of("torchrec")
-    if found is None:
+    version = version_of("torchrec")
+    if version is None:
         yield Finding("bad", "torchrec", "not installed", "pip install --no-deps torchrec==1.8.0")
         return
     done = subprocess.run([sys.executable, "-c", "import torchrec"], capture_output=True, text=True, check=False)
     if done.returncode:
         last = (done.stderr.strip().splitlines() or ["no message"])[-1]
-        yield Finding("bad", "torchrec", f"{found} does not import: {last}", "see the lines on torch and fbgemm")
+        yield Finding("bad", "torchrec", f"{version} does not import: {last}", "see the lines on torch and fbgemm")
     else:
-        yield Finding("ok", "torchrec", found)
+        yield Finding("ok", "torchrec", version)
 
 
 def _fbgemm_wheels() -> Iterator[Finding]:
@@ -125,14 +125,14 @@ def _openmp() -> Iterator[Finding]:
 
 def openmp_finding(paths: list[str]) -> Finding:
     """From the files that a process with torch and FAISS has mapped."""
-    found = sorted(path for path in paths if OPENMP.search(path.rpartition("/")[2]))
-    if len(found) <= 1:
-        return Finding("ok", "OpenMP", found[0] if found else "none is loaded")
+    runtimes = sorted(path for path in paths if OPENMP.search(path.rpartition("/")[2]))
+    if len(runtimes) <= 1:
+        return Finding("ok", "OpenMP", runtimes[0] if runtimes else "none is loaded")
     remedy = (
         "harmless on Linux as long as torch is imported before FAISS (bseq does) and nobody searches after a fork; "
         "set OMP_NUM_THREADS, which both obey"
     )
-    return Finding("note", "OpenMP", f"{len(found)} in one process: {', '.join(found)}", remedy)
+    return Finding("note", "OpenMP", f"{len(runtimes)} in one process: {', '.join(runtimes)}", remedy)
 
 
 def _store(path: Path) -> Iterator[Finding]:
@@ -184,8 +184,8 @@ def _backends() -> Iterator[Finding]:
     if needed in there:
         yield Finding("ok", "backends", ", ".join(there))
     else:
-        found = f"{needed} is missing; there are: {', '.join(there) or '(none)'}"
-        yield Finding("bad", "backends", found, "install a build of torch with it: pip install --force-reinstall torch")
+        told = f"{needed} is missing; there are: {', '.join(there) or '(none)'}"
+        yield Finding("bad", "backends", told, "install a build of torch with it: pip install --force-reinstall torch")
 
 
 def _two_processes() -> Iterator[Finding]:

@@ -73,8 +73,8 @@ def _train_a_step(rank: int, store: Path) -> None:
     torch.manual_seed(0)
     sharded = shard(SequenceInterestTask(recipe, N_ITEMS, device="meta"), recipe.training, "row_wise", here)
     pipeline = TrainPipelineSparseDist(sharded.model, sharded.optimizer, here.device)
-    found = pipeline.progress(TrainingData(sequences, vocabulary, recipe, rank, 2).batches(0))
-    losses, seen = here.sum([float(found["loss"]), float(found["n_targets"])])
+    output = pipeline.progress(TrainingData(sequences, vocabulary, recipe, rank, 2).batches(0))
+    losses, seen = here.sum([float(output["loss"]), float(output["n_targets"])])
     # an untrained model knows nothing: log(V) a target, for both; and each target is seen by one of them
     if not (0.5 < losses / 2 / np.log(N_ITEMS) < 1.5 and seen == N_USERS * 4):
         raise RuntimeError(f"two processes saw {seen:.0f} targets with a mean loss of {losses / 2:.3f}")

@@ -171,11 +171,11 @@ class _Build:
             "(FORMAT parquet, PARTITION_BY (part), COMPRESSION 'lz4_raw', ROW_GROUP_SIZE 100000)"
         )
         self.report("spread", 1, 1)
-        found, last_us = [], None
+        partitions, last_us = [], None
         for number in range(n):
             self.report("sort", number, n)
             partition, newest = self._part(work / f"part={number}", number, kinds)
-            found.append(partition)
+            partitions.append(partition)
             last_us = newest if last_us is None else max(last_us, newest or last_us)
         self.report("sort", n, n)
         every = f"read_parquet({_quoted(f'{work}/*/*.parquet')}, hive_partitioning = false)"
@@ -187,12 +187,12 @@ class _Build:
         if EVENT_TYPE in kinds:
             types = [row[0] for row in self._rows(f"SELECT DISTINCT {EVENT_TYPE} FROM {every} ORDER BY 1")]
         columns = [LISTS[name] for name in LISTS if name in kinds]
-        PartitionedSequences(self.out, found, columns, sorted(types), last_us).save_head()
+        PartitionedSequences(self.out, partitions, columns, sorted(types), last_us).save_head()
 
     def _rows(self, text: str) -> list[tuple[Any, ...]]:
         """What a query gives, row by row."""
-        found: list[tuple[Any, ...]] = self._told(lambda: self.connection.execute(text).fetchall())
-        return found
+        rows: list[tuple[Any, ...]] = self._told(lambda: self.connection.execute(text).fetchall())
+        return rows
 
     def _told(self, work: Callable[[], Any]) -> Any:
         """The result of ``work``; DuckDB's errors become ours."""
@@ -265,8 +265,8 @@ def _write_part(events: pa.Table, path: Path) -> int:
 
 
 def _one_chunk(column: pa.ChunkedArray) -> pa.Array:
-    found = column.combine_chunks()
-    return found.chunk(0) if isinstance(found, pa.ChunkedArray) and found.num_chunks else found
+    chunk = column.combine_chunks()
+    return chunk.chunk(0) if isinstance(chunk, pa.ChunkedArray) and chunk.num_chunks else chunk
 
 
 def _quoted(text: str) -> str:

@@ -33,8 +33,8 @@ def read(source: object, columns: Mapping[str, str] | None, timestamp_unit: str 
 
 def files_of(pattern: str) -> list[Path]:
     """The files of a path or glob, in the order of their names. Raises UsageError if there is none."""
-    found = [pattern] if Path(pattern).is_file() else sorted(glob.glob(pattern, recursive=True))
-    files = [Path(path) for path in found if Path(path).suffix == ".parquet" or Path(path).is_file()]
+    paths = [pattern] if Path(pattern).is_file() else sorted(glob.glob(pattern, recursive=True))
+    files = [Path(path) for path in paths if Path(path).suffix == ".parquet" or Path(path).is_file()]
     if not files:
         raise UsageError(f"there is no file {pattern!r}")
     return files

@@ -31,12 +31,12 @@ def read_events(
         SchemaError: the data break the documented format.
         UsageError: nobody recognises the source, or the file is not there.
     """
-    found = plugin_manager().hook.bseq_read_events(source=source, columns=columns, timestamp_unit=timestamp_unit)
-    if found is None:
+    events = plugin_manager().hook.bseq_read_events(source=source, columns=columns, timestamp_unit=timestamp_unit)
+    if events is None:
         raise UsageError(
             f"no reader recognises {source!r}; give a DataFrame, a .parquet, .csv, .tsv or .inter file (or glob), or a "
             ".txt file with `user item item ...` lines; `bseq plugins` lists the plugins that were asked"
         )
-    if not isinstance(found, Events):
-        raise PluginError(f"a reader plugin gave {type(found).__name__} for {source!r}; it has to give Events")
-    return found if pseudonymise is None else pseudonymise.events(found)
+    if not isinstance(events, Events):
+        raise PluginError(f"a reader plugin gave {type(events).__name__} for {source!r}; it has to give Events")
+    return events if pseudonymise is None else pseudonymise.events(events)

@@ -118,6 +118,6 @@ class Choice:
 def _classes(annotation: Any) -> tuple[type[Section], ...]:
     """The section classes of a field: one, those of a union, or none."""
     if get_origin(annotation) in (Union, UnionType):
-        found = tuple(entry for entry in get_args(annotation) if isinstance(entry, type))
-        return found if found and all(issubclass(entry, Section) for entry in found) else ()
+        classes = tuple(entry for entry in get_args(annotation) if isinstance(entry, type))
+        return classes if classes and all(issubclass(entry, Section) for entry in classes) else ()
     return (annotation,) if isinstance(annotation, type) and issubclass(annotation, Section) else ()

@@ -111,8 +111,8 @@ def publish_lock(path: Path, lease_seconds: float = LEASE_SECONDS) -> Iterator[L
 def read_holder(descriptor: int) -> Holder | None:
     """What the lock file says; None if nobody holds it, or it can't be read as a record."""
     try:
-        found = Holder(**json.loads(os.pread(descriptor, RECORD_BYTES, 0)))
-        return replace(found, until=float(found.until))
+        holder = Holder(**json.loads(os.pread(descriptor, RECORD_BYTES, 0)))
+        return replace(holder, until=float(holder.until))
     except (OSError, ValueError, TypeError):
         return None
 

@@ -40,12 +40,12 @@ class Overlay:
         if not version.has(OVERLAY_FILE):
             return cls(n_items, nothing, nothing)
         values = {name: value.numpy() for name, value in load_file(version.file(OVERLAY_FILE)).items()}
-        found = cls(int(values["n_base"][0]), values["stale"], values["removed"])
-        limits = (n_items + 1, found.n_base, n_items)
-        for rows, limit in zip((np.array([found.n_base]), found.stale_S, found.removed_R), limits, strict=True):
+        overlay = cls(int(values["n_base"][0]), values["stale"], values["removed"])
+        limits = (n_items + 1, overlay.n_base, n_items)
+        for rows, limit in zip((np.array([overlay.n_base]), overlay.stale_S, overlay.removed_R), limits, strict=True):
             if len(rows) and not 0 <= rows.min() <= rows.max() < limit:
                 raise StoreError(f"version {version.name}: {OVERLAY_FILE} has rows beyond its {n_items} items")
-        return found
+        return overlay
 
     def allowed(self, allowed_V: np.ndarray | None, n_items: int) -> np.ndarray | None:
         """The items that a filter allows without the removed ones; None = all."""
