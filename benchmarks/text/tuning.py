@@ -21,7 +21,7 @@ from bseq_transformers.item_tuning import ItemTextTuner, ItemTuningOptions, Pair
 from benchmarks.text.measure import figures, of_ids
 from benchmarks.text.problems import Problem
 from bseq_plugin import InterestModel, Recipe, train
-from bseq_plugin.data.item_vectors import ItemVectors
+from bseq_plugin.data.items import ItemVectors
 from bseq_plugin.model.neighbours import NeighbourItems, blocks_of, completed
 from bseq_plugin.model.new_items import with_new_items
 

@@ -9,8 +9,7 @@ import numpy as np
 import pandas as pd
 
 from bseq_plugin import FeatureEngine, FeatureSpec, Recipe, Retriever, publish, train
-from bseq_plugin.data.held_out import HeldOut
-from bseq_plugin.data.splits import time_window
+from bseq_plugin.data.splits import HeldOut, time_window
 from bseq_plugin.demo.data import DemoData
 from bseq_plugin.events.events import DAY_US, Events, instant_us
 from bseq_plugin.events.sequences import Sequences

@@ -31,8 +31,8 @@ from bseq_plugin.errors import UsageError
 from bseq_plugin.files import write_json
 
 if TYPE_CHECKING:
-    from bseq_plugin.data.held_out import Part
     from bseq_plugin.data.partitions import PartitionedSequences
+    from bseq_plugin.data.splits import Part
     from bseq_plugin.events.events import Events
     from bseq_plugin.events.pseudonyms import Pseudonymiser
     from bseq_plugin.matmul import Matmul

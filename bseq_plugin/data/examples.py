@@ -5,16 +5,16 @@ All give a rank's examples from a global batch of users, as a pure function of t
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
 
 from bseq_plugin.data.batches import RandomNumbers
-from bseq_plugin.data.target_types import target_weights
 from bseq_plugin.errors import SchemaError
 from bseq_plugin.events.events import DAY_US
-from bseq_plugin.events.sequences import Sequences
+from bseq_plugin.events.sequences import Sequences, places_of_runs
 from bseq_plugin.recipe.objective import WindowObjective
 
 
@@ -53,15 +53,41 @@ def share(users: np.ndarray, rank: int, world_size: int) -> tuple[np.ndarray, bo
     return (part, True) if len(part) else (users[:1], False)
 
 
-class NextEvent:
-    """The objective "next": at every position of the latest ``max_length`` events, the event that follows."""
+class ExampleSource(ABC):
+    """What an objective makes of histories.
+
+    Attributes:
+        passes: how often an epoch goes through ``users``.
+        users: int64, who has an example; ``examples`` takes some of them.
+        lengths: int64, the number of events of the history of each.
+        weights: float32 [T], what each event counts as a target: 0 for an unknown item or a type that is not aimed at.
+    """
 
     passes = 1
+    users: np.ndarray
+    lengths: np.ndarray
+
+    def __init__(self, sequences: Sequences, of_type: np.ndarray | None) -> None:
+        self.sequences = sequences
+        self.weights = (sequences.items > 0).astype(np.float32)
+        if of_type is not None and sequences.event_types is not None:
+            self.weights *= of_type[sequences.event_types]
+
+    @abstractmethod
+    def examples(self, users: np.ndarray, rank: int, world_size: int, random: RandomNumbers) -> Examples:
+        """Return this rank's examples from a global batch of ``users``."""
+
+    def catalogue(self, at_us: int) -> np.ndarray | None:
+        """Return the items that may be negatives, int64, ascending; None, the default: all."""
+        return None
+
+
+class NextEvent(ExampleSource):
+    """The objective "next": at every position of the latest ``max_length`` events, the event that follows."""
 
     def __init__(self, sequences: Sequences, max_length: int, of_type: np.ndarray | None = None) -> None:
         # one more than the encoder reads: the last one is only a target
-        self.sequences = sequences.latest(max_length + 1)
-        self.weights = target_weights(self.sequences, of_type)
+        super().__init__(sequences.latest(max_length + 1), of_type)
         passed = np.concatenate([[0.0], np.cumsum(self.weights, dtype=np.float64)])
         first = np.minimum(self.sequences.offsets[:-1] + 1, self.sequences.offsets[1:])
         self.total_weight = passed[self.sequences.offsets[1:]] - passed[first]
@@ -88,17 +114,10 @@ class NextEvent:
 
     def _following(self, users: np.ndarray) -> np.ndarray:
         """Return int64, the places of every event of the users but their first one."""
-        starts, ends = self.sequences.offsets[:-1][users] + 1, self.sequences.offsets[1:][users]
-        lengths = ends - starts
-        before = np.cumsum(lengths) - lengths
-        return np.asarray(np.arange(lengths.sum()) + np.repeat(starts - before, lengths))
-
-    def catalogue(self, at_us: int) -> np.ndarray | None:
-        """Return None: all items may be negatives."""
-        return None
+        return places_of_runs(self.sequences.offsets[:-1][users] + 1, self.sequences.offsets[1:][users])
 
 
-class NextOfPrefix:
+class NextOfPrefix(ExampleSource):
     """The objective "prefix": every prefix of a history is an example of its own that predicts one event.
 
     As in BSARec and RecBole. The targets are those of the objective "next", and more where histories are longer than
@@ -106,12 +125,9 @@ class NextOfPrefix:
     ``users`` counts examples here: place of the target in the flat arrays.
     """
 
-    passes = 1
-
     def __init__(self, sequences: Sequences, max_length: int, of_type: np.ndarray | None = None) -> None:
-        self.sequences, self.max_length = sequences, max_length
-        self.user_index = sequences.user_index
-        self.weights = target_weights(sequences, of_type)
+        super().__init__(sequences, of_type)
+        self.max_length, self.user_index = max_length, sequences.user_index
         first = sequences.offsets[:-1][self.user_index] if sequences.n_events else np.empty(0, np.int64)
         self.users = np.flatnonzero((self.weights > 0) & (np.arange(sequences.n_events) > first))
         self.lengths = np.minimum(self.users - first[self.users], self.max_length)
@@ -128,12 +144,8 @@ class NextOfPrefix:
         states = histories.offsets[1:][own] - 1
         return Examples(histories, states, targets, own, self.weights[places][own], total_weight, every)
 
-    def catalogue(self, at_us: int) -> np.ndarray | None:
-        """Return None: all items may be negatives."""
-        return None
 
-
-class TargetWindow:
+class TargetWindow(ExampleSource):
     """The objective "window": one instant a batch; from each user's history before it, everything bought after it.
 
     The dense all-action objective of PinnerFormer (Pancha et al., KDD 2022, section 3.2), with all targets of the
@@ -153,9 +165,8 @@ class TargetWindow:
     ) -> None:
         if sequences.timestamps is None or sequences.n_events == 0:
             raise SchemaError("objective.kind = 'window' needs a log with times; use objective.kind = 'next'")
-        self.sequences = sequences
+        super().__init__(sequences, of_type)
         self.max_length, self.min_count = max_length, min_count
-        self.weights = target_weights(sequences, of_type)
         self.passes = window.passes_per_epoch
         self._catalogues: dict[int, np.ndarray] = {}
         self.window_us = int(window.days * DAY_US)
@@ -229,14 +240,11 @@ class TargetWindow:
     def _targets(
         self, users: np.ndarray, places: np.ndarray, ends: np.ndarray, at_us: int
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Return the distinct items of places..ends-1, the index of the user each belongs to, users ascending, and
-        weights.
-        """
+        """Return the distinct items of places..ends-1, the user (ascending) that each belongs to, and weights."""
         window = self.sequences.slices(users, places, ends)
         pairs, pair_T = np.unique(window.user_index * self._n_rows + window.items, return_inverse=True)
-        weights, lengths = np.zeros(len(pairs), np.float32), ends - places
-        rows = np.arange(lengths.sum()) + np.repeat(places - (np.cumsum(lengths) - lengths), lengths)
-        np.maximum.at(weights, pair_T, self.weights[rows])
+        weights = np.zeros(len(pairs), np.float32)
+        np.maximum.at(weights, pair_T, self.weights[places_of_runs(places, ends)])
         owner, ids = pairs // self._n_rows, pairs % self._n_rows
         keep = np.isin(ids, self.catalogue(at_us)) & (weights > 0)
         return ids[keep], owner[keep], weights[keep]

@@ -5,23 +5,20 @@ from __future__ import annotations
 import numpy as np
 
 from bseq_plugin.data.batches import RandomNumbers
-from bseq_plugin.data.examples import Examples, share
-from bseq_plugin.data.target_types import target_weights
-from bseq_plugin.events.sequences import Sequences
+from bseq_plugin.data.examples import Examples, ExampleSource, share
+from bseq_plugin.events.sequences import Sequences, places_of_runs
 
 
-class MaskedEvents:
+class MaskedEvents(ExampleSource):
     """The Cloze objective of BERT4Rec (Sun et al., CIKM 2019, section 3.6).
 
     Each event is hidden with the chance ``mask_share``, and of each history at least one. With the same chance a
     history whose last event is a target hides that one alone, which is what serving asks.
     """
 
-    passes = 1
-
     def __init__(self, sequences: Sequences, max_length: int, of_type: np.ndarray | None, mask_share: float) -> None:
-        self.sequences, self.mask_share = sequences.latest(max_length), mask_share
-        self.weights = target_weights(self.sequences, of_type)
+        super().__init__(sequences.latest(max_length), of_type)
+        self.mask_share = mask_share
         passed = np.concatenate([[0], np.cumsum(self.weights > 0)])
         n_targets = passed[self.sequences.offsets[1:]] - passed[self.sequences.offsets[:-1]]
         self.users = np.flatnonzero((n_targets > 0) & (self.sequences.lengths > 1))
@@ -30,7 +27,7 @@ class MaskedEvents:
     def examples(self, users: np.ndarray, rank: int, world_size: int, random: RandomNumbers) -> Examples:
         """Return this rank's examples from a global batch of users."""
         every = self.sequences.take(users)
-        weights = self._weights(users)
+        weights = self.weights[places_of_runs(self.sequences.offsets[:-1][users], self.sequences.offsets[1:][users])]
         hidden = self._hidden(every, weights, random())
         part, counts = share(np.arange(len(users)), rank, world_size)
         own = every.take(part)
@@ -46,12 +43,6 @@ class MaskedEvents:
             every.items[hidden],
         )
 
-    def _weights(self, users: np.ndarray) -> np.ndarray:
-        """Return float32 [T], what the events of these users count as targets."""
-        starts, lengths = self.sequences.offsets[:-1][users], self.sequences.lengths[users]
-        before = np.cumsum(lengths) - lengths
-        return np.asarray(self.weights[np.arange(lengths.sum()) + np.repeat(starts - before, lengths)])
-
     def _hidden(self, histories: Sequences, weights: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         """Return bool [T], which events of a global batch are hidden."""
         may = weights > 0
@@ -64,7 +55,3 @@ class MaskedEvents:
         none = np.bincount(users[hidden], minlength=histories.n_users) == 0
         hidden[last[only_last | none]] = True
         return hidden
-
-    def catalogue(self, at_us: int) -> np.ndarray | None:
-        """Return None: all items may be negatives."""
-        return None

@@ -1,27 +1,27 @@
-"""From a log to what a run needs: vocabulary, sequences, training part, validation set."""
+"""From a log, in memory or in partitions, to what a run needs: vocabulary, sequences, training part, validation set."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal
 
 import numpy as np
 import pandas as pd
 
 from bseq_plugin.data.event_features import SESSION, TIME_GAP, TIME_OF_WEEK, EventInputs
-from bseq_plugin.data.item_vectors import ItemVectors
-from bseq_plugin.data.items import ItemAttributes, PopularityPrior
+from bseq_plugin.data.items import ItemAttributes, ItemVectors, PopularityPrior
 from bseq_plugin.data.partitions import PartitionedSequences
-from bseq_plugin.data.splits import EvaluationSet, leave_one_out, time_window, training_part
+from bseq_plugin.data.splits import EvaluationSet, training_histories, training_part, validation_set
 from bseq_plugin.errors import SchemaError
 from bseq_plugin.events.events import DAY_US, EVENT_TYPE, VALUE, Events, instant_us
 from bseq_plugin.events.events import SESSION as SESSION_ID
-from bseq_plugin.events.sequences import Sequences
+from bseq_plugin.events.sequences import LISTS, Sequences
 from bseq_plugin.events.vocabulary import Vocabulary
 from bseq_plugin.recipe.data import SESSION_GAP_MINUTES, UTC, EventSettings, ItemSettings, SplitSettings, TimeSplit
 from bseq_plugin.recipe.recipe import Recipe
+
+SAMPLED_USERS = 10_000  # that validation and `bseq evaluate` see: a log of this size has more than they need
 
 
 @dataclass(frozen=True)
@@ -75,8 +75,7 @@ def prepare(events: Events, recipe: Recipe, items: pd.DataFrame | None = None, p
         SchemaError: the split leaves nothing to train on or to validate with; the items table is missing or unfit.
     """
     newest_us = int(events.frame["timestamp"].max()) if events.has_times else None
-    frame = events.frame
-    recipe = resolve(recipe, LogColumns(EVENT_TYPE in frame, SESSION_ID in frame, VALUE in frame), newest_us)
+    recipe = resolve(recipe, events.frame.columns, newest_us)
     vocabulary, sequences, training = _split(events, recipe.split, recipe.items.min_count)
     validation = validation_set(sequences, recipe.split)
     attributes, item_vectors = what_is_known(items, recipe.items, vocabulary, progress)
@@ -121,64 +120,20 @@ def _split(events: Events, split: SplitSettings, min_count: int) -> tuple[Vocabu
     return vocabulary.recounted(training.items), sequences, training
 
 
-def training_histories(sequences: Sequences, split: SplitSettings) -> Sequences:
-    """The part of whole histories that may be trained on, under a split that ``prepare`` has resolved."""
-    if split.kind == "time":
-        return sequences.between(None, instant_us(split.validation_at, "validation_at"))
-    return sequences if split.kind == "none" else training_part(sequences)
-
-
-def validation_set(sequences: Sequences, split: SplitSettings) -> EvaluationSet | None:
-    """What the best epoch is chosen on; None if nothing is held out."""
-    return None if split.kind == "none" else evaluation_set(sequences, split, "validation")
-
-
-def evaluation_set(sequences: Sequences, split: SplitSettings, part: Literal["validation", "test"]) -> EvaluationSet:
-    """The held-out part of a log, under a split that ``prepare`` has resolved.
-
-    With ``mask_seen`` the targets are the items new to the user.
-    """
-    if split.kind == "none":
-        raise SchemaError(
-            "split.kind = 'none' holds nothing out; train with split.kind = 'time' or 'leave_one_out' to evaluate"
-        )
-    if split.kind == "time":
-        at = split.validation_at if part == "validation" else split.test_at
-        held_out = time_window(sequences, instant_us(at, f"{part}_at"), split.horizon_days)
-    else:
-        held_out = leave_one_out(sequences, part)
-    if not split.mask_seen:
-        return held_out
-    new = held_out.new_items_only()
-    if new.n_users == 0:
-        raise SchemaError(
-            f"none of the {held_out.n_users} users of the {part} has a target that is new to them; "
-            "count items seen before as well: split.mask_seen = false"
-        )
-    return new
-
-
-@dataclass(frozen=True)
-class LogColumns:
-    """The optional columns that a log has."""
-
-    event_types: bool
-    session_ids: bool
-    values: bool
-
-
-def resolve(recipe: Recipe, columns: LogColumns, newest_us: int | None) -> Recipe:
+def resolve(recipe: Recipe, columns: Container[str], newest_us: int | None) -> Recipe:
     """Return the recipe with what a log lacks left out and the instants of a time split filled in.
 
-    ``newest_us``: time of the newest event, None for a log without times.
+    Args:
+        columns: of the log; the optional ones count.
+        newest_us: time of the newest event, None for a log without times.
     """
     timed = newest_us is not None
     has = {
-        EVENT_TYPE: columns.event_types,
+        EVENT_TYPE: EVENT_TYPE in columns,
         TIME_GAP: timed,
         TIME_OF_WEEK: timed,
-        SESSION: timed or columns.session_ids,
-        VALUE: columns.values,
+        SESSION: timed or SESSION_ID in columns,
+        VALUE: VALUE in columns,
     }
     inputs = EventInputs.of(recipe.events, recipe.encoder)
     if inputs.sessions and not has[SESSION]:
@@ -217,3 +172,60 @@ def _resolved_split(split: TimeSplit, newest_us: int | None) -> TimeSplit:
             "split.horizon_days"
         )
     return split.model_copy(update=at)
+
+
+def resolved(log: PartitionedSequences, recipe: Recipe) -> Recipe:
+    """Return the recipe as ``resolve`` does, for a log in partitions."""
+    return resolve(recipe, [name for name, lists in LISTS.items() if lists in log.columns], log.last_us)
+
+
+def count_partitions(log: PartitionedSequences, recipe: Recipe, numbers: list[int]) -> tuple[np.ndarray, int]:
+    """Return (events of each item of the log in the training part, int64 [V]; time of its newest event, 0 for none)."""
+    vocabulary = log.vocabulary
+    counts, newest = np.zeros(vocabulary.n_items + 1, np.int64), 0
+    groups = ((number, group) for number in numbers for group in range(len(log.row_group_users(number))))
+    for number, group in groups:
+        part = training_histories(log.read(number, [group], vocabulary), recipe.split)
+        rows, n_events = np.unique(part.items, return_counts=True)
+        counts[rows] += n_events
+        if part.timestamps is not None and len(part.timestamps):
+            newest = max(newest, int(part.timestamps.max()))
+    return counts[1:], newest
+
+
+def prepare_partitions(
+    log: PartitionedSequences,
+    recipe: Recipe,
+    counts: np.ndarray,
+    newest_us: int,
+    items: pd.DataFrame | None = None,
+    progress: bool = False,
+) -> PreparedLog:
+    """Prepare a log in partitions as ``prepare`` does, under a resolved recipe, with what ``count_partitions`` says.
+
+    ``sequences`` are those of a sample of users, ``training`` is empty: it is read as it is trained on.
+    """
+    whole = log.vocabulary
+    # as in memory: a time split knows the items of the past only, the other splits those of the whole log
+    deciding = counts if recipe.split.kind == "time" else whole.item_counts
+    keep = deciding >= recipe.items.min_count
+    if not keep.any():
+        raise SchemaError(f"no item has items.min_count = {recipe.items.min_count} events or more; lower it")
+    vocabulary = Vocabulary(whole.item_ids[keep], counts[keep], whole.event_types)
+    sample = _sample(log, vocabulary)
+    attributes, item_vectors = what_is_known(items, recipe.items, vocabulary, progress)
+    nobody, validation = log.nobody(), validation_set(sample, recipe.split)
+    newest = newest_us or None
+    return PreparedLog(recipe, vocabulary, sample, nobody, validation, attributes, log, newest, item_vectors)
+
+
+def _sample(log: PartitionedSequences, vocabulary: Vocabulary) -> Sequences:
+    """Return the first users of every partition: partitions are made by a hash, so that they are like any others."""
+    share, parts = max(1, SAMPLED_USERS // len(log.partitions)), []
+    for number, partition in enumerate(log.partitions):
+        if partition.users:
+            first = log.read(number, [0], vocabulary)
+            parts.append(first.take(np.arange(min(share, first.n_users))))
+    if not parts:
+        raise SchemaError(f"{log.folder} has no users")
+    return Sequences.join(parts)

@@ -1,4 +1,4 @@
-"""The splits of a log into what may be known and what is to be predicted: leave-one-out, and by time.
+"""The splits of a log into what may be known and what is to be predicted, as of when: leave-one-out, and by time.
 
 Shape letters: U users evaluated, N targets in all.
 """
@@ -12,8 +12,12 @@ from typing import Literal
 import numpy as np
 
 from bseq_plugin.errors import SchemaError, UsageError
-from bseq_plugin.events.events import DAY_US
+from bseq_plugin.events.events import DAY_US, instant_us
 from bseq_plugin.events.sequences import Sequences
+from bseq_plugin.recipe.data import SplitSettings
+
+Part = Literal["test", "validation"]
+Seen = Literal["keep", "mask"]
 
 # events at the end of a history that leave-one-out keeps for itself: the validation target and the test target
 HELD_OUT = 2
@@ -65,7 +69,7 @@ def training_part(sequences: Sequences) -> Sequences:
     return sequences.without_last(HELD_OUT)
 
 
-def leave_one_out(sequences: Sequences, part: Literal["validation", "test"]) -> EvaluationSet:
+def leave_one_out(sequences: Sequences, part: Part) -> EvaluationSet:
     """Split off single targets: the last event of each history for the test, the one before it for the validation.
 
     The history is everything before the target, so that the test may know the validation event. Dropped from the
@@ -136,3 +140,85 @@ def _with_targets(histories: Sequences, keys: np.ndarray, width: int) -> Evaluat
     offsets = np.concatenate([[0], np.cumsum(counts[users])]).astype(np.int64)
     kept = histories if len(users) == histories.n_users else histories.take(users)
     return EvaluationSet(kept, offsets, (keys % width).astype(np.int64))
+
+
+def training_histories(sequences: Sequences, split: SplitSettings) -> Sequences:
+    """Return the part of whole histories that may be trained on, under a split that ``prepare`` has resolved."""
+    if split.kind == "time":
+        return sequences.between(None, instant_us(split.validation_at, "validation_at"))
+    return sequences if split.kind == "none" else training_part(sequences)
+
+
+def validation_set(sequences: Sequences, split: SplitSettings) -> EvaluationSet | None:
+    """Return what the best epoch is chosen on; None if nothing is held out."""
+    return None if split.kind == "none" else evaluation_set(sequences, split, "validation")
+
+
+def evaluation_set(sequences: Sequences, split: SplitSettings, part: Part) -> EvaluationSet:
+    """Return the held-out part of a log, under a split that ``prepare`` has resolved.
+
+    With ``mask_seen`` the targets are the items new to the user.
+    """
+    if split.kind == "none":
+        raise SchemaError(
+            "split.kind = 'none' holds nothing out; train with split.kind = 'time' or 'leave_one_out' to evaluate"
+        )
+    if split.kind == "time":
+        at = split.validation_at if part == "validation" else split.test_at
+        held_out = time_window(sequences, instant_us(at, f"{part}_at"), split.horizon_days)
+    else:
+        held_out = leave_one_out(sequences, part)
+    if not split.mask_seen:
+        return held_out
+    new = held_out.new_items_only()
+    if new.n_users == 0:
+        raise SchemaError(
+            f"none of the {held_out.n_users} users of the {part} has a target that is new to them; "
+            "count items seen before as well: split.mask_seen = false"
+        )
+    return new
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """What a model is measured on, or a blend is fitted on.
+
+    Attributes:
+        evaluation: histories and what came after them, in rows of the model's vocabulary.
+        known: what baselines and candidate sources may learn from: everything before the part of a time split, else
+            what the model was trained on.
+        at_us: where a time split begins the part, microseconds UTC; None with another split.
+        seen: "keep" if items of the history may be recommended, "mask" if not.
+    """
+
+    evaluation: EvaluationSet
+    known: Sequences
+    at_us: int | None
+    seen: Seen
+
+    @classmethod
+    def of(cls, sequences: Sequences, split: SplitSettings, part: Part) -> HeldOut:
+        """Return a part of a log, under a split that ``prepare`` has resolved.
+
+        Raises UsageError for another part, SchemaError if the split holds nothing out.
+        """
+        if part not in ("test", "validation"):
+            raise UsageError(f"split {part!r}: use test or validation")
+        evaluation = evaluation_set(sequences, split, part)
+        at_us = None
+        if split.kind == "time":
+            at_us = instant_us(split.validation_at if part == "validation" else split.test_at)
+        known = training_part(sequences) if at_us is None else sequences.between(None, at_us)
+        return cls(evaluation, known, at_us, "mask" if split.kind != "none" and split.mask_seen else "keep")
+
+    @property
+    def request_us(self) -> int | np.ndarray | None:
+        """Return when candidates are asked for: the cut, else int64 [U], each user's newest event; None without times.
+
+        A log's time split has one request time for all; leave-one-out asks each user when their history ends.
+        """
+        histories = self.evaluation.histories
+        if self.at_us is not None or histories.timestamps is None:
+            return self.at_us
+        newest_U: np.ndarray = histories.timestamps[histories.offsets[1:] - 1]  # each evaluated user has an event
+        return newest_U

@@ -15,12 +15,8 @@ from typing import Any
 import numpy as np
 
 from bseq_plugin.data.batches import ORDER_STREAM, Batch, RandomNumbers, step_random
-from bseq_plugin.data.event_features import EventInputs
 from bseq_plugin.data.examples import Examples, NextEvent
-from bseq_plugin.data.items import PopularityPrior
-from bseq_plugin.data.negatives import NegativeSampler
-from bseq_plugin.data.partitions import COLUMNS, PartitionedSequences
-from bseq_plugin.data.target_types import type_weights
+from bseq_plugin.data.partitions import PartitionedSequences
 from bseq_plugin.data.training_data import TrainingData
 from bseq_plugin.errors import RecipeError, SchemaError, UsageError
 from bseq_plugin.events.sequences import Sequences
@@ -55,17 +51,11 @@ class StreamedData(TrainingData):
         world_size: int = 1,
     ) -> None:
         check_streams(len(log.partitions), world_size, recipe)
-        self.log, self.vocabulary, self.recipe, self.training, self.gather = log, vocabulary, recipe, training, gather
-        self.rank, self.world_size = rank, world_size
-        self.of_type = type_weights(recipe.objective, vocabulary)
-        self.negatives = NegativeSampler(vocabulary, recipe.negatives)
-        self.inputs = EventInputs.of(recipe.events, recipe.encoder)
-        self.popularity = PopularityPrior(nobody(log), vocabulary.n_items, ())
-        each = len(log.partitions) // world_size
-        self.own = list(range(rank * each, (rank + 1) * each))
-        self.streams = [
-            Stream(log, number, vocabulary, recipe.training.seed, len(log.partitions)) for number in self.own
-        ]
+        self._settle(vocabulary, recipe, rank, world_size)
+        self.log, self.training, self.gather = log, training, gather
+        n_streams = len(log.partitions)
+        own = range(rank * n_streams // world_size, (rank + 1) * n_streams // world_size)
+        self.streams = [Stream(log, number, vocabulary, recipe.training.seed, n_streams) for number in own]
 
     @property
     def steps_per_epoch(self) -> int:
@@ -78,7 +68,7 @@ class StreamedData(TrainingData):
         parts = [stream.parts(epoch, start, steps) for stream in self.streams]
         for step in range(start, steps):
             taken = [part for part in (next(part) for part in parts) if part is not None]
-            histories = self.training(Sequences.join(taken)) if taken else nobody(self.log)
+            histories = self.training(Sequences.join(taken)) if taken else self.log.nobody()
             random = step_random(self.recipe.training.seed, epoch, step)
             yield self._batch_of(self._examples(histories, random), random)
 
@@ -88,7 +78,7 @@ class StreamedData(TrainingData):
             examples = source.examples(source.users, 0, 1, random)
         else:  # every rank takes part in a step's look-ups, with a user who has done nothing if need be
             none = np.empty(0, np.int64)
-            examples = Examples(nobody(self.log), none, none, none, np.empty(0, np.float32), 0.0, none)
+            examples = Examples(self.log.nobody(), none, none, none, np.empty(0, np.float32), 0.0, none)
         mixed = self.recipe.negatives.kind == "mixed"
         own = (examples.total_weight, np.unique(examples.batch_targets) if mixed else None)
         every = self.gather(own)
@@ -109,13 +99,6 @@ def check_streams(n_partitions: int, world_size: int, recipe: Recipe) -> None:
         raise RecipeError(
             f"objective.kind = {recipe.objective.kind!r} needs the log in memory; use 'next', or a smaller log"
         )
-
-
-def nobody(log: PartitionedSequences) -> Sequences:
-    """Return one user without events, with the columns of the log."""
-    none = np.empty(0, np.int64)
-    columns = [none if name in log.columns else None for name in COLUMNS[1:]]
-    return Sequences(np.zeros(1, np.int64), np.zeros(2, np.int64), none, *columns)
 
 
 class Stream:

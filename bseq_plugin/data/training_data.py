@@ -12,21 +12,42 @@ import torch
 
 from bseq_plugin.data.batches import NEGATIVE, ORDER_STREAM, TARGET, Batch, RandomNumbers, history_features, step_random
 from bseq_plugin.data.event_features import EventInputs
-from bseq_plugin.data.examples import Examples, NextEvent, NextOfPrefix, TargetWindow
+from bseq_plugin.data.examples import Examples, ExampleSource, NextEvent, NextOfPrefix, TargetWindow
 from bseq_plugin.data.items import PopularityPrior
 from bseq_plugin.data.masked_examples import MaskedEvents
 from bseq_plugin.data.negatives import NegativeSampler
-from bseq_plugin.data.target_types import type_weights
-from bseq_plugin.errors import SchemaError
+from bseq_plugin.errors import RecipeError, SchemaError
 from bseq_plugin.events.sequences import Sequences
 from bseq_plugin.events.vocabulary import Vocabulary
+from bseq_plugin.recipe.objective import ObjectiveSettings
 from bseq_plugin.recipe.recipe import Recipe
 
-ExampleSource = NextEvent | NextOfPrefix | TargetWindow | MaskedEvents
+
+def type_weights(objective: ObjectiveSettings, vocabulary: Vocabulary) -> np.ndarray | None:
+    """Return float32, the weight of a target by the row of its event type (0 = unknown type); None if all count alike.
+
+    Raises RecipeError if the objective names a type that the log does not have.
+    """
+    chosen, weights = objective.event_types, objective.event_type_weights
+    if not chosen and not weights:
+        return None
+    for field, names in (("objective.event_types", chosen), ("objective.event_type_weights", weights)):
+        unknown = [name for name in names if name not in vocabulary.event_types]
+        if unknown:
+            raise RecipeError(
+                f"{field} names {unknown}, which the training part of the log does not have; its event types are: "
+                f"{', '.join(vocabulary.event_types) or '(none: the log has no column event_type)'}"
+            )
+    of_type = np.zeros(len(vocabulary.event_types) + 1, np.float32)
+    for row, name in enumerate(vocabulary.event_types, 1):
+        of_type[row] = weights.get(name, 1.0) if not chosen or name in chosen else 0.0
+    if not chosen:
+        of_type[0] = 1.0
+    return of_type
 
 
 def example_source(sequences: Sequences, recipe: Recipe, of_type: np.ndarray | None) -> ExampleSource:
-    """What the recipe's objective makes of histories; ``of_type``: see ``type_weights``."""
+    """Return what the recipe's objective makes of histories; ``of_type``: see ``type_weights``."""
     objective, max_length = recipe.objective, recipe.encoder.max_length
     match objective.kind:
         case "next":
@@ -52,22 +73,28 @@ class TrainingData:
         RecipeError: the recipe names event types that the log does not have.
     """
 
+    popularity: PopularityPrior | None = None
+    source: ExampleSource
+
     def __init__(
         self, sequences: Sequences, vocabulary: Vocabulary, recipe: Recipe, rank: int = 0, world_size: int = 1
     ) -> None:
-        self.sequences = sequences
-        self.recipe = recipe
-        self.rank = rank
-        self.world_size = world_size
-        self.negatives = NegativeSampler(vocabulary, recipe.negatives)
-        self.inputs = EventInputs.of(recipe.events, recipe.encoder)
-        self.popularity = PopularityPrior(sequences, vocabulary.n_items, recipe.popularity_days)
-        self.source = example_source(sequences, recipe, type_weights(recipe.objective, vocabulary))
+        self._settle(vocabulary, recipe, rank, world_size)
+        if recipe.popularity_days:
+            self.popularity = PopularityPrior(sequences, vocabulary.n_items, recipe.popularity_days)
+        self.source = example_source(sequences, recipe, self.of_type)
         if len(self.source.users) == 0:
             raise SchemaError(
                 f"none of the {sequences.n_users} users has a history and a target to learn from "
                 f"(objective.kind = {recipe.objective.kind!r}); a user needs two or more events"
             )
+
+    def _settle(self, vocabulary: Vocabulary, recipe: Recipe, rank: int, world_size: int) -> None:
+        """Set what batches of any log need."""
+        self.recipe, self.rank, self.world_size = recipe, rank, world_size
+        self.of_type = type_weights(recipe.objective, vocabulary)
+        self.negatives = NegativeSampler(vocabulary, recipe.negatives)
+        self.inputs = EventInputs.of(recipe.events, recipe.encoder)
 
     @property
     def steps_per_epoch(self) -> int:
@@ -111,7 +138,7 @@ class TrainingData:
     def _batch_of(self, examples: Examples, random: RandomNumbers) -> Batch:
         catalogue = None if examples.at_us is None else self.source.catalogue(examples.at_us)
         sample = self.negatives.draw(catalogue, examples.target_ids, examples.batch_targets, random)
-        priors_VP = self.popularity.at(examples.at_us) if self.recipe.popularity_days else None
+        priors_VP = None if self.popularity is None else self.popularity.at(examples.at_us)
         priors_SP = None
         if priors_VP is not None and sample.places is None:  # else they are those of the negatives
             priors_SP = torch.from_numpy(priors_VP[examples.target_ids])

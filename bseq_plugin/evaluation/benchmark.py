@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import pandas as pd
 
 from bseq_plugin.data.auto_recipe import choose_recipe
-from bseq_plugin.data.held_out import HeldOut
-from bseq_plugin.data.prepare import evaluation_set, prepare
+from bseq_plugin.data.prepare import prepare
+from bseq_plugin.data.splits import HeldOut, evaluation_set
 from bseq_plugin.errors import UsageError
 from bseq_plugin.evaluation.evaluate import measured
 from bseq_plugin.evaluation.report import BLEND, MODEL, Comparison

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from bseq_plugin.data.held_out import HeldOut, Part
 from bseq_plugin.data.items import PopularityPrior
+from bseq_plugin.data.splits import HeldOut, Part
 from bseq_plugin.evaluation.picture import draw_comparisons
 from bseq_plugin.evaluation.rankers import blend_ranker, default_baselines, fitted_rankers, interest_ranker
 from bseq_plugin.evaluation.report import BLEND, MODEL, Comparison, compare

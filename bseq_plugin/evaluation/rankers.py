@@ -12,7 +12,7 @@ from typing import Protocol
 import numpy as np
 from torch import Tensor
 
-from bseq_plugin.data.held_out import HeldOut
+from bseq_plugin.data.splits import HeldOut
 from bseq_plugin.evaluation.baselines import RECENT_DAYS, Baseline, PersonalFrequency, Popularity
 from bseq_plugin.evaluation.neighbour_baselines import BasketCooccurrence, SessionKnn, TransitionGraph, UserKnn
 from bseq_plugin.events.sequences import Sequences

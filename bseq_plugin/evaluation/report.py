@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from bseq_plugin.data.held_out import Seen
-from bseq_plugin.data.splits import EvaluationSet
+from bseq_plugin.data.splits import EvaluationSet, Seen
 from bseq_plugin.errors import UsageError
 from bseq_plugin.evaluation.bootstrap import bootstrap_intervals
 from bseq_plugin.evaluation.rankers import Ranker

@@ -25,6 +25,15 @@ from bseq_plugin.events.events import CREATED, EVENT_TYPE, ITEM, SESSION, TIME, 
 from bseq_plugin.events.vocabulary import Vocabulary
 
 EVENT_COLUMNS = ("items", "timestamps", "event_types", "session_ids", "created", "values")
+# a column of a log -> its lists on disk, in the order of EVENT_COLUMNS
+LISTS = {
+    ITEM: "item_ids",
+    TIME: "timestamps",
+    EVENT_TYPE: "event_types",
+    SESSION: "session_ids",
+    CREATED: "created_timestamps",
+    VALUE: "values",
+}
 
 
 @dataclass(frozen=True)
@@ -119,10 +128,8 @@ class Sequences:
 
     def slices(self, users: np.ndarray, starts: np.ndarray, ends: np.ndarray) -> Sequences:
         """Return one history for each (user, start, end): the events at places start..end-1 of the flat arrays."""
-        lengths = ends - starts
-        offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
-        rows = np.arange(offsets[-1]) + np.repeat(starts - offsets[:-1], lengths)
-        return replace(self.rows(rows), user_ids=self.user_ids[users], offsets=offsets)
+        offsets = np.concatenate([[0], np.cumsum(ends - starts)]).astype(np.int64)
+        return replace(self.rows(places_of_runs(starts, ends)), user_ids=self.user_ids[users], offsets=offsets)
 
     def where(self, keep: np.ndarray) -> Sequences:
         """Return only the events with ``keep`` [T] True; users stay, with shorter histories."""
@@ -130,9 +137,7 @@ class Sequences:
         return replace(self.rows(np.flatnonzero(keep)), offsets=kept[self.offsets].astype(np.int64))
 
     def between(self, start_us: int | None, end_us: int | None) -> Sequences:
-        """Return only the events at or after ``start_us`` and strictly before ``end_us`` (microseconds, UTC; None =
-        open).
-        """
+        """Return only the events in [start_us, end_us), in microseconds, UTC; None = open."""
         if self.timestamps is None:
             raise SchemaError("this log has no times, so it can't be cut at an instant; use the leave-one-out split")
         keep = np.ones(self.n_events, bool)
@@ -145,6 +150,10 @@ class Sequences:
     def known(self) -> Sequences:
         """Return only the events whose item is in the vocabulary."""
         return self.where(self.items > 0)
+
+    def nobody(self) -> Sequences:
+        """Return one user without events, with the same columns: for whom a rank without users asks."""
+        return replace(self.rows(np.empty(0, np.int64)), user_ids=np.zeros(1, np.int64), offsets=np.zeros(2, np.int64))
 
     @staticmethod
     def join(parts: list[Sequences]) -> Sequences:
@@ -173,17 +182,12 @@ class Sequences:
         """Return the Parquet form in memory; an event of an unknown item has lost its id and gets null."""
         ids = vocabulary.arrow_ids.take(pa.array(self.items - 1, mask=self.items == 0))
         columns = {USER: pa.array(self.user_ids), "item_ids": self._lists(ids)}
-        if self.timestamps is not None:
-            columns["timestamps"] = self._lists(pa.array(self.timestamps))
-        if self.event_types is not None:
-            names = np.array(["", *vocabulary.event_types], dtype=object)
-            columns["event_types"] = self._lists(pa.array(names[self.event_types], pa.string()))
-        if self.session_ids is not None:
-            columns["session_ids"] = self._lists(pa.array(self.session_ids))
-        if self.created is not None:
-            columns["created_timestamps"] = self._lists(pa.array(self.created))
-        if self.values is not None:
-            columns["values"] = self._lists(pa.array(self.values))
+        for column, on_disk in zip(EVENT_COLUMNS[1:], list(LISTS.values())[1:], strict=True):
+            values = getattr(self, column)
+            if column == "event_types" and values is not None:
+                values = pa.array(np.array(["", *vocabulary.event_types], dtype=object)[values], pa.string())
+            if values is not None:
+                columns[on_disk] = self._lists(pa.array(values))
         return pa.table(columns)
 
     def _lists(self, values: pa.Array) -> pa.Array:
@@ -223,10 +227,14 @@ class Sequences:
         )
 
 
+def places_of_runs(starts: np.ndarray, ends: np.ndarray) -> np.ndarray:
+    """Return int64, the places start..end-1 of every run of rows, one run after the other."""
+    lengths = ends - starts
+    return np.asarray(np.arange(lengths.sum()) + np.repeat(starts - (np.cumsum(lengths) - lengths), lengths))
+
+
 def _with_long_text(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    """Return the table with lists of text as ``large_string``: one array of Arrow's ``string`` holds 2 GiB, and all
-    chunks become one.
-    """
+    """Return lists of text as ``large_string``: an array of ``string`` holds 2 GiB, and all chunks become one."""
     if pa.types.is_string(getattr(column.type, "value_type", pa.null())):
         return column.cast(pa.large_list(pa.large_string()))
     return column

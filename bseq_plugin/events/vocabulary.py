@@ -80,9 +80,7 @@ class Vocabulary:
         return integers and bool((self.item_ids[1:] > self.item_ids[:-1]).all())
 
     def item_rows(self, item_ids: np.ndarray | pd.Series | Sequence[object]) -> np.ndarray:
-        """Return int64 rows, 0 for an unknown id. Raises SchemaError if integers meet a vocabulary of strings or
-        strings one of integers.
-        """
+        """Return int64 rows, 0 for an unknown id. Raises SchemaError if integers meet strings."""
         ids = pd.Index(item_ids)
         if len(ids) and pd.api.types.is_integer_dtype(ids) != pd.api.types.is_integer_dtype(self._item_index):
             kind = "integers" if pd.api.types.is_integer_dtype(self._item_index) else "strings"
@@ -93,9 +91,7 @@ class Vocabulary:
         return np.asarray(self._item_index.get_indexer(ids) + 1, dtype=np.int64)
 
     def _searched_rows(self, ids: np.ndarray) -> np.ndarray:
-        """Look up ``item_rows`` without a hash table, which for many millions of items takes more memory than their
-        ids.
-        """
+        """Look up ``item_rows`` without a hash table, which would take more memory than many millions of ids."""
         first, last = int(self.item_ids[0]), int(self.item_ids[-1])
         if last - first + 1 == self.n_items:  # numbered without a gap
             return np.where((ids >= first) & (ids <= last), ids - first + 1, 0).astype(np.int64)

@@ -14,8 +14,7 @@ from torchrec import EmbeddingCollection, EmbeddingConfig, JaggedTensor, KeyedJa
 
 from bseq_plugin.data.batches import EVENT, NEGATIVE, SESSION_NUMBER, TARGET, TIMESTAMP
 from bseq_plugin.data.event_features import TABLE_ROWS, EventInputs
-from bseq_plugin.data.item_vectors import ItemVectors
-from bseq_plugin.data.items import ItemAttributes
+from bseq_plugin.data.items import ItemAttributes, ItemVectors
 from bseq_plugin.errors import PluginError, RecipeError
 from bseq_plugin.events.events import EVENT_TYPE
 from bseq_plugin.model.anchored import AnchoredInterests

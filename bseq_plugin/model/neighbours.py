@@ -26,7 +26,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bseq_plugin.data.item_vectors import ItemVectors
+from bseq_plugin.data.items import ItemVectors
 from bseq_plugin.errors import RunError
 from bseq_plugin.plugins import plugin_manager
 from bseq_plugin.schema.indexes import VectorIndex

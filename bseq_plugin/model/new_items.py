@@ -12,8 +12,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from bseq_plugin.data.item_vectors import build_item_encoders, encode_items, encoders_identity
-from bseq_plugin.data.items import PopularityPrior, check_items
+from bseq_plugin.data.items import PopularityPrior, build_item_encoders, check_items, encode_items, encoders_identity
 from bseq_plugin.errors import UsageError
 from bseq_plugin.events.events import ITEM, Events
 from bseq_plugin.events.sequences import Sequences

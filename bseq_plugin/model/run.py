@@ -15,7 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bseq_plugin.data.prepare import PreparedLog, training_histories
+from bseq_plugin.data.prepare import PreparedLog
+from bseq_plugin.data.splits import training_histories
 from bseq_plugin.errors import RunError
 from bseq_plugin.events.sequences import Sequences
 from bseq_plugin.events.vocabulary import Vocabulary

@@ -9,8 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from bseq_plugin.data.batches import EVENT, NEGATIVE, TARGET, Batch
-from bseq_plugin.data.item_vectors import ItemVectors
-from bseq_plugin.data.items import ItemAttributes
+from bseq_plugin.data.items import ItemAttributes, ItemVectors
 from bseq_plugin.errors import RecipeError
 from bseq_plugin.model.anchored import merged_softmax
 from bseq_plugin.model.encoder import SequenceInterestEncoder

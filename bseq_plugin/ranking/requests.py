@@ -12,7 +12,7 @@ import pandas as pd
 
 from bseq_plugin.errors import SchemaError, UsageError
 from bseq_plugin.events.events import DAY_US, ITEM, TIME, USER, Events, instant_us
-from bseq_plugin.events.sequences import Sequences
+from bseq_plugin.events.sequences import Sequences, places_of_runs
 from bseq_plugin.events.vocabulary import Vocabulary
 from bseq_plugin.ranking.table import REQUEST
 from bseq_plugin.schema.grid import first_at_or_after
@@ -225,12 +225,12 @@ def without_late(
         return log, starts_R, ends_R
     lengths = (ends_R - starts_R)[touched]
     first = np.cumsum(lengths) - lengths
-    places = np.arange(lengths.sum()) + np.repeat(starts_R[touched] - first, lengths)
-    known = log.created[places] <= np.repeat(at_R[touched], lengths)
+    rows = places_of_runs(starts_R[touched], ends_R[touched])
+    known = log.created[rows] <= np.repeat(at_R[touched], lengths)
     kept = np.concatenate([[0], np.cumsum(known)])
     starts_R, ends_R = starts_R.copy(), ends_R.copy()
     starts_R[touched] = log.n_events + kept[first]
     ends_R[touched] = log.n_events + kept[first + lengths]
-    rows = np.concatenate([np.arange(log.n_events), places[known]])
+    rows = np.concatenate([np.arange(log.n_events), rows[known]])
     # the offsets tell users apart, which nobody asks of a log that is read by places
     return replace(log.rows(rows), offsets=np.array([0, len(rows)])), starts_R, ends_R

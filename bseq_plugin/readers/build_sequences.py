@@ -19,10 +19,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from bseq_plugin.data.partitions import COLUMNS, ITEMS, Partition, PartitionedSequences
+from bseq_plugin.data.partitions import ITEMS, Partition, PartitionedSequences
 from bseq_plugin.errors import BseqError, MissingDependencyError, SchemaError, UsageError
-from bseq_plugin.events.events import CREATED, EVENT_TYPE, ITEM, SESSION, TIME, USER, VALUE
+from bseq_plugin.events.events import EVENT_TYPE, ITEM, SESSION, TIME, USER
 from bseq_plugin.events.pseudonyms import Pseudonymiser
+from bseq_plugin.events.sequences import LISTS
 from bseq_plugin.files import aside_of, put_in_place
 from bseq_plugin.readers.checks_sql import column_checks
 from bseq_plugin.readers.files import files_of
@@ -31,7 +32,6 @@ MIN_MEMORY_MB = 300
 USERS_PER_ROW_GROUP = 1024  # what training reads at a time
 DUCKDB_SHARE = 0.45  # of the memory: it counts its buffers only, and Python and the sorted part want the rest
 BYTES_PER_EVENT = 200  # of a part while it is sorted and cut, all copies together
-LISTS = dict(zip((ITEM, TIME, EVENT_TYPE, SESSION, CREATED, VALUE), COLUMNS, strict=True))
 Report = Callable[[str, int, int], None]  # (what, done, of)
 
 

@@ -10,7 +10,8 @@ import numpy as np
 import pandas as pd
 
 from bseq_plugin.errors import SchemaError, UsageError
-from bseq_plugin.events.events import CREATED, EVENT_TYPE, ITEM, SESSION, TIME, USER, VALUE, Events
+from bseq_plugin.events.events import CREATED, ITEM, SESSION, TIME, USER, Events
+from bseq_plugin.events.sequences import LISTS
 
 
 def read(source: object, columns: Mapping[str, str] | None, timestamp_unit: str | None) -> Events | None:
@@ -57,16 +58,8 @@ def _read_table(files: list[Path], columns: Mapping[str, str] | None, timestamp_
 
 def _from_lists(frame: pd.DataFrame, timestamp_unit: str | None) -> Events:
     """One row a user with list columns: the form of ``sequences.parquet``. Events without an id (null) are left out."""
-    names = {
-        "item_ids": ITEM,
-        "timestamps": TIME,
-        "event_types": EVENT_TYPE,
-        "session_ids": SESSION,
-        "values": VALUE,
-        "created_timestamps": CREATED,
-    }
-    lists = [name for name in names if name in frame]
-    flat = frame[[USER, *lists]].explode(lists, ignore_index=True).rename(columns=names)
+    names = {lists: name for name, lists in LISTS.items() if lists in frame}
+    flat = frame[[USER, *names]].explode(list(names), ignore_index=True).rename(columns=names)
     flat = flat[flat[ITEM].notna()].infer_objects()
     if TIME not in flat:
         return Events.in_order(flat[USER].to_numpy(), flat[ITEM].to_numpy())

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bseq_plugin.data.held_out import HeldOut, Part
+from bseq_plugin.data.splits import HeldOut, Part
 from bseq_plugin.errors import UsageError
 from bseq_plugin.indexes.exact import ExactIndex
 from bseq_plugin.metrics import ranking_metrics, top_k_items

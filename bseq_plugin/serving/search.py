@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from bseq_plugin.errors import PluginError
+from bseq_plugin.events.sequences import places_of_runs
 from bseq_plugin.schema.indexes import RowMask, VectorIndex
 from bseq_plugin.serving.hits import ExcludedPairs, Hits
 
@@ -139,8 +140,8 @@ class _FilteredSearch:
         first_C = np.searchsorted(excluded.keys_P, users_C * self.n_items)
         counts_C = excluded.counts_B[users_C]
         queries_P = np.repeat(np.arange(len(users_C)), counts_C)
-        places_P = np.arange(len(queries_P)) + np.repeat(first_C - (np.cumsum(counts_C) - counts_C), counts_C)
-        denied = torch.from_numpy(queries_P), torch.from_numpy(excluded.keys_P[places_P] % self.n_items)
+        rows_P = excluded.keys_P[places_of_runs(first_C, first_C + counts_C)] % self.n_items
+        denied = torch.from_numpy(queries_P), torch.from_numpy(rows_P)
         return RowMask(None if self.allowed_V is None else torch.from_numpy(self.allowed_V), denied)
 
 

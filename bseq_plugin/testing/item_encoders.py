@@ -18,7 +18,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from bseq_plugin.data.item_vectors import encode_items
+from bseq_plugin.data.items import encode_items
 from bseq_plugin.schema.encoders import ItemEncoder
 
 

@@ -14,7 +14,6 @@ from torch import Tensor
 from bseq_plugin.data.interest_files import InterestFiles, TableStream, interest_table
 from bseq_plugin.data.partitions import PartitionedSequences
 from bseq_plugin.data.prepare import PreparedLog
-from bseq_plugin.data.streams import nobody
 from bseq_plugin.events.sequences import Sequences
 from bseq_plugin.files import put_in_place
 from bseq_plugin.model.encoder import SequenceInterestEncoder
@@ -139,11 +138,10 @@ def _export_partition(
     here: World,
 ) -> Iterator[int]:
     n_groups = here.on_all(lambda: len(parts.row_group_users(number)))
-    empty = nobody(parts)
     out = TableStream(folder / parts.partitions[number].file)
     for group in range(max(here.gather(n_groups))):
         histories = here.on_all(partial(_read, log, parts, number, group if group < n_groups else None))
-        interests_UKD = sharded_interests(encoder, histories or empty, log.recipe, here, empty)
+        interests_UKD = sharded_interests(encoder, histories or parts.nobody(), log.recipe, here)
         if histories is None:
             here.on_all(lambda: None)
         else:

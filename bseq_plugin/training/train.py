@@ -14,8 +14,8 @@ import torch
 from torch import distributed as dist
 
 from bseq_plugin.data.partitions import PartitionedSequences
-from bseq_plugin.data.prepare import PreparedLog, prepare, training_histories
-from bseq_plugin.data.prepare_partitions import count_partitions, prepare_partitions, resolved
+from bseq_plugin.data.prepare import PreparedLog, count_partitions, prepare, prepare_partitions, resolved
+from bseq_plugin.data.splits import training_histories
 from bseq_plugin.data.streams import StreamedData, check_streams
 from bseq_plugin.data.training_data import TrainingData
 from bseq_plugin.errors import RunError, UsageError

@@ -41,7 +41,7 @@ def validate(
     k = int(split.metric.split("@")[1])
     own = np.array_split(np.arange(evaluation.n_users), here.size)[here.rank]
     own_histories = evaluation.histories.take(own)
-    interests_BKD = sharded_interests(encoder, own_histories, recipe, here, _nobody(evaluation.histories))
+    interests_BKD = sharded_interests(encoder, own_histories, recipe, here)
     excluded = (own_histories.offsets, own_histories.items) if split.mask_seen else None
     chunks = _score_vectors(encoder, item_priors_VP, n_items, recipe, evaluation.histories, here)
     top_UK = _top_of_chunks(interests_BKD, chunks, k, excluded)
@@ -66,19 +66,13 @@ def _item_chunks(
     """Yield (first row, rows [N, D]) of ``item_rows``, so that no rank ever holds the whole table. Collective."""
     # A sharded collection takes the key order of its first input for granted, so this one has all the same keys:
     # one user of ``histories`` without events, whose negatives are the rows asked for.
-    nobody = _nobody(histories)
     nothing = (np.empty(0, np.int64), np.zeros(1, np.int64))
     for start in range(0, n_items + 1, ITEMS_PER_CALL):
         rows = np.arange(start, min(start + ITEMS_PER_CALL, n_items + 1))
         asked = {TARGET: nothing, NEGATIVE: (rows, np.array([len(rows)]))}
-        features = history_features(nobody, recipe, asked).to(here.device)
+        features = history_features(histories.nobody(), recipe, asked).to(here.device)
         looked_up = encoder.embedding_collection(features)
         yield start, encoder.item_tower(looked_up, features, [NEGATIVE])[0]
-
-
-def _nobody(histories: Sequences) -> Sequences:
-    """Return one user without events, for a rank that has nobody left."""
-    return histories.slices(np.zeros(1, np.int64), np.zeros(1, np.int64), np.zeros(1, np.int64))
 
 
 def _score_vectors(
@@ -140,18 +134,13 @@ def _within(excluded: ExcludedRuns | None, shift: int, n_rows: int) -> ExcludedR
     return kept[offsets], rows[inside] - shift
 
 
-def sharded_interests(
-    encoder: SequenceInterestEncoder, histories: Sequences, recipe: Recipe, here: World, nobody: Sequences
-) -> Tensor:
-    """Return ``[U, K, D]`` of this rank's users, by a sharded encoder. Collective: all ranks make equally many calls.
-
-    ``nobody``: one user without events, whom a rank asks for when it has nobody left; with the columns of the others.
-    """
+def sharded_interests(encoder: SequenceInterestEncoder, histories: Sequences, recipe: Recipe, here: World) -> Tensor:
+    """Return ``[U, K, D]`` of this rank's users. Collective: all ranks call the sharded encoder equally often."""
     histories = histories.latest(recipe.encoder.max_length)
     n_calls = max(here.gather(-(-histories.n_events // EVENTS_PER_CALL)), default=1)
     interests = []
     for users in np.array_split(np.arange(histories.n_users), max(1, n_calls)):
-        asked = histories.take(users) if len(users) else nobody
+        asked = histories.take(users) if len(users) else histories.nobody()
         empty = (np.empty(0, np.int64), np.zeros(asked.n_users, np.int64))
         features = history_features(asked, recipe, {TARGET: empty, NEGATIVE: empty})
         interests.append(encoder(features.to(here.device)).values()[: len(users)])

@@ -19,7 +19,7 @@ from torch.distributed.checkpoint.filesystem import FileSystemReader
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
 from bseq_plugin.data.event_features import TABLE_ROWS
-from bseq_plugin.data.item_vectors import ItemVectors
+from bseq_plugin.data.items import ItemVectors
 from bseq_plugin.data.prepare import PreparedLog
 from bseq_plugin.errors import RecipeError
 from bseq_plugin.events.events import EVENT_TYPE

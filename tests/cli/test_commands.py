@@ -9,8 +9,7 @@ import pytest
 import torch
 
 from bseq_plugin import Retriever, __version__, benchmark, evaluate
-from bseq_plugin.data.held_out import HeldOut
-from bseq_plugin.data.splits import time_window
+from bseq_plugin.data.splits import HeldOut, time_window
 from bseq_plugin.evaluation.rankers import default_baselines, fitted_rankers, interest_ranker, served_ranker
 from bseq_plugin.evaluation.report import compare
 from bseq_plugin.events.events import DAY_US, instant_us

@@ -23,8 +23,7 @@ from bseq_plugin.data.event_features import (
     value_buckets,
 )
 from bseq_plugin.data.partitions import PartitionedSequences
-from bseq_plugin.data.prepare import prepare
-from bseq_plugin.data.prepare_partitions import resolved
+from bseq_plugin.data.prepare import prepare, resolved
 from bseq_plugin.errors import RecipeError, SchemaError
 from bseq_plugin.events.events import Events
 from bseq_plugin.events.sequences import Sequences

@@ -4,7 +4,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bseq_plugin.data.prepare import evaluation_set, prepare
+from bseq_plugin.data.prepare import prepare
+from bseq_plugin.data.splits import evaluation_set
 from bseq_plugin.data.training_data import TrainingData
 from bseq_plugin.errors import SchemaError
 from bseq_plugin.events.events import Events

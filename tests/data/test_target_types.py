@@ -5,8 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bseq_plugin.data.target_types import type_weights
-from bseq_plugin.data.training_data import TrainingData
+from bseq_plugin.data.training_data import TrainingData, type_weights
 from bseq_plugin.errors import RecipeError, SchemaError
 from bseq_plugin.events.events import DAY_US
 from bseq_plugin.events.sequences import Sequences

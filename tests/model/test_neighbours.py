@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from bseq_plugin.data.item_vectors import ItemVectors
+from bseq_plugin.data.items import ItemVectors
 from bseq_plugin.errors import RecipeError, RunError, SchemaError, UsageError
 from bseq_plugin.events.events import Events
 from bseq_plugin.model import neighbours as module

@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 
 import bseq_plugin
-from bseq_plugin.data.held_out import HeldOut
-from bseq_plugin.data.splits import leave_one_out, time_window, training_part
+from bseq_plugin.data.splits import HeldOut, leave_one_out, time_window, training_part
 from bseq_plugin.errors import RunError, UsageError
 from bseq_plugin.events.sequences import Sequences
 from bseq_plugin.metrics import ranking_metrics

@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from bseq_plugin.data.held_out import HeldOut
-from bseq_plugin.data.splits import time_window
+from bseq_plugin.data.splits import HeldOut, time_window
 from bseq_plugin.errors import PluginError, StoreError, UsageError
 from bseq_plugin.events.sequences import Sequences
 from bseq_plugin.metrics import ranking_metrics

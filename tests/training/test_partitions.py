@@ -12,8 +12,8 @@ import torch
 
 from bseq_plugin.data.interest_files import InterestFiles, TableStream
 from bseq_plugin.data.partitions import PartitionedSequences
-from bseq_plugin.data.prepare import prepare, training_histories
-from bseq_plugin.data.prepare_partitions import count_partitions, prepare_partitions, resolved
+from bseq_plugin.data.prepare import count_partitions, prepare, prepare_partitions, resolved
+from bseq_plugin.data.splits import training_histories
 from bseq_plugin.data.streams import StreamedData
 from bseq_plugin.errors import RecipeError, UsageError
 from bseq_plugin.events.events import Events

@@ -8,7 +8,8 @@ import pytest
 import torch
 from torchrec.distributed.train_pipeline import TrainPipelineBase, TrainPipelineSparseDist
 
-from bseq_plugin.data.prepare import evaluation_set, prepare
+from bseq_plugin.data.prepare import prepare
+from bseq_plugin.data.splits import evaluation_set
 from bseq_plugin.data.training_data import TrainingData
 from bseq_plugin.encoders.causal import CausalEncoder
 from bseq_plugin.encoders.packed.block import FeedForward
