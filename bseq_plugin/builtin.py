@@ -62,9 +62,8 @@ def bseq_indexes() -> list[type[VectorIndex]]:
 @hookimpl
 def bseq_candidate_sources() -> list[type[CandidateSource]]:
     """``item_neighbours``, ``transitions`` and ``popularity``."""
-    from bseq_plugin.candidate_sources.neighbours import ItemNeighbourSource
+    from bseq_plugin.candidate_sources.latest_items import ItemNeighbourSource, TransitionSource
     from bseq_plugin.candidate_sources.popularity import PopularitySource
-    from bseq_plugin.candidate_sources.transitions import TransitionSource
 
     return [ItemNeighbourSource, TransitionSource, PopularitySource]
 

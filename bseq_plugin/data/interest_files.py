@@ -13,7 +13,6 @@ import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -52,14 +51,6 @@ class TableStream:
         """Write the end of the file."""
         if self._writer is not None:
             self._writer.close()
-
-    def __enter__(self) -> TableStream:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
 
 def interest_table(histories: Sequences, interests_UKD: Tensor) -> pa.Table:

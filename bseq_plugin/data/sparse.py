@@ -152,3 +152,12 @@ def keep_strongest(scores_bN: np.ndarray, k: int) -> Matrix:
     kept = sparse.csr_array((values.ravel(), (rows, columns.ravel())), shape=scores_bN.shape)
     kept.eliminate_zeros()
     return kept
+
+
+def best_of_rows(matrix: Matrix, k: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return (rows, columns, values) of the ``k`` largest of each row, best first; of equal ones the lower column."""
+    rows = np.repeat(np.arange(matrix.shape[0]), np.diff(matrix.indptr))
+    order = np.lexsort((matrix.indices, -matrix.data, rows))
+    ranks = np.arange(len(order)) - np.asarray(matrix.indptr[:-1])[rows[order]]
+    kept = order[ranks < k]
+    return rows[kept], matrix.indices[kept].astype(np.int64), matrix.data[kept]

@@ -10,6 +10,7 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from bseq_plugin.errors import UsageError
 from bseq_plugin.schema.indexes import RowMask
@@ -25,10 +26,7 @@ def checked_vectors(vectors_VD: Tensor) -> Tensor:
     vectors_VD = _matrix(vectors_VD, "item vectors", "[V, D]")
     if vectors_VD.shape[0] < 1 or vectors_VD.shape[1] < 1:
         raise UsageError(f"item vectors have shape {tuple(vectors_VD.shape)}; an index needs at least one vector")
-    if not all_finite(vectors_VD):
-        finite_V = torch.isfinite(vectors_VD).all(1)
-        rows = torch.nonzero(~finite_V).flatten()[:10].tolist()
-        raise UsageError(f"item vectors have NaN or Inf, for example in rows {rows}; remove them or train again")
+    _require_finite(vectors_VD, "item vectors", "remove them or train again")
     return vectors_VD
 
 
@@ -46,10 +44,7 @@ def checked_queries(queries_BD: Tensor, k: int, dim: int, n_vectors: int, max_k:
         raise UsageError(f"k = {k}; give 1..{n_vectors}, for the index has {n_vectors} vectors")
     if max_k is not None and k > max_k:
         raise UsageError(f"k = {k}; this backend returns at most {max_k}: ask for less or use index 'exact'")
-    if not all_finite(queries_BD):
-        finite_B = torch.isfinite(queries_BD).all(1)
-        rows = torch.nonzero(~finite_B).flatten()[:10].tolist()
-        raise UsageError(f"queries have NaN or Inf, for example in rows {rows}; check the histories they come from")
+    _require_finite(queries_BD, "queries", "check the histories they come from")
     return queries_BD
 
 
@@ -75,6 +70,12 @@ def all_finite(values: Tensor) -> bool:
     return math.isfinite(float(values.sum())) or bool(torch.isfinite(values).all())
 
 
+def _require_finite(values: Tensor, what: str, remedy: str) -> None:
+    if not all_finite(values):
+        rows = torch.nonzero(~torch.isfinite(values).all(1)).flatten()[:10].tolist()
+        raise UsageError(f"{what} have NaN or Inf, for example in rows {rows}; {remedy}")
+
+
 def _matrix(values: Tensor, what: str, shape: str) -> Tensor:
     if not isinstance(values, Tensor):
         raise UsageError(f"{what} are {type(values).__name__}; give a float tensor {shape}: torch.as_tensor(...)")
@@ -90,6 +91,12 @@ def best_first(scores_BN: Tensor, rows_BN: Tensor) -> tuple[Tensor, Tensor]:
     rows_BN, order_BN = torch.sort(rows_BN, dim=1)
     scores_BN, places_BN = torch.sort(scores_BN.gather(1, order_BN), dim=1, descending=True, stable=True)
     return scores_BN, rows_BN.gather(1, places_BN)
+
+
+def padded(scores_Bn: Tensor, rows_Bn: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """Return the first k hits of each query, filled up with missing ones: row -1, score -inf."""
+    missing = max(0, k - scores_Bn.shape[1])
+    return pad(scores_Bn[:, :k], (0, missing), value=-torch.inf), pad(rows_Bn[:, :k], (0, missing), value=-1)
 
 
 def search_with_ties(search: Search, queries_BD: Tensor, k: int, limit: int) -> tuple[Tensor, Tensor]:
@@ -114,9 +121,7 @@ def search_with_ties(search: Search, queries_BD: Tensor, k: int, limit: int) -> 
 
 
 def inner_products(queries_BD: Tensor, vectors_VD: Tensor, rows_Bk: Tensor) -> Tensor:
-    """Return float32 [B, k], the score of each row for its query, -inf where the row is -1; computed a block of queries
-    at a time.
-    """
+    """Return float32 [B, k], the score of each row for its query, -inf where the row is -1; by blocks of queries."""
     blocks = []
     for queries_QD, rows_Qk in zip(torch.split(queries_BD, 64), torch.split(rows_Bk, 64), strict=True):
         vectors_QkD = vectors_VD[rows_Qk.clamp_min(0)]

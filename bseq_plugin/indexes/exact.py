@@ -14,7 +14,7 @@ from pydantic import Field
 from torch import Tensor
 
 from bseq_plugin.errors import UsageError
-from bseq_plugin.indexes.checks import best_first, checked_mask, checked_queries, checked_vectors
+from bseq_plugin.indexes.checks import best_first, checked_mask, checked_queries, checked_vectors, padded
 from bseq_plugin.schema.indexes import IndexCapabilities, RowMask, VectorIndex
 from bseq_plugin.schema.options import PartOptions
 
@@ -49,9 +49,7 @@ class ExactIndex(VectorIndex[ExactOptions]):
         return cls(checked_vectors(vectors_VD), cls.checked_options(options))
 
     def search(self, queries_BD: Tensor, k: int) -> tuple[Tensor, Tensor]:
-        """Return ``(scores_Bk float32, rows_Bk int64)``, best first, equal scores by ascending row. See
-        ``VectorIndex``.
-        """
+        """Return ``(scores_Bk float32, rows_Bk int64)``, best first, equal scores by row. See ``VectorIndex``."""
         return self.search_masked(queries_BD, k, RowMask())
 
     @torch.no_grad()
@@ -79,9 +77,7 @@ class ExactIndex(VectorIndex[ExactOptions]):
             best_scores_Qk = torch.cat([best_scores_Qk, scores_Qk], dim=1)
             best_rows_Qk = torch.cat([best_rows_Qk, rows_C[columns_Qk]], dim=1)
             best_scores_Qk, best_rows_Qk = (x[:, :k] for x in best_first(best_scores_Qk, best_rows_Qk))
-        missing = k - best_scores_Qk.shape[1]  # fewer rows than k are allowed
-        best_scores_Qk = torch.nn.functional.pad(best_scores_Qk, (0, missing), value=-torch.inf)
-        best_rows_Qk = torch.nn.functional.pad(best_rows_Qk, (0, missing), value=-1)
+        best_scores_Qk, best_rows_Qk = padded(best_scores_Qk, best_rows_Qk, k)  # fewer rows than k may be allowed
         return best_scores_Qk, best_rows_Qk.masked_fill(best_scores_Qk == -torch.inf, -1)
 
     def _chunks(self, allowed_A: Tensor | None) -> Iterator[tuple[Tensor, Tensor]]:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -61,7 +61,8 @@ class FaissCpuIndex(VectorIndex[FaissCpuOptions]):
         factory = sized_factory(options.factory, *vectors_VD.shape)
         self._flat = factory == FLAT
         self._rescored = WHOLE_VECTORS.fullmatch(factory) is None
-        self._refine = 1 if factory.endswith("RFlat") else _refine(options)
+        own = 8 if options.factory == "ivf_pq" else 1
+        self._refine = 1 if factory.endswith("RFlat") else options.refine or own
         self.capabilities = IndexCapabilities(exact=self._flat)
 
     @classmethod
@@ -130,16 +131,14 @@ class FaissCpuIndex(VectorIndex[FaissCpuOptions]):
         return [{"ef_search": 2**power} for power in range(4, 11)] if factory.startswith("HNSW") else []
 
     def with_effort(self, effort: dict[str, Any]) -> FaissCpuIndex:
-        """Return this FAISS index in a new wrapper. The FAISS index changes: all its wrappers look as far as the latest
-        effort says.
-        """
+        """Return this FAISS index in a new wrapper. It changes: all its wrappers look as far as the latest effort."""
         parsed = self.checked_options({**self._options.model_dump(exclude_none=True), **effort})
         _set_search_options(self._index, parsed)
         return FaissCpuIndex(self._index, self._vectors_VD, parsed)
 
     def save(self, path: Path) -> None:
         """Write the index to ``path``. Raises StoreError if that fails."""
-        write_index(self._index, path)
+        write_indexes([self._index], path)
 
     @classmethod
     def load(cls, path: Path, vectors_VD: Tensor, options: FaissCpuOptions | None = None) -> FaissCpuIndex:
@@ -171,10 +170,6 @@ def sized_factory(factory: str, n_vectors: int, dim: int) -> str:
     return kinds.get(factory, factory)
 
 
-def _refine(options: FaissCpuOptions) -> int:
-    return options.refine or (8 if options.factory == "ivf_pq" else 1)
-
-
 def training_part(x_VD: np.ndarray, factory: str) -> np.ndarray:
     """Return evenly spread rows, as many as the lists need: the same ones whenever the same vectors come."""
     lists = re.match(r"IVF(\d+)", factory)
@@ -194,15 +189,16 @@ def import_faiss() -> Any:
     return faiss
 
 
-def write_index(index: Any, path: Path) -> None:
-    """Write a FAISS index. Raises StoreError if that fails.
+def write_indexes(indexes: Iterable[Any], path: Path) -> None:
+    """Write FAISS indexes one behind the other. Raises StoreError if that fails.
 
     Through a Python file: FAISS's own writer only prints to stderr when the last bytes can't be flushed (a full disk).
     """
     faiss = import_faiss()
     try:
         with path.open("wb") as file:
-            faiss.write_index(index, faiss.PyCallbackIOWriter(file.write, WRITE_BYTES))
+            for index in indexes:
+                faiss.write_index(index, faiss.PyCallbackIOWriter(file.write, WRITE_BYTES))
     except (RuntimeError, OSError) as error:
         raise StoreError(f"FAISS can't write {str(path)!r}: {last_words(error)}") from error
 

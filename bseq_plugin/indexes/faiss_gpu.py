@@ -3,6 +3,9 @@
 Classic GPU FAISS is not thread-safe even for reads, its resources belong to the thread that made them, and it ignores
 id selectors silently: so one worker does everything, and all filtering is done by the retrieval layer.
 
+FAISS's cloner takes flat and inverted-list indexes; HNSW, fast-scan codes and refinement are CPU only (faiss 1.15,
+``GpuCloner.cpp``), so they are not offered. CAGRA is built on the GPU alone.
+
 Shape letters: B queries, V vectors, D width, k hits of a query.
 """
 
@@ -14,21 +17,40 @@ import warnings
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from bseq_plugin.errors import MissingDependencyError, UsageError
-from bseq_plugin.indexes import faiss_gpu_build
 from bseq_plugin.indexes.checks import best_first, checked_queries, checked_vectors, inner_products, search_with_ties
 from bseq_plugin.indexes.exact import ExactIndex
-from bseq_plugin.indexes.faiss_cpu import import_faiss, write_index
-from bseq_plugin.indexes.faiss_gpu_build import MAX_K, FaissGpuOptions
+from bseq_plugin.indexes.faiss_cpu import import_faiss, read_index, sized_factory, training_part, write_indexes
 from bseq_plugin.schema.indexes import IndexCapabilities, VectorIndex
+from bseq_plugin.schema.options import PartOptions
 
+MAX_K = 2048  # of classic GPU FAISS
 _workers: dict[tuple[int, int], ThreadPoolExecutor] = {}
 _workers_lock = threading.Lock()
+
+
+class FaissGpuOptions(PartOptions):
+    """``kind``: ``flat``, ``ivf_flat``, or ``cagra``, a graph that only cuVS builds of FAISS have.
+
+    ``nprobe``, ``n_lists``: of ``ivf_flat`` (default: about 4 sqrt(V) lists). ``build_on``: where an ``ivf_flat`` is
+    trained and filled. ``device``: number of the GPU. ``memory_mb``: refuse an index that needs more than that.
+    ``temp_memory_mb``: cap of the scratch memory. ``float16``: half the memory.
+    """
+
+    kind: Literal["flat", "ivf_flat", "cagra"] = "flat"
+    nprobe: int = Field(32, ge=1, le=MAX_K)
+    n_lists: int | None = Field(None, ge=1)
+    build_on: Literal["cpu", "gpu"] = "cpu"
+    device: int = Field(0, ge=0)
+    memory_mb: int | None = Field(None, ge=1)
+    temp_memory_mb: int = Field(256, ge=1)
+    float16: bool = False
 
 
 class FaissGpuIndex(VectorIndex[FaissGpuOptions]):
@@ -83,7 +105,7 @@ class FaissGpuIndex(VectorIndex[FaissGpuOptions]):
             )
         worker = _worker(parsed.device)
         try:
-            on_cpu = faiss_gpu_build.cpu_part(vectors_VD, parsed, path)
+            on_cpu = _cpu_part(vectors_VD, parsed, path)
             index = worker.submit(_to_gpu, on_cpu, vectors_VD, parsed).result()
         except (RuntimeError, AssertionError) as error:
             raise UsageError(
@@ -122,13 +144,11 @@ class FaissGpuIndex(VectorIndex[FaissGpuOptions]):
         Raises StoreError if writing fails.
         """
         if self._on_cpu is not None:
-            write_index(self._on_cpu, path)
+            write_indexes([self._on_cpu], path)
 
     @classmethod
     def load(cls, path: Path, vectors_VD: Tensor, options: FaissGpuOptions | None = None) -> FaissGpuIndex:
-        """Put the index saved at ``path``, whose bytes the caller has verified, on the GPU; without a file build it
-        anew.
-        """
+        """Put the index saved at ``path``, with bytes that are verified, on the GPU; without a file build it anew."""
         return cls._make(vectors_VD, options, path if path.is_file() else None)
 
 
@@ -143,9 +163,7 @@ def _import_gpu_faiss(options: FaissGpuOptions) -> Any:
 
 
 def _worker(device: int) -> ThreadPoolExecutor:
-    """Return the one thread that owns a GPU's resources in this process (the pid keeps a forked child from inheriting
-    it).
-    """
+    """Return the one thread that owns a GPU's resources in this process; the pid: no forked child inherits it."""
     with _workers_lock:
         key = (device, os.getpid())
         if key not in _workers:
@@ -163,4 +181,48 @@ def _to_gpu(on_cpu: Any, vectors_VD: Tensor, options: FaissGpuOptions) -> Any:
     """Copy an index to the GPU; runs in the worker, which owns the resources."""
     resources = _resources(options.device, os.getpid())
     resources.setTempMemory(options.temp_memory_mb * 2**20)
-    return faiss_gpu_build.on_gpu(on_cpu, vectors_VD, options, resources)
+    return _on_gpu(on_cpu, vectors_VD, options, resources)
+
+
+def _cpu_part(vectors_VD: Tensor, options: FaissGpuOptions, path: Path | None) -> Any:
+    """Return the index on the CPU that is copied to the GPU: full, or for ``build_on="gpu"`` empty; None for CAGRA.
+
+    ``path``: a saved index, read instead of built. Raises StoreError if it does not fit the vectors.
+    """
+    faiss = import_faiss()
+    if options.kind == "cagra":
+        return None
+    if options.kind == "flat":
+        flat = faiss.IndexFlatIP(vectors_VD.shape[1])
+        flat.add(vectors_VD.numpy())
+        return flat
+    if path is not None:
+        index = read_index(path, vectors_VD)
+    else:
+        factory = sized_factory("ivf_flat", *vectors_VD.shape)
+        if options.n_lists is not None:
+            factory = f"IVF{options.n_lists},Flat"
+        index = faiss.index_factory(vectors_VD.shape[1], factory, faiss.METRIC_INNER_PRODUCT)
+        if options.build_on == "cpu":
+            index.train(training_part(vectors_VD.numpy(), factory))
+            index.add(vectors_VD.numpy())
+    index.nprobe = min(options.nprobe, index.nlist)
+    return index
+
+
+def _on_gpu(index: Any, vectors_VD: Tensor, options: FaissGpuOptions, resources: Any) -> Any:
+    """Return the index on the GPU; called in the thread that owns ``resources``."""
+    faiss = import_faiss()
+    if options.kind == "cagra":
+        settings = faiss.GpuIndexCagraConfig()
+        settings.device = options.device
+        graph = faiss.GpuIndexCagra(resources, vectors_VD.shape[1], faiss.METRIC_INNER_PRODUCT, settings)
+        graph.train(vectors_VD.numpy())
+        return graph
+    cloning = faiss.GpuClonerOptions()
+    cloning.useFloat16 = options.float16
+    copied = faiss.index_cpu_to_gpu(resources, options.device, index, cloning)
+    if options.kind == "ivf_flat" and options.build_on == "gpu":
+        copied.train(vectors_VD.numpy())
+        copied.add(vectors_VD.numpy())
+    return copied

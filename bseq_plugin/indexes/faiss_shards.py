@@ -25,6 +25,7 @@ from bseq_plugin.indexes.faiss_cpu import (
     byte_limit,
     import_faiss,
     last_words,
+    write_indexes,
 )
 from bseq_plugin.schema.indexes import IndexCapabilities, VectorIndex
 
@@ -38,9 +39,7 @@ class FaissShardsOptions(FaissCpuOptions):
 
 
 class FaissShardsIndex(VectorIndex[FaissShardsOptions]):
-    """FAISS indexes over parts of the rows; exact where they are: with the factory ``Flat``, or with IVF lists that are
-    all probed.
-    """
+    """FAISS indexes over parts of the rows; exact where they are: with the factory ``Flat``, or all lists probed."""
 
     name = "faiss_shards"
     capabilities = IndexCapabilities(exact=True)  # with the default factory
@@ -82,13 +81,7 @@ class FaissShardsIndex(VectorIndex[FaissShardsOptions]):
 
     def save(self, path: Path) -> None:
         """Write the parts, one behind the other, to ``path``. Raises StoreError if that fails."""
-        faiss = import_faiss()
-        try:
-            with path.open("wb") as file:
-                for part in self._parts:
-                    faiss.write_index(part.faiss_index, faiss.PyCallbackIOWriter(file.write, WRITE_BYTES))
-        except (RuntimeError, OSError) as error:
-            raise StoreError(f"FAISS can't write {str(path)!r}: {last_words(error)}") from error
+        write_indexes([part.faiss_index for part in self._parts], path)
 
     @classmethod
     def load(cls, path: Path, vectors_VD: Tensor, options: FaissShardsOptions | None = None) -> FaissShardsIndex:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from bseq_plugin.errors import UsageError
-from bseq_plugin.indexes.checks import best_first, checked_queries
+from bseq_plugin.indexes.checks import best_first, checked_queries, padded
 from bseq_plugin.indexes.exact import ExactIndex
 from bseq_plugin.schema.indexes import IndexCapabilities, VectorIndex
 from bseq_plugin.schema.options import PartOptions
@@ -26,9 +26,7 @@ class LayeredIndex(VectorIndex):
     """
 
     def __init__(self, base: VectorIndex, vectors_VD: Tensor, n_base: int, stale_S: Tensor) -> None:
-        """Lay ``vectors_VD``, all vectors with changed ones in their new form, on ``base``. ``stale_S``: int64,
-        ascending, < ``n_base``.
-        """
+        """Lay ``vectors_VD``, all vectors as they are now, on ``base``. ``stale_S``: int64, ascending, < ``n_base``."""
         self.name = base.name  # type: ignore[misc]  # it stands for the index that was published
         self._base, self._vectors_VD, self._n_base = base, vectors_VD, n_base
         self._rows_U = torch.cat([stale_S, torch.arange(n_base, len(vectors_VD))])
@@ -62,10 +60,7 @@ class LayeredIndex(VectorIndex):
             scores_Bu, places_Bu = self._on_top.search(queries_BD, min(k, len(self._rows_U)))
             hits.append((scores_Bu, self._rows_U[places_Bu]))
         scores_Bm, rows_Bm = (torch.cat(parts, dim=1) for parts in zip(*hits, strict=True))
-        scores_Bm, rows_Bm = best_first(scores_Bm, rows_Bm)
-        missing = max(0, k - scores_Bm.shape[1])
-        pad = torch.nn.functional.pad
-        return pad(scores_Bm[:, :k], (0, missing), value=-torch.inf), pad(rows_Bm[:, :k], (0, missing), value=-1)
+        return padded(*best_first(scores_Bm, rows_Bm), k)
 
     def save(self, path: Path) -> None:
         """Write the base: the rest is in the vectors."""

@@ -12,9 +12,9 @@ from typing import Any
 
 from torch import Tensor
 
-from bseq_plugin.errors import MissingDependencyError, UsageError
+from bseq_plugin.errors import UsageError
 from bseq_plugin.indexes.exact import ExactIndex
-from bseq_plugin.publishing.measure import DEFAULT_KINDS, Measured, built, measure, size_of, true_rows, variants
+from bseq_plugin.publishing.measure import DEFAULT_KINDS, Measured, built, measured_kinds, true_rows
 from bseq_plugin.schema.indexes import VectorIndex
 
 MAX_EXACT_ITEMS = 1_000_000  # up to here exact search is quick enough, unless a latency is asked for
@@ -89,19 +89,13 @@ def choose_index(
         return Choice(ExactIndex.build(vectors_VD), ExactIndex.name, {})
     if unlimited:  # beyond a million, exact search would always win on recall, and be slow
         kinds = tuple(kind for kind in kinds if kind[0] != ExactIndex.name)
-    true_Qk, tried, reasons = true_rows(vectors_VD, queries_QD, wanted.k), [], []
-    for name, options in kinds:
-        try:
-            index, seconds = built(name, options, vectors_VD)
-        except (MissingDependencyError, UsageError) as error:
-            reasons.append(f"{name} {dict(options)}: {error}")
-            continue
-        size = size_of(index, vectors_VD)
-        for variant, chosen in variants(index, options):
-            measured = measure(variant, chosen, queries_QD, true_Qk, seconds, size)
-            tried.append(measured)
-            misses = wanted.misses(measured, n_vectors)
-            if not misses:
-                return Choice(variant, name, chosen, tuple(tried))
-            reasons.append(f"{measured.label}: {', '.join(misses)}")
+    reasons: list[str] = []
+    tried: list[Measured] = []
+    true_Qk = true_rows(vectors_VD, queries_QD, wanted.k)
+    for index, measured in measured_kinds(kinds, vectors_VD, queries_QD, true_Qk, reasons):
+        tried.append(measured)
+        misses = wanted.misses(measured, n_vectors)
+        if not misses:
+            return Choice(index, measured.index, measured.options, tuple(tried))
+        reasons.append(f"{measured.label}: {', '.join(misses)}")
     raise UsageError(f"no index meets {wanted}: " + "; ".join(reasons) + ". Lower the target, or name an index")

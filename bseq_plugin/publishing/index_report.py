@@ -15,20 +15,11 @@ import numpy as np
 import pandas as pd
 from torch import Tensor
 
-from bseq_plugin.errors import MissingDependencyError, UsageError
+from bseq_plugin.errors import UsageError
 from bseq_plugin.events.events import Events
 from bseq_plugin.events.sequences import Sequences
 from bseq_plugin.metrics import ranking_metrics
-from bseq_plugin.publishing.measure import (
-    DEFAULT_KINDS,
-    Measured,
-    built,
-    measure,
-    size_of,
-    spread_queries,
-    true_rows,
-    variants,
-)
+from bseq_plugin.publishing.measure import DEFAULT_KINDS, Measured, measured_kinds, spread_queries, true_rows
 from bseq_plugin.schema.indexes import VectorIndex
 from bseq_plugin.serving.hits import ExcludedPairs
 from bseq_plugin.serving.search import search_items
@@ -92,18 +83,10 @@ def index_report(
     queries_QD = spread_queries(served.model.encode(histories), histories.lengths, n_queries)
     true_Qk = true_rows(vectors_VD, queries_QD, k)
     task = None if test is None else _Task.of(served, test, task_k)
-    rows, skipped = [], []
-    for name, options in kinds:
-        progress(" ".join([name, *map(str, options.values())]))
-        try:
-            index, seconds = built(name, options, vectors_VD)
-        except (MissingDependencyError, UsageError) as error:
-            skipped.append(f"{name} {dict(options)}: {error}")
-            continue
-        size = size_of(index, vectors_VD)
-        for variant, chosen in variants(index, options):
-            row = measure(variant, chosen, queries_QD, true_Qk, seconds, size)
-            rows.append(row if task is None else replace(row, task=task.metrics(variant)))
+    rows: list[Measured] = []
+    skipped: list[str] = []
+    for index, row in measured_kinds(kinds, vectors_VD, queries_QD, true_Qk, skipped, progress):
+        rows.append(row if task is None else replace(row, task=task.metrics(index)))
     n_users = 0 if task is None else len(task.interests_UKD)
     n_items, dim = vectors_VD.shape
     return IndexReport(

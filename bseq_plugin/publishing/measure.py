@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from bseq_plugin.errors import MissingDependencyError, UsageError
 from bseq_plugin.indexes.exact import ExactIndex
 from bseq_plugin.plugins import plugin_manager
 from bseq_plugin.publishing.history_parts import spread
@@ -115,6 +116,31 @@ def measure(
     found_Qk = torch.cat([index.search(part_QD, k)[1] for part_QD in torch.split(queries_QD, max(BATCHES))])
     latency = {str(batch): _latency(index, queries_QD, k, batch) for batch in BATCHES}
     return Measured(index.name, dict(options), k, recall(found_Qk, true_Qk), build_seconds, bytes_per_vector, latency)
+
+
+def measured_kinds(
+    kinds: Iterable[tuple[str, Mapping[str, Any]]],
+    vectors_VD: Tensor,
+    queries_QD: Tensor,
+    true_Qk: Tensor,
+    skipped: list[str],
+    progress: Callable[[str], None] = lambda _: None,
+) -> Iterator[tuple[VectorIndex, Measured]]:
+    """Yield each kind of index, built here, at each of its efforts, with what was measured of it.
+
+    An index that is yielded looks so far until the next one is asked for. ``skipped`` gets a line for each kind that
+    can't be built here; ``progress`` is called with the name of each before it is built.
+    """
+    for name, options in kinds:
+        progress(" ".join([name, *map(str, options.values())]))
+        try:
+            index, seconds = built(name, options, vectors_VD)
+        except (MissingDependencyError, UsageError) as error:
+            skipped.append(f"{name} {dict(options)}: {error}")
+            continue
+        size = size_of(index, vectors_VD)
+        for variant, chosen in variants(index, options):
+            yield variant, measure(variant, chosen, queries_QD, true_Qk, seconds, size)
 
 
 def size_of(index: VectorIndex, vectors_VD: Tensor) -> float:

@@ -19,6 +19,7 @@ from __future__ import annotations
 import importlib.metadata
 import platform
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -133,7 +134,8 @@ def _write_users(folder: Path, made: Prepared, report: Report) -> dict[str, Any]
     n_users = n_events = 0
     newest_us: int | None = None
     hashes_U = np.empty(made.histories.n_users, np.uint64)
-    with TableStream(folder / "sequences.parquet") as sequences, TableStream(folder / "interests.parquet") as interests:
+    sequences, interests = TableStream(folder / "sequences.parquet"), TableStream(folder / "interests.parquet")
+    with closing(sequences), closing(interests):
         for part in made.histories.parts():
             histories = part.histories
             found_UKD = _finite_interests(made.model, histories, part.interests_UKD)

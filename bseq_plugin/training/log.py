@@ -7,7 +7,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from rich.console import Console
@@ -35,12 +34,8 @@ class RunLog:
             self._drop_lines_after(resumed_after)
             self._tensorboard = SummaryWriter(str(run / "tensorboard"), purge_step=resumed_after + 1)
 
-    def __enter__(self) -> RunLog:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def close(self) -> None:
+        """Write the end of TensorBoard's file."""
         if self._tensorboard is not None:
             self._tensorboard.close()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -94,13 +95,9 @@ class Trainer:
         """Train, checkpoint each epoch (and within, if asked to), stop early, export the model and the interests."""
         self._resume()
         state = self.state
-        with RunLog(
-            self.run.path,
-            enabled=self.here.is_first,
-            progress=self.show,
-            epochs=self.recipe.training.epochs,
-            resumed_after=state.epoch,
-        ) as log:
+        epochs, first = self.recipe.training.epochs, self.here.is_first
+        log = RunLog(self.run.path, enabled=first, progress=self.show, epochs=epochs, resumed_after=state.epoch)
+        with closing(log):
             while not state.stops(self.recipe):
                 self._epoch(state, log)
             self._export(Position(state.best_epoch), log)

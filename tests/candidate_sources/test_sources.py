@@ -9,9 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from bseq_plugin.candidate_sources.neighbours import ItemNeighbourSource
+from bseq_plugin.candidate_sources.latest_items import ItemNeighbourSource, TransitionSource
 from bseq_plugin.candidate_sources.popularity import PopularitySource
-from bseq_plugin.candidate_sources.transitions import TransitionSource
 from bseq_plugin.data import sparse
 from bseq_plugin.events.sequences import Sequences
 from bseq_plugin.testing.sources import N_ITEMS, CandidateSourceTests, by_user, inputs_of, made_up_histories

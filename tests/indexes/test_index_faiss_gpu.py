@@ -13,8 +13,7 @@ import torch
 
 from bseq_plugin.errors import MissingDependencyError, UsageError
 from bseq_plugin.indexes.exact import ExactIndex
-from bseq_plugin.indexes.faiss_gpu import FaissGpuIndex
-from bseq_plugin.indexes.faiss_gpu_build import MAX_K
+from bseq_plugin.indexes.faiss_gpu import MAX_K, FaissGpuIndex
 from bseq_plugin.testing.indexes import IndexTests, vectors
 
 

@@ -1,6 +1,7 @@
 import json
 import math
 import shutil
+from contextlib import closing
 from dataclasses import replace
 
 import pandas as pd
@@ -495,7 +496,7 @@ def test_lines_are_struck_from_the_log_all_at_once(tmp_path, monkeypatch):
         with pytest.raises(Stopped):
             RunLog(tmp_path, enabled=True, progress=False, epochs=3, resumed_after=2)
     assert file.read_text() == "".join(lines)
-    with RunLog(tmp_path, enabled=True, progress=False, epochs=3, resumed_after=2):
+    with closing(RunLog(tmp_path, enabled=True, progress=False, epochs=3, resumed_after=2)):
         assert file.read_text() == "".join(lines[:2])
 
 
