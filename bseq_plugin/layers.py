@@ -42,6 +42,15 @@ class ZeroLinear(nn.Linear):
             nn.init.zeros_(self.bias)
 
 
+def softmax_by_group(scores_N: Tensor, group_N: Tensor, n_groups: int) -> Tensor:
+    """Return the softmax of scores ``[N, ...]`` over the rows of each group; ``group_N`` int64, 0..n_groups - 1."""
+    shape = (n_groups, *scores_N.shape[1:])
+    index = group_N.view(-1, *[1] * (scores_N.dim() - 1)).expand_as(scores_N)
+    top_G = scores_N.new_full(shape, -torch.inf).scatter_reduce(0, index, scores_N.detach(), "amax")
+    weights_N = (scores_N - top_G[group_N]).exp()
+    return weights_N / weights_N.new_zeros(shape).index_add(0, group_N, weights_N)[group_N]
+
+
 LEVELS = 1 << 8
 FINE = 8  # levels from either end, within which rounding could change a share by more than a sixteenth
 

@@ -133,7 +133,5 @@ RandomNumbers = Callable[[], np.random.Generator]
 
 
 def step_random(seed: int, epoch: int, step: int) -> RandomNumbers:
-    """Return a function that makes the step's generator when it is first called: that takes half as long as a batch,
-    and most steps draw nothing.
-    """
+    """Return a function that makes the step's generator once: half a batch's time, and most steps draw nothing."""
     return cache(lambda: np.random.default_rng([seed, STEP_STREAM, epoch, step]))

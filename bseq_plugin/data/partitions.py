@@ -178,7 +178,7 @@ def seal(folder: Path) -> PartitionedSequences:
         file, events = pq.ParquetFile(path), 0
         for number in range(file.num_row_groups):
             table = file.read_row_group(number, columns=columns)
-            flat = {name: _flat(table[name]) for name in columns}
+            flat = {name: pc.list_flatten(table[name]).combine_chunks() for name in columns}
             if len({len(values) for values in flat.values()}) > 1:
                 raise SchemaError(f"{path}: the lists of {', '.join(columns)} differ in length")
             events += len(flat["item_ids"])
@@ -195,11 +195,6 @@ def seal(folder: Path) -> PartitionedSequences:
     sequences = PartitionedSequences(folder, partitions, columns, names, last_us)
     sequences.save_head()
     return sequences
-
-
-def _flat(column: pa.ChunkedArray) -> pa.Array:
-    flat = pc.list_flatten(column)
-    return flat.combine_chunks() if isinstance(flat, pa.ChunkedArray) else flat
 
 
 def _add(counts: pa.Table | None, value_counts: pa.StructArray) -> pa.Table:

@@ -22,7 +22,6 @@ from bseq_plugin.encoders.packed.pairs import PairFeatures
 from bseq_plugin.encoders.packed.stack import BlockStack, Choose, PositionEmbedding
 from bseq_plugin.encoders.packed.varlen import VarlenView, varlen_serves
 from bseq_plugin.errors import RecipeError
-from bseq_plugin.layers import dropout
 from bseq_plugin.schema.options import PartOptions
 from bseq_plugin.schema.packed import PackedEvents
 
@@ -101,6 +100,7 @@ class CausalEncoder(BlockStack[CausalOptions]):
             raise RecipeError(f"dim = {dim} is not a multiple of encoder.n_heads = {self.options.n_heads}")
         self.pair_features = self.options.pair_features
         self.position = PositionEmbedding(max_length, dim) if self.options.position != "none" else None
+        self.from_newest = self.options.position == "newest"
         self.blocks = nn.ModuleList(CausalBlock(dim, dropout, self.options) for _ in range(self.options.n_blocks))
         self.norm = nn.LayerNorm(dim) if self.options.final_norm else nn.Identity()
 
@@ -117,17 +117,10 @@ class CausalEncoder(BlockStack[CausalOptions]):
         for block in self.blocks:
             cast(CausalBlock, block).feed_forward.matmul = choices.get("matmul", "float32")
 
-    def finish(self, x: Tensor) -> Tensor:
-        """Apply the last norm."""
-        states: Tensor = self.norm(x)
-        return states
-
-    def embed(self, events: PackedEvents) -> Tensor:
-        """Return the events with their positions added."""
-        x_TD = events.x_TD
-        if self.position is not None:
-            x_TD = x_TD + self.position(events.age_T if self.options.position == "newest" else events.position_T)
-        return dropout(x_TD, self.options.share("embedding", self.dropout), self.training)
+    @property
+    def embedding_dropout(self) -> float:
+        """The option of that name, or the recipe's dropout."""
+        return self.options.share("embedding", self.dropout)
 
     def all_look(self, events: PackedEvents, hidden_T: Tensor | None) -> TileView | VarlenView:
         """With ``varlen_attention`` take a GPU's kernel for sequences of different lengths, where it serves."""
@@ -156,9 +149,7 @@ class CausalEncoder(BlockStack[CausalOptions]):
         return cast(CausalBlock, last).shares(x_TD, NewestView.of(events, self.pair_features))
 
     def hidden(self, events: PackedEvents) -> Tensor | None:
-        """Return bool [T], events of this batch that only they themselves see. They are drawn once, so that no block
-        tells of them.
-        """
+        """Return bool [T], events of this batch that only they themselves see; drawn once, so that no block tells."""
         share: float = self.options.event_dropout
         if not self.training or not share:
             return None

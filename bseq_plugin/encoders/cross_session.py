@@ -73,9 +73,7 @@ class Sessions:
         return cls(passed_T1[1:] - 1, offsets_S1, passed_T1[events.offsets_B1], first_T[rows_S])
 
     def gaps(self, times_T: Tensor) -> Tensor:
-        """Return int64 [S], the bucket of the time since the end of the user's session before, ``NO_GAP`` for the
-        first.
-        """
+        """Return int64 [S], the bucket of the time since the user's session before ended; ``NO_GAP`` for the first."""
         begins_S, ends_S = times_T[self.offsets_S1[:-1]], times_T[self.offsets_S1[1:] - 1]
         between_S = begins_S - torch.roll(ends_S, 1)
         return time_bucket(between_S).masked_fill(self.first_S, NO_GAP)
@@ -194,9 +192,8 @@ class HistoryPath(nn.Module):
             x_SD = x_SD + self.gap_before(gaps_S)
         values_TD = cast(HstuBlock, self.blocks[0]).values(events.x_TD)
         values_SD = values_TD.new_zeros(n_sessions, values_TD.shape[1]).index_add(0, sessions.of_event_T, values_TD)
-        behind_SD = _through(
-            self.blocks, PackedEvents(x_SD, sessions.offsets_B1, times_S), self.pair_features, values_SD
-        )
+        behind = PackedEvents(x_SD, sessions.offsets_B1, times_S)
+        behind_SD = _through(self.blocks, behind, self.pair_features, values_SD)
         # looked up in one table with the vector for "nothing before", so that every weight has a gradient in any batch
         places_S = torch.arange(n_sessions, device=behind_SD.device).masked_fill(sessions.first_S, 0)
         before_SD = torch.cat([self.nothing_before.weight, behind_SD])[places_S]

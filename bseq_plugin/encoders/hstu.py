@@ -15,7 +15,6 @@ from bseq_plugin.encoders.packed.stack import BlockStack, Choose, PositionEmbedd
 from bseq_plugin.errors import RecipeError
 from bseq_plugin.layers import IdentityLinear, IdentityValues, dropout
 from bseq_plugin.schema.options import PartOptions
-from bseq_plugin.schema.packed import PackedEvents
 
 OPEN = 1.2784645  # its silu is 1
 
@@ -55,24 +54,13 @@ class HstuEncoder(BlockStack[HstuOptions]):
             raise RecipeError(f"dim = {dim} is not a multiple of encoder.n_heads = {self.options.n_heads}")
         self.pair_features = PairFeatures(self.options.relative_position_bias, self.options.relative_time_bias)
         self.position = PositionEmbedding(max_length, dim) if self.options.position != "none" else None
+        self.from_newest = self.options.position == "newest"
         n_distances = n_distance_buckets(max_length) if self.pair_features.distance else 0
         n_times = N_TIME_BUCKETS if self.pair_features.time else 0
         self.blocks = nn.ModuleList(
             HstuBlock(dim, self.options.n_heads, dropout, n_distances, n_times) for _ in range(self.options.n_blocks)
         )
         self.norm = nn.LayerNorm(dim)
-
-    def embed(self, events: PackedEvents) -> Tensor:
-        """Return the events with their positions added."""
-        x_TD = events.x_TD
-        if self.position is not None:
-            x_TD = x_TD + self.position(events.age_T if self.options.position == "newest" else events.position_T)
-        return dropout(x_TD, self.dropout, self.training)
-
-    def finish(self, x: Tensor) -> Tensor:
-        """Apply the last norm."""
-        states: Tensor = self.norm(x)
-        return states
 
 
 class HstuBlock(nn.Module):

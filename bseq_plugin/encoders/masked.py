@@ -71,9 +71,7 @@ class MaskedEncoder(SequenceEncoder[MaskedOptions]):
         return self._run(prefixes, masks_Q)
 
     def masked_states_at(self, events: PackedEvents, rows_Q: Tensor) -> Tensor:
-        """Return ``states_QD`` of the packed rows ``rows_Q``, whose events are hidden; the user's other events are
-        seen.
-        """
+        """Return ``states_QD`` of the packed rows ``rows_Q``, whose events are hidden; the user's others are seen."""
         hidden_T = torch.zeros(events.x_TD.shape[0], dtype=torch.bool, device=rows_Q.device).index_fill(0, rows_Q, True)
         x_TD = torch.where(hidden_T[:, None], self.mask.weight.to(events.x_TD.dtype), events.x_TD)
         return self._run(events.with_x(x_TD), rows_Q)

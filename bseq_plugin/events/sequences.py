@@ -205,7 +205,6 @@ class Sequences:
             if column not in table.column_names:
                 raise SchemaError(f"{name} lacks column {column!r}; found {table.column_names}")
         flat = {n: _with_long_text(table[n]).combine_chunks() for n in table.column_names if n != USER}
-        flat = {n: c.chunk(0) if isinstance(c, pa.ChunkedArray) else c for n, c in flat.items()}
         lengths = {n: c.value_lengths().to_numpy(zero_copy_only=False) for n, c in flat.items()}
         for column, values in lengths.items():
             if not np.array_equal(values, lengths["item_ids"]):

@@ -74,9 +74,7 @@ class ColumnsItemEncoder(ItemEncoder[ColumnsOptions]):
 
 
 def _place(column: str, value: object, buckets: int) -> tuple[int, int]:
-    """Return (bucket, sign) of a value. 3 and 3.0 are one: a column of integers with one missing has become one of
-    floats.
-    """
+    """Return (bucket, sign) of a value. 3 and 3.0 are one: one missing value turns a column's integers to floats."""
     if isinstance(value, float | np.floating) and float(value).is_integer():
         value = int(value)
     number = int.from_bytes(hashlib.blake2b(f"{column}\0{value}".encode(), digest_size=8).digest(), "big")

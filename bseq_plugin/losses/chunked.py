@@ -59,9 +59,7 @@ def chunked_loss(
 
 
 def chunk_size(n_states: int, n_negatives: int, elements: int) -> int:
-    """Return the number of states of a chunk: what fits ``elements`` logits, in even shares, and a few whatever the
-    catalogue's size.
-    """
+    """Return the states of a chunk: what fits ``elements`` logits, in even shares; a few for any catalogue's size."""
     most = max(CHUNK_STEP, elements // max(1, n_negatives) // CHUNK_STEP * CHUNK_STEP)
     share = -(-n_states // -(-n_states // most))
     return -(-share // CHUNK_STEP) * CHUNK_STEP

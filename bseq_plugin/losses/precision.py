@@ -47,9 +47,7 @@ class Products:
 
     @classmethod
     def of(cls, vectors_ND: Tensor, chunk: int, bfloat16: bool, narrow: bool = False) -> Products:
-        """Make the buffers for chunks of at most ``chunk`` states; in bfloat16 with ``bfloat16``, and ``narrow`` logits
-        too.
-        """
+        """Make the buffers for chunks of at most ``chunk`` states; ``bfloat16``, ``narrow``: see the attributes."""
         size = vectors_ND.shape[0] * chunk
         factors_ND = vectors_ND.bfloat16() if bfloat16 else vectors_ND
         buffers = None
@@ -69,9 +67,7 @@ class Products:
         return narrow_CN.T if self.narrow else self.buffer[: n * c].view(c, n).copy_(narrow_CN).T
 
     def gradients(self, d_logits_NC: Tensor, states_CD: Tensor, out: Tensor, *, first: bool) -> None:
-        """Add ``d_logits @ states`` to ``d_vectors_ND``, which the ``first`` chunk begins; put ``d_logits.T @ vectors``
-        into ``out`` [C, D].
-        """
+        """Add ``d_logits @ states`` to ``d_vectors_ND``, begun by the ``first``; ``out`` = ``d_logits.T @ vectors``."""
         if self.bfloat16 is None:
             sums_ND = self.d_vectors_ND
             torch.addmm(sums_ND, d_logits_NC, states_CD, beta=0.0 if first else 1.0, out=sums_ND)
@@ -102,9 +98,7 @@ def multiplies_in_bfloat16(vectors_ND: Tensor, matmul: str) -> bool:
 
 @cache
 def bfloat16_gain(dim: int, n_negatives: int = 8192, chunk: int = 64) -> float:
-    """Return the seconds of a chunk's products in float32 divided by those in bfloat16, conversions included, on this
-    machine.
-    """
+    """Return the seconds of a chunk's products here in float32, divided by those in bfloat16 with conversions."""
     generator = torch.Generator().manual_seed(0)
     vectors_ND = torch.randn(n_negatives, dim, generator=generator)
     states_CD = torch.randn(chunk, dim, generator=generator)

@@ -66,9 +66,7 @@ def _cross_entropy(
 
 
 def _exponentials(logits_NC: Tensor, largest_C: Tensor) -> tuple[Tensor, Tensor]:
-    """Replace the entries by their exponentials up to a factor a state; return (sum of exp(logit - largest), that
-    factor) a state.
-    """
+    """Exponentiate the entries in place up to a factor a state; return (sum of exp(logit - largest), the factor)."""
     if not logits_NC.T.is_contiguous():
         total_C = logits_NC.sub_(largest_C).exp_().sum(0)
         return total_C, ones_like(total_C)
@@ -87,9 +85,7 @@ def _exponentials(logits_NC: Tensor, largest_C: Tensor) -> tuple[Tensor, Tensor]
 
 
 def _total_by_largest(shares_NC: Tensor, largest_C: Tensor) -> Tensor:
-    """Return the sum of a state's exponentials, from its largest share; without any negative it is 0, and so are the
-    entries.
-    """
+    """Return the sums of exponentials, from the largest shares; without any negative it is 0, as are the entries."""
     share_C = _largest(shares_NC).to(largest_C.dtype)
     none_C = (share_C != share_C) & (largest_C == finfo(largest_C.dtype).min)  # 0 / 0; another NaN is the caller's
     shares_NC[:, none_C] = 0.0
@@ -109,9 +105,7 @@ def _largest(logits_NC: Tensor) -> Tensor:
 
 
 def _above_average(states_QD: Tensor, targets: Targets, negatives: Negatives) -> Tensor:
-    """Return the weighted mean of a target's score minus the mean score of the catalogue: the term that smoothing adds,
-    per unit.
-    """
+    """Return the weighted mean of a target's score minus the catalogue's mean: what smoothing adds, per unit."""
     if negatives.log_expected_count_N is None:
         average_D = negatives.vectors_ND.mean(0)
     else:

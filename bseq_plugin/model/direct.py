@@ -92,9 +92,7 @@ def event_attention(encoder: SequenceInterestEncoder, histories: Sequences) -> T
 
 
 def packed_events(encoder: SequenceInterestEncoder, histories: Sequences) -> PackedEvents:
-    """Return the embedded events, ``x_TD`` summed in the order of the ``EventEmbedder``. Raises as
-    ``direct_interests``.
-    """
+    """Return the events, ``x_TD`` summed in the order of the ``EventEmbedder``. Raises as ``direct_interests``."""
     tables = encoder.embedding_collection.embeddings
     inputs = encoder.event_embedder.inputs
     x_TD = F.embedding(_tensor(histories.items), tables[ITEM_TABLE].weight)

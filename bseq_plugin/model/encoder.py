@@ -210,9 +210,7 @@ class Readout(nn.Module):
 
 
 def build_encoder_part(encoder: EncoderSettings, vectors: VectorSettings) -> SequenceEncoder:
-    """The sequence encoder that is named, ``ensemble`` times. Raises UsageError (unknown name) or RecipeError (bad
-    options).
-    """
+    """Return the named encoder, ``ensemble`` times. Raises UsageError (unknown name) or RecipeError (bad options)."""
     part = plugin_manager().part("encoder", encoder.name)
     options = parse_options(part.Options, encoder.options, f"options of encoder {encoder.name!r}")
     parts: list[SequenceEncoder] = [

@@ -65,8 +65,7 @@ class InterestModel:
         trained_until_us: int | None,
         copy: bool = True,
     ) -> InterestModel:
-        """Make a model of the state of a ``SequenceInterestEncoder`` without attributes. Raises RunError if it does not
-        fit.
+        """Make a model of the state of an encoder without attributes. Raises RunError if it does not fit.
 
         ``copy=False`` takes the tensors as they are: tables that are mapped files stay on the disk.
         """
@@ -234,9 +233,7 @@ def save_parts(
 
 
 def _calls(histories: Sequences) -> list[np.ndarray]:
-    """Return the places of the users of each call: like lengths together, so that there is no padding and calls are
-    even.
-    """
+    """Return the places of the users of each call, like lengths together: no padding, and even calls."""
     if histories.n_users == 0:
         return []
     if histories.n_events <= EVENTS_PER_CALL:

@@ -11,6 +11,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from bseq_plugin.layers import softmax_by_group
 from bseq_plugin.schema.losses import Targets
 from bseq_plugin.schema.packed import PackedEvents
 
@@ -45,13 +46,7 @@ class SelfAttentivePool(nn.Module):
     def forward(self, events: PackedEvents, states_TD: Tensor) -> Tensor:
         """Return ``[B, K, D]``, the pooled events."""
         scores_TK = self.out(torch.tanh(self.into(states_TD)))
-        index_TK = events.user_T[:, None].expand_as(scores_TK)
-        top_BK = scores_TK.new_full((events.n_users, scores_TK.shape[1]), -torch.inf)
-        top_BK = top_BK.scatter_reduce(0, index_TK, scores_TK.detach(), "amax")
-        weights_TK = (scores_TK - top_BK[events.user_T]).exp()
-        totals_BK = torch.zeros_like(top_BK).index_add(0, events.user_T, weights_TK)
-        shares_TK = weights_TK / totals_BK[events.user_T]
-        return _sums(events, shares_TK, states_TD)
+        return _sums(events, softmax_by_group(scores_TK, events.user_T, events.n_users), states_TD)
 
 
 class RoutingPool(nn.Module):

@@ -56,17 +56,14 @@ class ItemTower(nn.Module):
     def _with_attributes(self, rows: list[Tensor], ids: list[Tensor]) -> list[Tensor]:
         # Summed once for the whole catalogue, then looked up like rows: histories repeat items many times over.
         table_CD = cast(nn.Embedding, self.attribute_table).weight
-        sums_VD = _SparseProduct.apply(  # type: ignore[no-untyped-call]
-            self.membership, self.membership_transposed, table_CD
-        )
+        matrices = (self.membership, self.membership_transposed)
+        sums_VD = _SparseProduct.apply(*matrices, table_CD)  # type: ignore[no-untyped-call]
         added = torch.split(F.embedding(torch.cat(ids), sums_VD), [len(i) for i in ids])
         return [row + more for row, more in zip(rows, added, strict=True)]
 
     @torch.no_grad()
     def folded(self, rows_ND: Tensor, first_row: int = 0, columns: slice = slice(None)) -> Tensor:
-        """Return rows of the item table from ``first_row`` on, or some of their columns, with the vectors of their
-        attributes.
-        """
+        """Return rows of the item table from ``first_row`` on, or columns of them, with their attributes' vectors."""
         if self.attribute_table is None:
             return rows_ND
         starts = self.membership.crow_indices()[first_row : first_row + len(rows_ND) + 1]
@@ -87,9 +84,7 @@ def _membership(attributes: ItemAttributes) -> Tensor:
 
 
 class _SparseProduct(torch.autograd.Function):
-    """The product of a constant sparse matrix and a dense parameter; the transpose is kept, where autograd would make
-    it every step.
-    """
+    """A constant sparse matrix times a dense parameter; keeps the transpose, which autograd would make every step."""
 
     @staticmethod
     def forward(ctx: Any, matrix: Tensor, transposed: Tensor, dense: Tensor) -> Tensor:
@@ -102,9 +97,7 @@ class _SparseProduct(torch.autograd.Function):
 
 
 def score_vectors(rows_ND: Tensor, priors_NP: Tensor | None, cosine: bool) -> Tensor:
-    """Return ``[N, D + P]``, what an interest is multiplied with: rows of length 1 for cosine similarity, then the
-    priors.
-    """
+    """Return ``[N, D + P]``, what an interest is multiplied with: rows, of length 1 for cosine scores, and priors."""
     vectors_ND = F.normalize(rows_ND, dim=-1) if cosine else rows_ND
     return vectors_ND if priors_NP is None else torch.cat([vectors_ND, priors_NP], dim=1)
 

@@ -160,9 +160,7 @@ def completed(
 
 
 def own_directions(ids: Iterable[object], table_VD: Tensor, counts_V: np.ndarray) -> Tensor:
-    """Return float32 [N, D], a random direction of each id, the same every time, as long as rows with events on
-    average.
-    """
+    """Return float32 [N, D], a random direction of each id, always the same; as long as rows with events (mean)."""
     drawn = []
     for one in ids:
         seed = int.from_bytes(hashlib.sha256(str(one).encode("utf-8", "surrogatepass")).digest()[:8], "big")
@@ -175,9 +173,7 @@ def own_directions(ids: Iterable[object], table_VD: Tensor, counts_V: np.ndarray
 
 
 def directed(guess_ND: Tensor, ids: Iterable[object], table_VD: Tensor, counts_V: np.ndarray, length: float) -> Tensor:
-    """Return ``[N, D]``, rows of new items: the guess of their neighbours, and ``length`` times a direction of their
-    own; zeros where there is no guess.
-    """
+    """Return ``[N, D]``, rows of new items: the guess plus ``length`` times an own direction; zeros without a guess."""
     if length == 0:
         return guess_ND
     return guess_ND + length * own_directions(ids, table_VD, counts_V) * guess_ND.any(1, keepdim=True)

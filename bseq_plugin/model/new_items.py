@@ -69,9 +69,7 @@ def with_new_items(
 
 
 def with_popularity(model: InterestModel, log: Events) -> InterestModel:
-    """Return the model with the popularity columns of all its items at the end of a log, or of training if that is
-    later.
-    """
+    """Return the model with the popularity of all its items at the end of a log, or of training if that is later."""
     sequences = Sequences.from_events(log, model.vocabulary)
     popularity = PopularityPrior(sequences, model.vocabulary.n_items, model.recipe.popularity_days)
     newest_us = max(model.trained_until_us or 0, int(log.frame["timestamp"].max()) if len(log) else 0)

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bseq_plugin.errors import UsageError
+from bseq_plugin.events.events import DAY_US
+from bseq_plugin.layers import softmax_by_group
 from bseq_plugin.schema.packed import PackedEvents
-
-DAY_US = 86_400_000_000
 
 
 class TargetAttention(nn.Module):
@@ -80,7 +80,9 @@ class TargetAttention(nn.Module):
         logit_P = self.score(self.activation(hidden_PH)).squeeze(1)
         if self.decay is not None:
             logit_P = self._decayed(logit_P, events, at_N, candidate_P, event_P)
-        weight_P = _softmax(logit_P, candidate_P, len(candidates_ND)) if self.softmax else logit_P
+        weight_P = logit_P
+        if self.softmax:
+            weight_P = softmax_by_group(logit_P, candidate_P, len(candidates_ND))
         context_ND = candidates_ND.new_zeros(candidates_ND.shape)
         return context_ND.index_add(0, candidate_P, weight_P[:, None] * events.x_TD[event_P])
 
@@ -128,18 +130,8 @@ class DecayRate(nn.Module):
 
 
 def pairs(events: PackedEvents, user_N: Tensor) -> tuple[Tensor, Tensor]:
-    """Return int64 ``(candidate_P, event_P)``, every candidate with every event of its user; by candidate, oldest
-    first.
-    """
+    """Return int64 ``(candidate_P, event_P)``: each candidate with all events of its user, the oldest first."""
     length_N = events.lengths_B[user_N]
     candidate_P = torch.repeat_interleave(length_N)
     place_P = torch.arange(len(candidate_P), device=user_N.device) - (length_N.cumsum(0) - length_N)[candidate_P]
     return candidate_P, events.offsets_B1[user_N][candidate_P] + place_P
-
-
-def _softmax(logit_P: Tensor, candidate_P: Tensor, n_candidates: int) -> Tensor:
-    largest_N = logit_P.new_full((n_candidates,), -torch.inf)
-    largest_N = largest_N.scatter_reduce(0, candidate_P, logit_P.detach(), "amax")
-    weight_P = torch.exp(logit_P - largest_N[candidate_P])
-    total_N = weight_P.new_zeros(n_candidates).index_add(0, candidate_P, weight_P)
-    return weight_P / total_N[candidate_P]

@@ -25,9 +25,7 @@ ROWS_PER_WRITE = 1 << 16  # what is mapped at a time counts as memory of the pro
 
 
 def create(path: Path, shapes: Mapping[str, tuple[int, int]]) -> None:
-    """Make a file of float32 matrices, all zeros, with its space on the device reserved. Raises OSError if there is
-    none.
-    """
+    """Make a file of float32 matrices of zeros, its space on the device reserved. Raises OSError if there is none."""
     header: dict[str, object] = {}
     end = 0
     for name, (rows, columns) in shapes.items():

@@ -248,8 +248,7 @@ class _Build:
 
 def _write_part(events: pa.Table, path: Path) -> int:
     """Events in the order of users and time as one row a user; the number of users."""
-    events = events.combine_chunks()
-    flat = {name: _one_chunk(events[name]) for name in events.column_names}
+    flat = {name: events[name].combine_chunks() for name in events.column_names}
     users = flat[USER]
     same = pc.equal(users.slice(1), users.slice(0, max(len(users) - 1, 0))).to_numpy(zero_copy_only=False)
     starts = np.concatenate([np.zeros(min(len(users), 1), np.int64), np.flatnonzero(~same.astype(bool)) + 1])
@@ -262,11 +261,6 @@ def _write_part(events: pa.Table, path: Path) -> int:
             columns[LISTS[name]] = pa.ListArray.from_arrays(offsets, values)
     pq.write_table(pa.table(columns), path, row_group_size=USERS_PER_ROW_GROUP)
     return len(starts)
-
-
-def _one_chunk(column: pa.ChunkedArray) -> pa.Array:
-    chunk = column.combine_chunks()
-    return chunk.chunk(0) if isinstance(chunk, pa.ChunkedArray) and chunk.num_chunks else chunk
 
 
 def _quoted(text: str) -> str:

@@ -56,23 +56,18 @@ def column_checks(
                 f"Rename it or pass --column {name}=YOURS"
             )
     kinds, checks = {}, []
-    for name in (USER, ITEM, SESSION):
+    for name in (USER, ITEM, SESSION, TIME, CREATED, EVENT_TYPE, VALUE):
         column = source_name(name)
-        if column in types:
-            kinds[name], more = _ids(column, types[column], sql, scan)
-            checks += more
-    for name in (TIME, CREATED):
-        column = source_name(name)
-        if column in types:
+        if column not in types:
+            continue
+        if name in (TIME, CREATED):
             kinds[name], more = _times(column, types[column], unit, sql, scan)
-            checks += more
-    if source_name(EVENT_TYPE) in types:
-        column = source_name(EVENT_TYPE)
-        kinds[EVENT_TYPE] = f"CAST({_name(column)} AS VARCHAR)"
-        checks.append(_no_nulls(column))
-    if source_name(VALUE) in types:
-        column = source_name(VALUE)
-        kinds[VALUE], more = _numbers(column, types[column], "read_csv" in scan)
+        elif name == EVENT_TYPE:
+            kinds[name], more = f"CAST({_name(column)} AS VARCHAR)", [_no_nulls(column)]
+        elif name == VALUE:
+            kinds[name], more = _numbers(column, types[column], "read_csv" in scan)
+        else:
+            kinds[name], more = _ids(column, types[column], sql, scan)
         checks += more
     return kinds, checks
 

@@ -35,7 +35,7 @@ class Overlay:
 
     @classmethod
     def of(cls, version: StoreVersion, n_items: int) -> Overlay:
-        """That of a version; one published in full has nothing on top. Raises StoreError if it does not fit."""
+        """Return that of a version; one published in full has nothing on top. Raises StoreError if it does not fit."""
         nothing = np.empty(0, np.int64)
         if not version.has(OVERLAY_FILE):
             return cls(n_items, nothing, nothing)

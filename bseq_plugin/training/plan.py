@@ -47,7 +47,7 @@ def table_names(task: SequenceInterestTask) -> list[str]:
     return [table.name for table in task.interest_encoder.embedding_collection.embedding_configs()]
 
 
-def sharding_types(sharding: Sharding, tables: Sequence[str], world_size: int) -> dict[str, list[str]]:
+def sharding_types(sharding: Sharding, tables: Sequence[str]) -> dict[str, list[str]]:
     """Return table -> the ways of sharding the planner may choose from.
 
     Raises RecipeError for a table there is not, and for a way of sharding that is not offered, with the reason.
@@ -99,7 +99,7 @@ def check_device(
 
 def check_memory(sharding: Sharding, optimizer: TableOptimizer, tables: Sequence[EmbeddingConfig], here: World) -> None:
     """Refuse tables that the ranks of this machine can't hold. Raises RecipeError with the figures."""
-    types = sharding_types(sharding, [table.name for table in tables], here.size)
+    types = sharding_types(sharding, [table.name for table in tables])
     of_row, of_number = STATE[optimizer.name]
     needed = 0.0
     for table in tables:
@@ -137,7 +137,7 @@ def make_plan(
 
     def plan() -> ShardingPlan:
         check_memory(sharding, optimizer, tables, here)
-        types = sharding_types(sharding, [table.name for table in tables], here.size)
+        types = sharding_types(sharding, [table.name for table in tables])
         constraints = {
             name: ParameterConstraints(
                 sharding_types=allowed,

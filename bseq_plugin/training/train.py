@@ -130,7 +130,7 @@ def _checked_task(log: PreparedLog, sharding: Sharding, here: World) -> Sequence
     check_device(sharding, recipe.training.table, recipe.vectors.table_dim, here.device, here.size)
     torch.manual_seed(recipe.training.seed)
     task = build_task(log, device="meta")
-    sharding_types(sharding, table_names(task), here.size)
+    sharding_types(sharding, table_names(task))
     return task
 
 

@@ -107,15 +107,11 @@ class Trainer:
         if best != self.state.position:
             self.checkpoints.load_weights(self.sharded, best, self.here)
         export_model(self.log, self.sharded, self.checkpoints, best, self.run, self.here)
-        if self.log.partitions is not None and not self._completes_rows:
+        # rows of items with vectors are completed after training: publishing then reads histories with them
+        if self.log.partitions is not None and self.log.item_vectors is None:
             with log.counting("interests of users", self.log.partitions.n_users // self.here.size) as count:
                 encoder = self.sharded.task.interest_encoder
                 export_interests(self.log, self.log.partitions, encoder, self.run, self.here, count)
-
-    @property
-    def _completes_rows(self) -> bool:
-        """Return whether exported rows differ from those of the sharded tables, so that publishing reads histories."""
-        return self.log.item_vectors is not None
 
     def _resume(self) -> None:
         positions = self.here.on_first(self.checkpoints.positions)

@@ -72,11 +72,6 @@ class WarmStart:
         _check_item_encoders(path, model, log)
         return cls(run, model, log.item_vectors)
 
-    def known_rows(self, vocabulary: Vocabulary) -> np.ndarray:
-        """Return int64 [V + 1], the old row of every new one; -1 for a new item. Row 0 stays the unknown items'."""
-        rows = self.model.vocabulary.item_rows(vocabulary.item_ids)
-        return np.concatenate([[0], np.where(rows > 0, rows, -1)])
-
     @torch.no_grad()
     def apply(self, sharded: ShardedTask, vocabulary: Vocabulary) -> int:
         """Put the old weights into a task that has just been sharded; the number of items taken over.
@@ -85,7 +80,11 @@ class WarmStart:
         """
         state = sharded.model.state_dict()
         old = {f"interest_encoder.{name}": value for name, value in self.model.encoder.state_dict().items()}
-        rows = {ITEM_TABLE: self.known_rows(vocabulary), EVENT_TYPE: self._known_types(vocabulary)}
+        known = self.model.vocabulary
+        rows = {
+            ITEM_TABLE: _old_rows(known.item_rows(vocabulary.item_ids)),
+            EVENT_TYPE: _old_rows(known.event_type_rows(list(vocabulary.event_types))),
+        }
         for name, value in state.items():
             if not name.startswith(TABLES):
                 if name in old:
@@ -117,10 +116,6 @@ class WarmStart:
             columns = slice(start, start + shard.tensor.shape[1])
             shard.tensor[at_N[own_N] - first] = said_ND[own_N, columns].to(shard.tensor)
 
-    def _known_types(self, vocabulary: Vocabulary) -> np.ndarray:
-        rows = self.model.vocabulary.event_type_rows(list(vocabulary.event_types))
-        return np.concatenate([[0], np.where(rows > 0, rows, -1)])
-
     def _fill_optimizer(self, sharded: ShardedTask, rows: dict[str, np.ndarray]) -> None:
         """Fill Adagrad's sums: without them the first steps would be as large as for rows that were never trained."""
         path = Checkpoints(self.run.path).path(Position(self.run.info["best_epoch"]))
@@ -135,6 +130,11 @@ class WarmStart:
                 dcp.load({flat: old}, checkpoint_id=str(path), no_dist=True)  # type: ignore[attr-defined]
                 old_rows = rows.get(table, np.arange(len(old)))
                 _fill(value, old, old_rows, new=0.0)
+
+
+def _old_rows(rows: np.ndarray) -> np.ndarray:
+    """Return the old row of every new one of a table; -1 for a new id. Row 0 stays that of unknown ids."""
+    return np.concatenate([[0], np.where(rows > 0, rows, -1)])
 
 
 def _different(old: Recipe, new: Recipe) -> list[str]:

@@ -54,13 +54,13 @@ def test_what_it_can_is_not():
 def test_other_shardings_of_torchrec_are_refused_with_the_reason(name):
     for sharding in (name, {"item": name}):
         with pytest.raises(RecipeError, match=f"sharding = '{name}' is not offered: .*use 'row_wise'"):
-            sharding_types(sharding, ["item", "time_gap"], 2)
+            sharding_types(sharding, ["item", "time_gap"])
 
 
 def test_a_plan_for_tables_that_are_not_there():
     with pytest.raises(RecipeError, match=r"names the table\(s\) brand, .* its tables are: item, time_gap"):
-        sharding_types({"brand": "row_wise", "item": "row_wise"}, ["item", "time_gap"], 2)
-    types = sharding_types({"item": "column_wise"}, ["item", "time_gap"], 2)
+        sharding_types({"brand": "row_wise", "item": "row_wise"}, ["item", "time_gap"])
+    types = sharding_types({"item": "column_wise"}, ["item", "time_gap"])
     assert types == {"item": ["column_wise"], "time_gap": ["row_wise", "table_wise"]}
 
 

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from bseq_plugin.encoders.packed.layout import Layout, Tile, lay_out
 from bseq_plugin.encoders.packed.pairs import PairBias, PairFeatures, Pairs, newest_pairs, tile_pairs, user_pairs
 from bseq_plugin.encoders.packed.varlen import VarlenView
-from bseq_plugin.layers import dropout
+from bseq_plugin.layers import dropout, softmax_by_group
 from bseq_plugin.schema.packed import PackedEvents
 
 
@@ -91,20 +91,12 @@ class NewestView:
         scores_MH = (q_RHd[self.user_T] * k_MHd).sum(2) * q_RHd.shape[2] ** -0.5
         if self.pairs.mask is not None:
             scores_MH = scores_MH + self.pairs.mask[:, None]
-        return self._softmax(scores_MH)
+        return softmax_by_group(scores_MH, self.user_T, len(self.newest_B))
 
     def average(self, x_MD: Tensor) -> Tensor:
         """Return ``[R, D]``, the moving average up to each event."""
         weights_M1 = self.pairs.moving_average()[:, None]
         return self._sum(weights_M1 * x_MD) / self._sum(weights_M1).clamp_min(1e-30)
-
-    def _softmax(self, scores_MH: Tensor) -> Tensor:
-        """Return the softmax of the scores over the events of each user."""
-        index_MH = self.user_T[:, None].expand_as(scores_MH)
-        top_BH = scores_MH.new_full((len(self.newest_B), scores_MH.shape[1]), -torch.inf)
-        top_BH = top_BH.scatter_reduce(0, index_MH, scores_MH.detach(), "amax")
-        weights_MH = (scores_MH - top_BH[self.user_T]).exp()
-        return weights_MH / self._sum(weights_MH)[self.user_T]
 
     def _sum(self, x_M: Tensor) -> Tensor:
         return x_M.new_zeros(len(self.newest_B), *x_M.shape[1:]).index_add(0, self.user_T, x_M)
@@ -139,12 +131,8 @@ def pointwise(view: OwnView, q_RHd: Tensor, k_MHd: Tensor, v_MHd: Tensor, bias: 
     """Return ``[R, H, d]``, the sum of ``silu(q . k / sqrt(d) + bias) * v`` over the events that each event sees."""
     if isinstance(view, NewestView):
         return _newest(view, q_RHd, k_MHd, v_MHd, bias)
-    outs = [_tile([x[tile.cells] for x in (q_RHd, k_MHd, v_MHd)], tile, pairs, bias) for tile, pairs in _tiles(view)]
-    return torch.cat(outs) if outs else q_RHd
-
-
-def _tiles(view: TileView) -> list[tuple[Tile, Pairs]]:
-    return list(zip(view.layout.tiles, view.pairs, strict=True))
+    tiles = zip(view.layout.tiles, view.pairs, strict=True)
+    return _joined([_tile([x[tile.cells] for x in (q_RHd, k_MHd, v_MHd)], tile, p, bias) for tile, p in tiles], q_RHd)
 
 
 def _tile(qkv_nHd: list[Tensor], tile: Tile, pairs: Pairs, bias: PairBias | None) -> Tensor:

@@ -20,9 +20,7 @@ Begin = Literal["random", "mean"]
 
 
 class Residual(nn.Module):
-    """The residual connection around a sublayer f: pre-norm ``x + dropout(f(norm(x)))``, post-norm ``norm(x +
-    dropout(f(x)))``.
-    """
+    """The residual connection of a sublayer f: ``x + dropout(f(norm(x)))``, or ``post`` ``norm(x + dropout(f(x)))``."""
 
     def __init__(self, dim: int, post: bool, share: float) -> None:
         super().__init__()

@@ -64,9 +64,7 @@ class Layout:
         return x_ND if self.cell_T is None else x_ND.index_select(0, self.cell_T)
 
     def choose(self, rows_Q: Tensor | None) -> Callable[[Tensor], Tensor]:
-        """Return a function from ``[N, D]`` to the packed rows ``rows_Q`` (all if None), filled up with any rows to a
-        multiple of ``STEP``.
-        """
+        """Return a function from ``[N, D]`` to the rows ``rows_Q`` (None: all), filled up to a multiple of ``STEP``."""
         cell_Q = rows_Q if self.cell_T is None else self.cell_T if rows_Q is None else self.cell_T[rows_Q]
         if cell_Q is None:
             return lambda x_ND: x_ND

@@ -90,9 +90,8 @@ class PairBias(nn.Module):
 
 def n_distance_buckets(max_length: int) -> int:
     """Return the number of buckets of the distances 0..max_length - 1."""
-    return (
-        int(distance_bucket(torch.tensor(max(max_length - 1, 0), device="cpu"))) + 1
-    )  # made on the meta device or not
+    largest = torch.tensor(max(max_length - 1, 0), device="cpu")  # whether the model is made on the meta device or not
+    return int(distance_bucket(largest)) + 1
 
 
 def distance_bucket(distance: Tensor) -> Tensor:
@@ -102,9 +101,7 @@ def distance_bucket(distance: Tensor) -> Tensor:
 
 
 def time_bucket(between_us: Tensor) -> Tensor:
-    """Return int64, the bucket of each time: 0 below a second (or for times out of order), else 1 +
-    floor(log2(seconds)), at most 32.
-    """
+    """Return int64: 0 below a second (or for times out of order), else 1 + floor(log2(seconds)), at most 32."""
     seconds = (between_us // SECOND_US).clamp_min(0)
     return (1 + seconds.clamp_min(1).double().log2().floor().long()).clamp_max(N_TIME_BUCKETS - 1) * (seconds > 0)
 

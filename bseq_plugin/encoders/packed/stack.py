@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from abc import abstractmethod
 from collections.abc import Callable
 from functools import partial
 
@@ -12,6 +11,7 @@ from torch import Tensor, nn
 from bseq_plugin.encoders.packed.attention import NewestView, TileView
 from bseq_plugin.encoders.packed.pairs import PairFeatures
 from bseq_plugin.encoders.packed.varlen import VarlenView
+from bseq_plugin.layers import dropout
 from bseq_plugin.schema.encoders import SequenceEncoder
 from bseq_plugin.schema.packed import PackedEvents
 from bseq_plugin.schema.part import OptionsT_co
@@ -20,42 +20,51 @@ Choose = Callable[[Tensor], Tensor]
 
 
 class PositionEmbedding(nn.Embedding):
-    """An embedding that begins as small as the item rows it is added to, also when a model made on the meta device gets
-    its memory.
-    """
+    """An embedding that begins as small as the item rows it is added to."""
 
     def reset_parameters(self) -> None:
-        """Draw the weights from a normal distribution with a standard deviation of 0.02."""
+        """Draw from a normal distribution; also called when a model made on the meta device gets its memory."""
         nn.init.normal_(self.weight, std=0.02)
 
 
 class BlockStack(SequenceEncoder[OptionsT_co]):
-    """An encoder whose ``blocks`` run over the events of many users, each called as ``block(x_MD, view, choose)``: see
-    ``CausalBlock``.
+    """An encoder whose ``blocks`` run over the events of many users, each called as ``block(x_MD, view, choose)``, see
+    ``CausalBlock``: behind an embedding of positions, if there is one, and in front of a norm.
     """
 
     blocks: nn.ModuleList
     pair_features: PairFeatures
+    position: PositionEmbedding | None
+    from_newest = True  # where positions count from
+    norm: nn.Module
 
     def forward(self, events: PackedEvents) -> Tensor:
         """Return ``states_TD``; see ``SequenceEncoder.forward``."""
         return self._run(events, None)
 
     def states_at(self, events: PackedEvents, rows_Q: Tensor) -> Tensor:
-        """Return ``states_QD``; the last block works on the Q rows only where it can, and so does its attention if all
-        of them are the newest of their users.
+        """Return ``states_QD``; the last block works on these rows alone where it can.
 
         Its attention too if all of them are the newest of their users.
         """
         return self._run(events, rows_Q)
 
-    @abstractmethod
     def embed(self, events: PackedEvents) -> Tensor:
-        """Return ``x_TD``, the input of the first block."""
+        """Return ``x_TD``, the input of the first block: the events with their positions added."""
+        x_TD = events.x_TD
+        if self.position is not None:
+            x_TD = x_TD + self.position(events.age_T if self.from_newest else events.position_T)
+        return dropout(x_TD, self.embedding_dropout, self.training)
 
-    @abstractmethod
+    @property
+    def embedding_dropout(self) -> float:
+        """The share of the embedded events' values that is dropped."""
+        return self.dropout
+
     def finish(self, x: Tensor) -> Tensor:
         """Return the states for the output of the last block."""
+        states: Tensor = self.norm(x)
+        return states
 
     def hidden(self, events: PackedEvents) -> Tensor | None:
         """Return bool [T], events of this batch that only they themselves see; None, the default, if there is none."""

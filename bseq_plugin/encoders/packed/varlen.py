@@ -65,8 +65,7 @@ class VarlenView:
 
 
 def varlen_serves(x_TD: Tensor, head_width: int) -> bool:
-    """Return whether the kernel takes queries made of ``x_TD``: half precision, on a GPU that has it, heads of a known
-    width.
+    """Return whether the kernel takes queries made of ``x_TD``: half precision, a GPU, heads of a known width.
 
     Under ``torch.autocast`` the type is that of its products.
     """
