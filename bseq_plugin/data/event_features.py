@@ -67,9 +67,8 @@ class EventInputs:
         Raises UsageError for an unknown encoder, and RecipeError for a length of sessions that nothing reads.
         """
         part = plugin_manager().part("encoder", encoder.name)
-        inputs = cls(
-            events.features, events.time_zone, round(events.session_gap_minutes * MINUTE_US), part.reads_sessions
-        )
+        gap_us = round(events.session_gap_minutes * MINUTE_US)
+        inputs = cls(events.features, events.time_zone, gap_us, part.reads_sessions)
         if events.session_gap_minutes != SESSION_GAP_MINUTES and not inputs.needs_sessions:
             raise RecipeError(
                 f"events.session_gap_minutes = {events.session_gap_minutes:g} is read by feature 'session' and by "

@@ -186,10 +186,8 @@ class TargetWindow(ExampleSource):
                 f"no item has items.min_count = {min_count} events a window before the end of the training "
                 "log; lower it, or objective.days"
             )
-        spans_cut = self._place(np.arange(sequences.n_users), int(self.cuts[-1])) < sequences.offsets[1:]
-        self.users = np.flatnonzero(
-            spans_cut & (self._place(np.arange(sequences.n_users), int(self.cuts[0])) > sequences.offsets[:-1])
-        )
+        first, last = (self._place(np.arange(sequences.n_users), int(self.cuts[place])) for place in (-1, 0))
+        self.users = np.flatnonzero((first < sequences.offsets[1:]) & (last > sequences.offsets[:-1]))
         self.lengths = np.minimum(sequences.lengths[self.users], max_length)
 
     @cached_property

@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 
 from bseq_plugin.errors import SchemaError
 from bseq_plugin.events.events import ITEM, USER
-from bseq_plugin.events.sequences import LISTS, Sequences
+from bseq_plugin.events.sequences import ON_DISK, Sequences
 from bseq_plugin.events.vocabulary import Vocabulary
 from bseq_plugin.files import whole_file, write_json
 
@@ -46,7 +46,7 @@ class PartitionedSequences:
     """What ``sequences.json`` says; histories are read with ``read``.
 
     Attributes:
-        columns: which of the lists of ``LISTS`` there are.
+        columns: which of ``ON_DISK`` there are.
         event_types: names in ascending order.
         last_us: time of the newest event, None without times.
     """
@@ -136,7 +136,7 @@ class PartitionedSequences:
     def nobody(self) -> Sequences:
         """Return one user without events, with the columns of the log."""
         none = np.empty(0, np.int64)
-        columns = [none if name in self.columns else None for name in LISTS.values()][1:]
+        columns = [none if name in self.columns else None for name in ON_DISK[1:]]
         return Sequences(np.zeros(1, np.int64), np.zeros(2, np.int64), none, *columns)
 
     def _file(self, partition: int) -> pq.ParquetFile:
@@ -170,7 +170,7 @@ def seal(folder: Path) -> PartitionedSequences:
         raise SchemaError(f"{folder} has no files {PART}; write one row a user with lists (docs/formats.md)")
     partitions, types, last_us = [], set(), None
     counts: Any = None
-    columns = [name for name in LISTS.values() if name in pq.read_schema(paths[0]).names]
+    columns = [name for name in ON_DISK if name in pq.read_schema(paths[0]).names]
     for path in paths:
         lacking = {USER, "item_ids", *columns} - set(pq.read_schema(path).names)
         if lacking:

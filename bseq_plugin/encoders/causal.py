@@ -31,12 +31,8 @@ class CausalOptions(PartOptions):
 
     n_blocks: int = Field(2, ge=1)
     n_heads: int = Field(2, ge=1)
-    feed_forward: int | None = Field(
-        None, ge=1, description="inner width of the feed-forward part; 4 x dim if not given"
-    )
-    begin: Begin = Field(
-        "random", description="'mean' = a block begins as its event and the mean of the events it sees"
-    )
+    feed_forward: int | None = Field(None, ge=1, description="inner width of the feed-forward part; default: 4 x dim")
+    begin: Begin = Field("random", description="'mean' = a block begins as its event and the mean of those it sees")
     norm: Literal["pre", "post"] = Field("pre", description="where the norm of a sublayer stands")
     final_norm: bool = Field(True, description="a norm behind the last block")
     position: Literal["newest", "oldest", "none"] = Field("newest", description="where positions count from")

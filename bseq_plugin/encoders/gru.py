@@ -52,9 +52,8 @@ class GruEncoder(SequenceEncoder[GruOptions]):
             return events.x_TD.new_zeros(0, self.gru.hidden_size)
         # step by step, in each the users with the longest histories first: what PackedSequence wants
         rank_B = torch.empty_like(events.lengths_B)
-        rank_B[events.lengths_B.argsort(descending=True, stable=True)] = torch.arange(
-            events.n_users, device=rank_B.device
-        )
+        longest_first_B = events.lengths_B.argsort(descending=True, stable=True)
+        rank_B[longest_first_B] = torch.arange(events.n_users, device=rank_B.device)
         order_T = (events.position_T * events.n_users + rank_B[events.user_T]).argsort()
         sizes = events.position_T.bincount().cpu()
         x_TD = dropout(events.x_TD, self.dropout, self.training)

@@ -21,9 +21,7 @@ class MaskedOptions(PartOptions):
 
     n_blocks: int = Field(2, ge=1)
     n_heads: int = Field(2, ge=1)
-    feed_forward: int | None = Field(
-        None, ge=1, description="inner width of the feed-forward part; 4 x dim if not given"
-    )
+    feed_forward: int | None = Field(None, ge=1, description="inner width of the feed-forward part; default: 4 x dim")
 
 
 class MaskedEncoder(SequenceEncoder[MaskedOptions]):

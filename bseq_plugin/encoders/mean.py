@@ -21,9 +21,7 @@ class MeanOptions(PartOptions):
     half_life_days: float | None = Field(
         None, gt=0, description="an event this much older than the newest counts half; not given: all count the same"
     )
-    feed_forward: int = Field(
-        0, ge=0, description="inner width of a residual feed-forward part behind the mean; 0 = none"
-    )
+    feed_forward: int = Field(0, ge=0, description="inner width of a residual feed-forward part; 0 = none")
     event_dropout: float = Field(0.0, ge=0, lt=1, description="share of events left out of a mean while training")
 
 

@@ -24,16 +24,10 @@ from bseq_plugin.errors import SchemaError
 from bseq_plugin.events.events import CREATED, EVENT_TYPE, ITEM, SESSION, TIME, USER, VALUE, Events
 from bseq_plugin.events.vocabulary import Vocabulary
 
+# the columns of events in memory, on disk, and by the names they have in a log
 EVENT_COLUMNS = ("items", "timestamps", "event_types", "session_ids", "created", "values")
-# a column of a log -> its lists on disk, in the order of EVENT_COLUMNS
-LISTS = {
-    ITEM: "item_ids",
-    TIME: "timestamps",
-    EVENT_TYPE: "event_types",
-    SESSION: "session_ids",
-    CREATED: "created_timestamps",
-    VALUE: "values",
-}
+ON_DISK = ("item_ids", "timestamps", "event_types", "session_ids", "created_timestamps", "values")
+LISTS = dict(zip((ITEM, TIME, EVENT_TYPE, SESSION, CREATED, VALUE), ON_DISK, strict=True))
 
 
 @dataclass(frozen=True)
@@ -116,15 +110,13 @@ class Sequences:
         """Return only each user's latest ``max_length`` events; these very histories if none is longer."""
         if self.lengths.max(initial=0) <= max_length:
             return self
-        return self.slices(
-            np.arange(self.n_users), np.maximum(self.offsets[:-1], self.offsets[1:] - max_length), self.offsets[1:]
-        )
+        starts, ends = self.offsets[:-1], self.offsets[1:]
+        return self.slices(np.arange(self.n_users), np.maximum(starts, ends - max_length), ends)
 
     def without_last(self, n: int) -> Sequences:
         """Return every history without its last ``n`` events."""
-        return self.slices(
-            np.arange(self.n_users), self.offsets[:-1], np.maximum(self.offsets[:-1], self.offsets[1:] - n)
-        )
+        starts, ends = self.offsets[:-1], self.offsets[1:]
+        return self.slices(np.arange(self.n_users), starts, np.maximum(starts, ends - n))
 
     def slices(self, users: np.ndarray, starts: np.ndarray, ends: np.ndarray) -> Sequences:
         """Return one history for each (user, start, end): the events at places start..end-1 of the flat arrays."""
@@ -182,7 +174,7 @@ class Sequences:
         """Return the Parquet form in memory; an event of an unknown item has lost its id and gets null."""
         ids = vocabulary.arrow_ids.take(pa.array(self.items - 1, mask=self.items == 0))
         columns = {USER: pa.array(self.user_ids), "item_ids": self._lists(ids)}
-        for column, on_disk in zip(EVENT_COLUMNS[1:], list(LISTS.values())[1:], strict=True):
+        for column, on_disk in zip(EVENT_COLUMNS[1:], ON_DISK[1:], strict=True):
             values = getattr(self, column)
             if column == "event_types" and values is not None:
                 values = pa.array(np.array(["", *vocabulary.event_types], dtype=object)[values], pa.string())

@@ -10,7 +10,7 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
-from bseq_plugin.losses.chunked import chunked_loss
+from bseq_plugin.losses.chunked import Terms, chunked_loss
 from bseq_plugin.losses.precision import MatmulLoss
 from bseq_plugin.schema.losses import Negatives, Targets
 from bseq_plugin.schema.options import PartOptions
@@ -75,9 +75,7 @@ def _uncorrected(negatives: Negatives) -> Negatives:
     return replace(negatives, log_expected_count_N=torch.zeros_like(negatives.log_expected_count_N))
 
 
-def _binary_cross_entropy(
-    positive_S: Tensor, weight_S: Tensor, state_S: Tensor, negative_NC: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
+def _binary_cross_entropy(positive_S: Tensor, weight_S: Tensor, state_S: Tensor, negative_NC: Tensor) -> Terms:
     """A ``LogitLoss``: the target's term and the mean of its negatives' terms."""
     weight_C, n_negatives_C = _of_states(weight_S, state_S, negative_NC)
     return _weighted_terms(positive_S, weight_S, negative_NC, weight_C / n_negatives_C.clamp_min(1))
@@ -85,7 +83,7 @@ def _binary_cross_entropy(
 
 def _generalised_binary_cross_entropy(
     positive_S: Tensor, weight_S: Tensor, state_S: Tensor, negative_NC: Tensor, beta: float
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> Terms:
     """A ``LogitLoss``: the mean of the target's term times beta and its negatives' terms, of scores less the offset."""
     weight_C, n_negatives_C = _of_states(weight_S, state_S, negative_NC)
     offset_C = (n_negatives_C.clamp_min(1).to(positive_S.dtype) / beta).log()
@@ -101,9 +99,7 @@ def _of_states(weight_S: Tensor, state_S: Tensor, negative_NC: Tensor) -> tuple[
     return weight_C, (negative_NC > -torch.inf).sum(0)
 
 
-def _weighted_terms(
-    positive_S: Tensor, weight_S: Tensor, negative_NC: Tensor, share_C: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
+def _weighted_terms(positive_S: Tensor, weight_S: Tensor, negative_NC: Tensor, share_C: Tensor) -> Terms:
     """Return what a ``LogitLoss`` does, for targets of weight ``weight_S`` and negatives of weight ``share_C`` each."""
     loss = (weight_S * F.softplus(-positive_S)).sum() + (F.softplus(negative_NC) * share_C).sum()
     negative_NC.sigmoid_()

@@ -26,7 +26,8 @@ CHUNK_STEP = 32  # chunks are multiples of it: whole vector registers for reduct
 # C states; state_S is the column of negative_NC a target belongs to. The weighted sum of losses is returned, and
 # negative_NC becomes, in place, d loss / d negative up to a factor a state: a factor on [N, C] would be one more pass
 # over the largest array there is. An entry of -inf is no negative; its derivative must come out as 0.
-LogitLoss = Callable[[Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]
+Terms = tuple[Tensor, Tensor, Tensor]
+LogitLoss = Callable[[Tensor, Tensor, Tensor, Tensor], Terms]
 
 
 def chunked_loss(

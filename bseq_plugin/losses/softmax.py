@@ -6,7 +6,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, finfo, ones_like, softmax, zeros_like
 
-from bseq_plugin.losses.chunked import chunked_loss
+from bseq_plugin.losses.chunked import Terms, chunked_loss
 from bseq_plugin.losses.precision import MatmulLoss
 from bseq_plugin.schema.losses import Negatives, Targets
 from bseq_plugin.schema.options import PartOptions
@@ -47,9 +47,7 @@ class SoftmaxLoss(MatmulLoss[SoftmaxOptions]):
         return loss
 
 
-def _cross_entropy(
-    positive_S: Tensor, weight_S: Tensor, state_S: Tensor, negative_NC: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
+def _cross_entropy(positive_S: Tensor, weight_S: Tensor, state_S: Tensor, negative_NC: Tensor) -> Terms:
     # The negatives are summed once a state, whatever its number of targets.
     lowest = finfo(positive_S.dtype).min  # a state without any negative: -inf - -inf is no number
     negative_C = _largest(negative_NC).to(positive_S.dtype).clamp_min_(lowest)

@@ -78,9 +78,8 @@ class SequenceInterestEncoder(HistoryEncoder):
         self.item_tower = ItemTower(recipe.vectors.table_dim, attributes, recipe.vectors.init, neighbours)
         self.event_embedder = EventEmbedder(EventInputs.of(recipe.events, recipe.encoder), recipe.encoder.max_length)
         self.sequence_encoder = StateReader(part)
-        self.interest_head = InterestHead(
-            recipe.vectors.table_dim, len(recipe.popularity_days), recipe.vectors.similarity
-        )
+        n_priors = len(recipe.popularity_days)
+        self.interest_head = InterestHead(recipe.vectors.table_dim, n_priors, recipe.vectors.similarity)
         self.multi_interests = _multi_interests(recipe)
         self.readout = Readout(recipe.interest_dim, recipe.interests_per_user)
 

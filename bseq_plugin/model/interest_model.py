@@ -152,9 +152,8 @@ class InterestModel:
         state = {name: value.detach().clone() for name, value in self.encoder.state_dict().items()}
         for name in state.keys() & {ITEM_WEIGHT, KEYS}:
             state[name] = state[name][table_rows]
-        chosen = replace(
-            self.vocabulary, item_ids=self.vocabulary.item_ids[rows_G], item_counts=self.vocabulary.item_counts[rows_G]
-        )
+        known = self.vocabulary
+        chosen = replace(known, item_ids=known.item_ids[rows_G], item_counts=known.item_counts[rows_G])
         priors = None if self.item_priors_VP is None else self.item_priors_VP[table_rows]
         return InterestModel.from_state(self.recipe, chosen, state, priors, self.trained_until_us)
 
@@ -201,9 +200,8 @@ class InterestModel:
         state[ITEM_WEIGHT] = items["item_table"]
         recipe = Recipe.stored(header["recipe"], folder / "recipe.json")
         vocabulary = Vocabulary.load(folder / "vocabulary.parquet")
-        return cls.from_state(
-            recipe, vocabulary, state, items.get("item_priors"), header["trained_until_us"], copy=False
-        )
+        priors, until_us = items.get("item_priors"), header["trained_until_us"]
+        return cls.from_state(recipe, vocabulary, state, priors, until_us, copy=False)
 
     @classmethod
     def from_run(cls, run: str | Path) -> InterestModel:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Protocol
 
 import numpy as np
 import pandas as pd
@@ -29,39 +28,19 @@ class Part:
     interests_UKD: Tensor | None = None
 
 
-class HistoryParts(Protocol):
-    """Histories in rows of a vocabulary, each user once."""
-
-    @property
-    def n_users(self) -> int:
-        """Return the number of users in all parts."""
-
-    def parts(self) -> Iterator[Part]:
-        """Yield all users, in an order that is the same every time. Raises SchemaError for what can't be read."""
-
-    def sample(self, n: int) -> tuple[np.ndarray, Sequences]:
-        """Return at most ``n`` users with events, evenly spread: places in the order of ``parts``, and histories."""
-
-    def moved(self, rows: np.ndarray) -> HistoryParts:
-        """Return the same events, of item ``rows[old row]``: int64 ``[V + 1]``."""
-
-    def whole(self) -> Sequences:
-        """Return all histories in memory: 8 bytes an event and column."""
-
-
 @dataclass(frozen=True)
 class InMemory:
-    """Histories that are in memory anyway."""
+    """Histories in rows of a vocabulary, each user once, that are in memory anyway."""
 
     histories: Sequences
 
     @property
     def n_users(self) -> int:
-        """See ``HistoryParts``."""
+        """Return the number of users in all parts."""
         return self.histories.n_users
 
     def parts(self) -> Iterator[Part]:
-        """See ``HistoryParts``."""
+        """Yield all users, in an order that is the same every time. Raises SchemaError for what can't be read."""
         n_users = self.n_users
         if n_users <= USERS:
             yield Part(self.histories)
@@ -70,22 +49,22 @@ class InMemory:
             yield Part(self.histories.take(np.arange(start, min(start + USERS, n_users))))
 
     def sample(self, n: int) -> tuple[np.ndarray, Sequences]:
-        """See ``HistoryParts``."""
+        """Return at most ``n`` users with events, evenly spread: places in the order of ``parts``, and histories."""
         places = spread(np.flatnonzero(self.histories.lengths), n)
         return places, self.histories.take(places)
 
     def moved(self, rows: np.ndarray) -> InMemory:
-        """See ``HistoryParts``."""
+        """Return the same events, of item ``rows[old row]``: int64 ``[V + 1]``."""
         return InMemory(replace(self.histories, items=rows[self.histories.items]))
 
     def whole(self) -> Sequences:
-        """See ``HistoryParts``."""
+        """Return all histories in memory: 8 bytes an event and column."""
         return self.histories
 
 
 @dataclass(frozen=True)
 class InPartitions:
-    """Histories of a log larger than memory: a row group of a partition at a time.
+    """Histories of a log larger than memory, a row group of a partition at a time; its methods are ``InMemory``'s.
 
     Attributes:
         model: what the histories are read for.
@@ -100,11 +79,11 @@ class InPartitions:
 
     @property
     def n_users(self) -> int:
-        """See ``HistoryParts``."""
+        """See ``InMemory``."""
         return self.log.n_users
 
     def parts(self) -> Iterator[Part]:
-        """See ``HistoryParts``."""
+        """See ``InMemory``."""
         for number, partition in enumerate(self.log.partitions):
             if not partition.users:
                 continue
@@ -115,7 +94,7 @@ class InPartitions:
                 yield Part(self._in_new_rows(histories), interests_UKD)
 
     def sample(self, n: int) -> tuple[np.ndarray, Sequences]:
-        """See ``HistoryParts``; a user without events makes it one fewer."""
+        """See ``InMemory``; a user without events makes it one fewer."""
         places = spread(np.arange(self.log.n_users), n)
         chosen, first = [], 0
         for number in range(len(self.log.partitions)):
@@ -129,15 +108,18 @@ class InPartitions:
         return places[some], histories.take(some)
 
     def moved(self, rows: np.ndarray) -> InPartitions:
-        """See ``HistoryParts``. Interests are computed anew: they were of the items as they were."""
+        """See ``InMemory``. Interests are computed anew: they were of the items as they were."""
         return replace(self, interests=None, rows=rows if self.rows is None else rows[self.rows])
 
     def whole(self) -> Sequences:
-        """See ``HistoryParts``."""
+        """See ``InMemory``."""
         return self._in_new_rows(self.log.read_all(self.model.vocabulary))
 
     def _in_new_rows(self, histories: Sequences) -> Sequences:
         return histories if self.rows is None else replace(histories, items=self.rows[histories.items])
+
+
+HistoryParts = InMemory | InPartitions
 
 
 def repeated_users(histories: HistoryParts, hashes_U: np.ndarray) -> list[object]:

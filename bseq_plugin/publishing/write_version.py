@@ -54,17 +54,8 @@ from bseq_plugin.store.version import INDEX_FILE
 
 N_SAMPLED = 512  # users whose interests "auto" measures with, and golden queries are taken from
 Report = Callable[[str, int, int], None]  # (what, done, of how many)
-PACKAGES = (
-    "bseq-plugin",
-    "torch",
-    "torchrec",
-    "fbgemm-gpu-cpu",
-    "fbgemm-gpu",
-    "faiss-cpu",
-    "faiss-gpu",
-    "numpy",
-    "pyarrow",
-)
+CPU_OR_GPU = ("fbgemm-gpu-cpu", "fbgemm-gpu", "faiss-cpu", "faiss-gpu")  # one of each pair is installed
+PACKAGES = ("bseq-plugin", "torch", "torchrec", *CPU_OR_GPU, "numpy", "pyarrow")
 
 
 @dataclass(frozen=True)

@@ -229,11 +229,9 @@ class Store:
                 for folder in folders:
                     remove(folder)
             if isinstance(error, OSError):
-                now = (
-                    "the new version is visible but may not survive a power failure"
-                    if visible
-                    else "nothing was published"
-                )
+                now = "nothing was published"
+                if visible:
+                    now = "the new version is visible but may not survive a power failure"
                 raise StoreError(f"publishing to {str(self.path)!r} failed: {error}; {now}") from error
             raise
 

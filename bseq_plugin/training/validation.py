@@ -53,17 +53,13 @@ def validate(
     return {name: total / evaluation.n_users for name, total in zip(names, sums, strict=True)}
 
 
-def item_rows(
-    encoder: SequenceInterestEncoder, n_items: int, recipe: Recipe, histories: Sequences, here: World
-) -> Tensor:
-    """Return ``[V + 1, D]`` float32, looked up through the (sharded) collection. Collective."""
-    return torch.cat([rows_ND for _, rows_ND in _item_chunks(encoder, n_items, recipe, histories, here)])
-
-
-def _item_chunks(
+def item_chunks(
     encoder: SequenceInterestEncoder, n_items: int, recipe: Recipe, histories: Sequences, here: World
 ) -> Iterator[tuple[int, Tensor]]:
-    """Yield (first row, rows [N, D]) of ``item_rows``, so that no rank ever holds the whole table. Collective."""
+    """Yield (first row, rows [N, D] float32), looked up through the (sharded) collection. Collective.
+
+    So no rank ever holds the whole table.
+    """
     # A sharded collection takes the key order of its first input for granted, so this one has all the same keys:
     # one user of ``histories`` without events, whose negatives are the rows asked for.
     nothing = (np.empty(0, np.int64), np.zeros(1, np.int64))
@@ -83,8 +79,8 @@ def _score_vectors(
     histories: Sequences,
     here: World,
 ) -> Iterator[tuple[int, Tensor]]:
-    """Yield ``_item_chunks`` as an interest is multiplied with them."""
-    for first, rows_ND in _item_chunks(encoder, n_items, recipe, histories, here):
+    """Yield ``item_chunks`` as an interest is multiplied with them."""
+    for first, rows_ND in item_chunks(encoder, n_items, recipe, histories, here):
         priors_NP = None if item_priors_VP is None else item_priors_VP[first : first + len(rows_ND)].to(here.device)
         yield first, score_vectors(rows_ND, priors_NP, recipe.vectors.cosine)
 

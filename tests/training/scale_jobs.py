@@ -33,7 +33,7 @@ from bseq_plugin.training.row_update import pooled_row_update
 from bseq_plugin.training.sharding import shard
 from bseq_plugin.training.train import train
 from bseq_plugin.training.trainer import build_task
-from bseq_plugin.training.validation import item_rows
+from bseq_plugin.training.validation import item_chunks
 
 
 class Sharded:
@@ -68,10 +68,9 @@ class Sharded:
 
     def vectors(self):
         self.task.model.eval()
-        rows = item_rows(
-            self.task.task.interest_encoder, self.log.vocabulary.n_items, self.log.recipe, self.log.sequences, self.here
-        )
-        return rows.detach().numpy()
+        encoder, log = self.task.task.interest_encoder, self.log
+        chunks = item_chunks(encoder, log.vocabulary.n_items, log.recipe, log.sequences, self.here)
+        return torch.cat([rows for _, rows in chunks]).detach().numpy()
 
     def shards(self):
         """Rows x columns of the item table that this rank holds."""
