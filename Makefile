@@ -4,6 +4,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 # touched when the environment is complete; older than what it is made from = stale
 READY := $(VENV)/.ready
+# distributions of integrations/ that come with the environment
+PLUGINS := integrations/bseq-behaviour integrations/bseq-transformers
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test check-faults check-scale lint bench lock clean
@@ -49,9 +51,9 @@ clean: ## remove the environment, caches, build products and the demo's output
 
 # An environment that is there is brought up to date rather than made anew. torchrec's metadata asks for the CUDA build
 # of fbgemm, so the lock is installed without looking at dependencies; CONTRIBUTING.md, "Regenerate the lock".
-$(READY): pyproject.toml integrations/bseq-behaviour/pyproject.toml requirements/cpu.txt Makefile
+$(READY): pyproject.toml $(PLUGINS:%=%/pyproject.toml) requirements/cpu.txt Makefile
 	@$(BIN)/python -c "" 2>/dev/null || { rm -rf $(VENV); $(PYTHON) -m venv $(VENV); }
 	$(BIN)/python -m pip install $(TORCH)
 	$(BIN)/python -m pip install --no-deps -r requirements/cpu.txt
-	$(BIN)/python -m pip install --no-deps --no-build-isolation -e . -e integrations/bseq-behaviour
+	$(BIN)/python -m pip install --no-deps --no-build-isolation -e . $(PLUGINS:%=-e %)
 	@touch $@
