@@ -79,6 +79,6 @@ def bseq_ranking_features() -> list[type[RankingFeature]]:
 @hookimpl(trylast=True)  # a plugin that recognises a source is asked before the built-in readers
 def bseq_read_events(source: object, columns: Mapping[str, str] | None, timestamp_unit: str | None) -> Events | None:
     """DataFrame, Parquet or CSV file or glob, RecBole ``.inter``, ``user item item ...`` text."""
-    from bseq_plugin.readers.files import read
+    from bseq_plugin.readers.read_events import read
 
     return read(source, columns, timestamp_unit)

@@ -10,7 +10,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from bseq_plugin.events.events import DAY_US
+from bseq_plugin.data import sparse
 from bseq_plugin.events.sequences import Sequences
 from bseq_plugin.schema.options import PartOptions
 from bseq_plugin.schema.sources import CandidateSource, SourceCandidates, SourceInputs
@@ -34,12 +34,8 @@ class PopularitySource(CandidateSource[PopularityOptions]):
     @classmethod
     def fit(cls, histories: Sequences, n_items: int, options: PopularityOptions | None = None) -> dict[str, Tensor]:
         """Return the items with events, most first, and their scores."""
-        days = cls.checked_options(options).days
-        if days is not None and histories.timestamps is not None and histories.n_events:
-            until = int(histories.timestamps.max()) + 1
-            histories = histories.between(until - round(days * DAY_US), until)
-        counts = np.bincount(histories.items, minlength=n_items + 1)
-        counts[0] = 0
+        days = None if histories.timestamps is None else cls.checked_options(options).days
+        counts = sparse.item_counts(histories, n_items, days)
         order = np.argsort(-counts, kind="stable")[: int((counts > 0).sum())]
         scores = np.log1p(counts[order]) / np.log1p(max(counts.max(initial=0), 1))
         return {

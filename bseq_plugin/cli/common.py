@@ -78,7 +78,7 @@ def read_table(path: Path) -> pd.DataFrame:
     """Read a Parquet, CSV or TSV table; ids of a text file are read as in a log. Raises UsageError."""
     import pandas as pd
 
-    from bseq_plugin.readers.files import plain_ids
+    from bseq_plugin.readers.read_events import plain_ids
 
     if not path.is_file():
         raise UsageError(f"there is no file {str(path)!r}")

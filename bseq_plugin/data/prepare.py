@@ -33,7 +33,7 @@ class PreparedLog:
         sequences: the whole log; only ``training`` and ``validation`` may be used to choose anything.
         partitions: where the log is, if it is read a piece at a time; ``sequences`` is then a sample of users, and
             ``training`` is empty.
-        newest_us: time of the newest training event in the partitions.
+        trained_until_us: time of the newest training event.
     """
 
     recipe: Recipe
@@ -43,7 +43,7 @@ class PreparedLog:
     validation: EvaluationSet | None
     attributes: ItemAttributes | None
     partitions: PartitionedSequences | None = None
-    newest_us: int | None = None
+    trained_until_us: int | None = None
     item_vectors: ItemVectors | None = None
 
     @cached_property
@@ -53,14 +53,6 @@ class PreparedLog:
             return None
         end_us = (self.trained_until_us or 0) + 1
         return PopularityPrior(self.training, self.vocabulary.n_items, self.recipe.popularity_days).at(end_us)
-
-    @property
-    def trained_until_us(self) -> int | None:
-        """The time of the newest training event."""
-        if self.partitions is not None:
-            return self.newest_us
-        times = self.training.timestamps
-        return None if times is None or len(times) == 0 else int(times.max())
 
 
 def prepare(events: Events, recipe: Recipe, items: pd.DataFrame | None = None, progress: bool = False) -> PreparedLog:
@@ -79,7 +71,8 @@ def prepare(events: Events, recipe: Recipe, items: pd.DataFrame | None = None, p
     vocabulary, sequences, training = _split(events, recipe.split, recipe.items.min_count)
     validation = validation_set(sequences, recipe.split)
     attributes, item_vectors = what_is_known(items, recipe.items, vocabulary, progress)
-    return PreparedLog(recipe, vocabulary, sequences, training, validation, attributes, item_vectors=item_vectors)
+    until_us = training.newest_us
+    return PreparedLog(recipe, vocabulary, sequences, training, validation, attributes, None, until_us, item_vectors)
 
 
 def what_is_known(
@@ -188,8 +181,7 @@ def count_partitions(log: PartitionedSequences, recipe: Recipe, numbers: list[in
         part = training_histories(log.read(number, [group], vocabulary), recipe.split)
         rows, n_events = np.unique(part.items, return_counts=True)
         counts[rows] += n_events
-        if part.timestamps is not None and len(part.timestamps):
-            newest = max(newest, int(part.timestamps.max()))
+        newest = max(newest, part.newest_us or 0)
     return counts[1:], newest
 
 
@@ -214,9 +206,8 @@ def prepare_partitions(
     vocabulary = Vocabulary(whole.item_ids[keep], counts[keep], whole.event_types)
     sample = _sample(log, vocabulary)
     attributes, item_vectors = what_is_known(items, recipe.items, vocabulary, progress)
-    nobody, validation = log.nobody(), validation_set(sample, recipe.split)
-    newest = newest_us or None
-    return PreparedLog(recipe, vocabulary, sample, nobody, validation, attributes, log, newest, item_vectors)
+    nobody, validation, until_us = log.nobody(), validation_set(sample, recipe.split), newest_us or None
+    return PreparedLog(recipe, vocabulary, sample, nobody, validation, attributes, log, until_us, item_vectors)
 
 
 def _sample(log: PartitionedSequences, vocabulary: Vocabulary) -> Sequences:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from scipy import sparse
 
+from bseq_plugin.errors import SchemaError
 from bseq_plugin.events.events import DAY_US
 from bseq_plugin.events.sequences import Sequences
 
@@ -30,6 +31,28 @@ def steps(sequences: Sequences) -> np.ndarray:
     begins = np.ones(sequences.n_events, bool)
     begins[1:] = (marks[1:] != marks[:-1]) | (users[1:] != users[:-1])
     return np.cumsum(begins) - 1
+
+
+def counted_from(training: Sequences, at_us: int | None) -> int | None:
+    """Return when ages are counted from: ``at_us``, else just after the newest event; None without times."""
+    if training.newest_us is None:
+        return None
+    return training.newest_us + 1 if at_us is None else at_us
+
+
+def item_counts(training: Sequences, n_items: int, days: float | None = None, at_us: int | None = None) -> np.ndarray:
+    """Return float64 [V + 1], events of each item (of the last ``days`` before ``at_us``); 0 for the unknown item.
+
+    Raises SchemaError if ``days`` is given and the log has no times.
+    """
+    if days is not None and training.timestamps is None:
+        raise SchemaError(f"the log has no times, so there are no last {days:g} days; use days=None")
+    at_us = counted_from(training, at_us)
+    if days is not None and at_us is not None:
+        training = training.between(at_us - round(days * DAY_US), at_us)
+    counts = np.bincount(training.items, minlength=n_items + 1).astype(np.float64)
+    counts[0] = 0
+    return counts
 
 
 def count_matrix(

@@ -14,8 +14,6 @@ import torch
 from torch import Tensor
 
 from bseq_plugin.data import sparse
-from bseq_plugin.errors import SchemaError
-from bseq_plugin.events.events import DAY_US
 from bseq_plugin.events.sequences import Sequences
 
 RECENT_DAYS = 28
@@ -33,28 +31,6 @@ class Baseline(Protocol):
         """Return float32 [b, V + 1], larger is better; column 0 has no meaning."""
 
 
-def newest_us(training: Sequences, at_us: int | None) -> int | None:
-    """Return when ages are counted from: ``at_us``, else just after the newest event; None without times."""
-    if training.timestamps is None or not training.n_events:
-        return None
-    return int(training.timestamps.max()) + 1 if at_us is None else at_us
-
-
-def item_counts(training: Sequences, n_items: int, days: float | None = None, at_us: int | None = None) -> np.ndarray:
-    """Return float64 [V + 1], events of each item (of the last ``days`` before ``at_us``); 0 for the unknown item.
-
-    Raises SchemaError if ``days`` is given and the log has no times.
-    """
-    if days is not None and training.timestamps is None:
-        raise SchemaError(f"the log has no times, so there are no last {days:g} days; use days=None")
-    at_us = newest_us(training, at_us)
-    if days is not None and at_us is not None:
-        training = training.between(at_us - round(days * DAY_US), at_us)
-    counts = np.bincount(training.items, minlength=n_items + 1).astype(np.float64)
-    counts[0] = 0
-    return counts
-
-
 @dataclass
 class Popularity:
     """Everybody gets the items with the most events, of all time or of the last ``days``."""
@@ -69,7 +45,7 @@ class Popularity:
 
     def fit(self, training: Sequences, n_items: int) -> None:
         """See ``Baseline.fit``. Raises SchemaError for ``days`` and a log without times."""
-        counts = item_counts(training, n_items, self.days, self.at_us)
+        counts = sparse.item_counts(training, n_items, self.days, self.at_us)
         self._score_V = torch.from_numpy(counts.astype(np.float32))
 
     def scores(self, histories: Sequences) -> Tensor:
@@ -87,7 +63,7 @@ class Tail:
     def fitted(cls, training: Sequences, n_items: int, at_us: int | None) -> Tail:
         """Count the last 28 days, or all events of a log without times."""
         days = RECENT_DAYS if training.timestamps is not None else None
-        counts = item_counts(training, n_items, days, at_us)
+        counts = sparse.item_counts(training, n_items, days, at_us)
         return cls(((counts + 0.5) / (counts.max() + 1)).astype(np.float32))
 
     def fill(self, score_bV: np.ndarray) -> Tensor:
@@ -114,7 +90,7 @@ class PersonalFrequency:
 
     def fit(self, training: Sequences, n_items: int) -> None:
         """See ``Baseline.fit``."""
-        self._n_items, self._at_us = n_items, newest_us(training, self.at_us)
+        self._n_items, self._at_us = n_items, sparse.counted_from(training, self.at_us)
         self._tail = Tail.fitted(training, n_items, self.at_us)
 
     def scores(self, histories: Sequences) -> Tensor:

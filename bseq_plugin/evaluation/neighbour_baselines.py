@@ -15,7 +15,7 @@ from torch import Tensor
 from bseq_plugin.data import sparse
 from bseq_plugin.data.sparse import Matrix
 from bseq_plugin.errors import SchemaError
-from bseq_plugin.evaluation.baselines import Tail, newest_us
+from bseq_plugin.evaluation.baselines import Tail
 from bseq_plugin.events.events import DAY_US
 from bseq_plugin.events.sequences import Sequences
 from bseq_plugin.metrics import MAX_BLOCK_SCORES
@@ -32,7 +32,7 @@ class _Fitted:
 
     @classmethod
     def on(cls, training: Sequences, n_items: int, at_us: int | None, matrix: Matrix) -> _Fitted:
-        return cls(n_items, newest_us(training, at_us), Tail.fitted(training, n_items, at_us), matrix)
+        return cls(n_items, sparse.counted_from(training, at_us), Tail.fitted(training, n_items, at_us), matrix)
 
 
 @dataclass
@@ -124,7 +124,7 @@ class SessionKnn:
         """See ``Baseline.fit``. Raises SchemaError if the log has no sessions."""
         _require_sessions(training, self.name)
         training = training.known()
-        at_us = newest_us(training, self.at_us)
+        at_us = sparse.counted_from(training, self.at_us)
         recent = training if at_us is None else training.between(at_us - round(self.days * DAY_US), at_us)
         held = sparse.step_matrix(recent, n_items)
         held = held[np.flatnonzero(np.diff(held.indptr) >= self.min_items)]
@@ -164,7 +164,7 @@ class UserKnn:
         self._rarity_V = np.log(training.n_users / having)
         self._keys_VN = sparse.unit_rows(self._rare_first(counts)).T.tocsr()
         self._users = pd.Index(training.user_ids)
-        at_us = newest_us(training, self.at_us)
+        at_us = sparse.counted_from(training, self.at_us)
         votes = sparse.log1p(sparse.history_matrix(training, n_items, self.half_life_days, at_us))
         self._fitted = _Fitted.on(training, n_items, self.at_us, votes)
 

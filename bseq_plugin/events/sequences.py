@@ -93,6 +93,11 @@ class Sequences:
         """The place (0..U-1) of each event's user, int64 [T]."""
         return np.repeat(np.arange(self.n_users), self.lengths)
 
+    @property
+    def newest_us(self) -> int | None:
+        """The time of the newest event; None without times or events."""
+        return None if self.timestamps is None or not self.n_events else int(self.timestamps.max())
+
     @cached_property
     def latest_created(self) -> np.ndarray:
         """The latest ``created`` among an event and those before it of its user, int64 [T]; ``timestamps`` without."""

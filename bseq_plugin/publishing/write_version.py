@@ -122,8 +122,7 @@ def write_version(
 
 def _write_users(folder: Path, made: Prepared, report: Report) -> dict[str, Any]:
     """Write histories and interests by part; return what the manifest says of them. Raises StoreError, UsageError."""
-    n_users = n_events = 0
-    newest_us: int | None = None
+    n_users = n_events = newest_us = 0
     hashes_U = np.empty(made.histories.n_users, np.uint64)
     sequences, interests = TableStream(folder / "sequences.parquet"), TableStream(folder / "interests.parquet")
     with closing(sequences), closing(interests):
@@ -135,15 +134,14 @@ def _write_users(folder: Path, made: Prepared, report: Report) -> dict[str, Any]
             hashes_U[n_users : n_users + histories.n_users] = hashed(histories)
             n_users, n_events = n_users + histories.n_users, n_events + histories.n_events
             report("users", n_users, made.histories.n_users)
-            if histories.timestamps is not None and histories.n_events:
-                newest_us = max(int(histories.timestamps.max()), newest_us or 0)
+            newest_us = max(newest_us, histories.newest_us or 0)
     repeated = repeated_users(made.histories, hashes_U[:n_users])
     if repeated:
         raise UsageError(
             f"{len(repeated)} users stand twice in the histories, for example {repeated[:10]}; nothing is published: "
             "give each user one history"
         )
-    return {"n_users": n_users, "n_events": n_events, "watermark_us": newest_us}
+    return {"n_users": n_users, "n_events": n_events, "watermark_us": newest_us or None}
 
 
 def _finite_interests(model: InterestModel, histories: Sequences, known_UKD: Tensor | None = None) -> Tensor:

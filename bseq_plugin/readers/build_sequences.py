@@ -26,7 +26,7 @@ from bseq_plugin.events.pseudonyms import Pseudonymiser
 from bseq_plugin.events.sequences import LISTS
 from bseq_plugin.files import aside_of, put_in_place
 from bseq_plugin.readers.checks_sql import column_checks
-from bseq_plugin.readers.files import files_of
+from bseq_plugin.readers.read_events import files_of
 
 MIN_MEMORY_MB = 300
 USERS_PER_ROW_GROUP = 1024  # what training reads at a time
