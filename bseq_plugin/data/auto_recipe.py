@@ -55,6 +55,7 @@ def auto_recipe(events: Events, asked: Mapping[str, Any] | None = None, *, horiz
     """
     held_out = {} if horizon_days is None else {"split": {"kind": "time", "horizon_days": horizon_days}}
     given = replaced(Recipe, held_out, asked or {})
+    _roomiest(given).replace(**given)
     return _suited(events, given).replace(**given)
 
 
@@ -78,9 +79,15 @@ def choose_recipe(
     if isinstance(events, PartitionedSequences):
         raise UsageError("--recipe auto needs the log in memory; name another recipe for partitioned sequences")
     asked = apply_settings(Recipe, {}, settings)
-    # also without events, to see whether the settings can be right at all
-    checked = Recipe(objective="window" if wants_window(asked) else "next").with_settings(settings)
+    checked = _roomiest(asked).with_settings(settings)  # also without events: can the settings be right at all?
     return checked if events is None else _suited(events, asked).with_settings(settings)
+
+
+def _roomiest(asked: Mapping[str, Any]) -> Recipe:
+    """The recipe in which a setting has a meaning if it has one in any that ``_suited`` may choose."""
+    if wants_window(asked):
+        return Recipe(objective="window", negatives="mixed", vectors={"similarity": "cosine"})
+    return Recipe(negatives="mixed")
 
 
 def _suited(events: Events, asked: Mapping[str, Any]) -> Recipe:

@@ -29,7 +29,7 @@ class MeanEncoder(SequenceEncoder[MeanOptions]):
     """Each state is the mean of its user's events up to itself, weighted by ``0.5 ** (age / half_life_days)``.
 
     Without options it has no parameters. Times are read only if there is a half life; without times all events count
-    the same.
+    the same. ``dropout`` is that of the feed-forward part.
     """
 
     name = "mean"
@@ -37,6 +37,7 @@ class MeanEncoder(SequenceEncoder[MeanOptions]):
     def __init__(self, dim: int, max_length: int, dropout: float, options: MeanOptions | None = None) -> None:
         super().__init__(dim, max_length, dropout, options)
         inner = self.options.feed_forward
+        self.reads_dropout = inner > 0
         self.tail = FeedForward(dim, inner, dropout) if inner else None
 
     def forward(self, events: PackedEvents) -> Tensor:

@@ -215,6 +215,11 @@ def build_encoder_part(encoder: EncoderSettings, vectors: VectorSettings) -> Seq
     parts: list[SequenceEncoder] = [
         part(vectors.dim, encoder.max_length, encoder.dropout, options) for _ in range(vectors.ensemble)
     ]
+    if not parts[0].reads_dropout and encoder.dropout not in (0.0, EncoderSettings().dropout):
+        raise RecipeError(
+            f"encoder.dropout = {encoder.dropout}: encoder {encoder.name!r} with these options leaves nothing out; set "
+            "encoder.dropout = 0"
+        )
     return parts[0] if len(parts) == 1 else Ensemble(parts)
 
 

@@ -36,7 +36,7 @@ from bseq_plugin.recipe.recipe import Recipe
 
 AXES = "item_tower.encoded.axes_EE"
 KEYS = "item_tower.encoded.keys_VK"  # with a row an item, as the item table has
-ITEM_WEIGHT = f"embedding_collection.embeddings.{ITEM_TABLE}.weight"
+ITEM_WEIGHT: str = f"embedding_collection.embeddings.{ITEM_TABLE}.weight"
 EVENTS_PER_CALL = 1 << 13  # bounds memory; large enough that calls cost little beside their arithmetic
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tomllib
-from datetime import datetime
+from datetime import date, time
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -42,7 +42,7 @@ def _text(name_or_path: str | Path) -> str:
         if not path.is_file():
             raise RecipeError(f"there is no recipe file {str(path)!r}")
         try:
-            return path.read_text(encoding="utf-8")
+            return path.read_text(encoding="utf-8-sig")
         except (UnicodeDecodeError, OSError) as error:
             raise RecipeError(f"recipe {str(name_or_path)!r} can't be read: {error}") from None
     if str(name_or_path) not in shipped_recipes():
@@ -55,17 +55,32 @@ def _text(name_or_path: str | Path) -> str:
 def parse_value(text: str) -> Any:
     """A value as in TOML, or a bare word as it is."""
     try:
-        value = tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
+        document = tomllib.loads(f"value = {text}")
+    except (tomllib.TOMLDecodeError, RecursionError):
         return text  # a bare word: --set encoder=mean
-    return _plain(value)
+    return _plain(document["value"]) if len(document) == 1 else text  # more lines would be other keys
+
+
+def parse_key(text: str) -> tuple[str, ...]:
+    """The parts of a dotted key; as in TOML one in quotes may have dots of its own: ``weights."a.b"``."""
+    try:
+        value: Any = tomllib.loads(f"{text} = 0")
+    except (tomllib.TOMLDecodeError, RecursionError):
+        return tuple(text.split("."))
+    parts = []
+    while isinstance(value, dict):
+        part, value = next(iter(value.items()))
+        parts.append(part)
+    return tuple(parts)
 
 
 def _plain(value: Any) -> Any:
-    """TOML has times of its own; a recipe keeps the text."""
+    """TOML has dates and times of its own; a recipe keeps the text."""
     if isinstance(value, dict):
         return {key: _plain(entry) for key, entry in value.items()}
-    return value.isoformat() if isinstance(value, datetime) else value
+    if isinstance(value, list):
+        return [_plain(entry) for entry in value]
+    return value.isoformat() if isinstance(value, date | time) else value
 
 
 def split_setting(setting: str, option: str, example: str) -> tuple[str, str]:

@@ -5,19 +5,23 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from bseq_plugin.errors import RecipeError
-from bseq_plugin.recipe.files import parse_value, split_setting
+from bseq_plugin.errors import RecipeError, UsageError
+from bseq_plugin.recipe.files import parse_key, parse_value, split_setting
 from bseq_plugin.recipe.section import Choice, Section
 
 Path = tuple[str, ...]
+EXAMPLE = "encoder.max_length=100"
 
 
 def apply_settings(model: type[Section], values: Mapping[str, Any], settings: Iterable[str]) -> dict[str, Any]:
     """Return ``values`` of a ``model`` with ``key=value`` settings. Raises UsageError for one without =."""
     changes: dict[Path, Any] = {}
     for setting in settings:
-        key, text = split_setting(setting, "--set", "encoder.max_length=100")
-        changes.update(_leaves(model, tuple(key.split(".")), parse_value(text)))
+        key, text = split_setting(setting, "--set", EXAMPLE)
+        path = parse_key(key)
+        if not all(path):
+            raise UsageError(f"--set {setting!r}: a part of the key {key!r} is empty; write for example {EXAMPLE}")
+        changes.update(_leaves(model, path, parse_value(text)))
     return changed(model, values, changes)
 
 

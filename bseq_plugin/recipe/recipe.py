@@ -28,7 +28,7 @@ from bseq_plugin.schema.options import describe_errors
 
 
 class Recipe(Section):
-    """Everything that decides what a run learns, in ten sections. Immutable.
+    """Everything that decides what a run learns, in ten sections. Its attributes can't be set.
 
     A section is given as an object, as a mapping of its keys, or, where it is a choice, as the name of the choice:
     ``Recipe(encoder="hstu", vectors={"dim": 32}, objective={"kind": "window", "days": 7})``. What is left out is at its

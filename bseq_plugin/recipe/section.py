@@ -9,17 +9,18 @@ from functools import cache
 from types import UnionType
 from typing import Any, ClassVar, Union, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, model_validator
+from pydantic import ConfigDict, model_validator
+
+from bseq_plugin.schema.options import Settings
 
 
-class Section(BaseModel):
-    """The base of every section: frozen, and an unknown key is an error that names the keys there are.
+class Section(Settings):
+    """The base of every section.
 
     Attributes:
         ALTERNATIVES: keys of which exactly one is written; writing one takes the other's place.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
     ALTERNATIVES: ClassVar[tuple[str, ...]] = ()
 
     @model_validator(mode="before")
@@ -71,13 +72,17 @@ class PartSection(Section):
     @model_validator(mode="before")
     @classmethod
     def _as_a_file_has_them(cls, values: Any) -> Any:
-        """Turn tuples into lists: a section equals what is read back from its file."""
+        """Turn tuples into lists: a section equals what is read back from its file. Refuse what a file can't have."""
         if not isinstance(values, Mapping):
             return values
-        try:
-            return json.loads(json.dumps(dict(values)))
-        except TypeError as error:
-            raise ValueError(f"{values.get('name', 'options')}: {error}; give plain values") from None
+        for key, value in values.items():
+            if _has_none(value):
+                raise ValueError(f"{key}: a recipe has no null; leave the key out, and its default counts")
+            try:
+                json.dumps(value, allow_nan=False)
+            except (TypeError, ValueError) as error:
+                raise ValueError(f"{key} = {value!r}: {error}; give plain, finite values") from None
+        return json.loads(json.dumps(dict(values)))
 
     @property
     def options(self) -> dict[str, Any]:
@@ -113,6 +118,12 @@ class Choice:
             return set(self.classes[0].model_fields)
         chosen = self.by_kind().get(new)
         return None if chosen is None else set(chosen.model_fields)
+
+
+def _has_none(value: Any) -> bool:
+    if isinstance(value, Mapping):
+        return any(map(_has_none, value.values()))
+    return any(map(_has_none, value)) if isinstance(value, list | tuple) else value is None
 
 
 def _classes(annotation: Any) -> tuple[type[Section], ...]:

@@ -59,7 +59,7 @@ class TrainingSettings(Section):
     dense: DenseOptimizer = Field(default_factory=DenseOptimizer, description="AdamW, of dense parameters")
     table: TableOptimizer = Field(default_factory=TableOptimizer, description="of embedding rows")
     schedule: Literal["constant", "cosine"] = Field("constant", description="of both learning rates, over all epochs")
-    seed: int = Field(0, ge=0, description="of everything that is drawn at random")
+    seed: int = Field(0, ge=0, lt=2**62, description="of everything that is drawn at random")
 
     @property
     def last_epoch(self) -> int:

@@ -29,6 +29,7 @@ class SequenceEncoder(nn.Module, MachineChoices[OptionsT_co], ABC):
 
     reads_sessions: ClassVar[bool] = False  # ask for ``PackedEvents.sessions_T``
     predicts_masked: ClassVar[bool] = False  # it has ``masked_states_at``, for the objective "masked"
+    reads_dropout: bool = True  # False: a recipe that sets encoder.dropout is refused, for it would mean nothing
 
     def __init__(self, dim: int, max_length: int, dropout: float, options: OptionsT_co | None = None) -> None:
         super().__init__()

@@ -5,15 +5,28 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any, TypeVar, get_args
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from bseq_plugin.errors import RecipeError
 
 
-class PartOptions(BaseModel):
-    """Base of every part's options: frozen, and an unknown key is an error."""
+class Settings(BaseModel):
+    """Base of what is set by hand: frozen; an unknown key, NaN, infinity and true for a number are errors."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _no_truth_for_a_number(cls, values: Any) -> Any:
+        for key, field in cls.model_fields.items() if isinstance(values, Mapping) else ():
+            kinds = {field.annotation, *get_args(field.annotation)}
+            if isinstance(values.get(key), bool) and bool not in kinds and kinds & {int, float}:
+                raise ValueError(f"{key} = {str(values[key]).lower()}: give a number")
+        return values
+
+
+class PartOptions(Settings):
+    """Base of every part's options."""
 
 
 AnyOptions = TypeVar("AnyOptions", bound=BaseModel)

@@ -35,8 +35,8 @@ from bseq_plugin.training.distributed import World
 from bseq_plugin.training.sharding import ShardedTask
 
 NAME = re.compile(r"epoch-(\d{4,})(?:-step-(\d{8,}))?")
-# Sections that say how long and on what part of the log is learned, not what the numbers in a checkpoint mean.
-FREE_SECTIONS = {"training", "split"}
+# Keys that say how long is learned, not what the numbers in a checkpoint mean.
+FREE_KEYS = {"training": {"epochs", "stop_after"}, "split": {"every", "patience"}}
 
 
 class Position(NamedTuple):
@@ -56,7 +56,10 @@ class Position(NamedTuple):
 
 def identity(recipe: Recipe, vocabulary: Vocabulary) -> dict[str, str]:
     """Return what a checkpoint must have in common with the run that loads it."""
-    settings = {name: section for name, section in recipe.as_dict().items() if name not in FREE_SECTIONS}
+    settings = {
+        name: {key: value for key, value in section.items() if key not in FREE_KEYS.get(name, ())}
+        for name, section in recipe.as_dict().items()
+    }
     rows = pd.util.hash_array(vocabulary.item_ids).tobytes() + json.dumps(vocabulary.event_types).encode()
     return {
         "recipe": json.dumps(settings, sort_keys=True),

@@ -17,8 +17,9 @@ from torchrec.optim.keyed import CombinedOptimizer, KeyedOptimizerWrapper
 from torchrec.optim.optimizers import in_backward_optimizer_filter
 from torchrec.optim.rowwise_adagrad import RowWiseAdagrad
 
+from bseq_plugin.errors import RecipeError
 from bseq_plugin.model.task import SequenceInterestTask
-from bseq_plugin.recipe.training import TrainingSettings
+from bseq_plugin.recipe.training import DenseOptimizer, TrainingSettings
 from bseq_plugin.training.distributed import World
 from bseq_plugin.training.plan import Sharding, check_device, make_plan
 
@@ -81,7 +82,8 @@ def shard(task: SequenceInterestTask, training: TrainingSettings, sharding: Shar
 def _dense_optimizers(parameters: dict[str, Any], training: TrainingSettings) -> list[KeyedOptimizerWrapper]:
     """Return AdamW, and row-wise Adagrad for the attribute table, whose rows are learned like those of the item table.
 
-    Either may have nothing to do (``mean`` without options learns its tables alone), and is then left out.
+    Either may have nothing to do (``mean`` without options learns its tables alone), and is then left out. Raises
+    RecipeError if AdamW has nothing to do and was given settings.
     """
     tables = {name: value for name, value in parameters.items() if "item_tower.attribute_table" in name}
     rest = {name: value for name, value in parameters.items() if name not in tables}
@@ -89,6 +91,11 @@ def _dense_optimizers(parameters: dict[str, Any], training: TrainingSettings) ->
     if rest:
         adam = partial(torch.optim.AdamW, lr=training.dense.rate, weight_decay=training.dense.weight_decay, fused=True)
         optimizers.append(KeyedOptimizerWrapper(rest, adam))
+    elif training.dense != DenseOptimizer():
+        raise RecipeError(
+            f"training.dense ({training.dense}) is for parameters beside the tables, and this model has none; set "
+            f"{DenseOptimizer()}"
+        )
     if tables:
         optimizers.append(KeyedOptimizerWrapper(tables, partial(RowWiseAdagrad, lr=training.table.rate)))
     return optimizers

@@ -102,6 +102,32 @@ def test_auto_by_name_with_settings_is_the_same(settings):
     assert choose_recipe("auto", settings, events) == auto_recipe(events, asked if settings else {})
 
 
+@pytest.mark.parametrize(
+    ("settings", "events"),
+    [
+        (["negatives.n=512"], log(50, 200, 5_000)),
+        (["split=time", "split.horizon_days=14", "vectors.similarity.temperature=0.3"], None),
+        (["split=time", "split.horizon_days=14", "objective.days=7"], None),
+    ],
+)
+def test_what_means_something_in_the_recipe_that_auto_picks_is_taken(settings, events):
+    """And before there is a log to look at, in any that it may pick."""
+    chosen = choose_recipe("auto", settings, spread(40, 50, 30, 200) if events is None else events)
+    assert chosen == chosen.with_settings(settings)
+    assert choose_recipe("auto", settings) is not None
+
+
+def test_what_means_nothing_in_the_recipe_that_auto_picks_is_refused():
+    with pytest.raises(RecipeError, match="unknown key 'negatives.n' with kind = 'all'"):
+        choose_recipe("auto", ["negatives.n=512"], log(40, 50, 30))
+
+
+@pytest.mark.parametrize(("days", "said"), [("x", "horizon_days = 'x'"), (-3, "horizon_days = -3"), (True, "a number")])
+def test_a_horizon_that_is_none_is_told_by_its_name(days, said):
+    with pytest.raises(RecipeError, match=said):
+        auto_recipe(log(40, 50, 30), horizon_days=days)
+
+
 def test_other_recipes_are_chosen_by_name_or_as_they_are():
     recipe = Recipe(vectors={"dim": 8})
     assert choose_recipe(recipe, ["training.epochs=3"]) == recipe.replace(training={"epochs": 3})

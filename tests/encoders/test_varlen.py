@@ -118,7 +118,7 @@ def test_what_the_kernel_does_not_know_goes_another_way(monkeypatch, options, tr
 def test_it_is_off_by_default_and_does_not_go_with_the_filter():
     assert CausalOptions().varlen_attention is False
     with pytest.raises(RecipeError, match=r"varlen_attention does not go with filter_weight = 0\.5"):
-        parse_options(CausalOptions, {"varlen_attention": True, "filter_weight": 0.5}, "encoder_options")
+        parse_options(CausalOptions, {"varlen_attention": True, "filter_weight": 0.5}, "encoder")
 
 
 def test_it_serves_half_precision_on_a_gpu_that_has_the_kernel(monkeypatch):

@@ -26,7 +26,7 @@ def recipe():
         vectors={"dim": 8},
         items={"encoders": [COLUMNS]},
         split="none",
-        training={"epochs": 6, "batch": {"users": 16}, "dense": {"rate": 0.02}},
+        training={"epochs": 6, "batch": {"users": 16}},
     )
 
 

@@ -23,8 +23,8 @@ from bseq_plugin.training.distributed import world
 N_ITEMS, N_TYPES = 20, 2
 VARIANTS = {
     "causal": {"encoder": {"name": "causal", "n_blocks": 1}},
-    "mean": {"encoder": "mean"},
-    "cosine": {"encoder": "mean", "vectors": {"similarity": "cosine"}},
+    "mean": {"encoder": {"name": "mean", "dropout": 0}},
+    "cosine": {"encoder": {"name": "mean", "dropout": 0}, "vectors": {"similarity": "cosine"}},
     "priors": {
         "encoder": "causal",
         "vectors": {"similarity": "cosine"},
@@ -33,7 +33,7 @@ VARIANTS = {
     "bare": {"encoder": "causal", "events": {"features": ()}},
     "several interests": {"encoder": "causal", "objective": "prefix", "interests": {"kind": "several", "n": 3}},
     "routed": {
-        "encoder": "mean",
+        "encoder": {"name": "mean", "dropout": 0},
         "vectors": {"similarity": "cosine"},
         "objective": {"kind": "window", "popularity_days": (7.0,)},
         "interests": {"kind": "several", "method": "routing"},

@@ -116,7 +116,7 @@ def test_a_model_that_is_not_exported_or_whose_keys_are_others_is_refused(proble
 
 
 COLUMNS = {"name": "columns", "categories": ["kind"], "numbers": ["place"], "buckets": 16}
-STILL = {"table": {"rate": 1e-9}, "dense": {"rate": 1e-9}}  # as good as no learning
+STILL = {"table": {"rate": 1e-9}}  # as good as no learning
 
 
 @pytest.fixture(scope="module")
@@ -127,7 +127,7 @@ def recipe():
         items={"encoders": [COLUMNS]},
         negatives={"kind": "uniform", "n": 16},
         split="none",
-        training={"epochs": 6, "batch": {"users": 16}, "dense": {"rate": 0.02}},
+        training={"epochs": 6, "batch": {"users": 16}},
     )
 
 

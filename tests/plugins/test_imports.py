@@ -31,7 +31,7 @@ def early(path):
 
 @pytest.mark.parametrize("name", ["__init__.py", "builtin.py"])
 def test_the_two_registration_points_import_parts_only_inside_functions(name):
-    assert {name for name in early(ROOT / name) if name.startswith("bseq_plugin")} == {"bseq_plugin.hookspecs"}
+    assert {name for name in early(ROOT / name) if name.startswith("bseq_plugin")} <= {"bseq_plugin.hookspecs"}
 
 
 @FILE

@@ -6,10 +6,11 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import settings as budget
 from hypothesis import strategies as st
+from pydantic import ValidationError
 from recipe_settings import NAMES, TEXTS, Contradiction, merged, sections_of, settings
 from toml_text import toml_file, words
 
-from bseq_plugin.errors import RecipeError
+from bseq_plugin.errors import RecipeError, UsageError
 from bseq_plugin.recipe.files import shipped_recipes
 from bseq_plugin.recipe.recipe import Recipe
 
@@ -180,3 +181,63 @@ def test_a_setting_that_can_not_be_meant_is_told_in_one_line(said):
     assert "\n" not in told
     for part in REFUSED[said]:
         assert part in told, (part, told)
+
+
+NOT_PLAIN = {
+    "nan": ({"encoder": {"name": "mean", "half_life_days": float("nan")}}, "encoder: half_life_days = nan: .*finite"),
+    "infinity": ({"encoder": {"name": "mean", "half_life_days": float("inf")}}, "half_life_days = inf: .*finite"),
+    "nan in a list": ({"loss": {"name": "softmax", "x": [0.5, float("nan")]}}, r"loss: x = \[0.5, nan\]"),
+    "null": (
+        {"encoder": {"name": "theirs", "blocks": None}},
+        "encoder: blocks: a recipe has no null; leave the key out",
+    ),
+    "null below": ({"items": {"encoders": [{"name": "theirs", "x": [{"y": None}]}]}}, "x: a recipe has no null"),
+    "a thing": ({"encoder": {"name": "theirs", "x": object()}}, "x = <object .*give plain"),
+    "true": ({"training": {"epochs": True}}, "training: epochs = true: give a number"),
+    "true for what may be left out": ({"training": {"stop_after": True}}, "stop_after = true: give a number"),
+    "false": ({"encoder": {"dropout": False}}, "encoder: dropout = false: give a number"),
+    "a seed no generator takes": ({"training": {"seed": 10**23}}, "training.seed = 1000.* less than"),
+}
+
+
+@pytest.mark.parametrize("name", NOT_PLAIN)
+def test_what_a_file_would_not_give_back_is_refused(name):
+    sections, said = NOT_PLAIN[name]
+    for write in (lambda: Recipe(**sections), lambda: Recipe().replace(**sections)):
+        with pytest.raises(RecipeError, match=said):
+            write()
+
+
+@pytest.mark.parametrize("said", [".encoder=3", "encoder.=mean", "training..seed=3", "=3"])
+def test_an_empty_part_of_a_key_is_no_key(said):
+    with pytest.raises(UsageError, match="write (for example|key=value)"):
+        Recipe().with_settings([said])
+
+
+@pytest.mark.parametrize(
+    ("written", "read"),
+    [
+        ("2020-01-01", "2020-01-01"),
+        ("[2020-01-01, 07:30:00]", ["2020-01-01", "07:30:00"]),
+        ("{a = 2020-01-01T00:00:00Z}", {"a": "2020-01-01T00:00:00+00:00"}),
+        ("3\ny = 4", "3\ny = 4"),
+        ("[" * 5_000, "[" * 5_000),
+    ],
+)
+def test_a_value_is_what_was_written(tmp_path, written, read):
+    """Dates as their text; a second line is no second key; and a file says the same, with a byte order mark or not."""
+    assert Recipe().with_settings([f"encoder.x={written}"]).encoder.options == {"x": read}
+    if not isinstance(read, str) or (written == read and "\n" not in written and "[" not in written):
+        (tmp_path / "mine.toml").write_text(f"[encoder]\nx = {written}\n", encoding="utf-8-sig")
+        assert Recipe.load(tmp_path / "mine.toml").encoder.options == {"x": read}
+
+
+def test_a_key_in_quotes_may_have_dots():
+    said = ['objective.event_type_weights."a.b"=2', "objective.event_type_weights.c d=3"]
+    assert Recipe().with_settings(said).objective.event_type_weights == {"a.b": 2.0, "c d": 3.0}
+
+
+def test_a_recipes_attributes_can_not_be_set():
+    for owner, key in ((Recipe(), "encoder"), (Recipe().training, "epochs")):
+        with pytest.raises(ValidationError, match="frozen"):
+            setattr(owner, key, getattr(owner, key))

@@ -3,7 +3,7 @@
 ``torch.nn.attention.varlen`` (FlashAttention) takes the rows as they are: no lines, no mask, no padding. It knows half
 precision alone, and no dropout of attention weights, so that it serves where a model computes in half precision
 (``torch.autocast``, or half weights) and does not ask for that; elsewhere ``TileView`` does. It has run on no GPU yet:
-it is taken only where ``encoder_options.varlen_attention`` asks for it.
+it is taken only where ``encoder.varlen_attention`` asks for it.
 
 Shape letters: T packed events, H heads, d width of a head.
 """
