@@ -40,6 +40,9 @@ from bseq_plugin.model.target_attention import TargetAttention as TargetAttentio
 from bseq_plugin.model.task import SequenceInterestTask as SequenceInterestTask
 from bseq_plugin.model.tensor_file import load_sealed as load_sealed
 from bseq_plugin.model.tensor_file import save_sealed as save_sealed
+from bseq_plugin.model.towers import Normalize as Normalize
+from bseq_plugin.model.towers import Towers as Towers
+from bseq_plugin.model.towers import export_towers as export_towers
 from bseq_plugin.plugins import PluginInfo as PluginInfo
 from bseq_plugin.plugins import PluginManager as PluginManager
 from bseq_plugin.plugins import plugin_manager as plugin_manager

@@ -49,11 +49,11 @@ def _train_a_step(rank: int, store: Path) -> None:
     from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
 
     from bseq_plugin.data.training_data import TrainingData
+    from bseq_plugin.distributed import World
     from bseq_plugin.events.sequences import Sequences
     from bseq_plugin.events.vocabulary import Vocabulary
     from bseq_plugin.model.task import SequenceInterestTask
     from bseq_plugin.recipe.recipe import Recipe
-    from bseq_plugin.training.distributed import World
     from bseq_plugin.training.sharding import shard
 
     torch.set_num_threads(1)

@@ -20,9 +20,10 @@ from bseq_plugin.data.event_features import session_numbers
 from bseq_plugin.events.events import EVENT_TYPE
 from bseq_plugin.events.sequences import Sequences
 from bseq_plugin.model.anchored import AnchoredInterests
-from bseq_plugin.model.encoder import ITEM_TABLE, SequenceInterestEncoder, StateReader, read_interests
+from bseq_plugin.model.encoder import ITEM_TABLE, SequenceInterestEncoder, read_interests
 from bseq_plugin.model.interests import MultiInterests
 from bseq_plugin.model.items import InterestHead
+from bseq_plugin.model.leaves import StateReader
 from bseq_plugin.schema.packed import PackedEvents
 
 

@@ -6,26 +6,30 @@ that looks at data lives in the child modules, which are leaves of the trace.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torchrec import EmbeddingCollection, EmbeddingConfig, JaggedTensor, KeyedJaggedTensor, KeyedTensor
+from torchrec import EmbeddingCollection, EmbeddingConfig, KeyedJaggedTensor, KeyedTensor
 
-from bseq_plugin.data.batches import EVENT, NEGATIVE, SESSION_NUMBER, TARGET, TIMESTAMP
+from bseq_plugin.data.batches import EVENT
 from bseq_plugin.data.event_features import TABLE_ROWS, EventInputs
+from bseq_plugin.data.input_keys import InputKeys, check_features
 from bseq_plugin.data.items import ItemAttributes, ItemVectors
-from bseq_plugin.errors import PluginError, RecipeError
+from bseq_plugin.errors import RecipeError
 from bseq_plugin.events.events import EVENT_TYPE
 from bseq_plugin.model.anchored import AnchoredInterests
 from bseq_plugin.model.ensemble import Ensemble
 from bseq_plugin.model.interests import MultiInterests
-from bseq_plugin.model.items import InterestHead, ItemTower
+from bseq_plugin.model.items import InterestHead, ItemTower, score_vectors
+from bseq_plugin.model.leaves import EventEmbedder, Readout, StateReader
 from bseq_plugin.model.neighbours import NeighbourItems
 from bseq_plugin.plugins import plugin_manager
 from bseq_plugin.recipe.model import EncoderSettings, VectorSettings
 from bseq_plugin.recipe.recipe import Recipe
-from bseq_plugin.schema.encoders import USER_INTEREST, HistoryEncoder, SequenceEncoder
+from bseq_plugin.schema.encoders import HistoryEncoder, SequenceEncoder
 from bseq_plugin.schema.options import parse_options
 from bseq_plugin.schema.packed import PackedEvents
 
@@ -46,12 +50,17 @@ class SequenceInterestEncoder(HistoryEncoder):
             exported encoder has them in its item table).
         item_vectors: what the recipe's item encoders say of the items (training), or only how wide that is (an exported
             encoder has it in its item table).
-        training_keys: look up ``target`` and ``negative`` in the item table too (training).
+        item_keys: further keys whose ids are rows of the item table, looked up together with the history:
+            ``("target", "negative")`` for a loss of one's own over ``interest_and_items``.
+        keys: what a history's keys are called in the batch, where that is not their name here: ``{"event": "movie"}``.
         device: of the embedding tables; "meta" leaves them to the planner of ``DistributedModelParallel``.
 
     Input keys: ``event`` and those of ``recipe.events.features`` (int64 rows, oldest first, at most ``max_length`` a
     user), optionally ``timestamp`` (int64 microseconds), and ``session_number`` if the encoder reads sessions, as the
     *first* keys; ``history_features(sequences, recipe)`` makes them all.
+
+    Attributes:
+        has_learned: whether it has been trained, or has loaded weights.
     """
 
     def __init__(
@@ -62,21 +71,26 @@ class SequenceInterestEncoder(HistoryEncoder):
         *,
         attributes: ItemAttributes | None = None,
         item_vectors: ItemVectors | int | None = None,
-        training_keys: bool = False,
+        item_keys: Sequence[str] = (),
+        keys: Mapping[str, str] | None = None,
         device: torch.device | str | None = None,
     ) -> None:
         super().__init__()
+        self.recipe, self.item_keys, self.has_learned = recipe, tuple(item_keys), False
         part = build_encoder_part(recipe.encoder, recipe.vectors)
         if EVENT_TYPE in recipe.events.features and n_event_types < 1:
             raise RecipeError(
                 "the recipe reads event types, but n_event_types = 0; say how many there are, or leave event_type out "
                 "of events.features"
             )
-        tables = _tables(recipe, n_items, n_event_types, training_keys)
+        inputs = EventInputs.of(recipe.events, recipe.encoder)
+        self.keys = InputKeys.of(inputs, keys, self.item_keys)
+        tables = _tables(recipe, n_items, n_event_types, self.keys)
         self.embedding_collection = EmbeddingCollection(tables=tables, device=torch.device(device) if device else None)
         neighbours = _neighbour_items(recipe, item_vectors)
         self.item_tower = ItemTower(recipe.vectors.table_dim, attributes, recipe.vectors.init, neighbours)
-        self.event_embedder = EventEmbedder(EventInputs.of(recipe.events, recipe.encoder), recipe.encoder.max_length)
+        self.event_embedder = EventEmbedder(inputs, recipe.encoder.max_length, self.keys)
+        self.rows = {key: (table.name, table.num_embeddings) for table in tables for key in table.feature_names}
         self.sequence_encoder = StateReader(part)
         n_priors = len(recipe.popularity_days)
         self.interest_head = InterestHead(recipe.vectors.table_dim, n_priors, recipe.vectors.similarity)
@@ -94,11 +108,44 @@ class SequenceInterestEncoder(HistoryEncoder):
 
         A user without events has the interest of a state of zeros: for inner-product scores without priors, zeros.
         """
-        looked_up = self.embedding_collection(history)
-        (item_TD,) = self.item_tower(looked_up, history, [EVENT])
-        events = self.event_embedder(item_TD, looked_up, history)
+        events, _ = self.look_up(history)
         interest: KeyedTensor = self.readout(self.interests(events))
         return interest
+
+    def interest_and_items(self, features: KeyedJaggedTensor) -> tuple[KeyedTensor, dict[str, Tensor]]:
+        """Return what ``forward`` does and, from the same look-up, ``[N, D]`` for each of ``item_keys``: float32, in
+        the order of the key's ids, the vectors that an interest is multiplied with.
+
+        So a host writes its own loss over targets and negatives: in-batch, sampled, or binary cross-entropy. A score is
+        the inner product of an interest and a vector, and the score that a store serves (``bseq.publish``).
+        """
+        events, rows = self.look_up(features)
+        vectors = [score_vectors(row_ND, None, self.interest_head.cosine) for row_ND in rows]
+        return self.readout(self.interests(events)), dict(zip(self.item_keys, vectors, strict=True))
+
+    def look_up(self, features: KeyedJaggedTensor) -> tuple[PackedEvents, list[Tensor]]:
+        """Return the packed events, and the rows ``[N, D]`` of each of ``item_keys``."""
+        if isinstance(features, KeyedJaggedTensor):  # no proxy of a trace
+            if features.device().type == "cpu":  # on a GPU it would wait for the device
+                self.check(features)
+            self.has_learned = self.has_learned or (self.training and torch.is_grad_enabled())
+        looked_up = self.embedding_collection(features)
+        rows = self.item_tower(looked_up, features, [self.keys[EVENT], *self.item_keys])
+        events = self.event_embedder(rows[0], looked_up, features)
+        return events, [rows[place + 1] for place in range(len(self.item_keys))]
+
+    def check(self, features: KeyedJaggedTensor) -> None:
+        """Raise UsageError if the encoder can't read a batch: a key that is not there, an id that is no row of its
+        table, a history that is too long, an event without its feature, or no user at all.
+
+        Every forward on a CPU does. In a pipeline TorchRec starts the look-up of a batch before that, and its own error
+        may come first: then ask here, in the data loader.
+        """
+        check_features(features, self.rows, self.keys, self.event_embedder.max_length)
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        super()._load_from_state_dict(*args, **kwargs)
+        self.has_learned = True
 
     def interests(self, events: PackedEvents, rows_Q: Tensor | None = None) -> Tensor:
         """Return ``[Q * K, D]`` of the packed rows ``rows_Q``, or of all users; with K > 1 rows are newest events.
@@ -122,90 +169,6 @@ def read_interests(
         return interests
     interests = interest_head(sequence_encoder(events, rows_Q))
     return interests if multi_interests is None else multi_interests(events, interests, rows_Q)
-
-
-class StateReader(nn.Module):
-    """The sequence encoder part, asked for some states only; a leaf of the trace."""
-
-    def __init__(self, part: SequenceEncoder) -> None:
-        super().__init__()
-        self.part = part
-
-    def forward(
-        self, events: PackedEvents, rows_Q: Tensor | None = None, every: bool = False, masked: bool = False
-    ) -> Tensor:
-        """Return ``[Q, D]``, the states of ``rows_Q``, with ``masked`` those in their places; with ``every`` ``[T,
-        D]``, all; else ``[B, D]``, each user's newest, zeros for one without events.
-        """
-        if masked and rows_Q is not None:
-            return self._checked(self.part.masked_states_at(events, rows_Q), len(rows_Q), events)
-        if every:
-            return self._states(events, None)
-        if rows_Q is not None:
-            return self._states(events, rows_Q)
-        active = events.lengths_B > 0
-        states_BD = events.x_TD.new_zeros(events.n_users, events.x_TD.shape[1])
-        if not bool(active.any()):
-            return states_BD
-        states_BD[active] = self._states(events, events.offsets_B1[1:][active] - 1)
-        return states_BD
-
-    def _states(self, events: PackedEvents, rows_Q: Tensor | None) -> Tensor:
-        if rows_Q is None:
-            return self._checked(self.part(events), len(events.x_TD), events)
-        return self._checked(self.part.states_at(events, rows_Q), len(rows_Q), events)
-
-    def _checked(self, states_QD: object, n_rows: int, events: PackedEvents) -> Tensor:
-        """Check the states of the part, which may be a plugin's: a wrong width would surface far from here."""
-        wanted = (n_rows, events.x_TD.shape[1])
-        if not isinstance(states_QD, Tensor) or states_QD.shape != wanted:
-            given = tuple(states_QD.shape) if isinstance(states_QD, Tensor) else type(states_QD).__name__
-            raise PluginError(
-                f"encoder {self.part.name!r} gave states {given}; wanted a float tensor {wanted}: repair the plugin it "
-                "comes from"
-            )
-        return states_QD
-
-
-class EventEmbedder(nn.Module):
-    """Sums the looked-up vectors of an event: its item's and those of its features (see ``data.event_features``)."""
-
-    def __init__(self, inputs: EventInputs, max_length: int) -> None:
-        super().__init__()
-        self.inputs = inputs
-        self.max_length = max_length
-
-    def forward(self, item_TD: Tensor, looked_up: dict[str, JaggedTensor], history: KeyedJaggedTensor) -> PackedEvents:
-        """Return the packed events. Raises ValueError if a history is longer than ``max_length``."""
-        event = looked_up[EVENT]
-        x_TD = item_TD
-        for name in self.inputs.features:
-            x_TD = x_TD + looked_up[name].values()
-        lengths_B = event.lengths().to(torch.int64)
-        if len(lengths_B) and int(lengths_B.max()) > self.max_length:
-            raise ValueError(
-                f"a history has {int(lengths_B.max())} events, the encoder reads {self.max_length} "
-                "(encoder.max_length): cut histories to the latest events first (Sequences.latest)"
-            )
-        offsets_B1 = torch.nn.functional.pad(lengths_B.cumsum(0), (1, 0))
-        keys = history.keys()
-        timestamps_T = history[TIMESTAMP].values() if TIMESTAMP in keys else None
-        event_types_T = history[EVENT_TYPE].values() if EVENT_TYPE in keys else None
-        sessions_T = history[SESSION_NUMBER].values() if SESSION_NUMBER in keys else None
-        return PackedEvents(x_TD, offsets_B1, timestamps_T, event_types_T, sessions_T)
-
-
-class Readout(nn.Module):
-    """A module that makes the KeyedTensor; one of its own because the trace can't build it."""
-
-    def __init__(self, dim: int, n_interests: int) -> None:
-        super().__init__()
-        self.width = n_interests * dim
-
-    def forward(self, interests_ND: Tensor) -> KeyedTensor:
-        """Return ``{"user_interest": [B, K * D]}`` of ``[B * K, D]``."""
-        values = interests_ND.reshape(-1, self.width)
-        return KeyedTensor(keys=[USER_INTEREST], length_per_key=[self.width], values=values)
 
 
 def build_encoder_part(encoder: EncoderSettings, vectors: VectorSettings) -> SequenceEncoder:
@@ -244,12 +207,11 @@ def _neighbour_items(recipe: Recipe, vectors: ItemVectors | int | None) -> Neigh
     return NeighbourItems(width, known)
 
 
-def _tables(recipe: Recipe, n_items: int, n_event_types: int, training_keys: bool) -> list[EmbeddingConfig]:
-    item_keys = [EVENT, TARGET, NEGATIVE] if training_keys else [EVENT]
-    rows = {ITEM_TABLE: (n_items + 1, item_keys, recipe.vectors.init)}
+def _tables(recipe: Recipe, n_items: int, n_event_types: int, keys: InputKeys) -> list[EmbeddingConfig]:
+    rows = {ITEM_TABLE: (n_items + 1, [keys[EVENT], *keys.items], recipe.vectors.init)}
     # context tables start at zero: an event is its item until the data says more
     for name in sorted(set(recipe.events.features), key=FEATURE_ORDER.index):
-        rows[name] = (n_event_types + 1 if name == EVENT_TYPE else TABLE_ROWS[name], [name], 0.0)
+        rows[name] = (n_event_types + 1 if name == EVENT_TYPE else TABLE_ROWS[name], [keys[name]], 0.0)
     return [
         EmbeddingConfig(
             name=name,

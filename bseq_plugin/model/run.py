@@ -13,15 +13,21 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
+
+from torch import nn
 
 from bseq_plugin.data.prepare import PreparedLog
 from bseq_plugin.data.splits import training_histories
+from bseq_plugin.distributed import world
 from bseq_plugin.errors import RunError
+from bseq_plugin.events.events import instant_us
 from bseq_plugin.events.sequences import Sequences
 from bseq_plugin.events.vocabulary import Vocabulary
 from bseq_plugin.files import SCRATCH, write_json, write_text
+from bseq_plugin.model.from_host import model_of_host
 from bseq_plugin.model.interest_model import InterestModel
+from bseq_plugin.model.towers import Towers
 from bseq_plugin.recipe.recipe import Recipe
 
 
@@ -39,6 +45,41 @@ class Run:
         opened = cls(Path(run))
         opened.info  # noqa: B018, raises for another folder
         return opened
+
+    @classmethod
+    def from_host(
+        cls,
+        host: nn.Module | Towers,
+        out: str | Path,
+        *,
+        histories: Sequences,
+        vocabulary: Vocabulary,
+        trained_until: object = None,
+    ) -> Run:
+        """Make a run of what a host model has trained, so that it is evaluated, published, explained and warm-started
+        from like any other. Collective: every rank calls it. Arguments are those of ``bseq.publish``.
+
+        A warm start begins with its weights, and with an optimizer that has no memory of them.
+
+        Raises RunError if ``out`` is there already, and what ``bseq.publish`` raises of a host.
+        """
+        run = cls(Path(out))
+        until_us = None if trained_until is None else instant_us(trained_until, "trained_until")
+        with world() as here:
+            model = model_of_host(host, vocabulary, histories, until_us)
+            here.on_first(lambda: run._keep(cast(InterestModel, model), histories))
+        return run
+
+    def _keep(self, model: InterestModel, histories: Sequences) -> None:
+        if self.path.exists() and any(self.path.iterdir()):
+            raise RunError(f"{self.path} is not empty; give a new folder")
+        (self.path / "model").mkdir(parents=True)
+        model.save(self.path / "model")
+        write_text(self.path / "recipe.json", json.dumps(model.recipe.as_dict(), indent=1))
+        model.vocabulary.save(self.path / "vocabulary.parquet")
+        histories.save(self.path / "sequences.parquet", model.vocabulary)
+        write_text(self.path / "metrics.jsonl", "")
+        self.update({"status": "complete", "from_host": True, "best_epoch": 0, "epochs": 0, "validation": {}})
 
     @property
     def info(self) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bseq_plugin.data.batches import EVENT, NEGATIVE, TARGET, Batch
+from bseq_plugin.data.batches import NEGATIVE, TARGET, Batch
 from bseq_plugin.data.items import ItemAttributes, ItemVectors
 from bseq_plugin.errors import RecipeError
 from bseq_plugin.model.anchored import merged_softmax
@@ -44,7 +44,7 @@ class SequenceInterestTask(nn.Module):
             n_event_types,
             attributes=attributes,
             item_vectors=item_vectors,
-            training_keys=True,
+            item_keys=(TARGET, NEGATIVE),
             device=device,
         )
         self.masked = recipe.objective.kind == "masked"
@@ -82,15 +82,13 @@ class SequenceInterestTask(nn.Module):
         ``n_targets`` float32, each target counted with its weight.
         """
         encoder = self.interest_encoder
-        looked_up = encoder.embedding_collection(batch.features)
-        rows = encoder.item_tower(looked_up, batch.features, [EVENT, TARGET, NEGATIVE])
-        events = encoder.event_embedder(rows[0], looked_up, batch.features)
+        events, rows = encoder.look_up(batch.features)
         if self.masked:
             states_QD = encoder.sequence_encoder(events, batch.state_rows_Q, False, True)
             interests_ND = encoder.interest_head(states_QD)
         else:
             interests_ND = encoder.interests(events, batch.state_rows_Q)
-        result: tuple[Tensor, dict[str, Tensor]] = self.objective(interests_ND, rows[1], rows[2], batch)
+        result: tuple[Tensor, dict[str, Tensor]] = self.objective(interests_ND, rows[0], rows[1], batch)
         return result
 
 

@@ -4,18 +4,23 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pandas as pd
+from torch import nn
 
 from bseq_plugin.data.interest_files import InterestFiles
 from bseq_plugin.data.partitions import PartitionedSequences
+from bseq_plugin.distributed import world
 from bseq_plugin.errors import RunError, SchemaError, UsageError
-from bseq_plugin.events.events import Events
+from bseq_plugin.events.events import Events, instant_us
 from bseq_plugin.events.sequences import Sequences
+from bseq_plugin.events.vocabulary import Vocabulary
+from bseq_plugin.model.from_host import model_of_host
 from bseq_plugin.model.interest_model import InterestModel
 from bseq_plugin.model.new_items import with_new_items
 from bseq_plugin.model.run import Run
+from bseq_plugin.model.towers import Towers
 from bseq_plugin.publishing.choose import Choice, IndexTarget, choose_index, named_index
 from bseq_plugin.publishing.history_parts import HistoryParts, InMemory, InPartitions
 from bseq_plugin.publishing.publishable import Dedup, OnBad, exportable, rows_after
@@ -37,7 +42,7 @@ class _Rules:
 
 
 def publish(
-    run: Run | str | Path,
+    run: Run | str | Path | InterestModel | nn.Module | Towers,
     store: Store | str | Path,
     *,
     blend: Blend | None = None,
@@ -46,22 +51,31 @@ def publish(
     histories: Sequences | None = None,
     items: pd.DataFrame | None = None,
     log: Events | None = None,
+    vocabulary: Vocabulary | None = None,
+    trained_until: object = None,
     on_bad: OnBad = "error",
     dedup: Dedup = "error",
     target: IndexTarget | None = None,
     report: Report = lambda what, done, of: None,
 ) -> str:
-    """Publish the best model of a finished run as the store's current version; return the version's name.
+    """Publish the best model of a finished run, or what a host model has trained, as the store's current version.
+
+    Return the version's name. A host may be sharded: every rank calls this, and all return the name. Nothing becomes
+    current unless the host's own scores of sampled (history, item) pairs equal the store's to 1e-5 of the largest.
 
     Args:
-        run: a finished run, or its folder.
+        run: a finished run, or its folder; a trained model (``InterestModel``); or a host: a module with an encoder
+            inside, under ``DistributedModelParallel`` or not, or its ``Towers`` (see ``export_towers``).
         blend: how interest, personal history and candidate sources count (``fit_blend``); None: interest alone.
         index: name of an index (see ``bseq plugins``), or "auto": see ``choose_index``.
-        histories: the users' histories to serve, in rows of the run's vocabulary; default: the whole log of the run,
-            of a run on partitions a part at a time, with the interests that its processes left.
+        histories: the users' histories to serve, in rows of the vocabulary; default: the whole log of the run, of a
+            run on partitions a part at a time, with the interests that its processes left.
         items: an items table; items that the run has never seen enter by what its item encoders say of them.
         log: with ``items``: all events by now, which may have the new items already. They are the histories to serve
             then, and popularity columns are those at their end.
+        vocabulary: of a host: its items, in the order of the rows of the encoder's table.
+        trained_until: of a host: time of the newest event that it has learned from; without it ranking features can't
+            tell whether the model knows the future.
         on_bad: what to do with items whose vector has NaN or Inf, or for cosine scores no direction: "error", or
             "drop" them; their events are then of unknown items.
         dedup: what to do with item ids that are there twice: "error", or keep the "last".
@@ -69,22 +83,51 @@ def publish(
         report: called with ("users", users written, users in all).
 
     Raises:
-        RunError: the run is missing or not finished.
+        RunError: the run is missing or not finished, or a host scores otherwise than the store would.
         SchemaError: partitions, or the interests of their users, that are damaged, or a ``log`` without what the model
             reads; nothing is published.
         StoreError: items that can't be published (listed by id), another publisher, a failing disk; nothing is
             published.
-        UsageError: an unknown index or index option, no index meets the target, a user stands twice in the
+        UsageError: a host that can't be published (see ``export_towers``), or histories or a vocabulary that are
+            missing or too many; an unknown index or index option, no index meets the target, a user stands twice in the
             histories, or ``log`` without ``items``, beside ``histories``, older than the run, or with none of its
             users.
     """
     if log is not None and (items is None or histories is not None):
         raise UsageError("log brings the events of new items: give items with it, and no histories")
+    rules = _Rules(index, index_options, target, blend or Blend(), on_bad, dedup)
+    if isinstance(run, nn.Module | Towers):
+        if vocabulary is None or histories is None:
+            raise UsageError("a host is published with the histories to serve and its items: histories=, vocabulary=")
+        return _publish_host(run, vocabulary, histories, trained_until, store, rules, report)
+    if vocabulary is not None or trained_until is not None:
+        raise UsageError("vocabulary and trained_until are for a host model; a run has its own: leave them out")
+    if isinstance(run, InterestModel):
+        if histories is None:
+            raise UsageError("a model is published with the histories to serve: histories=")
+        return _publish(run, _once_each(histories), store, rules, items, log, report)
     opened = Run.open(run)
     model = opened.model()
     served = histories_of_run(opened, model) if histories is None else _once_each(histories)
-    rules = _Rules(index, index_options, target, blend or Blend(), on_bad, dedup)
     return _publish(model, served, store, rules, items, log, report)
+
+
+def _publish_host(
+    host: nn.Module | Towers,
+    vocabulary: Vocabulary,
+    histories: Sequences,
+    trained_until: object,
+    store: Store | str | Path,
+    rules: _Rules,
+    report: Report,
+) -> str:
+    """Publish what all ranks hold together, on rank 0. Collective."""
+    until_us = None if trained_until is None else instant_us(trained_until, "trained_until")
+    with world() as here:
+        model = model_of_host(host, vocabulary, histories, until_us)
+        return here.on_first(
+            lambda: _publish(cast(InterestModel, model), _once_each(histories), store, rules, report=report)
+        )
 
 
 def histories_of_run(run: Run, model: InterestModel) -> HistoryParts:

@@ -81,7 +81,9 @@ def _usable(model: InterestModel, kept_V: np.ndarray, on_bad: OnBad) -> np.ndarr
     vectors_VD, ids_V = model.item_vectors_VD[1:], model.vocabulary.item_ids
     finite_V = _of_blocks(vectors_VD, lambda block_ND: torch.isfinite(block_ND).all(1))
     usable_V = finite_V.copy()
-    if model.recipe.vectors.cosine:  # nothing is divided by zero, but a vector of zeros has no cosine
+    if (
+        model.towers is None and model.recipe.vectors.cosine
+    ):  # nothing is divided by zero, but a vector of zeros has no cosine
         # the popularity columns stand behind the direction and do not count
         dim = model.recipe.vectors.table_dim
         usable_V &= _of_blocks(vectors_VD, lambda block_ND: block_ND[:, :dim].norm(dim=1) > 0.5)

@@ -26,12 +26,12 @@ from torch import nn
 from torch.distributed import checkpoint as dcp
 from torch.distributed.checkpoint.api import CheckpointException
 
+from bseq_plugin.distributed import World
 from bseq_plugin.errors import RunError
 from bseq_plugin.events.vocabulary import Vocabulary
 from bseq_plugin.files import put_in_place
 from bseq_plugin.recipe.merge import different_keys
 from bseq_plugin.recipe.recipe import Recipe
-from bseq_plugin.training.distributed import World
 from bseq_plugin.training.sharding import ShardedTask
 
 NAME = re.compile(r"epoch-(\d{4,})(?:-step-(\d{8,}))?")

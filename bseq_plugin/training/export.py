@@ -14,6 +14,7 @@ from torch import Tensor
 from bseq_plugin.data.interest_files import InterestFiles, TableStream, interest_table
 from bseq_plugin.data.partitions import PartitionedSequences
 from bseq_plugin.data.prepare import PreparedLog
+from bseq_plugin.distributed import World
 from bseq_plugin.events.sequences import Sequences
 from bseq_plugin.files import put_in_place
 from bseq_plugin.model.encoder import SequenceInterestEncoder
@@ -23,7 +24,6 @@ from bseq_plugin.model.run import Run
 from bseq_plugin.model.task import SequenceInterestTask
 from bseq_plugin.model.tensor_file import create, write
 from bseq_plugin.training.checkpoint import Checkpoints, Position
-from bseq_plugin.training.distributed import World
 from bseq_plugin.training.sharding import ShardedTask
 from bseq_plugin.training.validation import sharded_interests
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from torchrec.distributed.train_pipeline import TrainPipelineBase, TrainPipelineSparseDist
 
 from bseq_plugin.data.batches import Batch
-from bseq_plugin.training.distributed import World
+from bseq_plugin.distributed import World
 from bseq_plugin.training.sharding import ShardedTask
 
 Outputs = dict[str, Tensor]

@@ -19,10 +19,10 @@ from torchrec.distributed.planner.types import ParameterConstraints
 from torchrec.distributed.types import ModuleSharder, ShardingPlan, ShardingType
 from torchrec.modules.embedding_configs import EmbeddingConfig
 
+from bseq_plugin.distributed import World
 from bseq_plugin.errors import RecipeError
 from bseq_plugin.model.task import SequenceInterestTask
 from bseq_plugin.recipe.training import TableOptimizer
-from bseq_plugin.training.distributed import World
 
 RESERVED_STORAGE = 0.15  # share of the device that the planner leaves for activations and dense parameters
 COLUMNS = 4  # fbgemm's kernels work on pieces of four columns

@@ -17,10 +17,10 @@ from torchrec.optim.keyed import CombinedOptimizer, KeyedOptimizerWrapper
 from torchrec.optim.optimizers import in_backward_optimizer_filter
 from torchrec.optim.rowwise_adagrad import RowWiseAdagrad
 
+from bseq_plugin.distributed import World
 from bseq_plugin.errors import RecipeError
 from bseq_plugin.model.task import SequenceInterestTask
 from bseq_plugin.recipe.training import DenseOptimizer, TrainingSettings
-from bseq_plugin.training.distributed import World
 from bseq_plugin.training.plan import Sharding, check_device, make_plan
 
 TABLE_OPTIMIZERS = {

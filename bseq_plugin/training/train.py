@@ -18,6 +18,7 @@ from bseq_plugin.data.prepare import PreparedLog, count_partitions, prepare, pre
 from bseq_plugin.data.splits import training_histories
 from bseq_plugin.data.streams import StreamedData, check_streams
 from bseq_plugin.data.training_data import TrainingData
+from bseq_plugin.distributed import World, world
 from bseq_plugin.errors import RunError, UsageError
 from bseq_plugin.events.events import Events
 from bseq_plugin.matmul import Matmul
@@ -25,7 +26,6 @@ from bseq_plugin.model.run import Run
 from bseq_plugin.model.task import SequenceInterestTask
 from bseq_plugin.recipe.merge import different_keys
 from bseq_plugin.recipe.recipe import Recipe
-from bseq_plugin.training.distributed import World, world
 from bseq_plugin.training.plan import Sharding, check_device, sharding_types, table_names
 from bseq_plugin.training.row_update import pooled_row_update
 from bseq_plugin.training.sharding import shard

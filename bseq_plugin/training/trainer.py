@@ -12,12 +12,12 @@ import torch
 
 from bseq_plugin.data.prepare import PreparedLog
 from bseq_plugin.data.training_data import TrainingData
+from bseq_plugin.distributed import World
 from bseq_plugin.errors import BseqError
 from bseq_plugin.model.run import Run
 from bseq_plugin.model.task import SequenceInterestTask
 from bseq_plugin.recipe.recipe import Recipe
 from bseq_plugin.training.checkpoint import Checkpoints, Position, identity
-from bseq_plugin.training.distributed import World
 from bseq_plugin.training.export import export_interests, export_model
 from bseq_plugin.training.log import Report, RunLog
 from bseq_plugin.training.pipeline import EpochPipeline

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from bseq_plugin.data.batches import NEGATIVE, TARGET, history_features
 from bseq_plugin.data.splits import EvaluationSet
+from bseq_plugin.distributed import World
 from bseq_plugin.events.sequences import Sequences
 from bseq_plugin.metrics import ExcludedRuns, ranking_metrics, top_k_items
 from bseq_plugin.model.encoder import SequenceInterestEncoder
@@ -17,7 +18,6 @@ from bseq_plugin.model.interest_model import EVENTS_PER_CALL
 from bseq_plugin.model.items import score_vectors
 from bseq_plugin.recipe.data import HeldOutSplit
 from bseq_plugin.recipe.recipe import Recipe
-from bseq_plugin.training.distributed import World
 
 ITEMS_PER_CALL = 1 << 19
 USERS_PER_CALL = 1 << 11

@@ -118,6 +118,8 @@ class WarmStart:
 
     def _fill_optimizer(self, sharded: ShardedTask, rows: dict[str, np.ndarray]) -> None:
         """Fill Adagrad's sums: without them the first steps would be as large as for rows that were never trained."""
+        if self.run.info.get("from_host"):  # its optimizer is the host's
+            return
         path = Checkpoints(self.run.path).path(Position(self.run.info["best_epoch"]))
         there = FileSystemReader(str(path)).read_metadata().state_dict_metadata
         for name, of_table in sharded.model.fused_optimizer.state_dict()["state"].items():

@@ -5,6 +5,7 @@ The two-tower form: Covington et al., RecSys 2016; Yi et al., RecSys 2019. Shape
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -50,12 +51,38 @@ class InterestTwoTower(nn.Module):
 
     def forward(self, history: KeyedJaggedTensor, candidates: KeyedJaggedTensor) -> tuple[Tensor, Tensor]:
         """Embeddings of both towers."""
+        return self.query(history), self.candidate(candidates)
+
+    def query(self, history: KeyedJaggedTensor) -> Tensor:
+        """Embeddings of the query tower alone."""
         interest = self.interest(history)[bseq.USER_INTEREST]
-        if self.frozen:
-            interest = interest.detach()
+        return self.query_proj(interest.detach() if self.frozen else interest)
+
+    def candidate(self, candidates: KeyedJaggedTensor) -> Tensor:
+        """Embeddings of the candidate tower alone."""
         looked_up = self.candidate_ebc(candidates)
-        candidate = self.candidate_proj(torch.cat([looked_up[name] for name in self.candidate_names], dim=1))
-        return self.query_proj(interest), candidate
+        return self.candidate_proj(torch.cat([looked_up[name] for name in self.candidate_names], dim=1))
+
+    def export_towers(self, candidate_features: Callable[[Tensor], KeyedJaggedTensor] | None = None) -> bseq.Towers:
+        """The towers for ``bseq.publish``.
+
+        Args:
+            candidate_features: rows of the vocabulary, int64 [N], 1 to V -> what the candidate tower reads of these
+                items, N rows; needed if it reads more than an id, or ids of another numbering. Default: the rows
+                themselves under the one candidate key.
+
+        Raises UsageError without it for several candidate keys.
+        """
+        if candidate_features is None:
+            if len(self.candidate_names) > 1:
+                raise bseq.UsageError(
+                    f"the candidate tower reads {self.candidate_names}; say what they are for each item: "
+                    "bseq.publish(model.export_towers(candidate_features=...), ...)"
+                )
+            (name,) = self.candidate_names
+            candidate_features = lambda rows_N: KeyedJaggedTensor([name], rows_N, lengths=torch.ones_like(rows_N))  # noqa: E731
+        features = candidate_features
+        return bseq.Towers(self, self.interest, self.query_proj, self.query, lambda rows: self.candidate(features(rows)))
 
     def train(self, mode: bool = True) -> InterestTwoTower:
         """A frozen encoder stays in evaluation mode."""

@@ -26,7 +26,7 @@ LEVELS = {
     "stages: one verb each": ["training", "serving", "ranking"],
     "the modules": ["model"],
     "parts, found through hooks": ["encoders", "losses", "item_encoders", "indexes", "candidate_sources", "readers"],
-    "events and batches": ["data"],
+    "events and batches, and processes": ["data", "distributed"],
     "the registry, and versions on a disk": ["plugins", "store"],
     "the contract": ["hookspecs"],
     "the settings of a run": ["recipe"],

@@ -12,11 +12,11 @@ import pytest
 import torch
 from toml_text import options
 
+from bseq_plugin.distributed import World
 from bseq_plugin.events.events import Events
 from bseq_plugin.model.interest_model import InterestModel
 from bseq_plugin.model.run import Run
 from bseq_plugin.recipe.recipe import Recipe
-from bseq_plugin.training.distributed import World
 from bseq_plugin.training.train import _prepared_on_all, train
 from bseq_plugin.training.trainer import Trainer
 

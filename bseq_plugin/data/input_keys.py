@@ -1,0 +1,91 @@
+"""What an encoder's input is called in somebody's batches, and whether a batch can be read."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from torch import Tensor
+from torchrec import KeyedJaggedTensor
+
+from bseq_plugin.data.batches import EVENT, SESSION_NUMBER, TIMESTAMP
+from bseq_plugin.data.event_features import EventInputs
+from bseq_plugin.errors import UsageError
+
+
+@dataclass(frozen=True)
+class InputKeys:
+    """The keys of a batch that an encoder reads.
+
+    Attributes:
+        names: our name -> the key, of the event and its features, times and session numbers.
+        features: our names of the embedded features of an event.
+        items: further keys whose ids are rows of the item table.
+    """
+
+    names: Mapping[str, str]
+    features: tuple[str, ...] = ()
+    items: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, inputs: EventInputs, names: Mapping[str, str] | None, items: tuple[str, ...]) -> InputKeys:
+        """Raise UsageError for a name that the encoder does not read, and for a key that is given twice."""
+        known = (EVENT, *inputs.features, TIMESTAMP, SESSION_NUMBER)
+        stray = sorted(set(names or {}) - set(known))
+        if stray:
+            raise UsageError(f"keys = {dict(names or {})}: the encoder reads no {stray[0]!r}; it reads {list(known)}")
+        named = {name: (names or {}).get(name, name) for name in dict.fromkeys(known)}
+        every = [*named.values(), *items]
+        if twice := sorted({key for key in every if every.count(key) > 1}):
+            raise UsageError(f"keys and item_keys name {twice[0]!r} twice; give each input a key of its own")
+        return cls(named, inputs.features, items)
+
+    def __getitem__(self, name: str) -> str:
+        return self.names[name]
+
+    def values(self, features: KeyedJaggedTensor, name: str) -> Tensor | None:
+        """Return the values of one of ours, None if the batch does not have it."""
+        key = self.names.get(name, name)
+        return features[key].values() if key in features.keys() else None  # noqa: SIM118  # no mapping
+
+
+def check_features(
+    features: KeyedJaggedTensor, rows: Mapping[str, tuple[str, int]], keys: InputKeys, max_length: int
+) -> None:
+    """Raise UsageError if a batch can't be looked up.
+
+    Args:
+        rows: key -> (its table, the rows of that).
+        max_length: events of a history that are read.
+    """
+    there = features.keys()
+    if missing := [key for key in rows if key not in there]:
+        raise UsageError(
+            f"the batch has no key {missing[0]!r}; it has {there}, the encoder reads {list(rows)}: name them so, or "
+            "say what they are called, SequenceInterestEncoder(keys={'event': ...})"
+        )
+    if features.stride() == 0:
+        raise UsageError("the batch has no users (stride 0), which TorchRec can't look up; leave it out")
+    for key, (table, n_rows) in rows.items():
+        ids = features[key].values()
+        if len(ids) and (int(ids.min()) < 0 or int(ids.max()) >= n_rows):
+            _refuse_id(features, key, table, n_rows)
+    lengths_B = features[keys[EVENT]].lengths()
+    if int(lengths_B.max()) > max_length:
+        raise UsageError(
+            f"key {keys[EVENT]!r}: a history has {int(lengths_B.max())} events, the encoder reads {max_length} "
+            "(encoder.max_length): cut histories to the latest events first (bseq.latest_events, Sequences.latest)"
+        )
+    for name in (*keys.features, TIMESTAMP, SESSION_NUMBER):
+        if keys[name] in there and not bool((features[keys[name]].lengths() == lengths_B).all()):
+            raise UsageError(f"key {keys[name]!r} does not have a value for each event of key {keys[EVENT]!r}")
+
+
+def _refuse_id(features: KeyedJaggedTensor, key: str, table: str, n_rows: int) -> None:
+    jagged = features[key]
+    place = int(((jagged.values() < 0) | (jagged.values() >= n_rows)).nonzero()[0])
+    user = int((jagged.offsets()[1:] <= place).sum())
+    raise UsageError(
+        f"key {key!r}, user {user} of the batch: {int(jagged.values()[place])} is no row of table {table!r}, which has "
+        f"rows 0 to {n_rows - 1}; row 0 is for unknown ids"
+    )

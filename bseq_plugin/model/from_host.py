@@ -1,0 +1,193 @@
+"""What a host model has trained, as a plain model: shards gathered, and checked against the host's own scores.
+
+Shape letters: B users, N items, K interests, D or O width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, cast
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.distributed._shard.sharded_tensor.api import ShardedTensor
+from torch.distributed.tensor import DTensor
+from torchrec import KeyedJaggedTensor
+
+from bseq_plugin.data.batches import EVENT, history_features
+from bseq_plugin.distributed import World, world
+from bseq_plugin.errors import RunError, UsageError
+from bseq_plugin.events.sequences import Sequences
+from bseq_plugin.events.vocabulary import Vocabulary
+from bseq_plugin.model.encoder import SequenceInterestEncoder
+from bseq_plugin.model.interest_model import ITEM_WEIGHT, InterestModel
+from bseq_plugin.model.towers import QueryTower, StoredTowers, Towers, export_towers
+
+ITEMS_PER_CALL = 1 << 16
+N_USERS, N_ITEMS = 256, 512  # whose scores are compared
+TOLERANCE = 1e-5  # of a score, in units of the largest one
+
+# What a sharded collection of TorchRec fixes at its first batch: the order of the keys. Others may come here.
+AT_FIRST_BATCH: dict[str, Callable[[], Any]] = {
+    "_input_dists": list,
+    "_feature_splits": list,
+    "_features_order": list,
+    "_has_features_permute": lambda: True,
+    "_has_uninitialized_input_dist": lambda: True,
+}
+ORDER = "_features_order_tensor"  # goes with the order, and is written anew
+
+
+@torch.no_grad()
+def model_of_host(
+    host: nn.Module | Towers, vocabulary: Vocabulary, histories: Sequences, trained_until_us: int | None = None
+) -> InterestModel | None:
+    """Return what a store serves of a host, on rank 0; None on other ranks. Collective: every rank calls it.
+
+    Args:
+        host: a trained model with an encoder inside, plain or under ``DistributedModelParallel``, a pipeline attached
+            or not; or its ``Towers``.
+        vocabulary: the items in the order of their rows in the encoder's table: row 1 is the first one.
+        histories: in rows of the vocabulary; scores of a sample of its users are compared.
+        trained_until_us: time of the newest event that was trained on, None if nobody knows.
+
+    Raises:
+        UsageError: there are no towers or several (``export_towers``), an encoder that has not been trained, a
+            vocabulary of another size, or a recipe that only ``bseq.train`` can finish.
+        RunError: the scores of the host and of the model differ by more than 1e-5 of the largest score.
+    """
+    with world() as here:
+        towers = here.on_all(lambda: host if isinstance(host, Towers) else export_towers(host))
+        here.on_all(lambda: _check(towers.encoder, vocabulary))
+        with _at_rest(towers.host if isinstance(host, Towers) else host):
+            state = {name: _whole(value, here) for name, value in towers.encoder.state_dict().items()}
+            own = towers.query_tower is None
+            vectors_VO = None if own else _vectors(towers, vocabulary.n_items, here)
+            made: list[InterestModel] = []
+            here.on_first(lambda: made.append(_assembled(towers, vocabulary, state, vectors_VO, trained_until_us)))
+            _compare(towers, made, histories, vocabulary.n_items, here)
+        return made[0] if made else None
+
+
+def _check(encoder: SequenceInterestEncoder, vocabulary: Vocabulary) -> None:
+    if not encoder.has_learned:
+        raise UsageError("the encoder was neither trained nor loaded: its vectors are random; train the host first")
+    if encoder.recipe.items.encoders:
+        raise UsageError("a recipe with items.encoders is finished by bseq.train; leave them out in a host")
+    n_rows = encoder.rows[encoder.keys[EVENT]][1]
+    if vocabulary.n_items + 1 != n_rows:
+        raise UsageError(
+            f"the vocabulary has {vocabulary.n_items} items, the encoder's item table {n_rows} rows: wanted one row "
+            "more than items, row 0 for unknown ones; give the vocabulary that the host's ids are rows of"
+        )
+
+
+def _whole(value: Tensor | ShardedTensor, here: World) -> Tensor:
+    """Return all of a parameter on the CPU of rank 0; elsewhere something empty."""
+    if isinstance(value, DTensor):
+        return value.full_tensor().cpu()
+    if not isinstance(value, ShardedTensor):
+        return value.detach().cpu().clone()
+    whole = torch.empty(value.metadata().size, dtype=value.dtype, device=here.device) if here.is_first else None
+    value.gather(0, whole)
+    return torch.empty(0) if whole is None else whole.cpu()
+
+
+def _vectors(towers: Towers, n_items: int, here: World) -> Tensor:
+    """Return float32 [V + 1, O] of the candidate tower, row 0 zeros; on rank 0 alone."""
+    blocks = []
+    for start in range(1, n_items + 1, ITEMS_PER_CALL):
+        rows_N = torch.arange(start, min(start + ITEMS_PER_CALL, n_items + 1), device=here.device)
+        block_NO = towers.candidates(rows_N).float().cpu()
+        blocks += [block_NO] if here.is_first else []
+    return torch.nn.functional.pad(torch.cat(blocks), (0, 0, 1, 0)) if blocks else torch.empty(0)
+
+
+def _assembled(
+    towers: Towers,
+    vocabulary: Vocabulary,
+    state: dict[str, Tensor],
+    vectors_VO: Tensor | None,
+    trained_until_us: int | None,
+) -> InterestModel:
+    tower = towers.encoder.item_tower
+    state[ITEM_WEIGHT] = tower.folded(state[ITEM_WEIGHT].to(_device_of(tower))).cpu()
+    state = {name: value for name, value in state.items() if "item_tower.attribute" not in name}
+    model = InterestModel.from_state(towers.encoder.recipe, vocabulary, state, None, trained_until_us, own=False)
+    if vectors_VO is not None:
+        model.towers = StoredTowers(QueryTower.of(cast(nn.Module, towers.query_tower)), vectors_VO)
+    return model
+
+
+def _device_of(module: nn.Module) -> torch.device:
+    return next((parameter.device for parameter in module.parameters()), torch.device("cpu"))
+
+
+def _compare(towers: Towers, made: list[InterestModel], histories: Sequences, n_items: int, here: World) -> None:
+    """Raise RunError if host and model score a sample of (history, item) pairs otherwise."""
+    encoder = towers.encoder
+    some = np.flatnonzero(histories.lengths)
+    users = some[np.linspace(0, len(some) - 1, min(N_USERS, len(some))).astype(np.int64)]
+    sample = histories.take(users).latest(encoder.recipe.encoder.max_length)
+    items = np.linspace(1, n_items, min(N_ITEMS, n_items)).astype(np.int64)
+    if not len(users):
+        return
+    rows_N = torch.from_numpy(items).to(here.device)
+    queries, items_NO = towers.query(history_of(encoder, sample).to(here.device)), towers.candidates(rows_N)
+    queries_BKO = queries.float().cpu().view(len(users), -1, items_NO.shape[1])
+
+    def differ() -> None:
+        theirs = torch.einsum("bko,no->bkn", queries_BKO, items_NO.float().cpu())
+        ours = torch.einsum("bko,no->bkn", made[0].encode(sample), made[0].item_vectors_VD[items])
+        if ours.shape != theirs.shape:
+            raise RunError(
+                f"the host gives scores {tuple(theirs.shape)}, its export {tuple(ours.shape)}; nothing is kept: "
+                "a host gives one query a user, or one for each interest"
+            )
+        worst, largest = float((ours - theirs).abs().max()), float(theirs.abs().max())
+        if not worst <= TOLERANCE * max(1.0, largest):  # NaN too
+            raise RunError(
+                f"the host's scores of {theirs.numel()} sampled (history, item) pairs and those of a store differ by "
+                f"up to {worst:.3g}, the largest score being {largest:.3g}; nothing is kept: query_tower and "
+                "candidates of export_towers must be what the host scores with"
+            )
+
+    here.on_first(differ)
+
+
+def history_of(encoder: SequenceInterestEncoder, histories: Sequences) -> KeyedJaggedTensor:
+    """Return the batch of ``histories`` under the encoder's own keys, with no id under its ``item_keys``."""
+    nothing = (np.empty(0, np.int64), np.zeros(histories.n_users, np.int64))
+    features = history_features(histories, encoder.recipe, dict.fromkeys(encoder.item_keys, nothing))
+    names = [encoder.keys.names.get(key, key) for key in features.keys()]  # noqa: SIM118  # no mapping
+    return KeyedJaggedTensor(names, features.values(), lengths=features.lengths(), stride=histories.n_users)
+
+
+@contextmanager
+def _at_rest(host: nn.Module) -> Iterator[None]:
+    """Within it the host is in evaluation mode, no pipeline starts its look-ups, and batches may have any keys."""
+    modes = {module: module.training for module in host.modules()}
+    pipelined: dict[nn.Module, Any] = {}
+    fixed: dict[nn.Module, dict[str, Any]] = {}
+    for module in host.modules():
+        if "forward" in vars(module) and "Pipelined" in type(vars(module)["forward"]).__name__:
+            pipelined[module] = vars(module).pop("forward")
+        if hasattr(module, "_has_uninitialized_input_dist"):
+            there = [name for name in (*AT_FIRST_BATCH, ORDER) if hasattr(module, name)]
+            fixed[module] = {name: getattr(module, name) for name in there}
+            for name, fresh in AT_FIRST_BATCH.items():
+                if name in there:
+                    setattr(module, name, fresh())
+    host.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+        for module, forward in pipelined.items():
+            module.forward = forward
+        for module, values in fixed.items():
+            for name, value in values.items():
+                setattr(module, name, value)
