@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, cast
 
 import numpy as np
@@ -167,27 +168,33 @@ def history_of(encoder: SequenceInterestEncoder, histories: Sequences) -> KeyedJ
 
 @contextmanager
 def _at_rest(host: nn.Module) -> Iterator[None]:
-    """Within it the host is in evaluation mode, no pipeline starts its look-ups, and batches may have any keys."""
+    """Within it the host is in evaluation mode, no pipeline starts its look-ups, and each batch may have other keys."""
     modes = {module: module.training for module in host.modules()}
-    pipelined: dict[nn.Module, Any] = {}
-    fixed: dict[nn.Module, dict[str, Any]] = {}
-    for module in host.modules():
-        if "forward" in vars(module) and "Pipelined" in type(vars(module)["forward"]).__name__:
-            pipelined[module] = vars(module).pop("forward")
-        if hasattr(module, "_has_uninitialized_input_dist"):
-            there = [name for name in (*AT_FIRST_BATCH, ORDER) if hasattr(module, name)]
-            fixed[module] = {name: getattr(module, name) for name in there}
-            for name, fresh in AT_FIRST_BATCH.items():
-                if name in there:
-                    setattr(module, name, fresh())
+    sharded = [module for module in modes if hasattr(module, "_has_uninitialized_input_dist")]
+    forwards = {module: vars(module)["forward"] for module in sharded if "forward" in vars(module)}  # a pipeline's
+    fixed = {
+        module: {name: getattr(module, name) for name in (*AT_FIRST_BATCH, ORDER) if hasattr(module, name)}
+        for module in sharded
+    }
+    for module in sharded:
+        vars(module)["forward"] = partial(_look_up_anew, module)
     host.eval()
     try:
         yield
     finally:
         for module, mode in modes.items():
             module.training = mode
-        for module, forward in pipelined.items():
-            module.forward = forward
-        for module, values in fixed.items():
-            for name, value in values.items():
+        for module in sharded:
+            vars(module).pop("forward")
+            for name, value in fixed[module].items():
                 setattr(module, name, value)
+        for module, forward in forwards.items():
+            vars(module)["forward"] = forward
+
+
+def _look_up_anew(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+    """What a sharded collection does with its first batch."""
+    for name, fresh in AT_FIRST_BATCH.items():
+        if hasattr(module, name):
+            setattr(module, name, fresh())
+    return type(module).forward(module, *args, **kwargs)

@@ -17,8 +17,9 @@ EXAMPLES = Path(__file__).parents[2] / "examples"
 
 @pytest.fixture
 def run(python, tmp_path):
-    def run(name):
-        done = python(EXAMPLES / name, cwd=tmp_path, timeout=240)
+    def run(name, processes=1):
+        torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", processes]
+        done = python(*(torchrun if processes > 1 else []), EXAMPLES / name, cwd=tmp_path, timeout=240)
         assert done.returncode == 0, done.stderr
         return done.stdout
 
@@ -36,6 +37,14 @@ def test_embed_in_torchrec(run):
     losses = [float(loss) for loss in re.findall(r"loss ([\d.]+)", told)]
     assert losses[-1] < 0.2 * losses[0]
     assert "pipelined modules: 2" in told
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_host_to_store(run, processes):
+    """The rule's next item comes back from the store, on one process and on two."""
+    told = run("host_to_store.py", processes)
+    assert int(re.search(r"next item of (\d+)% of 300 users", told)[1]) >= 97
+    assert "pipelined modules: 1" in told
 
 
 def test_retrieve_from_pandas(run):
