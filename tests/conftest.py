@@ -78,7 +78,7 @@ TINY = {
 @pytest.fixture(scope="session")
 def tiny_recipe():
     """A causal encoder that trains on the tiny log in a fraction of a second."""
-    from bseq_plugin.recipe.recipe import Recipe
+    from bseq_plugin import Recipe
 
     return Recipe(**TINY)
 
@@ -94,8 +94,7 @@ def tiny_run(tiny_frame, tiny_recipe, tmp_path_factory):
     """A finished run of the tiny recipe on the tiny log, leave-one-out; nobody may change it."""
     import torch
 
-    from bseq_plugin.events.events import Events
-    from bseq_plugin.training.train import train
+    from bseq_plugin import Events, train
 
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -107,7 +106,7 @@ def tiny_run(tiny_frame, tiny_recipe, tmp_path_factory):
 @pytest.fixture(scope="session")
 def tiny_store(tiny_run, tmp_path_factory):
     """A store with the tiny run published once; nobody may change it."""
-    from bseq_plugin.publishing.publish import publish
+    from bseq_plugin import publish
 
     store = tmp_path_factory.mktemp("tiny") / "store"
     publish(tiny_run, store)
@@ -135,10 +134,7 @@ def python():
 @pytest.fixture(scope="session")
 def make_model():
     """A function that makes an untrained model; its vectors are random, or small whole numbers with exact products."""
-    from bseq_plugin.events.vocabulary import Vocabulary
-    from bseq_plugin.model.encoder import SequenceInterestEncoder
-    from bseq_plugin.model.interest_model import InterestModel
-    from bseq_plugin.recipe.recipe import Recipe
+    from bseq_plugin import InterestModel, Recipe, SequenceInterestEncoder, Vocabulary
 
     def make(n_items=40, dim=6, seed=0, *, strings=False, whole=False, event_features=(), max_length=20, score="inner"):
         generator = torch.Generator().manual_seed(seed)
@@ -165,7 +161,7 @@ def make_model():
 @pytest.fixture(scope="session")
 def make_histories():
     """A function that makes histories of known and some unknown items; user ids are 100, 101, ..."""
-    from bseq_plugin.events.sequences import Sequences
+    from bseq_plugin import Sequences
 
     def make(model, lengths, seed=0, *, unknown=0.0, times=True):
         random = np.random.default_rng(seed)

@@ -82,7 +82,9 @@ class InterestTwoTower(nn.Module):
             (name,) = self.candidate_names
             candidate_features = lambda rows_N: KeyedJaggedTensor([name], rows_N, lengths=torch.ones_like(rows_N))  # noqa: E731
         features = candidate_features
-        return bseq.Towers(self, self.interest, self.query_proj, self.query, lambda rows: self.candidate(features(rows)))
+        return bseq.Towers(
+            self, self.interest, self.query_proj, self.query, lambda rows: self.candidate(features(rows))
+        )
 
     def train(self, mode: bool = True) -> InterestTwoTower:
         """A frozen encoder stays in evaluation mode."""

@@ -8,18 +8,24 @@ import pandas as pd
 import pytest
 import torch
 
-from bseq_plugin import Retriever, __version__, benchmark, evaluate
+from bseq_plugin import (
+    InterestModel,
+    Retriever,
+    Run,
+    Sequences,
+    __version__,
+    benchmark,
+    evaluate,
+    instant_us,
+    read_events,
+    train,
+)
 from bseq_plugin.data.splits import HeldOut, time_window
 from bseq_plugin.evaluation.rankers import default_baselines, fitted_rankers, interest_ranker, served_ranker
 from bseq_plugin.evaluation.report import compare
-from bseq_plugin.events.events import DAY_US, instant_us
-from bseq_plugin.events.sequences import Sequences
-from bseq_plugin.model.interest_model import InterestModel
-from bseq_plugin.model.run import Run
+from bseq_plugin.events.events import DAY_US
 from bseq_plugin.publishing.publish import publish_model
-from bseq_plugin.readers.read_events import read_events
 from bseq_plugin.serving.fit_blend import search_blend
-from bseq_plugin.training.train import train
 
 COMMANDS = ["demo", "train", "evaluate", "fit-blend", "publish", "retrieve", "features", "benchmark"]
 COMMANDS += ["plugins", "recipes", "doctor"]

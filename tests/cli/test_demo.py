@@ -7,9 +7,8 @@ import pandas as pd
 import pytest
 from typer.testing import CliRunner
 
+from bseq_plugin import Retriever, UsageError
 from bseq_plugin.cli.main import app
-from bseq_plugin.errors import UsageError
-from bseq_plugin.serving.retriever import Retriever
 
 
 @pytest.fixture(scope="module")

@@ -4,10 +4,8 @@ import types
 
 import pytest
 
-from bseq_plugin import hookimpl
+from bseq_plugin import PluginError, PluginManager, RunError, UsageError, hookimpl
 from bseq_plugin.cli import plugin_commands
-from bseq_plugin.errors import PluginError, RunError, UsageError
-from bseq_plugin.plugins import PluginManager
 
 
 def plugin(*commands, panel=None, before=lambda: None):

@@ -8,8 +8,7 @@ import shutil
 import pandas as pd
 import pytest
 
-from bseq_plugin.publishing.publish import publish
-from bseq_plugin.serving.retriever import Retriever
+from bseq_plugin import Retriever, publish
 from bseq_plugin.store.store import Store
 
 

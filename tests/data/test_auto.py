@@ -2,10 +2,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from bseq_plugin import Recipe, auto_recipe
+from bseq_plugin import Events, Recipe, RecipeError, auto_recipe
 from bseq_plugin.data.auto_recipe import choose_recipe
-from bseq_plugin.errors import RecipeError
-from bseq_plugin.events.events import DAY_US, Events
+from bseq_plugin.events.events import DAY_US
 
 
 def log(n_users, length, n_items, seed=0):

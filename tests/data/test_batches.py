@@ -7,13 +7,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bseq_plugin.data.batches import history_features
+from bseq_plugin import PopularityPrior, SchemaError, Sequences, Vocabulary, history_features
 from bseq_plugin.data.event_features import N_TIME_GAPS, time_gap_buckets
-from bseq_plugin.data.items import ItemAttributes, PopularityPrior
-from bseq_plugin.errors import SchemaError
+from bseq_plugin.data.items import ItemAttributes
 from bseq_plugin.events.events import DAY_US
-from bseq_plugin.events.sequences import Sequences
-from bseq_plugin.events.vocabulary import Vocabulary
 
 
 def sequences(items, times=None, types=None):

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bseq_plugin.data.batches import history_features
+from bseq_plugin import Events, Recipe, RecipeError, SchemaError, Sequences, Vocabulary, history_features, read_events
 from bseq_plugin.data.event_features import (
     N_POSITIONS,
     TABLE_ROWS,
@@ -24,13 +24,7 @@ from bseq_plugin.data.event_features import (
 )
 from bseq_plugin.data.partitions import PartitionedSequences
 from bseq_plugin.data.prepare import prepare, resolved
-from bseq_plugin.errors import RecipeError, SchemaError
-from bseq_plugin.events.events import Events
-from bseq_plugin.events.sequences import Sequences
-from bseq_plugin.events.vocabulary import Vocabulary
 from bseq_plugin.readers.build_sequences import build_sequences
-from bseq_plugin.readers.read_events import read_events
-from bseq_plugin.recipe.recipe import Recipe
 
 SECOND = 1_000_000
 ALL = ("event_type", "time_gap", "time_of_week", "session", "value")

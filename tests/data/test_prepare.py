@@ -4,12 +4,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from bseq_plugin import Events, Recipe, SchemaError
 from bseq_plugin.data.prepare import prepare
 from bseq_plugin.data.splits import evaluation_set
 from bseq_plugin.data.training_data import TrainingData
-from bseq_plugin.errors import SchemaError
-from bseq_plugin.events.events import Events
-from bseq_plugin.recipe.recipe import Recipe
 
 SECONDS = 1_600_000_000
 CUT = 60  # days

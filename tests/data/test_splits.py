@@ -3,10 +3,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from bseq_plugin import SchemaError, Sequences, UsageError
 from bseq_plugin.data.splits import EvaluationSet, leave_one_out, time_window, training_part
-from bseq_plugin.errors import SchemaError, UsageError
 from bseq_plugin.events.events import DAY_US
-from bseq_plugin.events.sequences import Sequences
 
 CUT = 100 * DAY_US
 

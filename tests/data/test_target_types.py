@@ -5,13 +5,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from bseq_plugin import Recipe, RecipeError, SchemaError, Sequences, Vocabulary
 from bseq_plugin.data.training_data import TrainingData, type_weights
-from bseq_plugin.errors import RecipeError, SchemaError
 from bseq_plugin.events.events import DAY_US
-from bseq_plugin.events.sequences import Sequences
-from bseq_plugin.events.vocabulary import Vocabulary
 from bseq_plugin.recipe.objective import NextObjective
-from bseq_plugin.recipe.recipe import Recipe
 
 N_ITEMS, TYPES = 6, ("buy", "cart", "view")
 WEIGHTS = {"none": {}, "buys": {"event_types": ("buy",)}}

@@ -6,16 +6,12 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+from bseq_plugin import PopularityPrior, Recipe, SchemaError, Sequences, Vocabulary
 from bseq_plugin.data.batches import step_random
-from bseq_plugin.data.items import PopularityPrior
 from bseq_plugin.data.negatives import NegativeSampler
 from bseq_plugin.data.training_data import TrainingData
-from bseq_plugin.errors import SchemaError
 from bseq_plugin.events.events import DAY_US
-from bseq_plugin.events.sequences import Sequences
-from bseq_plugin.events.vocabulary import Vocabulary
 from bseq_plugin.recipe.objective import SampledNegatives, WholeCatalogue
-from bseq_plugin.recipe.recipe import Recipe
 
 N_ITEMS = 8
 

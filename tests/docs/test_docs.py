@@ -9,10 +9,10 @@ import pandas as pd
 import pytest
 
 import bseq_plugin as bseq
-from bseq_plugin import builtin
+from bseq_plugin import PluginManager, builtin, plugin_manager
 from bseq_plugin.cli import plugin_commands
 from bseq_plugin.hookspecs import BseqSpecs
-from bseq_plugin.plugins import PART_HOOKS, PluginManager, hook_names, plugin_manager
+from bseq_plugin.plugins import PART_HOOKS, hook_names
 from bseq_plugin.ranking.features import FEATURES
 from bseq_plugin.recipe.describe import keys
 from bseq_plugin.testing.encoders import EncoderTests

@@ -11,13 +11,12 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional as F
 
+from bseq_plugin import PackedEvents, RecipeError
 from bseq_plugin.encoders.causal import CausalEncoder
 from bseq_plugin.encoders.cross_session import NO_GAP, CrossSessionEncoder
 from bseq_plugin.encoders.gru import GruEncoder
 from bseq_plugin.encoders.hstu import HstuEncoder
 from bseq_plugin.encoders.packed.pairs import distance_bucket, n_distance_buckets, time_bucket
-from bseq_plugin.errors import RecipeError
-from bseq_plugin.schema.packed import PackedEvents
 from bseq_plugin.testing.encoders import DIM, MAX_LENGTH, EncoderTests
 
 SECOND = 1_000_000

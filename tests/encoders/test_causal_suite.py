@@ -6,8 +6,8 @@ from typing import ClassVar
 import pytest
 import torch
 
+from bseq_plugin import dropout
 from bseq_plugin.encoders.causal import CausalEncoder
-from bseq_plugin.layers import dropout
 from bseq_plugin.testing.encoders import EncoderTests
 
 

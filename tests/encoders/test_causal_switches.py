@@ -9,10 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
+from bseq_plugin import PackedEvents
 from bseq_plugin.encoders.causal import CausalEncoder
 from bseq_plugin.encoders.packed.attention import NewestView, TileView
 from bseq_plugin.encoders.packed.pairs import PairFeatures
-from bseq_plugin.schema.packed import PackedEvents
 from bseq_plugin.testing.encoders import EncoderTests
 
 SWITCHES = {

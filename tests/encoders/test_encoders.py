@@ -5,12 +5,12 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from bseq_plugin import RecipeError
 from bseq_plugin.encoders.causal import CausalEncoder
 from bseq_plugin.encoders.mean import MeanEncoder
 from bseq_plugin.encoders.packed.attention import TileView
 from bseq_plugin.encoders.packed.layout import NARROW, STEP, WIDE, lay_out
 from bseq_plugin.encoders.packed.pairs import PairFeatures
-from bseq_plugin.errors import RecipeError
 from bseq_plugin.testing.encoders import EncoderTests
 
 

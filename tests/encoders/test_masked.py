@@ -12,20 +12,23 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional as F
 
+from bseq_plugin import (
+    Events,
+    InterestModel,
+    Recipe,
+    RecipeError,
+    SchemaError,
+    SequenceInterestTask,
+    Sequences,
+    Vocabulary,
+    train,
+)
 from bseq_plugin.data.batches import step_random
 from bseq_plugin.data.masked_examples import MaskedEvents
 from bseq_plugin.data.training_data import TrainingData
 from bseq_plugin.encoders.masked import MaskedEncoder
-from bseq_plugin.errors import RecipeError, SchemaError
-from bseq_plugin.events.events import Events
-from bseq_plugin.events.sequences import Sequences
-from bseq_plugin.events.vocabulary import Vocabulary
 from bseq_plugin.model.ensemble import Ensemble
-from bseq_plugin.model.interest_model import InterestModel
-from bseq_plugin.model.task import SequenceInterestTask
-from bseq_plugin.recipe.recipe import Recipe
 from bseq_plugin.testing.encoders import DIM, MAX_LENGTH, EncoderTests
-from bseq_plugin.training.train import train
 
 
 class TestMasked(EncoderTests):

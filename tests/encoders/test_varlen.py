@@ -6,13 +6,11 @@ import pytest
 import torch
 from torch.nn.attention import varlen as kernels
 
+from bseq_plugin import PackedEvents, RecipeError, parse_options
 from bseq_plugin.encoders import causal
 from bseq_plugin.encoders.causal import CausalEncoder, CausalOptions
 from bseq_plugin.encoders.packed import varlen
 from bseq_plugin.encoders.packed.varlen import VarlenView, varlen_serves
-from bseq_plugin.errors import RecipeError
-from bseq_plugin.schema.options import parse_options
-from bseq_plugin.schema.packed import PackedEvents
 
 LENGTHS = (3, 0, 1, 7, 2)
 kinds = {"allowed": [torch.float16, torch.bfloat16]}  # of numbers, that the kernel takes

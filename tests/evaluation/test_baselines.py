@@ -4,12 +4,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bseq_plugin.errors import SchemaError
+from bseq_plugin import SchemaError, Sequences
 from bseq_plugin.evaluation.baselines import PersonalFrequency, Popularity
 from bseq_plugin.evaluation.neighbour_baselines import BasketCooccurrence, SessionKnn, TransitionGraph, UserKnn
 from bseq_plugin.evaluation.rankers import baseline_ranker, default_baselines, fitted_rankers
 from bseq_plugin.events.events import DAY_US
-from bseq_plugin.events.sequences import Sequences
 
 torch.set_num_threads(1)
 V = 9

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from bseq_plugin.errors import UsageError
+from bseq_plugin import UsageError
 from bseq_plugin.evaluation import bootstrap
 from bseq_plugin.evaluation.bootstrap import bootstrap_interval, bootstrap_intervals, paired_bootstrap_interval
 

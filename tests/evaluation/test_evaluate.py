@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import bseq_plugin
-from bseq_plugin.errors import RunError, SchemaError, UsageError
+from bseq_plugin import RunError, SchemaError, UsageError
 
 
 @pytest.fixture(scope="module")

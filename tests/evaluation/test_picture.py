@@ -5,11 +5,10 @@ import sys
 import numpy as np
 import pytest
 
+from bseq_plugin import MissingDependencyError, Sequences
 from bseq_plugin.data.splits import EvaluationSet
-from bseq_plugin.errors import MissingDependencyError
 from bseq_plugin.evaluation import picture as report
 from bseq_plugin.evaluation.report import compare
-from bseq_plugin.events.sequences import Sequences
 
 
 @pytest.fixture

@@ -3,8 +3,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bseq_plugin.errors import UsageError
-from bseq_plugin.metrics import ranking_metrics
+from bseq_plugin import UsageError, ranking_metrics
 
 
 def naive(top, wanted, k):

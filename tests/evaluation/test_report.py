@@ -6,12 +6,10 @@ import pytest
 import torch
 from rich.console import Console
 
+from bseq_plugin import Sequences, UsageError, ranking_metrics
 from bseq_plugin.data.splits import EvaluationSet
-from bseq_plugin.errors import UsageError
 from bseq_plugin.evaluation.rankers import interest_ranker
 from bseq_plugin.evaluation.report import compare, metrics_document
-from bseq_plugin.events.sequences import Sequences
-from bseq_plugin.metrics import ranking_metrics
 
 torch.set_num_threads(1)
 U, V = 40, 60

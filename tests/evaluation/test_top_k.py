@@ -4,8 +4,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bseq_plugin.errors import UsageError
-from bseq_plugin.metrics import item_coverage, top_k_items, top_k_scores
+from bseq_plugin import UsageError, top_k_items
+from bseq_plugin.metrics import item_coverage, top_k_scores
 
 torch.set_num_threads(1)
 

@@ -7,8 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bseq_plugin.errors import SchemaError
-from bseq_plugin.events.events import Events, instant_us
+from bseq_plugin import Events, SchemaError, instant_us
 
 SECONDS = 1_600_000_000  # 2020-09-13
 

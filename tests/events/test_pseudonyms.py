@@ -6,10 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bseq_plugin.errors import SchemaError, UsageError
-from bseq_plugin.events.events import Events
-from bseq_plugin.events.pseudonyms import Pseudonymiser
-from bseq_plugin.readers.read_events import read_events
+from bseq_plugin import Events, Pseudonymiser, SchemaError, UsageError, read_events
 
 KEY = b"0123456789abcdef"
 

@@ -9,10 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bseq_plugin.errors import SchemaError
-from bseq_plugin.events.events import Events
-from bseq_plugin.events.sequences import Sequences
-from bseq_plugin.events.vocabulary import Vocabulary
+from bseq_plugin import Events, SchemaError, Sequences, Vocabulary
 
 SECONDS = 1_600_000_000
 COLUMNS = ("items", "timestamps", "event_types", "session_ids")

@@ -4,9 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bseq_plugin.errors import SchemaError
-from bseq_plugin.events.events import Events
-from bseq_plugin.events.vocabulary import Vocabulary
+from bseq_plugin import Events, SchemaError, Vocabulary
 
 integer_ids = st.integers(0, 2**63 - 1)
 string_ids = st.text(st.characters(exclude_categories=["Cs"]), max_size=8)

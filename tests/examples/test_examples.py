@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from bseq_plugin import Vocabulary
 from bseq_plugin.data.partitions import PartitionedSequences
-from bseq_plugin.events.vocabulary import Vocabulary
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import bseq_plugin
-from bseq_plugin.errors import BseqError, UsageError
+from bseq_plugin import BseqError, UsageError
 from bseq_plugin.files import (
     SCRATCH,
     Disk,

@@ -15,7 +15,7 @@ from annotated_types import Ge, Gt, Le, Lt
 from hypothesis import strategies as st
 from pydantic.fields import FieldInfo
 
-from bseq_plugin.recipe.recipe import Recipe
+from bseq_plugin import Recipe
 from bseq_plugin.recipe.section import Section
 
 BY_PRICE = {"name": "columns", "numbers": ["price"]}

@@ -9,9 +9,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bseq_plugin.errors import UsageError
+from bseq_plugin import RowMask, UsageError
 from bseq_plugin.indexes.exact import QUERY_BLOCK, ExactIndex
-from bseq_plugin.schema.indexes import RowMask
 from bseq_plugin.testing.indexes import IndexTests, vectors
 
 

@@ -9,7 +9,7 @@ from typing import ClassVar
 import pytest
 import torch
 
-from bseq_plugin.errors import MissingDependencyError, StoreError, UsageError
+from bseq_plugin import MissingDependencyError, StoreError, UsageError
 from bseq_plugin.indexes.exact import ExactIndex
 from bseq_plugin.indexes.faiss_cpu import FaissCpuIndex, sized_factory
 from bseq_plugin.testing.indexes import IndexTests, vectors
@@ -203,7 +203,7 @@ def test_checks_hold_without_asserts_and_importing_needs_no_faiss():
     code = (
         "import sys, torch\n"
         "from bseq_plugin.indexes.faiss_cpu import FaissCpuIndex\n"
-        "from bseq_plugin.errors import UsageError\n"
+        "from bseq_plugin import UsageError\n"
         "import bseq_plugin.indexes.faiss_gpu\n"
         "if 'faiss' in sys.modules: sys.exit('faiss was imported too early')\n"
         "index = FaissCpuIndex.build(torch.ones(5, 4))\n"

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from bseq_plugin.errors import MissingDependencyError, UsageError
+from bseq_plugin import MissingDependencyError, UsageError
 from bseq_plugin.indexes.exact import ExactIndex
 from bseq_plugin.indexes.faiss_gpu import MAX_K, FaissGpuIndex
 from bseq_plugin.testing.indexes import IndexTests, vectors

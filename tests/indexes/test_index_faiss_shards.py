@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bseq_plugin.errors import StoreError, UsageError
+from bseq_plugin import StoreError, UsageError
 from bseq_plugin.indexes.faiss_cpu import FaissCpuIndex
 from bseq_plugin.indexes.faiss_shards import FaissShardsIndex
 from bseq_plugin.testing.indexes import IndexTests, vectors

@@ -7,9 +7,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from bseq_plugin.errors import RecipeError, SchemaError
+from bseq_plugin import RecipeError, SchemaError, parse_options
 from bseq_plugin.item_encoders.columns import ColumnsItemEncoder, ColumnsOptions
-from bseq_plugin.schema.options import parse_options
 from bseq_plugin.testing.item_encoders import ItemEncoderTests
 
 ITEMS = pd.DataFrame(

@@ -4,9 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from bseq_plugin.events.events import Events
-from bseq_plugin.recipe.recipe import Recipe
-from bseq_plugin.training.train import train
+from bseq_plugin import Events, Recipe, train
 
 N_USERS, N_ITEMS, N_EVENTS = 300, 200, 12
 FOLLOWS = 0.9  # share of events that are the one successor of the item before; the others are any item

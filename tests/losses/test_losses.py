@@ -6,12 +6,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from bseq_plugin import Negatives, RecipeError, Targets
 from bseq_plugin import matmul as machine
-from bseq_plugin.errors import RecipeError
 from bseq_plugin.losses import chunked, precision
 from bseq_plugin.losses.bce import BCELoss, GeneralisedBCELoss
 from bseq_plugin.losses.softmax import SoftmaxLoss, SoftmaxOptions
-from bseq_plugin.schema.losses import Negatives, Targets
 from bseq_plugin.testing.losses import LossTests
 
 

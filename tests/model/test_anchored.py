@@ -12,19 +12,22 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from bseq_plugin.errors import RecipeError
-from bseq_plugin.events.events import Events
-from bseq_plugin.events.sequences import Sequences
+from bseq_plugin import (
+    Events,
+    InterestModel,
+    Negatives,
+    PackedEvents,
+    Recipe,
+    RecipeError,
+    Retriever,
+    Sequences,
+    Targets,
+    publish,
+    train,
+)
 from bseq_plugin.model import anchored
 from bseq_plugin.model.anchored import AnchoredInterests, merged_softmax
-from bseq_plugin.model.interest_model import InterestModel
-from bseq_plugin.publishing.publish import publish
-from bseq_plugin.recipe.recipe import Recipe
-from bseq_plugin.schema.losses import Negatives, Targets
-from bseq_plugin.schema.packed import PackedEvents
-from bseq_plugin.serving.retriever import Retriever
 from bseq_plugin.testing.encoders import DIM, EncoderTests
-from bseq_plugin.training.train import train
 
 E = DIM + 2  # two popularity columns
 KINDS = ["self_attention", "routing"]

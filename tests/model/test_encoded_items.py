@@ -4,17 +4,23 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from bseq_plugin import (
+    Events,
+    InterestModel,
+    PluginError,
+    Recipe,
+    RecipeError,
+    Retriever,
+    RunError,
+    SchemaError,
+    UsageError,
+    publish,
+    train,
+)
 from bseq_plugin.data.prepare import prepare
-from bseq_plugin.errors import PluginError, RecipeError, RunError, SchemaError, UsageError
-from bseq_plugin.events.events import Events
 from bseq_plugin.item_encoders.columns import ColumnsItemEncoder
-from bseq_plugin.model.interest_model import InterestModel
 from bseq_plugin.model.neighbours import whitening
 from bseq_plugin.model.new_items import rows_of_items, with_new_items
-from bseq_plugin.publishing.publish import publish
-from bseq_plugin.recipe.recipe import Recipe
-from bseq_plugin.serving.retriever import Retriever
-from bseq_plugin.training.train import train
 
 COLUMNS = {"name": "columns", "categories": ["kind"], "numbers": ["place"], "buckets": 16}
 

@@ -11,14 +11,17 @@ from torchrec.distributed.embedding_types import ShardedEmbeddingModule
 from torchrec.distributed.model_parallel import DistributedModelParallel
 from torchrec.distributed.train_pipeline.tracing import Tracer
 
-from bseq_plugin.data.batches import history_features
+from bseq_plugin import (
+    USER_INTEREST,
+    Recipe,
+    RecipeError,
+    SequenceInterestEncoder,
+    Sequences,
+    UsageError,
+    history_features,
+)
 from bseq_plugin.distributed import world
-from bseq_plugin.errors import RecipeError, UsageError
-from bseq_plugin.events.sequences import Sequences
 from bseq_plugin.model.direct import direct_interests
-from bseq_plugin.model.encoder import SequenceInterestEncoder
-from bseq_plugin.recipe.recipe import Recipe
-from bseq_plugin.schema.encoders import USER_INTEREST
 
 N_ITEMS, N_TYPES = 20, 2
 VARIANTS = {

@@ -7,15 +7,18 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from bseq_plugin.data.batches import history_features
-from bseq_plugin.errors import RecipeError
-from bseq_plugin.events.sequences import Sequences
+from bseq_plugin import (
+    Negatives,
+    PackedEvents,
+    Recipe,
+    RecipeError,
+    SequenceInterestEncoder,
+    Sequences,
+    Targets,
+    history_features,
+)
 from bseq_plugin.losses.softmax import SoftmaxLoss
-from bseq_plugin.model.encoder import SequenceInterestEncoder
 from bseq_plugin.model.ensemble import Ensemble, ensemble_loss
-from bseq_plugin.recipe.recipe import Recipe
-from bseq_plugin.schema.losses import Negatives, Targets
-from bseq_plugin.schema.packed import PackedEvents
 
 RECIPE = Recipe(
     encoder={"max_length": 6, "n_blocks": 1, "n_heads": 2}, vectors={"dim": 4, "ensemble": 3}, events={"features": ()}

@@ -8,18 +8,20 @@ import pandas as pd
 import pytest
 import torch
 
+from bseq_plugin import (
+    Events,
+    InterestModel,
+    Recipe,
+    RunError,
+    SequenceInterestTask,
+    plugin_manager,
+    score_vectors,
+    train,
+)
 from bseq_plugin.data.batches import EVENT, NEGATIVE, TARGET
 from bseq_plugin.data.prepare import prepare
 from bseq_plugin.data.training_data import TrainingData
-from bseq_plugin.errors import RunError
-from bseq_plugin.events.events import Events
-from bseq_plugin.model.interest_model import InterestModel
-from bseq_plugin.model.items import score_vectors
-from bseq_plugin.model.task import SequenceInterestTask
-from bseq_plugin.plugins import plugin_manager
-from bseq_plugin.recipe.recipe import Recipe
 from bseq_plugin.training.checkpoint import Checkpoints, Position
-from bseq_plugin.training.train import train
 
 CAUSAL = {"name": "causal", "n_blocks": 1}
 VARIANTS = {
@@ -101,7 +103,7 @@ def training_side(log, task):
 
 
 def as_sequences(batch, log):
-    from bseq_plugin.events.sequences import Sequences
+    from bseq_plugin import Sequences
 
     event = batch.features["event"]
     types = batch.features["event_type"].values().numpy() if "event_type" in set(batch.features.keys()) else None

@@ -11,20 +11,22 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from bseq_plugin.data.batches import history_features
-from bseq_plugin.errors import RecipeError
-from bseq_plugin.events.events import Events
-from bseq_plugin.events.sequences import Sequences
-from bseq_plugin.model.interest_model import InterestModel
+from bseq_plugin import (
+    Events,
+    InterestModel,
+    PackedEvents,
+    Recipe,
+    RecipeError,
+    Retriever,
+    SequenceInterestTask,
+    Sequences,
+    Targets,
+    history_features,
+    publish,
+    train,
+)
 from bseq_plugin.model.interests import MultiInterests, label_aware, squash
-from bseq_plugin.model.task import SequenceInterestTask
-from bseq_plugin.publishing.publish import publish
-from bseq_plugin.recipe.recipe import Recipe
-from bseq_plugin.schema.losses import Targets
-from bseq_plugin.schema.packed import PackedEvents
-from bseq_plugin.serving.retriever import Retriever
 from bseq_plugin.testing.encoders import EncoderTests
-from bseq_plugin.training.train import train
 
 D = 8
 KINDS = ["self_attention", "routing"]

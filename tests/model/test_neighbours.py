@@ -8,20 +8,26 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from bseq_plugin import (
+    Events,
+    InterestModel,
+    Recipe,
+    RecipeError,
+    Retriever,
+    RunError,
+    SchemaError,
+    UsageError,
+    publish,
+    train,
+)
 from bseq_plugin.data.items import ItemVectors
-from bseq_plugin.errors import RecipeError, RunError, SchemaError, UsageError
-from bseq_plugin.events.events import Events
 from bseq_plugin.model import neighbours as module
-from bseq_plugin.model.interest_model import KEYS, InterestModel
+from bseq_plugin.model.interest_model import KEYS
 from bseq_plugin.model.neighbours import NeighbourItems, blocks_of, completed
 from bseq_plugin.model.new_items import rows_of_items, with_new_items
-from bseq_plugin.publishing.publish import publish
-from bseq_plugin.recipe.recipe import Recipe
-from bseq_plugin.serving.retriever import Retriever
 from bseq_plugin.serving.served import Served
 from bseq_plugin.store.store import Store
 from bseq_plugin.training.checkpoint import Checkpoints, Position
-from bseq_plugin.training.train import train
 from bseq_plugin.training.trainer import build_task
 
 

@@ -9,8 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bseq_plugin import PackedEvents, TargetAttention
-from bseq_plugin.errors import UsageError
+from bseq_plugin import PackedEvents, TargetAttention, UsageError
 
 DIM, DAY_US = 5, 86_400_000_000
 

@@ -8,8 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
-from bseq_plugin.errors import BseqError, RunError, UsageError
-from bseq_plugin.model.tensor_file import load_sealed, save_sealed
+from bseq_plugin import BseqError, RunError, UsageError, load_sealed, save_sealed
 
 
 def saved(path):

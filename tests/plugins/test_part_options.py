@@ -11,8 +11,7 @@ from typing import Any, TypeVar
 import pytest
 
 import bseq_plugin as bseq
-from bseq_plugin.errors import PluginError, RecipeError, UsageError
-from bseq_plugin.plugins import PluginManager
+from bseq_plugin import PluginError, PluginManager, RecipeError, UsageError
 
 ROOT = Path(__file__).parents[2]
 CONTRACTS = ["SequenceEncoder", "SequenceLoss", "VectorIndex", "ItemEncoder", "CandidateSource", "RankingFeature"]

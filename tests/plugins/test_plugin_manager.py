@@ -5,11 +5,10 @@ import types
 import pluggy
 import pytest
 
-from bseq_plugin import hookimpl, plugins
+from bseq_plugin import PluginError, PluginManager, UsageError, hookimpl, plugin_manager, plugins
 from bseq_plugin.cli.plugin_commands import HOOK
-from bseq_plugin.errors import PluginError, UsageError
 from bseq_plugin.hookspecs import API_VERSION
-from bseq_plugin.plugins import ALLOW_ENV, DENY_ENV, PART_HOOKS, PluginManager, hook_names, plugin_manager
+from bseq_plugin.plugins import ALLOW_ENV, DENY_ENV, PART_HOOKS, hook_names
 
 
 @pytest.fixture(autouse=True)

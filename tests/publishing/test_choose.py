@@ -9,14 +9,13 @@ import numpy as np
 import pytest
 import torch
 
-from bseq_plugin.errors import UsageError
+from bseq_plugin import IndexTarget, Retriever, UsageError
 from bseq_plugin.indexes.exact import ExactIndex
 from bseq_plugin.indexes.faiss_cpu import FaissCpuIndex
 from bseq_plugin.publishing import choose
-from bseq_plugin.publishing.choose import IndexTarget, choose_index
+from bseq_plugin.publishing.choose import choose_index
 from bseq_plugin.publishing.measure import measure, recall, size_of, spread_queries, true_rows, variants
 from bseq_plugin.publishing.publish import publish_model
-from bseq_plugin.serving.retriever import Retriever
 from bseq_plugin.store.store import Store
 from bseq_plugin.testing.indexes import vectors
 
@@ -89,7 +88,7 @@ def test_sizes_are_those_of_files():
 @pytest.fixture
 def kinds(monkeypatch):
     """Index "half" by name, beside ours."""
-    from bseq_plugin.plugins import plugin_manager
+    from bseq_plugin import plugin_manager
 
     real = plugin_manager().part
     monkeypatch.setattr(

@@ -6,15 +6,12 @@ import numpy as np
 import pytest
 import torch
 
-from bseq_plugin.errors import StoreError, UsageError
+from bseq_plugin import ITEM_TABLE, Retriever, StoreError, UsageError, merge_delta, publish_delta
 from bseq_plugin.indexes.exact import ExactIndex
 from bseq_plugin.indexes.faiss_cpu import FaissCpuIndex
 from bseq_plugin.indexes.layered import LayeredIndex
-from bseq_plugin.model.encoder import ITEM_TABLE
 from bseq_plugin.publishing import delta as delta_module
-from bseq_plugin.publishing.delta import merge_delta, publish_delta
 from bseq_plugin.publishing.publish import publish_model
-from bseq_plugin.serving.retriever import Retriever
 from bseq_plugin.store.store import Store
 from bseq_plugin.testing.indexes import brute_force, vectors
 

@@ -8,10 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from bseq_plugin.errors import StoreError, UsageError
-from bseq_plugin.model.encoder import ITEM_TABLE
+from bseq_plugin import ITEM_TABLE, Retriever, StoreError, UsageError
 from bseq_plugin.publishing.publish import publish_model
-from bseq_plugin.serving.retriever import Retriever
 from bseq_plugin.store.store import Store
 
 

@@ -8,11 +8,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from bseq_plugin.errors import UsageError
-from bseq_plugin.events.events import Events
+from bseq_plugin import Events, Retriever, UsageError
 from bseq_plugin.publishing.index_report import index_report
 from bseq_plugin.publishing.publish import publish_model
-from bseq_plugin.serving.retriever import Retriever
 
 DAY_US = 86_400_000_000
 

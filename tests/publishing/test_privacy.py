@@ -8,15 +8,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from bseq_plugin.events.events import Events
-from bseq_plugin.events.pseudonyms import Pseudonymiser
-from bseq_plugin.publishing.publish import publish
-from bseq_plugin.ranking.engine import ranking_features
-from bseq_plugin.readers.read_events import read_events
-from bseq_plugin.serving.retriever import Retriever
+from bseq_plugin import Events, Pseudonymiser, Retriever, publish, ranking_features, read_events, train
 from bseq_plugin.store.retention import collect_garbage
 from bseq_plugin.store.store import Store
-from bseq_plugin.training.train import train
 
 KEY = b"0123456789abcdef"
 FIRST = 7_300_000_000_000_000  # user ids that occur nowhere by chance, neither as digits nor as eight bytes

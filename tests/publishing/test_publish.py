@@ -14,13 +14,20 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from bseq_plugin import Blend, Run
-from bseq_plugin.errors import MissingDependencyError, RunError, StoreError, UsageError
-from bseq_plugin.events.sequences import Sequences
+from bseq_plugin import (
+    Blend,
+    InterestModel,
+    MissingDependencyError,
+    Retriever,
+    Run,
+    RunError,
+    Sequences,
+    StoreError,
+    UsageError,
+    publish,
+)
 from bseq_plugin.indexes.exact import ExactIndex
-from bseq_plugin.model.interest_model import InterestModel
-from bseq_plugin.publishing.publish import publish, publish_model
-from bseq_plugin.serving.retriever import Retriever
+from bseq_plugin.publishing.publish import publish_model
 from bseq_plugin.store.store import Store
 
 FILES = {

@@ -11,18 +11,14 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from bseq_plugin import InterestModel, Retriever, Run, SchemaError, StoreError, UsageError, publish, train
 from bseq_plugin.data.interest_files import InterestFiles, TableStream
 from bseq_plugin.data.partitions import PartitionedSequences, seal
-from bseq_plugin.errors import SchemaError, StoreError, UsageError
-from bseq_plugin.model.interest_model import InterestModel
-from bseq_plugin.model.run import Run
 from bseq_plugin.publishing import write_version
 from bseq_plugin.publishing.history_parts import InMemory, InPartitions, hashed, repeated_users
-from bseq_plugin.publishing.publish import histories_of_run, publish
+from bseq_plugin.publishing.publish import histories_of_run
 from bseq_plugin.readers.build_sequences import build_sequences
-from bseq_plugin.serving.retriever import Retriever
 from bseq_plugin.store.store import Store
-from bseq_plugin.training.train import train
 
 pytest.importorskip("duckdb")
 

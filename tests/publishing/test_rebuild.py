@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from bseq_plugin.errors import UsageError
+from bseq_plugin import Blend, UsageError
 from bseq_plugin.publishing.publish import publish_model
-from bseq_plugin.serving.blend import Blend
 from bseq_plugin.store.store import Store
 
 

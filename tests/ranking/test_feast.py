@@ -10,8 +10,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from bseq_plugin.errors import UsageError
-from bseq_plugin.ranking import FeatureEngine, write_features
+from bseq_plugin import FeatureEngine, UsageError
+from bseq_plugin.ranking import write_features
 from bseq_plugin.ranking.features import FEATURES
 from bseq_plugin.ranking.table import feast_feature_view
 from bseq_plugin.testing.ranking_features import NOW, log, manager_with, mean_model

@@ -12,11 +12,17 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bseq_plugin.errors import SchemaError, UsageError
-from bseq_plugin.events.events import Events
-from bseq_plugin.events.sequences import Sequences
-from bseq_plugin.model.interest_model import InterestModel
-from bseq_plugin.ranking import FeatureEngine, FeatureSpec, StoredInterests, ranking_features
+from bseq_plugin import (
+    Events,
+    FeatureEngine,
+    FeatureSpec,
+    InterestModel,
+    SchemaError,
+    Sequences,
+    StoredInterests,
+    UsageError,
+    ranking_features,
+)
 from bseq_plugin.ranking.features import FEATURES
 from bseq_plugin.testing.ranking_features import DIM, NOW, NOW_US, log, manager_with, mean_model
 

@@ -11,12 +11,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bseq_plugin.events.events import Events
-from bseq_plugin.events.sequences import Sequences
-from bseq_plugin.events.vocabulary import Vocabulary
-from bseq_plugin.ranking import FeatureSpec, ranking_features
+from bseq_plugin import Events, FeatureSpec, RankingFeature, Sequences, Vocabulary, ranking_features
 from bseq_plugin.ranking.features import FEATURES
-from bseq_plugin.schema.ranking_features import RankingFeature
 from bseq_plugin.testing.ranking_features import NOW, log, manager_with, mean_model
 
 MANAGER = manager_with(*FEATURES)

@@ -9,11 +9,16 @@ import pandas as pd
 import pytest
 import torch
 
-from bseq_plugin.errors import PluginError, SchemaError, UsageError
-from bseq_plugin.events.events import Events
-from bseq_plugin.events.sequences import Sequences
-from bseq_plugin.ranking import FeatureSpec, ranking_features
-from bseq_plugin.schema.ranking_features import RankingFeature
+from bseq_plugin import (
+    Events,
+    FeatureSpec,
+    PluginError,
+    RankingFeature,
+    SchemaError,
+    Sequences,
+    UsageError,
+    ranking_features,
+)
 from bseq_plugin.testing.ranking_features import NOW, NOW_US, log, manager_with, mean_model
 
 ROWS = pd.DataFrame({"user_id": [1, 2], "item_id": [101, 102]})

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bseq_plugin.ranking import FeatureSpec, ranking_features
+from bseq_plugin import FeatureSpec, ranking_features
 from bseq_plugin.ranking.features import FEATURES
 from bseq_plugin.testing.ranking_features import NOW, NOW_US, log, manager_with, mean_model
 

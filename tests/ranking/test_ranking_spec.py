@@ -5,8 +5,7 @@ from __future__ import annotations
 import pytest
 from pydantic import ValidationError
 
-from bseq_plugin.errors import PluginError, UsageError
-from bseq_plugin.ranking import FeatureSpec
+from bseq_plugin import FeatureSpec, PluginError, UsageError
 from bseq_plugin.ranking.features import FEATURES
 from bseq_plugin.testing.ranking_features import manager_with
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
+from bseq_plugin import RankingFeature
 from bseq_plugin.ranking.features import FEATURES
-from bseq_plugin.schema.ranking_features import RankingFeature
 from bseq_plugin.testing.ranking_features import RankingFeatureTests
 
 for _feature in FEATURES:

@@ -10,8 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from bseq_plugin.errors import BseqError, UsageError
-from bseq_plugin.ranking import ranking_features
+from bseq_plugin import BseqError, UsageError, ranking_features
 from bseq_plugin.ranking.features import FEATURES
 from bseq_plugin.testing.ranking_features import DIM, NOW, log, mean_model
 

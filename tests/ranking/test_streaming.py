@@ -9,8 +9,8 @@ import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 
-from bseq_plugin.errors import SchemaError, UsageError
-from bseq_plugin.ranking import FeatureEngine, FeatureSpec, write_features
+from bseq_plugin import FeatureEngine, FeatureSpec, SchemaError, UsageError
+from bseq_plugin.ranking import write_features
 from bseq_plugin.ranking.features import FEATURES
 from bseq_plugin.ranking.streaming import candidate_pieces
 from bseq_plugin.testing.ranking_features import NOW, log, manager_with, mean_model
@@ -73,7 +73,8 @@ import resource, sys
 import numpy as np, pandas as pd, torch
 torch.set_num_threads(1)
 from bseq_plugin.ranking.features import FEATURES
-from bseq_plugin.ranking import FeatureEngine, write_features
+from bseq_plugin import FeatureEngine
+from bseq_plugin.ranking import write_features
 from bseq_plugin.testing.ranking_features import NOW, log, manager_with, mean_model
 events = log([(u, 100 + (u + t) % 8, -float(t + 1)) for u in range(200) for t in range(20)])
 engine = FeatureEngine(events, model=mean_model(2), manager=manager_with(*FEATURES), block_numbers=500_000)

@@ -7,12 +7,9 @@ import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 
+from bseq_plugin import BseqError, SchemaError, Sequences, UsageError, Vocabulary, read_events
 from bseq_plugin.data.partitions import PartitionedSequences, seal
-from bseq_plugin.errors import BseqError, SchemaError, UsageError
-from bseq_plugin.events.sequences import Sequences
-from bseq_plugin.events.vocabulary import Vocabulary
 from bseq_plugin.readers.build_sequences import build_sequences
-from bseq_plugin.readers.read_events import read_events
 
 pytest.importorskip("duckdb")
 

@@ -3,8 +3,7 @@
 import pandas as pd
 import pytest
 
-from bseq_plugin import Sequences, Vocabulary, read_events
-from bseq_plugin.errors import SchemaError
+from bseq_plugin import SchemaError, Sequences, Vocabulary, read_events
 
 
 @pytest.mark.parametrize(

@@ -6,11 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bseq_plugin import hookimpl
-from bseq_plugin.errors import PluginError, SchemaError, UsageError
-from bseq_plugin.events.events import Events
-from bseq_plugin.plugins import plugin_manager
-from bseq_plugin.readers.read_events import read_events
+from bseq_plugin import Events, PluginError, SchemaError, UsageError, hookimpl, plugin_manager, read_events
 
 SECONDS = 1_600_000_000
 

@@ -2,9 +2,7 @@
 
 import numpy as np
 
-from bseq_plugin.events.sequences import Sequences
-from bseq_plugin.events.vocabulary import Vocabulary
-from bseq_plugin.readers.read_events import read_events
+from bseq_plugin import Sequences, Vocabulary, read_events
 
 
 def test_all_that_is_saved_is_read(tmp_path):

@@ -16,12 +16,9 @@ from hypothesis import settings as budget
 from hypothesis import strategies as st
 from recipe_settings import Contradiction, sections_of, settings
 
-from bseq_plugin.errors import RecipeError, UsageError
-from bseq_plugin.events.events import Events
+from bseq_plugin import Events, Recipe, RecipeError, UsageError, train
 from bseq_plugin.recipe.merge import value_at
-from bseq_plugin.recipe.recipe import Recipe
 from bseq_plugin.recipe.section import Section
-from bseq_plugin.training.train import train
 
 BASE = Recipe(encoder={"max_length": 10}, vectors={"dim": 8}, training={"epochs": 1, "batch": {"users": 16}})
 # Of a recipe as a whole: they make another one, or a file of it.

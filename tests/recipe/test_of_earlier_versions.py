@@ -6,12 +6,7 @@ import shutil
 import pytest
 from store_files import reseal
 
-from bseq_plugin import Retriever, evaluate, publish, train
-from bseq_plugin.errors import RunError, StoreError
-from bseq_plugin.events.events import Events
-from bseq_plugin.model.interest_model import InterestModel
-from bseq_plugin.model.run import Run
-from bseq_plugin.recipe.recipe import Recipe
+from bseq_plugin import Events, InterestModel, Recipe, Retriever, Run, RunError, StoreError, evaluate, publish, train
 from bseq_plugin.store.store import Store
 
 SAID = "was written by bseq 0.1"

@@ -10,9 +10,8 @@ from pydantic import ValidationError
 from recipe_settings import NAMES, TEXTS, Contradiction, merged, sections_of, settings
 from toml_text import toml_file, words
 
-from bseq_plugin.errors import RecipeError, UsageError
+from bseq_plugin import Recipe, RecipeError, UsageError
 from bseq_plugin.recipe.files import shipped_recipes
-from bseq_plugin.recipe.recipe import Recipe
 
 # What the flat recipe of bseq 0.1 accepted and ignored, by its names of then: (sections of now, what is said).
 SILENT = {

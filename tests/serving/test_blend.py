@@ -10,9 +10,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bseq_plugin.errors import UsageError
-from bseq_plugin.events.sequences import Sequences
-from bseq_plugin.serving.blend import Blend, blend_scores, history_scores
+from bseq_plugin import Blend, Sequences, UsageError
+from bseq_plugin.serving.blend import blend_scores, history_scores
 
 DAY_US = 86_400_000_000
 

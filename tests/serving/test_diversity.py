@@ -7,13 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bseq_plugin.errors import UsageError
-from bseq_plugin.events.vocabulary import Vocabulary
+from bseq_plugin import Diversity, Filters, Retriever, UsageError, Vocabulary
 from bseq_plugin.publishing.publish import publish_model
-from bseq_plugin.serving.diversity import Diversity
-from bseq_plugin.serving.filters import Filters
 from bseq_plugin.serving.hits import Hits
-from bseq_plugin.serving.retriever import Retriever
 
 
 def value(chosen, scores, codes, weight):

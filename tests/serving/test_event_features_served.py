@@ -5,15 +5,17 @@ import pandas as pd
 import pytest
 import torch
 
-from bseq_plugin.data.batches import history_features
-from bseq_plugin.errors import SchemaError
-from bseq_plugin.events.events import Events
-from bseq_plugin.events.sequences import Sequences
-from bseq_plugin.model.interest_model import InterestModel
-from bseq_plugin.publishing.publish import publish
-from bseq_plugin.recipe.recipe import Recipe
-from bseq_plugin.serving.retriever import Retriever
-from bseq_plugin.training.train import train
+from bseq_plugin import (
+    Events,
+    InterestModel,
+    Recipe,
+    Retriever,
+    SchemaError,
+    Sequences,
+    history_features,
+    publish,
+    train,
+)
 
 ALL = ("event_type", "time_gap", "time_of_week", "session", "value")
 

@@ -5,10 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from bseq_plugin.errors import BseqError, PluginError, StoreError
+from bseq_plugin import BseqError, PluginError, Retriever, SequenceEncoder, StoreError
 from bseq_plugin.publishing.publish import publish_model
-from bseq_plugin.schema.encoders import SequenceEncoder
-from bseq_plugin.serving.retriever import Retriever
 
 
 def test_more_than_a_gpu_gives_at_once_is_what_the_cpu_gives(tmp_path, make_model, make_histories, use_fake):

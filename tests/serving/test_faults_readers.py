@@ -9,15 +9,15 @@ import threading
 import pytest
 import torch
 
+from bseq_plugin import Retriever
 from bseq_plugin.publishing.publish import publish_model
-from bseq_plugin.serving.retriever import Retriever
 from bseq_plugin.store.store import Store
 
 N_READERS = 8
 
 READER = """
 import json, sys, torch
-from bseq_plugin.serving.retriever import Retriever
+from bseq_plugin import Retriever
 torch.set_num_threads(1)
 store, answers = sys.argv[1], {tuple(a) for a in json.loads(sys.argv[2])}
 retriever, seen = Retriever.open(store), 0

@@ -8,10 +8,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from bseq_plugin.errors import SchemaError, UsageError
+from bseq_plugin import Filters, Retriever, SchemaError, UsageError
 from bseq_plugin.publishing.publish import publish_model
-from bseq_plugin.serving.filters import Filters, Quota
-from bseq_plugin.serving.retriever import Retriever
+from bseq_plugin.serving.filters import Quota
 
 IDS = [i * 10 + 5 for i in range(40)]
 USERS = [100, 101, 102, 103]  # the last one is cold

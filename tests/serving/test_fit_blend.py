@@ -8,12 +8,9 @@ import numpy as np
 import pytest
 
 import bseq_plugin
+from bseq_plugin import RunError, Sequences, SourceInputs, UsageError, ranking_metrics
 from bseq_plugin.data.splits import HeldOut, leave_one_out, time_window, training_part
-from bseq_plugin.errors import RunError, UsageError
-from bseq_plugin.events.sequences import Sequences
-from bseq_plugin.metrics import ranking_metrics
 from bseq_plugin.publishing.publish import publish_model
-from bseq_plugin.schema.sources import SourceInputs
 from bseq_plugin.serving.blend import history_scores
 from bseq_plugin.serving.blended_model import BlendedModel
 from bseq_plugin.serving.fit_blend import search_blend

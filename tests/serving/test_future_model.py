@@ -4,9 +4,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from bseq_plugin.errors import UsageError
+from bseq_plugin import Retriever, UsageError
 from bseq_plugin.publishing.publish import publish_model
-from bseq_plugin.serving.retriever import Retriever
 
 
 def test_an_instant_before_the_end_of_training_is_refused(make_model, make_histories, tmp_path):

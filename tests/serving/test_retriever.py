@@ -7,13 +7,9 @@ import pandas as pd
 import pytest
 import torch
 
-from bseq_plugin.errors import SchemaError, UsageError
-from bseq_plugin.events.events import Events
-from bseq_plugin.events.sequences import Sequences
-from bseq_plugin.model.interest_model import InterestModel
+from bseq_plugin import Blend, Events, InterestModel, Retriever, SchemaError, Sequences, UsageError
 from bseq_plugin.publishing.publish import publish_model
-from bseq_plugin.serving.blend import Blend, history_scores
-from bseq_plugin.serving.retriever import Retriever
+from bseq_plugin.serving.blend import history_scores
 
 COLUMNS = ["user_id", "item_id", "rank", "score", "interest", "source", "exhausted"]
 DAY_US = 86_400_000_000

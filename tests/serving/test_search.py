@@ -8,9 +8,8 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from bseq_plugin.errors import PluginError
+from bseq_plugin import IndexCapabilities, PluginError
 from bseq_plugin.indexes.exact import ExactIndex
-from bseq_plugin.schema.indexes import IndexCapabilities
 from bseq_plugin.serving import search
 from bseq_plugin.serving.hits import ExcludedPairs, Hits
 from bseq_plugin.serving.search import search_items

@@ -17,11 +17,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from store_files import reseal
 
-from bseq_plugin.errors import MissingDependencyError, StoreError, UsageError
-from bseq_plugin.events.sequences import Sequences
+from bseq_plugin import MissingDependencyError, Retriever, Sequences, StoreError, UsageError
 from bseq_plugin.indexes.faiss_gpu import FaissGpuIndex
 from bseq_plugin.publishing.publish import publish_model
-from bseq_plugin.serving.retriever import Retriever
 from bseq_plugin.store.store import Store
 
 
@@ -207,8 +205,7 @@ def test_the_counter_of_unknown_items_is_right_under_threads(shop):
 def test_use_after_a_fork_is_refused(shop):
     code = (
         "import os, sys\n"
-        "from bseq_plugin.errors import StoreError\n"
-        "from bseq_plugin.serving.retriever import Retriever\n"
+        "from bseq_plugin import Retriever, StoreError\n"
         "retriever = Retriever.open(sys.argv[1])\n"
         "retriever.retrieve([100], k=3)\n"
         "pid = os.fork()\n"

@@ -6,17 +6,22 @@ import numpy as np
 import pytest
 import torch
 
+from bseq_plugin import (
+    Blend,
+    CandidateSource,
+    Filters,
+    PluginError,
+    Retriever,
+    Sequences,
+    SourceCandidates,
+    StoreError,
+    UsageError,
+    plugin_manager,
+    ranking_metrics,
+)
 from bseq_plugin.data.splits import HeldOut, time_window
-from bseq_plugin.errors import PluginError, StoreError, UsageError
-from bseq_plugin.events.sequences import Sequences
-from bseq_plugin.metrics import ranking_metrics
-from bseq_plugin.plugins import plugin_manager
 from bseq_plugin.publishing.publish import publish_model
-from bseq_plugin.schema.sources import CandidateSource, SourceCandidates
-from bseq_plugin.serving.blend import Blend
-from bseq_plugin.serving.filters import Filters
 from bseq_plugin.serving.fit_blend import search_blend
-from bseq_plugin.serving.retriever import Retriever
 from bseq_plugin.store.store import Store
 
 DAY_US = 86_400_000_000
@@ -91,7 +96,7 @@ def shop(tmp_path_factory, make_model, make_histories):
 
 def blended_by_hand(retriever, k, exclude):
     """{user: {item id: (score, sources)}}, the best k: every item scored by a loop over the parts."""
-    from bseq_plugin.schema.sources import SourceInputs
+    from bseq_plugin import SourceInputs
     from bseq_plugin.serving.blend import history_scores
     from bseq_plugin.serving.sources import searcher
 

@@ -20,11 +20,8 @@ from pathlib import Path
 
 import torch
 
-from bseq_plugin.errors import StoreError
-from bseq_plugin.events.sequences import Sequences
-from bseq_plugin.model.interest_model import InterestModel
+from bseq_plugin import InterestModel, Retriever, Sequences, StoreError
 from bseq_plugin.publishing.publish import publish_model
-from bseq_plugin.serving.retriever import Retriever
 from bseq_plugin.store.store import Store
 
 ERRORS = [errno.ENOSPC, errno.EIO, errno.EROFS, errno.EDQUOT]

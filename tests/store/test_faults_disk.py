@@ -141,7 +141,7 @@ def test_a_store_that_can_not_be_used_says_so(tmp_path, publish_text, what):
     code = (
         "import fcntl, os, sys\n"  # before the rights are gone, with which the interpreter itself may be read
         "from bseq_plugin.store.store import Store\n"
-        "from bseq_plugin.errors import StoreError\n"
+        "from bseq_plugin import StoreError\n"
         "if os.getuid() == 0: os.setuid(65534)\n"
         "store = Store(sys.argv[1])\n"
         "try: print(store.current().name)\n"

@@ -15,9 +15,8 @@ import pytest
 from safetensors.torch import load_file, save_file
 from store_files import reseal
 
-from bseq_plugin.errors import StoreError, UsageError
+from bseq_plugin import Retriever, StoreError, UsageError
 from bseq_plugin.publishing.publish import publish_model
-from bseq_plugin.serving.retriever import Retriever
 from bseq_plugin.store.store import CURRENT, Store
 from bseq_plugin.store.version import KEY_ENV, MANIFEST, SIGNATURE
 
@@ -207,8 +206,7 @@ def huge_parquet(folder):
 OPEN_IN_LITTLE_MEMORY = """
 import resource, sys
 import torch, faiss, pyarrow.parquet
-from bseq_plugin.errors import StoreError
-from bseq_plugin.serving.retriever import Retriever
+from bseq_plugin import Retriever, StoreError
 Retriever.open(sys.argv[1])  # whatever is loaded once is loaded now
 used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
 resource.setrlimit(resource.RLIMIT_AS, (used + 2**29, used + 2**29))

@@ -14,7 +14,7 @@ import time
 
 import pytest
 
-from bseq_plugin.errors import StoreError
+from bseq_plugin import StoreError
 from bseq_plugin.store import lock as lock_module
 from bseq_plugin.store.lock import RECORD_BYTES, publish_lock
 from bseq_plugin.store.retention import collect_garbage

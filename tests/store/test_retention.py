@@ -10,7 +10,7 @@ import threading
 
 import pytest
 
-from bseq_plugin.errors import StoreError, UsageError
+from bseq_plugin import StoreError, UsageError
 from bseq_plugin.store.lock import publish_lock
 from bseq_plugin.store.retention import collect_garbage, in_use
 from bseq_plugin.store.store import LOCK, Store

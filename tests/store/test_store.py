@@ -10,7 +10,7 @@ import warnings
 import pytest
 from store_files import rewrite_manifest
 
-from bseq_plugin.errors import StoreError, UsageError
+from bseq_plugin import StoreError, UsageError
 from bseq_plugin.files import Disk
 from bseq_plugin.store.store import CURRENT, Store
 from bseq_plugin.store.version import MANIFEST

@@ -14,7 +14,7 @@ import time
 
 import pytest
 
-from bseq_plugin.errors import StoreError
+from bseq_plugin import StoreError
 from bseq_plugin.files import Disk
 from bseq_plugin.store.store import CURRENT, Store
 

@@ -6,7 +6,7 @@ def cyclic():
     """Two cycles, 1 -> 2 -> 3 -> 1 and 4 -> 5 -> 6 -> 4: whoever reads the last item knows the next one."""
     import numpy as np
 
-    from bseq_plugin.events.events import Events
+    from bseq_plugin import Events
 
     users, items = [], []
     for user in range(60):

@@ -20,18 +20,15 @@ from torch import distributed as dist
 from torch.distributed import checkpoint as dcp
 from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
 
+from bseq_plugin import BseqError, Events, Recipe, train
 from bseq_plugin.data.partitions import PartitionedSequences
 from bseq_plugin.data.prepare import prepare
 from bseq_plugin.data.training_data import TrainingData
 from bseq_plugin.distributed import world
-from bseq_plugin.errors import BseqError
-from bseq_plugin.events.events import Events
-from bseq_plugin.recipe.recipe import Recipe
 from bseq_plugin.training import plan
 from bseq_plugin.training.checkpoint import Checkpoints, Position, identity
 from bseq_plugin.training.row_update import pooled_row_update
 from bseq_plugin.training.sharding import shard
-from bseq_plugin.training.train import train
 from bseq_plugin.training.trainer import build_task
 from bseq_plugin.training.validation import item_chunks
 

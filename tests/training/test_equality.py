@@ -13,10 +13,9 @@ import torch
 from torch.distributed import checkpoint as dcp
 from torchrec.optim.rowwise_adagrad import RowWiseAdagrad
 
+from bseq_plugin import ITEM_TABLE, Events
 from bseq_plugin.data.prepare import prepare
 from bseq_plugin.data.training_data import TrainingData
-from bseq_plugin.events.events import Events
-from bseq_plugin.model.encoder import ITEM_TABLE
 from bseq_plugin.training.checkpoint import Checkpoints, Position
 from bseq_plugin.training.trainer import build_task
 

@@ -21,10 +21,7 @@ from pathlib import Path
 import pandas as pd, torch
 torch.set_num_threads(1)
 import bseq_plugin
-from bseq_plugin.events.events import Events
-from bseq_plugin.plugins import plugin_manager
-from bseq_plugin.recipe.recipe import Recipe
-from bseq_plugin.training.train import train
+from bseq_plugin import Events, Recipe, plugin_manager, train
 
 source, folder, recipe, share = sys.argv[1], Path(sys.argv[2]), Recipe(**json.loads(sys.argv[3])), float(sys.argv[4])
 plugin_manager().infos()

@@ -12,11 +12,8 @@ from torchrec.distributed.embedding import EmbeddingCollectionSharder
 from torchrec.distributed.planner import EmbeddingShardingPlanner, Topology
 from torchrec.distributed.planner.types import ParameterConstraints
 
-from bseq_plugin.data.batches import history_features
+from bseq_plugin import Recipe, SequenceInterestEncoder, Sequences, history_features
 from bseq_plugin.distributed import world
-from bseq_plugin.events.sequences import Sequences
-from bseq_plugin.model.encoder import SequenceInterestEncoder
-from bseq_plugin.recipe.recipe import Recipe
 
 RECIPE = Recipe(encoder={"name": "mean", "max_length": 10}, vectors={"dim": 8}, events={"features": ()})
 

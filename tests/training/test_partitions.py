@@ -10,17 +10,13 @@ import numpy as np
 import pytest
 import torch
 
+from bseq_plugin import Events, InterestModel, RecipeError, Run, UsageError, train
 from bseq_plugin.data.interest_files import InterestFiles, TableStream
 from bseq_plugin.data.partitions import PartitionedSequences
 from bseq_plugin.data.prepare import count_partitions, prepare, prepare_partitions, resolved
 from bseq_plugin.data.splits import training_histories
 from bseq_plugin.data.streams import StreamedData
-from bseq_plugin.errors import RecipeError, UsageError
-from bseq_plugin.events.events import Events
-from bseq_plugin.model.interest_model import InterestModel
-from bseq_plugin.model.run import Run
 from bseq_plugin.readers.build_sequences import build_sequences
-from bseq_plugin.training.train import train
 
 pytest.importorskip("duckdb")
 
@@ -182,7 +178,7 @@ def test_ranks_train_on_partitions_and_fail_together(ranks, built, tiny_recipe, 
 
 
 def test_a_run_on_partitions_resumes_and_refuses_another_log(built, tiny_recipe, tmp_path, monkeypatch, weights):
-    from bseq_plugin.errors import RunError
+    from bseq_plugin import RunError
     from bseq_plugin.training.trainer import Trainer
 
     recipe, log = tiny_recipe.replace(split={"patience": 2}, training={"epochs": 2}), built(4)
@@ -207,7 +203,7 @@ def test_a_run_on_partitions_resumes_and_refuses_another_log(built, tiny_recipe,
 
 def test_a_disk_that_fills_under_the_interests_leaves_a_run_that_resumes(built, tiny_recipe, tmp_path, monkeypatch):
     """Told as an error of ours; the run is not complete, and no interests are taken for whole."""
-    from bseq_plugin.errors import RunError
+    from bseq_plugin import RunError
 
     recipe, log, run = tiny_recipe.replace(training={"epochs": 1}), built(4), Run(tmp_path / "run")
     files, writes = InterestFiles(run.path / "interests"), []

@@ -5,10 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from bseq_plugin.errors import UsageError
-from bseq_plugin.events.events import Events
+from bseq_plugin import Events, UsageError, train
 from bseq_plugin.training.checkpoint import Checkpoints, Position
-from bseq_plugin.training.train import train
 from bseq_plugin.training.trainer import Trainer
 
 

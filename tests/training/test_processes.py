@@ -12,12 +12,9 @@ import pytest
 import torch
 from toml_text import options
 
+from bseq_plugin import Events, InterestModel, Recipe, Run, train
 from bseq_plugin.distributed import World
-from bseq_plugin.events.events import Events
-from bseq_plugin.model.interest_model import InterestModel
-from bseq_plugin.model.run import Run
-from bseq_plugin.recipe.recipe import Recipe
-from bseq_plugin.training.train import _prepared_on_all, train
+from bseq_plugin.training.train import _prepared_on_all
 from bseq_plugin.training.trainer import Trainer
 
 TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
@@ -115,7 +112,7 @@ from pathlib import Path
 import pandas as pd
 from torch import distributed as dist
 from bseq_plugin import Recipe, hookimpl, read_events, train
-from bseq_plugin.plugins import plugin_manager
+from bseq_plugin import plugin_manager
 
 jobs, rank = json.loads(Path(sys.argv[1]).read_text()), os.environ["RANK"]
 dist.init_process_group("gloo")

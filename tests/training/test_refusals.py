@@ -6,13 +6,11 @@ import shutil
 import pytest
 import torch
 
+from bseq_plugin import Events, RecipeError, train
 from bseq_plugin.distributed import World
-from bseq_plugin.errors import RecipeError
-from bseq_plugin.events.events import Events
 from bseq_plugin.recipe.training import TableOptimizer
 from bseq_plugin.training import plan
 from bseq_plugin.training.plan import check_device, sharding_types
-from bseq_plugin.training.train import train
 from bseq_plugin.training.trainer import build_task
 
 CPU = torch.device("cpu")

@@ -9,23 +9,30 @@ import pytest
 import torch
 from torchrec.distributed.train_pipeline import TrainPipelineBase, TrainPipelineSparseDist
 
+from bseq_plugin import (
+    BseqError,
+    Events,
+    InterestModel,
+    Recipe,
+    RecipeError,
+    Run,
+    RunError,
+    SchemaError,
+    UsageError,
+    ranking_metrics,
+    top_k_items,
+    train,
+)
 from bseq_plugin.data.prepare import prepare
 from bseq_plugin.data.splits import evaluation_set
 from bseq_plugin.data.training_data import TrainingData
 from bseq_plugin.distributed import world
 from bseq_plugin.encoders.causal import CausalEncoder
 from bseq_plugin.encoders.packed.block import FeedForward
-from bseq_plugin.errors import BseqError, RecipeError, RunError, SchemaError, UsageError
-from bseq_plugin.events.events import Events
 from bseq_plugin.losses.softmax import SoftmaxLoss
-from bseq_plugin.metrics import ranking_metrics, top_k_items
-from bseq_plugin.model.interest_model import InterestModel
-from bseq_plugin.model.run import Run
-from bseq_plugin.recipe.recipe import Recipe
 from bseq_plugin.training.log import RunLog
 from bseq_plugin.training.pipeline import EpochPipeline
 from bseq_plugin.training.sharding import shard
-from bseq_plugin.training.train import train
 from bseq_plugin.training.trainer import Trainer, build_task
 
 

@@ -6,10 +6,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bseq_plugin.events.events import Events
-from bseq_plugin.metrics import top_k_items
+from bseq_plugin import Events, top_k_items, train
 from bseq_plugin.training import validation
-from bseq_plugin.training.train import train
 
 
 @settings(max_examples=60, deadline=None)

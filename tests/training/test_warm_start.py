@@ -5,15 +5,11 @@ import pandas as pd
 import pytest
 import torch
 
+from bseq_plugin import ITEM_TABLE, Events, InterestModel, RecipeError, RunError, train
 from bseq_plugin.data.prepare import prepare
 from bseq_plugin.distributed import world
-from bseq_plugin.errors import RecipeError, RunError
-from bseq_plugin.events.events import Events
-from bseq_plugin.model.encoder import ITEM_TABLE
-from bseq_plugin.model.interest_model import InterestModel
 from bseq_plugin.training.checkpoint import Checkpoints, Position
 from bseq_plugin.training.sharding import shard
-from bseq_plugin.training.train import train
 from bseq_plugin.training.trainer import build_task
 from bseq_plugin.training.warm_start import WarmStart
 
