@@ -54,6 +54,8 @@ from bseq_plugin.ranking.engine import FeatureEngine as FeatureEngine
 from bseq_plugin.ranking.engine import ranking_features as ranking_features
 from bseq_plugin.ranking.interests import StoredInterests as StoredInterests
 from bseq_plugin.ranking.spec import FeatureSpec as FeatureSpec
+from bseq_plugin.ranking.split import RankerSplit as RankerSplit
+from bseq_plugin.ranking.split import ranker_split as ranker_split
 from bseq_plugin.readers.read_events import read_events as read_events
 from bseq_plugin.recipe.recipe import Recipe as Recipe
 from bseq_plugin.schema.encoders import USER_INTEREST as USER_INTEREST

@@ -69,11 +69,11 @@ def measure_rank(rank: int, ranks: int, n_items: int, store: str) -> None:
     from torch import distributed as dist
 
     from bseq_plugin.data.training_data import TrainingData
+    from bseq_plugin.distributed import world
     from bseq_plugin.events.sequences import Sequences
     from bseq_plugin.events.vocabulary import Vocabulary
     from bseq_plugin.model.task import SequenceInterestTask
     from bseq_plugin.recipe.recipe import Recipe
-    from bseq_plugin.distributed import world
     from bseq_plugin.training.pipeline import EpochPipeline
     from bseq_plugin.training.row_update import pooled_row_update
     from bseq_plugin.training.sharding import shard

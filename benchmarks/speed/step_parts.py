@@ -22,8 +22,8 @@ from benchmarks.speed.job import SETTINGS, sequences_file
 from bseq_plugin import Recipe
 from bseq_plugin.data.prepare import PreparedLog, prepare
 from bseq_plugin.data.training_data import TrainingData
-from bseq_plugin.readers.read_events import read_events
 from bseq_plugin.distributed import world
+from bseq_plugin.readers.read_events import read_events
 from bseq_plugin.training.pipeline import EpochPipeline
 from bseq_plugin.training.row_update import pooled_row_update
 from bseq_plugin.training.sharding import shard

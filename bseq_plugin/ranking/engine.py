@@ -111,7 +111,11 @@ class FeatureEngine:
                             f"ranking feature {part.name!r} gave {values.shape[1:]} and {column.shape[1:]} a row"
                         )
                     column[places] = values
-        return FeatureTable(rows.user_ids, rows.item_ids, rows.at_N, columns, self.descriptions, rows.request_ids)
+        event_types = self.model.vocabulary.event_types
+        units = {name: part.unit for part in self.parts for name in part.columns(event_types)}
+        transform = self.spec.transform
+        ids = rows.user_ids, rows.item_ids
+        return FeatureTable(*ids, rows.at_N, columns, self.descriptions, rows.request_ids, units, transform)
 
     @cached_property
     def descriptions(self) -> dict[str, str]:

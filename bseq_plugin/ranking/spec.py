@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,10 +11,15 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from bseq_plugin.errors import PluginError, UsageError
+from bseq_plugin.files import write_json
 from bseq_plugin.plugins import PluginManager, plugin_manager
 from bseq_plugin.ranking.features import FEATURES
+from bseq_plugin.ranking.table import FeatureTable
+from bseq_plugin.ranking.transform import FeatureTransform, Scores
 from bseq_plugin.schema.options import parse_options
 from bseq_plugin.schema.ranking_features import RankingFeature
+
+CATEGORY = "category"  # the unit of a number that is the name of something
 
 
 class FeatureSpec(BaseModel):
@@ -42,6 +48,7 @@ class FeatureSpec(BaseModel):
 
     category: str | None = Field(None, description="column of the items table that n_same_category counts by")
     options: dict[str, dict[str, Any]] = Field({}, description="options of features, by name")
+    transform: FeatureTransform | None = Field(None, description="how features become a network's input (fitted)")
 
     @classmethod
     def default(cls) -> FeatureSpec:
@@ -56,6 +63,24 @@ class FeatureSpec(BaseModel):
             raise UsageError(f"unknown groups {unknown}; there are: {sorted({f.group for f in FEATURES})}")
         return cls(names=tuple(feature.name for feature in FEATURES if feature.group not in groups))
 
+    def fitted(self, table: FeatureTable, *, scores: Scores = "standard", clip: float = 5.0) -> FeatureSpec:
+        """Return this specification with a transform fitted to the rows that a ranker is trained on.
+
+        From then on ``FeatureTable.to_keyed_tensor`` gives what a network can eat, with the same keys in training and
+        serving: log(1 + x) of what has a long tail, standard scores (mean 0, deviation 1) or quantile scores (-1 to 1),
+        clipped, 0 for what is missing; features that are names of something (unit "category") are left to
+        ``to_sparse``.
+
+        Raises UsageError for fewer than two rows.
+        """
+        categorical = {name for name, unit in table.units.items() if unit == CATEGORY}
+        transform = FeatureTransform.fit(dict(table.columns), categorical, scores, clip)
+        return self.model_copy(update={"transform": transform})
+
+    def save(self, path: str | Path) -> None:
+        """Write it as JSON, the transform with it; ``load`` reads it."""
+        write_json(Path(path), self.model_dump(mode="json", exclude_none=True))
+
     @classmethod
     def parse(cls, values: Mapping[str, Any], where: str = "feature specification") -> FeatureSpec:
         """A specification from plain values. Raises UsageError naming the key, the value and what is allowed."""
@@ -63,7 +88,7 @@ class FeatureSpec(BaseModel):
 
     @classmethod
     def load(cls, path: str | Path, manager: PluginManager | None = None) -> FeatureSpec:
-        """A specification from a TOML file.
+        """A specification from a TOML file, or from what ``save`` has written (.json).
 
         Raises UsageError if the file is missing or malformed, or names a feature that no plugin gives.
         """
@@ -71,9 +96,10 @@ class FeatureSpec(BaseModel):
         if not path.is_file():
             raise UsageError(f"there is no feature specification file {str(path)!r}")
         try:
-            values = tomllib.loads(path.read_text(encoding="utf-8"))
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-            raise UsageError(f"feature specification {str(path)!r} is not valid TOML: {error}") from None
+            read = json.loads if path.suffix == ".json" else tomllib.loads
+            values = read(path.read_text(encoding="utf-8-sig"))
+        except ValueError as error:  # of either format
+            raise UsageError(f"feature specification {str(path)!r} can't be read: {error}") from None
         values.pop("description", None)
         spec = cls.parse(values, f"feature specification {str(path)!r}")
         spec.parts(manager)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,9 +16,10 @@ import torch
 from bseq_plugin.errors import MissingDependencyError, UsageError
 from bseq_plugin.events.events import ITEM, USER
 from bseq_plugin.files import output_file
+from bseq_plugin.ranking.transform import FeatureTransform
 
 if TYPE_CHECKING:
-    from torchrec import KeyedTensor
+    from torchrec import KeyedJaggedTensor, KeyedTensor
 
 
 EVENT_TIMESTAMP = "event_timestamp"  # Feast's name for the instant a feature row is valid at
@@ -36,6 +37,8 @@ class FeatureTable:
         columns: feature name -> float32 [N] or [N, width], NaN where undefined.
         descriptions: feature name -> definition, unit and null rule.
         request_ids: int64 or str [N], or None if the candidates had no ``request_id``.
+        units: feature name -> what it is measured in.
+        transform: how ``to_keyed_tensor`` and ``to_sparse`` make a network's input of it, if one is fitted.
     """
 
     user_ids: pd.Series
@@ -44,6 +47,8 @@ class FeatureTable:
     columns: Mapping[str, np.ndarray]
     descriptions: Mapping[str, str]
     request_ids: pd.Series | None = None
+    units: Mapping[str, str] = field(default_factory=dict)
+    transform: FeatureTransform | None = None
 
     def __len__(self) -> int:
         return len(self.at_N)
@@ -106,22 +111,43 @@ class FeatureTable:
     def to_keyed_tensor(self, fill: float | None = 0.0) -> KeyedTensor:
         """A float32 KeyedTensor [N, sum of widths], its keys the feature names.
 
+        With a fitted transform (``FeatureSpec.fitted``) its keys are those that were fitted, in that order, and values
+        are scaled, clipped, and 0 where missing. Without one they are as they were computed: seconds go up to 1e7, and
+        a network does not learn from them. Raises UsageError if a feature is not there that was fitted.
+
         Args:
-            fill: stands for a missing value, and every feature ``NAME`` gets a key ``NAME_isnull`` of width 1 (1 =
-                missing), after all features. None keeps NaN and adds no keys.
+            fill: stands for a missing value (scaled: 0), and every feature ``NAME`` gets a key ``NAME_isnull`` of
+                width 1 (1 = missing), after all features. None keeps NaN and adds no keys.
         """
         try:
             from torchrec import KeyedTensor
         except ImportError as error:
             raise MissingDependencyError(f"to_keyed_tensor needs torchrec ({error}): pip install torchrec") from error
-        parts = [values.reshape(len(self), -1) for values in self.columns.values()]
-        keys = self.names
+        columns = dict(self.columns) if self.transform is None else self.transform.numbers(dict(self.columns))
+        parts = [values.reshape(len(self), -1) for values in columns.values()]
+        keys = list(columns)
         if fill is not None:
             parts = [np.where(np.isnan(part), np.float32(fill), part) for part in parts]
             parts += [self.isnull(name).astype(np.float32)[:, None] for name in keys]
             keys = keys + [name + ISNULL for name in keys]
         values = torch.from_numpy(np.concatenate(parts, axis=1))
         return KeyedTensor(keys=keys, length_per_key=[part.shape[1] for part in parts], values=values)
+
+    def to_sparse(self) -> KeyedJaggedTensor:
+        """A KeyedJaggedTensor of N rows, one id a row and key: the features that are names of something.
+
+        ``transform.cardinalities`` says how many rows the table of each key needs; 0 is missing, or never seen. Raises
+        UsageError without a fitted transform, or if it has no such feature.
+        """
+        if self.transform is None or not self.transform.categories:
+            raise UsageError("to_sparse needs a specification that was fitted to features with categories: spec.fitted")
+        try:
+            from torchrec import KeyedJaggedTensor
+        except ImportError as error:
+            raise MissingDependencyError(f"to_sparse needs torchrec ({error}): pip install torchrec") from error
+        ids = self.transform.ids(dict(self.columns))
+        values = torch.from_numpy(np.concatenate(list(ids.values())))
+        return KeyedJaggedTensor(list(ids), values, lengths=torch.ones_like(values), stride=len(self))
 
 
 def _plain(ids: pd.Series) -> pa.Array:
