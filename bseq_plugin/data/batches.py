@@ -171,7 +171,7 @@ def latest_events(kjt: KeyedJaggedTensor, max_length: int, keys: Sequence[str] |
         raise UsageError(f"{wrong}; give some of the keys {known}, and a length of 1 or more")
     lengths = kjt.lengths().long()
     is_cut = torch.tensor([key in cut for key in known]).repeat_interleave(torch.tensor(kjt.stride_per_key()))
-    first = lengths.cumsum(0) - lengths + (lengths - max_length).clamp_min(0) * is_cut.to(lengths.device)
+    first = lengths.cumsum(0) - lengths + (lengths - max_length) * is_cut.to(lengths.device)
     return _kept(kjt, torch.arange(len(kjt.values()), device=first.device) >= first.repeat_interleave(lengths))
 
 

@@ -113,6 +113,17 @@ def test_the_order_is_one_of_seed_and_epoch(partitioned):
         assert order(sequences, 0, 1) == list(orders[1])
 
 
+def test_each_row_group_has_an_order_of_its_own(partitioned):
+    parts, log = partitioned
+    orders = set()
+    for seed in range(3):
+        stream = bseq.HistoryStream(parts, RECIPE, 23, vocabulary=vocabulary_of(log), seed=seed)
+        [users] = [[user[0] - 100 for user in batch] for batch in flat(stream)]
+        whole = [[u % 4 for u in users if u // 4 == group] for group in (0, 1)]  # the two of 4 users in the first part
+        orders.add(whole[0] == whole[1])
+    assert orders != {True}
+
+
 def test_histories_end_before_an_instant(partitioned):
     parts, log = partitioned
     at_us = START + 3_000_000
