@@ -1,10 +1,15 @@
 """The public names, each from where it is made. ``__init__.py`` reads this file, and so do type checkers."""
 
 from bseq_plugin.data.auto_recipe import auto_recipe as auto_recipe
+from bseq_plugin.data.batches import Batch as Batch
 from bseq_plugin.data.batches import history_features as history_features
+from bseq_plugin.data.batches import latest_events as latest_events
 from bseq_plugin.data.event_features import session_starts as session_starts
+from bseq_plugin.data.histories import HistoryStream as HistoryStream
+from bseq_plugin.data.histories import history_features_at as history_features_at
 from bseq_plugin.data.items import PopularityPrior as PopularityPrior
 from bseq_plugin.data.items import check_items as check_items
+from bseq_plugin.data.partitions import PartitionedSequences as PartitionedSequences
 from bseq_plugin.errors import BseqError as BseqError
 from bseq_plugin.errors import MissingDependencyError as MissingDependencyError
 from bseq_plugin.errors import PluginError as PluginError

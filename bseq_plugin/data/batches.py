@@ -21,10 +21,12 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 from torchrec.streamable import Pipelineable
 
 from bseq_plugin.data.event_features import EventInputs, event_inputs, session_numbers
+from bseq_plugin.errors import UsageError
 from bseq_plugin.events.sequences import Sequences
 from bseq_plugin.recipe.recipe import Recipe
 
@@ -61,6 +63,36 @@ class Batch(Pipelineable):  # type: ignore[misc]  # torchrec is not typed
     target_places_S: Tensor | None = None
     target_priors_SP: Tensor | None = None
     negative_priors_NP: Tensor | None = None
+
+    @classmethod
+    def of(
+        cls, features: KeyedJaggedTensor, *, log_expected_count_N: Tensor | None = None, loss_scale: float = 1.0
+    ) -> Batch:
+        """Make the batch in which each user's newest state predicts all of the user's targets, each with weight 1.
+
+        Taken out, as nothing predicts them: targets of users without events, and of row 0. The negatives are the values
+        of all users together. Not for ``objective.kind = "masked"``, nor with ``objective.popularity_days``.
+
+        Args:
+            features: keys ``event``, the recipe's event features, ``target`` and ``negative``.
+            log_expected_count_N: see ``Negatives``; None for negatives that are the whole catalogue.
+
+        Raises:
+            UsageError: a key is missing, or the negatives are not what ``log_expected_count_N`` says.
+        """
+        keys = features.keys()
+        for key in (EVENT, TARGET, NEGATIVE):
+            if key not in keys:
+                raise UsageError(f"a batch needs the key {key!r}; these features have {keys}")
+        features = _predictable(features)
+        targets_B, ids_S = features[TARGET].lengths().long(), features[TARGET].values().long()
+        ids_N = features[NEGATIVE].values().long()
+        _check_negatives(ids_N, ids_S, log_expected_count_N)
+        rows_Q = features[EVENT].lengths().long().cumsum(0)[targets_B > 0] - 1
+        state_S = torch.arange(len(rows_Q), device=rows_Q.device).repeat_interleave(targets_B[targets_B > 0])
+        scale = torch.tensor(loss_scale, dtype=torch.float32, device=rows_Q.device)
+        ones_S = torch.ones_like(ids_S, dtype=torch.float32)
+        return cls(features, rows_Q, state_S, ids_S, ones_S, ids_N, log_expected_count_N, scale)
 
     @property
     def n_events(self) -> int:
@@ -123,6 +155,63 @@ def history_features(
         lengths=torch.from_numpy(np.concatenate([lengths for _, lengths in columns.values()])),
         stride=sequences.n_users,  # also right for a batch of no users
     )
+
+
+def latest_events(kjt: KeyedJaggedTensor, max_length: int, keys: Sequence[str] | None = None) -> KeyedJaggedTensor:
+    """Return only the last ``max_length`` values of every user in ``keys`` (default: all), the others as they are.
+
+    Types and weights stay; if nothing is longer, it is this very object. ``time_gap`` and what counts sessions are
+    relative to the first event that is read: make them after the cut. Raises UsageError for an unknown key.
+    """
+    known = kjt.keys()
+    cut = known if keys is None else keys
+    unknown = [key for key in cut if key not in known]
+    if unknown or max_length < 1:
+        wrong = f"there is no key {unknown[0]!r}" if unknown else f"max_length = {max_length}"
+        raise UsageError(f"{wrong}; give some of the keys {known}, and a length of 1 or more")
+    lengths = kjt.lengths().long()
+    is_cut = torch.tensor([key in cut for key in known]).repeat_interleave(torch.tensor(kjt.stride_per_key()))
+    first = lengths.cumsum(0) - lengths + (lengths - max_length) * is_cut.to(lengths.device)
+    return _kept(kjt, torch.arange(len(kjt.values()), device=first.device) >= first.repeat_interleave(lengths))
+
+
+def _kept(kjt: KeyedJaggedTensor, keep_T: Tensor) -> KeyedJaggedTensor:
+    """Return only the values, of all keys, with ``keep_T`` True; this very object if all are."""
+    if bool(keep_T.all()):
+        return kjt
+    weights = kjt.weights_or_none()
+    kept = pad(keep_T.cumsum(0), (1, 0))[pad(kjt.lengths().long().cumsum(0), (1, 0))]
+    return KeyedJaggedTensor(
+        kjt.keys(),
+        kjt.values()[keep_T],
+        None if weights is None else weights[keep_T],
+        kept.diff().to(kjt.lengths().dtype),
+        stride_per_key_per_rank=kjt.stride_per_key_per_rank() if kjt.variable_stride_per_key() else None,
+        inverse_indices=kjt.inverse_indices_or_none(),
+    )
+
+
+def _predictable(features: KeyedJaggedTensor) -> KeyedJaggedTensor:
+    targets, has_events_B = features[TARGET], features[EVENT].lengths() > 0
+    keep_S = has_events_B.repeat_interleave(targets.lengths().long()) & (targets.values() > 0)
+    start = sum(features.length_per_key()[: features.keys().index(TARGET)])
+    after = len(features.values()) - start - len(keep_S)
+    return _kept(features, pad(keep_S, (start, after), value=True))
+
+
+def _check_negatives(ids_N: Tensor, target_ids_S: Tensor, log_expected_count_N: Tensor | None) -> None:
+    if log_expected_count_N is not None:
+        wrong = (
+            "" if log_expected_count_N.shape == ids_N.shape else f"and has shape {tuple(log_expected_count_N.shape)}"
+        )
+    else:  # losses look a target up there without looking whether it is found
+        whole = bool((ids_N.diff() > 0).all() and torch.isin(target_ids_S, ids_N).all())
+        wrong = "" if whole else "without it they have to be a whole catalogue: ascending, each once, with every target"
+    if wrong:
+        raise UsageError(
+            f"key {NEGATIVE!r} has {len(ids_N)} values; log_expected_count_N says of each how often it is expected "
+            f"there (its log, log(N / n_items) if drawn evenly), {wrong}"
+        )
 
 
 # numpy pads a seed with zeros: without tags, [seed, epoch] and [seed, epoch, 0] would be one stream

@@ -107,6 +107,19 @@ class Sequences:
         first_T = self.user_index * len(values)  # a later user's ranks lie above all of an earlier one's
         return np.asarray(values[np.maximum.accumulate(first_T + rank_T) - first_T])
 
+    @cached_property
+    def known_users(self) -> pd.Index:
+        """The users, to find places with. Raises SchemaError if one stands twice, or has events out of time order."""
+        users: pd.Index = pd.Index(self.user_ids)
+        wrong = users.duplicated()
+        if self.timestamps is not None:
+            wrong[self.user_index[1:][(np.diff(self.timestamps) < 0) & (np.diff(self.user_index) == 0)]] = True
+        if wrong.any():
+            raise SchemaError(
+                f"user {users[wrong].tolist()[0]!r} stands twice, or has events that are not oldest first"
+            )
+        return users
+
     def take(self, users: np.ndarray) -> Sequences:
         """Return the histories of ``users`` (places 0..U-1, in this order, repeats allowed)."""
         return self.slices(users, self.offsets[:-1][users], self.offsets[1:][users])
