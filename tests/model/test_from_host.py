@@ -1,0 +1,271 @@
+"""A host model becomes a model, a run, a store: towers as numbers, scores compared, what can't be served refused."""
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from torch import nn
+from torchrec import KeyedJaggedTensor
+from torchrec.modules.mlp import MLP
+
+import bseq_plugin as bseq
+from bseq_plugin.model.from_host import model_of_host
+from bseq_plugin.model.towers import QueryTower
+
+N_ITEMS, DIM, WIDTH, LENGTH = 30, 8, 6, 5
+IDS = np.arange(N_ITEMS) * 10 + 3
+NEXT = 7  # what follows item row i is i + 7
+
+
+def recipe(**sections):
+    encoder = {"name": "causal", "max_length": LENGTH, "n_blocks": 1, "dropout": 0.0}
+    return bseq.Recipe(**{"encoder": encoder, "vectors": {"dim": DIM}, "events": {"features": ()}, **sections})
+
+
+@pytest.fixture(scope="module")
+def vocabulary():
+    return bseq.Vocabulary(IDS, np.ones(N_ITEMS, np.int64), ())
+
+
+@pytest.fixture(scope="module")
+def histories(vocabulary):
+    rows = np.random.default_rng(1).integers(0, N_ITEMS, (40, LENGTH + 2))
+    times = pd.Timestamp("2026-01-01", tz="UTC") + pd.to_timedelta(np.arange(rows.size), "min")
+    users = np.repeat(np.arange(40), rows.shape[1])
+    frame = pd.DataFrame({"user_id": users, "item_id": IDS[rows.ravel()], "timestamp": times})
+    return bseq.Sequences.from_events(bseq.Events.from_frame(frame), vocabulary)
+
+
+class Scoring(nn.Module):
+    """Scores targets with the encoder's own rows."""
+
+    def __init__(self, chosen=None, **options):
+        super().__init__()
+        options = {"item_keys": ["target"], **options}
+        self.interest = bseq.SequenceInterestEncoder(chosen or recipe(), N_ITEMS, **options)
+
+    def forward(self, batch):
+        interest, items = self.interest.interest_and_items(batch)
+        scores = torch.einsum(
+            "bkd,nd->bkn", interest["user_interest"].view(len(items["target"]), -1, DIM), items["target"]
+        )
+        return nn.functional.cross_entropy(scores.amax(1), torch.arange(scores.shape[2]))
+
+
+class TwoTower(nn.Module):
+    def __init__(self, query_proj, chosen=None):
+        super().__init__()
+        self.interest = bseq.SequenceInterestEncoder(chosen or recipe(), N_ITEMS)
+        self.query_proj, self.items = query_proj, nn.Embedding(N_ITEMS + 1, WIDTH)
+
+    def query(self, history):
+        return self.query_proj(self.interest(history)["user_interest"])
+
+    def forward(self, batch):
+        scores = self.query(batch) @ self.items(batch["target"].values()).T
+        return nn.functional.cross_entropy(scores, torch.arange(len(scores)))
+
+    def export_towers(self):
+        return bseq.Towers(self, self.interest, self.query_proj, self.query, self.items)
+
+
+def batch(seed, n=64):
+    generator = torch.Generator().manual_seed(seed)
+    lengths = torch.randint(1, LENGTH + 1, (n,), generator=generator)
+    items = torch.randint(1, N_ITEMS + 1, (int(lengths.sum()),), generator=generator)
+    targets = (items[lengths.cumsum(0) - 1] + NEXT - 1) % N_ITEMS + 1
+    keys = KeyedJaggedTensor(
+        ["event", "target"], torch.cat([items, targets]), lengths=torch.cat([lengths, torch.ones_like(targets)])
+    )
+    return keys
+
+
+def trained(host, steps=150):
+    torch.manual_seed(0)
+    optimizer = torch.optim.Adam(host.train().parameters(), lr=1e-2)
+    for step in range(steps):
+        optimizer.zero_grad()
+        host(batch(step)).backward()
+        optimizer.step()
+    return host
+
+
+def queries(n_outputs=WIDTH, n_inputs=DIM):
+    return nn.Sequential(nn.Linear(n_inputs, 9), nn.GELU(), nn.LayerNorm(9), nn.Dropout(0.3), nn.Linear(9, n_outputs))
+
+
+HOSTS = {
+    "its own rows": lambda: Scoring(),
+    "cosine": lambda: Scoring(recipe(vectors={"dim": DIM, "similarity": "cosine"})),
+    "several interests": lambda: Scoring(recipe(interests={"kind": "several", "n": 3}, objective="prefix")),
+    "a linear tower": lambda: TwoTower(nn.Linear(DIM, WIDTH)),
+    "torchrec's tower": lambda: TwoTower(MLP(DIM, [9, WIDTH], activation="sigmoid")),
+    "layers": lambda: TwoTower(queries()),
+    "a cosine tower": lambda: TwoTower(nn.Sequential(nn.Linear(DIM, WIDTH), nn.Tanh(), bseq.Normalize())),
+    "several interests in one query": lambda: TwoTower(
+        queries(n_inputs=3 * DIM), recipe(interests={"kind": "several", "n": 3}, objective="prefix")
+    ),
+}
+
+
+@pytest.fixture(scope="module", params=HOSTS)
+def host(request):
+    torch.manual_seed(1)
+    return trained(HOSTS[request.param](), 40)
+
+
+def scores_of(host, sequences):
+    """By the host's own forward: [B, V]."""
+    cut, host = sequences.latest(LENGTH), host.eval()
+    history = bseq.history_features(cut, recipe())
+    rows = torch.arange(1, N_ITEMS + 1)
+    with torch.no_grad():
+        if isinstance(host, TwoTower):
+            return host.query(history) @ host.items(rows).T
+        padded = KeyedJaggedTensor(
+            ["event", "target"],
+            torch.cat([history["event"].values(), rows]),
+            lengths=torch.cat([history["event"].lengths(), torch.tensor([N_ITEMS] + [0] * (cut.n_users - 1))]),
+        )
+        interest, items = host.interest.interest_and_items(padded)
+        return torch.einsum("bkd,nd->bkn", interest["user_interest"].view(cut.n_users, -1, DIM), items["target"]).amax(
+            1
+        )
+
+
+def test_the_store_answers_with_the_hosts_scores(host, vocabulary, histories, tmp_path):
+    """From the store's own files, through the retriever; and after it was read back and cut to some of its items."""
+    wanted = scores_of(host, histories)
+    bseq.publish(host, tmp_path, histories=histories, vocabulary=vocabulary, trained_until="2026-02-01T00:00Z")
+    hits = bseq.Retriever.open(tmp_path).retrieve(histories.user_ids, k=N_ITEMS, exclude="none")
+    got = torch.full_like(wanted, float("nan"))
+    got[hits["user_id"].to_numpy(), (hits["item_id"].to_numpy() - 3) // 10] = torch.tensor(hits["score"].to_numpy())
+    torch.testing.assert_close(got, wanted, rtol=1e-5, atol=1e-5)
+
+
+def test_a_model_with_towers_is_read_back(host, vocabulary, histories, tmp_path):
+    model = model_of_host(host, vocabulary, histories)
+    model.save(tmp_path)
+    again = bseq.InterestModel.load(tmp_path)
+    assert again.digest == model.digest
+    assert torch.equal(again.encode(histories), model.encode(histories))
+    some = again.with_items(np.array([4, 9]))
+    assert torch.equal(some.item_vectors_VD[1:], model.item_vectors_VD[[5, 10]])
+    torch.testing.assert_close(model.encode(histories, wide=True), model.encode(histories))
+    if model.towers is not None:
+        model.towers.query.layers[0].weight.data[0, 0] += 1
+        del model.__dict__["digest"]
+        assert again.digest != model.digest
+        with pytest.raises(bseq.UsageError, match="publish the host again"):
+            model.with_rows(IDS[:1], torch.zeros(1, DIM))
+
+
+def test_the_hosts_own_mode_and_training_are_as_before(vocabulary, histories):
+    host = trained(TwoTower(queries()), 5)
+    before = {name: value.clone() for name, value in host.state_dict().items()}
+    model_of_host(host, vocabulary, histories)
+    assert host.training
+    assert host.interest.training
+    assert all(torch.equal(value, before[name]) for name, value in host.state_dict().items())
+
+
+def test_a_tower_that_is_not_what_the_host_scores_with_is_refused(vocabulary, histories, tmp_path):
+    host = trained(TwoTower(queries()), 5)
+
+    def twice():
+        return bseq.Towers(host, host.interest, host.query_proj, lambda history: 1.01 * host.query(history), host.items)
+
+    host.export_towers = twice
+    with pytest.raises(
+        bseq.RunError, match=r"scores of 1200 sampled .* differ by up to 0\.\d+, the largest score being"
+    ):
+        bseq.publish(host, tmp_path, histories=histories, vocabulary=vocabulary)
+    assert not list(tmp_path.iterdir())
+
+
+def test_nan_is_refused(vocabulary, histories, tmp_path):
+    host = trained(TwoTower(queries()), 5)
+    host.items.weight.data[3] = float("nan")
+    with pytest.raises(bseq.RunError, match="differ by up to nan"):
+        bseq.publish(host, tmp_path, histories=histories, vocabulary=vocabulary)
+
+
+class NoTowers(nn.Module):
+    def __init__(self, n=1):
+        super().__init__()
+        self.encoders = nn.ModuleList(bseq.SequenceInterestEncoder(recipe(), N_ITEMS) for _ in range(n))
+        for encoder in self.encoders:
+            encoder.has_learned = True
+
+
+REFUSED = {
+    "no loss asked for its rows": (lambda: NoTowers(), "no loss has asked for table 'item' of encoders.0"),
+    "no encoder": (lambda: nn.Linear(2, 2), "Linear has 0 of what can be published"),
+    "two encoders": (lambda: NoTowers(2), r"has 2 of what can be published \(\['encoders.0', 'encoders.1'\]\)"),
+    "never trained": (lambda: Scoring(), "neither trained nor loaded"),
+    "a tower of other layers": (
+        lambda: trained(TwoTower(nn.Sequential(nn.Linear(DIM, WIDTH), nn.Softmax(-1))), 2),
+        "the query tower has a Softmax, which a store can't hold",
+    ),
+    "popularity columns": (
+        lambda: trained(Scoring(recipe(objective={"kind": "window", "popularity_days": [7.0]})), 0),
+        "objective.popularity_days is for bseq.train",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_can_not_be_served_is_refused_by_name(name, vocabulary, histories, tmp_path):
+    made, said = REFUSED[name]
+    with pytest.raises(bseq.UsageError, match=said):
+        bseq.publish(made(), tmp_path, histories=histories, vocabulary=vocabulary)
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_publish_is_not_told_is_asked_for(vocabulary, histories, tmp_path):
+    host = trained(Scoring(), 2)
+    with pytest.raises(bseq.UsageError, match="histories=, vocabulary="):
+        bseq.publish(host, tmp_path, histories=histories)
+    fewer = bseq.Vocabulary(IDS[1:], np.ones(N_ITEMS - 1, np.int64), ())
+    with pytest.raises(bseq.UsageError, match="the vocabulary has 29 items, the encoder's item table 31 rows"):
+        bseq.publish(host, tmp_path, histories=histories, vocabulary=fewer)
+    with pytest.raises(bseq.SchemaError, match="trained_until = '2026-02-01' has no time zone"):
+        bseq.publish(host, tmp_path, histories=histories, vocabulary=vocabulary, trained_until="2026-02-01")
+    with pytest.raises(bseq.UsageError, match="vocabulary and trained_until are for a host model"):
+        bseq.publish(tmp_path / "run", tmp_path, vocabulary=vocabulary)
+
+
+def test_a_hosts_run_is_a_run(vocabulary, histories, tmp_path):
+    """Measured, published, opened, and begun with by another training."""
+    host = trained(Scoring(recipe(split={"kind": "leave_one_out"})))
+    run = bseq.Run.from_host(host, tmp_path / "run", histories=histories, vocabulary=vocabulary)
+    assert bseq.Run.open(tmp_path / "run").info["status"] == "complete"
+    report = bseq.evaluate(run, ks=(5,))
+    assert "ndcg@5" in str(report)
+    version = bseq.publish(run, tmp_path / "store")
+    assert bseq.Retriever.open(tmp_path / "store").retrieve(histories.user_ids[:1], k=3)["rank"].tolist() == [1, 2, 3]
+    assert version.startswith("v00000001")
+    with pytest.raises(bseq.RunError, match="is not empty"):
+        bseq.Run.from_host(host, tmp_path / "run", histories=histories, vocabulary=vocabulary)
+
+
+def test_item_attributes_are_summed_into_the_rows(vocabulary, histories, tmp_path):
+    from bseq_plugin.data.items import ItemAttributes
+
+    shelves = pd.DataFrame({"item_id": IDS, "shelf": np.arange(N_ITEMS) % 3})
+    attributes = ItemAttributes.from_frame(shelves, ["shelf"], vocabulary)
+    host = trained(Scoring(recipe(items={"attributes": ["shelf"]}), attributes=attributes), 20)
+    model = model_of_host(host, vocabulary, histories)
+    torch.testing.assert_close(
+        (model.encode(histories)[:, 0] @ model.item_vectors_VD[1:].T), scores_of(host, histories), rtol=1e-5, atol=1e-5
+    )
+
+
+@pytest.mark.parametrize("layers", [queries(), MLP(DIM, [4, WIDTH]), nn.Linear(DIM, WIDTH, bias=False)])
+def test_a_query_tower_is_its_layers(layers):
+    tower = QueryTower.of(layers.eval())
+    x = torch.randn(5, DIM)
+    torch.testing.assert_close(tower(x), layers(x), rtol=0, atol=0)
+    again = QueryTower(tower.spec)
+    again.load_state_dict(tower.state_dict())
+    assert torch.equal(again.eval()(x), tower(x))
