@@ -28,11 +28,6 @@ if TYPE_CHECKING:
 FEAST_VIEW = "bseq_features"
 
 
-def register(app: typer.Typer) -> None:
-    """Add the command of this module."""
-    app.command()(features)
-
-
 def features(
     store: StorePath,
     candidates: Annotated[Path, typer.Option("--candidates", help="Table with user_id, item_id (.parquet, .csv).")],

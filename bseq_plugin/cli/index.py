@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.table import Table
 
-from bseq_plugin.cli.common import Columns, KeyFile, StorePath, Unit, column_mapping, note, out, pseudonymiser
+from bseq_plugin.cli.common import AsJson, Columns, KeyFile, StorePath, Unit, column_mapping, note, out, pseudonymiser
 from bseq_plugin.errors import UsageError
 from bseq_plugin.files import write_json
 
@@ -20,14 +20,11 @@ if TYPE_CHECKING:
 KINDS = ("exact", "flat", "ivf_flat", "hnsw", "ivf_pq")
 
 
-def register(app: typer.Typer) -> None:
-    """Add the commands of this module."""
-    group = typer.Typer(no_args_is_help=True, help="Measure indexes: report.")
-    group.callback()(lambda: None)  # a group even with a single command
-    group.command()(report)
-    app.add_typer(group, name="index")
+group = typer.Typer(no_args_is_help=True, help="Measure indexes: report.")
+group.callback()(lambda: None)  # a group even with a single command
 
 
+@group.command()
 def report(
     store: StorePath,
     test: Annotated[
@@ -42,7 +39,7 @@ def report(
     output: Annotated[
         Path | None, typer.Option("--out", help="Folder for index_report.json, pareto.png and pareto.svg.")
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+    as_json: AsJson = False,
     columns: Columns = None,
     timestamp_unit: Unit = None,
     pseudonymise: KeyFile = None,

@@ -11,16 +11,7 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from bseq_plugin.cli.common import out
-
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
-
-
-def register(app: typer.Typer) -> None:
-    """Add the commands of this module."""
-    app.command()(plugins)
-    app.command()(recipes)
-    app.command()(doctor)
+from bseq_plugin.cli.common import AsJson, out
 
 
 def plugins(as_json: AsJson = False) -> None:

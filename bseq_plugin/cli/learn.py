@@ -18,6 +18,8 @@ from bseq_plugin.cli.common import (
     Unit,
     check_output,
     column_mapping,
+    keep_freed_memory,
+    loading,
     note,
     out,
     parse_ks,
@@ -26,7 +28,6 @@ from bseq_plugin.cli.common import (
     sharding_of,
     whole_numbers,
 )
-from bseq_plugin.cli.process import keep_freed_memory, loading
 from bseq_plugin.errors import UsageError
 from bseq_plugin.files import write_json
 
@@ -40,14 +41,6 @@ if TYPE_CHECKING:
 
 
 Finished = Annotated[Path, typer.Argument(help="A finished run directory.")]
-
-
-def register(app: typer.Typer) -> None:
-    """Add the commands of this module."""
-    app.command()(train)
-    app.command()(evaluate)
-    app.command("fit-blend")(fit_blend)
-    app.command()(benchmark)
 
 
 def train(

@@ -11,18 +11,19 @@ from rich.progress import Progress
 from rich.table import Table
 
 from bseq_plugin.cli.common import (
+    AsJson,
     Columns,
     KeyFile,
     StorePath,
     Unit,
     as_id,
     column_mapping,
+    loading,
     note,
     out,
     pseudonymiser,
     read_table,
 )
-from bseq_plugin.cli.process import loading
 from bseq_plugin.errors import UsageError
 
 if TYPE_CHECKING:
@@ -30,12 +31,6 @@ if TYPE_CHECKING:
 
     from bseq_plugin.events.events import Events
     from bseq_plugin.serving.retriever import Retriever
-
-
-def register(app: typer.Typer) -> None:
-    """Add the commands of this module."""
-    app.command()(publish)
-    app.command()(retrieve)
 
 
 def publish(
@@ -135,7 +130,7 @@ def retrieve(
     exclude: Annotated[
         str, typer.Option("--exclude", help="seen: only items new to the user; none: blended with history.")
     ] = "seen",
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+    as_json: AsJson = False,
     pseudonymise: KeyFile = None,
 ) -> None:
     """Candidates for a user of the store, or for a history given here.

@@ -9,23 +9,12 @@ from typing import Annotated, Any
 import typer
 from rich.table import Column, Table
 
-from bseq_plugin.cli.common import StorePath, note, out, read_table
+from bseq_plugin.cli.common import AsJson, StorePath, note, out, read_table
 
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
-
-
-def register(app: typer.Typer) -> None:
-    """Add the commands of this module."""
-    group = typer.Typer(no_args_is_help=True, help="Look after a store: list, verify, rollback, gc, delta, merge.")
-    group.command("list")(list_versions)
-    group.command()(verify)
-    group.command()(rollback)
-    group.command()(gc)
-    group.command()(delta)
-    group.command()(merge)
-    app.add_typer(group, name="store")
+group = typer.Typer(no_args_is_help=True, help="Look after a store: list, verify, rollback, gc, delta, merge.")
 
 
+@group.command("list")
 def list_versions(store: StorePath, as_json: AsJson = False) -> None:
     """The versions of a store, oldest first, as their manifests describe them; nothing is verified.
 
@@ -46,6 +35,7 @@ def list_versions(store: StorePath, as_json: AsJson = False) -> None:
     out.print(table)
 
 
+@group.command()
 def verify(
     store: StorePath, version: Annotated[str | None, typer.Argument(help="One version; default: all of them.")] = None
 ) -> None:
@@ -69,6 +59,7 @@ def verify(
         raise typer.Exit(1)
 
 
+@group.command()
 def rollback(
     store: StorePath,
     version: Annotated[str | None, typer.Argument(help="Default: the newest intact one before the current.")] = None,
@@ -85,6 +76,7 @@ def rollback(
     note.print(f"{version} is current in {store}")
 
 
+@group.command()
 def gc(
     store: StorePath,
     keep: Annotated[int, typer.Option("--keep", help="How many of the newest versions stay.")] = 3,
@@ -103,6 +95,7 @@ def gc(
         out.print(f"kept    {name}  {why}", highlight=False)
 
 
+@group.command()
 def delta(
     store: StorePath,
     items: Annotated[
@@ -139,6 +132,7 @@ def delta(
     note.print(f"published {version} in {store}")
 
 
+@group.command()
 def merge(
     store: StorePath,
     index: Annotated[str | None, typer.Option("--index", help="Index by name; default: the one it has.")] = None,
