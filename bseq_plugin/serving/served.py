@@ -29,8 +29,8 @@ from bseq_plugin.indexes.layered import LayeredIndex
 from bseq_plugin.model.interest_model import InterestModel
 from bseq_plugin.plugins import plugin_manager
 from bseq_plugin.schema.indexes import VectorIndex
-from bseq_plugin.schema.sources import CandidateSource
 from bseq_plugin.serving.blend import Blend
+from bseq_plugin.serving.candidates import Answering
 from bseq_plugin.serving.sources import SOURCES_FILE, load_sources
 from bseq_plugin.store.overlay import Overlay
 from bseq_plugin.store.version import INDEX_FILE, StoreVersion
@@ -41,26 +41,13 @@ RECALL_SLACK = 0.05  # of an approximate index
 
 
 @dataclass(frozen=True)
-class Served:
+class Served(Answering):
     """Everything retrieval reads; immutable, so that a query is answered from one version from start to end."""
 
     version: StoreVersion
-    model: InterestModel
-    index: VectorIndex
-    oracle: ExactIndex
     histories: Sequences
     users: pd.Index
-    popular_rows: np.ndarray
-    popular_counts: np.ndarray
-    blend: Blend
-    sources: dict[str, CandidateSource]
     overlay: Overlay
-
-    @property
-    def watermark_us(self) -> int | None:
-        """Return the time of the newest event in the version."""
-        newest_us: int | None = self.version.manifest["watermark_us"]
-        return newest_us
 
     @classmethod
     def load(cls, version: StoreVersion, index: str | None) -> Served:
@@ -96,19 +83,10 @@ class Served:
             sources = load_sources(blend.asked, version.file(SOURCES_FILE)) if blend.asked else {}
             popular = pq.read_table(version.file("popular.parquet")).to_pandas()
             popular_rows = model.vocabulary.item_rows(popular[ITEM]) - 1
-            return cls(
-                version,
-                model,
-                loading.result(),
-                ExactIndex.build(vectors_VD),
-                histories,
-                pd.Index(histories.user_ids),
-                popular_rows,
-                popular["n_events"].to_numpy(np.int64),
-                blend,
-                sources,
-                overlay,
-            )
+            counts, newest_us = popular["n_events"].to_numpy(np.int64), version.manifest["watermark_us"]
+            exact, users = ExactIndex.build(vectors_VD), pd.Index(histories.user_ids)
+            answers = (model, loading.result(), exact, blend, sources, newest_us, popular_rows, counts)
+            return cls(*answers, version, histories, users, overlay)
 
 
 def _load_blend(version: StoreVersion) -> Blend:
