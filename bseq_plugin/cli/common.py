@@ -19,6 +19,7 @@ from bseq_plugin.files import output_file
 if TYPE_CHECKING:
     import pandas as pd
 
+    from bseq_plugin.events.events import Events
     from bseq_plugin.events.pseudonyms import Pseudonymiser
 
 out = Console()  # results
@@ -81,6 +82,15 @@ def pseudonymiser(key_file: Path | None) -> Pseudonymiser | None:
     from bseq_plugin.events.pseudonyms import Pseudonymiser
 
     return None if key_file is None else Pseudonymiser.from_file(key_file)
+
+
+def read_log(
+    source: str | Path, columns: list[str] | None, timestamp_unit: str | None, hide: Pseudonymiser | None
+) -> Events:
+    """Return the log, read as the options say. Raises as ``bseq.read_events``."""
+    from bseq_plugin.readers.read_events import read_events
+
+    return read_events(source, columns=column_mapping(columns), timestamp_unit=timestamp_unit, pseudonymise=hide)
 
 
 def read_table(path: Path) -> pd.DataFrame:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.table import Table
 
-from bseq_plugin.cli.common import AsJson, Columns, KeyFile, StorePath, Unit, column_mapping, note, out, pseudonymiser
+from bseq_plugin.cli.common import AsJson, Columns, KeyFile, StorePath, Unit, note, out, pseudonymiser, read_log
 from bseq_plugin.errors import UsageError
 from bseq_plugin.files import write_json
 
@@ -53,11 +53,8 @@ def report(
     kinds = _kinds(indexes)
     hide = pseudonymiser(pseudonymise)
     from bseq_plugin.publishing.index_report import index_report
-    from bseq_plugin.readers.read_events import read_events
 
-    later = None
-    if test is not None:
-        later = read_events(test, columns=column_mapping(columns), timestamp_unit=timestamp_unit, pseudonymise=hide)
+    later = None if test is None else read_log(test, columns, timestamp_unit, hide)
     with note.status("measuring") as status:
         result = index_report(
             store,

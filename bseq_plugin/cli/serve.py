@@ -17,11 +17,11 @@ from bseq_plugin.cli.common import (
     StorePath,
     Unit,
     as_id,
-    column_mapping,
     loading,
     note,
     out,
     pseudonymiser,
+    read_log,
     read_table,
 )
 from bseq_plugin.errors import UsageError
@@ -112,9 +112,7 @@ def _log_by_now(
 ) -> Events | None:
     hide = pseudonymiser(key_file)
     if log is not None:
-        from bseq_plugin.readers.read_events import read_events
-
-        return read_events(log, columns=column_mapping(columns), timestamp_unit=timestamp_unit, pseudonymise=hide)
+        return read_log(log, columns, timestamp_unit, hide)
     if columns or timestamp_unit or hide:
         raise UsageError("--column, --timestamp-unit and --pseudonymise say how --log is read; give it, or omit them")
     return None

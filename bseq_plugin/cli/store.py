@@ -10,6 +10,7 @@ import typer
 from rich.table import Column, Table
 
 from bseq_plugin.cli.common import AsJson, StorePath, note, out, read_table
+from bseq_plugin.errors import StoreError, UsageError
 
 group = typer.Typer(no_args_is_help=True, help="Look after a store: list, verify, rollback, gc, delta, merge.")
 
@@ -43,8 +44,6 @@ def verify(
 
     Example: `bseq store verify store`
     """
-    from bseq_plugin.errors import StoreError
-
     opened, damaged = _store(store), 0
     opened.current_name()
     for name in [version] if version else opened.versions():
@@ -111,7 +110,6 @@ def delta(
     import numpy as np
     import torch
 
-    from bseq_plugin.errors import UsageError
     from bseq_plugin.publishing.delta import publish_delta
 
     given = None if items is None else read_table(items)
@@ -154,7 +152,6 @@ def _store(path: Path) -> Any:
 
 
 def _row(path: Path, name: str) -> dict[str, Any]:
-    from bseq_plugin.errors import StoreError
     from bseq_plugin.store.disk import parse_object, read_small
     from bseq_plugin.store.retention import in_use
     from bseq_plugin.store.version import MANIFEST, MAX_MANIFEST_BYTES
