@@ -65,7 +65,12 @@ def report(
             progress=lambda name: status.update(f"building and measuring {name}"),
         )
     if output is not None:
-        _write(result, recall, output)
+        from bseq_plugin.publishing.picture import draw_pareto
+
+        output.mkdir(parents=True, exist_ok=True)
+        write_json(output / "index_report.json", result.as_json())
+        for ending in ("png", "svg"):
+            draw_pareto(result, recall, output / f"pareto.{ending}")
     if as_json:
         typer.echo(json.dumps(result.as_json(), indent=1))
         return
@@ -80,15 +85,6 @@ def _kinds(text: str) -> list[tuple[str, dict[str, Any]]]:
         raise UsageError(f"--indexes {text!r}: use some of {','.join(KINDS)}")
     factories = {"flat": "Flat"}
     return [("exact", {}) if n == "exact" else ("faiss_cpu", {"factory": factories.get(n, n)}) for n in names]
-
-
-def _write(result: IndexReport, recall: float, folder: Path) -> None:
-    from bseq_plugin.publishing.picture import draw_pareto
-
-    folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / "index_report.json", result.as_json())
-    for ending in ("png", "svg"):
-        draw_pareto(result, recall, folder / f"pareto.{ending}")
 
 
 def _show(result: IndexReport, recall: float) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from pathlib import Path
 from typing import Annotated, Any
@@ -157,14 +158,11 @@ def _row(path: Path, name: str) -> dict[str, Any]:
     from bseq_plugin.store.version import MANIFEST, MAX_MANIFEST_BYTES
 
     store = _store(path)
-    try:
+    manifest, current = {}, None
+    with contextlib.suppress(StoreError):
         manifest = parse_object(read_small(store.folder(name) / MANIFEST, MAX_MANIFEST_BYTES), name)
-    except StoreError:
-        manifest = {}
-    try:
+    with contextlib.suppress(StoreError):
         current = store.current_name()
-    except StoreError:
-        current = None
     files, index = manifest.get("files"), manifest.get("index")
     sizes = [entry.get("bytes", 0) for entry in files.values()] if isinstance(files, dict) else []
     return {

@@ -8,7 +8,6 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
-from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -119,6 +118,10 @@ class _WeightSearch:
         self.users_P = torch.from_numpy(users_P)
         self.interest_P = torch.from_numpy(interest_scores(interests_UKD, items_VD, users_P, rows_P)[0])
         self._history: dict[float, Tensor] = {}
+        starts_U = torch.searchsorted(self.users_P, torch.arange(self.n_users))
+        self._place_P = torch.arange(len(users_P)) - starts_U[self.users_P]  # the column of each pair among its user's
+        self._items_UC = torch.full((self.n_users, max(k, int(self._place_P.max()) + 1)), -1)
+        self._items_UC[self.users_P, self._place_P] = torch.from_numpy(rows_P)
 
     @property
     def spread(self) -> float:
@@ -131,7 +134,7 @@ class _WeightSearch:
 
     def _ndcg(self, blend: Blend) -> float:
         history_P, recent_P = self._past(blend.half_life_days), self._past(blend.recent_half_life_days)
-        scores_UC = torch.full((self.n_users, self._widest), -torch.inf)
+        scores_UC = torch.full(self._items_UC.shape, -torch.inf)
         scores_UC[self.users_P, self._place_P] = blend_scores(self.interest_P, history_P, blend, recent_P, self.sources)
         best_Uk = scores_UC.topk(self.k, dim=1).indices
         targets = self.evaluation.target_offsets, self.evaluation.target_items
@@ -148,22 +151,6 @@ class _WeightSearch:
                 scores_P[places] = past.scores_P
             self._history[half_life_days] = torch.from_numpy(scores_P)
         return self._history[half_life_days]
-
-    @cached_property
-    def _place_P(self) -> Tensor:
-        """Return the column of each pair among its user's."""
-        starts_U = torch.searchsorted(self.users_P, torch.arange(self.n_users))
-        return torch.arange(len(self.users_P)) - starts_U[self.users_P]
-
-    @cached_property
-    def _widest(self) -> int:
-        return max(self.k, int(self._place_P.max()) + 1)
-
-    @cached_property
-    def _items_UC(self) -> Tensor:
-        items_UC = torch.full((self.n_users, self._widest), -1)
-        items_UC[self.users_P, self._place_P] = torch.from_numpy(self.keys_P % self.n_rows)
-        return items_UC
 
     def _ask(
         self, sources: Mapping[str, CandidateSource], interests_UKD: Tensor, items_VD: Tensor

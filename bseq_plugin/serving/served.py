@@ -80,7 +80,10 @@ class Served(Answering):
             if not np.array_equal(item_ids, model.vocabulary.item_ids):
                 raise StoreError(f"version {version.name}: item_ids.parquet and vocabulary.parquet differ")
             histories = Sequences.load(version.file("sequences.parquet"), model.vocabulary)
-            blend = _load_blend(version)
+            try:
+                blend = Blend.load(version.file("blend.json"))
+            except UsageError as error:  # the publisher's mistake, not that of the reader who opens the store
+                raise StoreError(f"version {version.name} can't be served: {error}") from error
             sources = load_sources(blend.asked, version.file(SOURCES_FILE)) if blend.asked else {}
             popular = pq.read_table(version.file("popular.parquet")).to_pandas()
             popular_rows = model.vocabulary.item_rows(popular[ITEM]) - 1
@@ -88,13 +91,6 @@ class Served(Answering):
             exact, users = ExactIndex.build(vectors_VD), pd.Index(histories.user_ids)
             answers = (model, loading.result(), exact, blend, sources, newest_us, popular_rows, counts)
             return cls(*answers, version, histories, users, overlay)
-
-
-def _load_blend(version: StoreVersion) -> Blend:
-    try:
-        return Blend.load(version.file("blend.json"))
-    except UsageError as error:  # the publisher's mistake, not that of the reader who opens the store
-        raise StoreError(f"version {version.name} can't be served: {error}") from error
 
 
 def _chosen_index(version: StoreVersion, vectors_VD: Tensor, name: str | None, overlay: Overlay) -> VectorIndex:
