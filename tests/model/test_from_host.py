@@ -74,10 +74,9 @@ def batch(seed, n=64):
     lengths = torch.randint(1, LENGTH + 1, (n,), generator=generator)
     items = torch.randint(1, N_ITEMS + 1, (int(lengths.sum()),), generator=generator)
     targets = (items[lengths.cumsum(0) - 1] + NEXT - 1) % N_ITEMS + 1
-    keys = KeyedJaggedTensor(
+    return KeyedJaggedTensor(
         ["event", "target"], torch.cat([items, targets]), lengths=torch.cat([lengths, torch.ones_like(targets)])
     )
-    return keys
 
 
 def trained(host, steps=150):
