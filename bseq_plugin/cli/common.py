@@ -1,8 +1,12 @@
-"""What several commands share."""
+"""What several commands share: options, files, and how a process of ours gets its memory and its libraries."""
 
 from __future__ import annotations
 
+import ctypes
+import gc
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,10 +19,15 @@ from bseq_plugin.files import output_file
 if TYPE_CHECKING:
     import pandas as pd
 
+    from bseq_plugin.events.events import Events
     from bseq_plugin.events.pseudonyms import Pseudonymiser
 
 out = Console()  # results
 note = Console(stderr=True)  # everything else, so that results can be piped
+
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
+KEPT_BYTES = 512 << 20  # free memory at the top of the heap that is not given back
+LARGEST_KEPT = 32 << 20  # the largest that glibc allows; larger blocks are mapped, and given back when they are freed
 
 Source = Annotated[
     str,
@@ -37,6 +46,7 @@ KeyFile = Annotated[
     Path | None,
     typer.Option("--pseudonymise", help="File with a secret key: user ids become keyed hashes as they are read."),
 ]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 StorePath = Annotated[Path, typer.Argument(help="Store directory.")]
 Items = Annotated[
     Path | None, typer.Option("--items", help="Table with item_id and attribute columns (.parquet, .csv).")
@@ -72,6 +82,15 @@ def pseudonymiser(key_file: Path | None) -> Pseudonymiser | None:
     from bseq_plugin.events.pseudonyms import Pseudonymiser
 
     return None if key_file is None else Pseudonymiser.from_file(key_file)
+
+
+def read_log(
+    source: str | Path, columns: list[str] | None, timestamp_unit: str | None, hide: Pseudonymiser | None
+) -> Events:
+    """Return the log, read as the options say. Raises as ``bseq.read_events``."""
+    from bseq_plugin.readers.read_events import read_events
+
+    return read_events(source, columns=column_mapping(columns), timestamp_unit=timestamp_unit, pseudonymise=hide)
 
 
 def read_table(path: Path) -> pd.DataFrame:
@@ -139,3 +158,38 @@ def parse_ks(text: str) -> list[int]:
     if ks[0] < 1:
         raise UsageError(f"--k {text!r}: every k is 1 or more")
     return ks
+
+
+def keep_freed_memory() -> bool:
+    """Let glibc's malloc keep what is freed instead of giving it back to the system; False if nothing was done.
+
+    A training step frees and asks for the same some hundred blocks again. Given back, each comes as fresh pages, which
+    the kernel fills with zeros one by one. Nothing is done without glibc, with a preloaded library (which may be
+    another allocator), or if the environment configures the allocator already. For processes of our own: in a user's
+    it is the user's choice.
+    """
+    if any(name.startswith(("MALLOC_", "GLIBC_TUNABLES", "LD_PRELOAD")) for name in os.environ):
+        return False
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (AttributeError, OSError, TypeError):  # no glibc
+        return False
+    return bool(mallopt(M_MMAP_THRESHOLD, LARGEST_KEPT)) and bool(mallopt(M_TRIM_THRESHOLD, KEPT_BYTES))
+
+
+@contextmanager
+def loading() -> Iterator[None]:
+    """Import large libraries inside: Python's collector of cyclic garbage rests meanwhile.
+
+    Imports make some million objects that stay for good; looking through them again and again takes a quarter of the
+    start. Afterwards they, and whatever garbage there is by then, are left out of every later collection
+    (``gc.freeze``): for processes of our own.
+    """
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        if collecting:
+            gc.enable()

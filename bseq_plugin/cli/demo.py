@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.table import Table
 
-from bseq_plugin.cli.common import Settings, note, out
-from bseq_plugin.cli.process import keep_freed_memory, loading
+from bseq_plugin.cli.common import Settings, keep_freed_memory, loading, note, out
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -21,11 +20,6 @@ if TYPE_CHECKING:
 QUICK_EVERY = 6
 QUICK_SETTINGS = ["training.epochs=2", "objective.passes_per_epoch=2", "objective.n=8"]
 N_EXAMPLES = 2
-
-
-def register(app: typer.Typer) -> None:
-    """Add the command of this module."""
-    app.command()(demo)
 
 
 def demo(

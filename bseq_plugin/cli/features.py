@@ -15,9 +15,9 @@ from bseq_plugin.cli.common import (
     StorePath,
     Unit,
     check_output,
-    column_mapping,
     note,
     pseudonymiser,
+    read_log,
     read_table,
 )
 from bseq_plugin.errors import UsageError
@@ -26,11 +26,6 @@ if TYPE_CHECKING:
     import pandas as pd
 
 FEAST_VIEW = "bseq_features"
-
-
-def register(app: typer.Typer) -> None:
-    """Add the command of this module."""
-    app.command()(features)
 
 
 def features(
@@ -70,16 +65,11 @@ def features(
     from bseq_plugin.ranking.spec import FeatureSpec
     from bseq_plugin.ranking.streaming import write_features
     from bseq_plugin.ranking.table import feast_feature_view
-    from bseq_plugin.readers.read_events import read_events
     from bseq_plugin.serving.retriever import Retriever
 
     table = _candidates(candidates, at)
     retriever = Retriever.open(store)
-    log = (
-        retriever.histories
-        if events is None
-        else read_events(events, columns=column_mapping(columns), timestamp_unit=timestamp_unit, pseudonymise=hide)
-    )
+    log = retriever.histories if events is None else read_log(events, columns, timestamp_unit, hide)
     chosen = FeatureSpec.default() if spec is None else FeatureSpec.load(spec)
     engine = FeatureEngine(log, chosen, model=retriever.model, items=None if items is None else read_table(items))
     with Progress(console=note, transient=True) as bar:

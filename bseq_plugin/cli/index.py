@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.table import Table
 
-from bseq_plugin.cli.common import Columns, KeyFile, StorePath, Unit, column_mapping, note, out, pseudonymiser
+from bseq_plugin.cli.common import AsJson, Columns, KeyFile, StorePath, Unit, note, out, pseudonymiser, read_log
 from bseq_plugin.errors import UsageError
 from bseq_plugin.files import write_json
 
@@ -20,14 +20,11 @@ if TYPE_CHECKING:
 KINDS = ("exact", "flat", "ivf_flat", "hnsw", "ivf_pq")
 
 
-def register(app: typer.Typer) -> None:
-    """Add the commands of this module."""
-    group = typer.Typer(no_args_is_help=True, help="Measure indexes: report.")
-    group.callback()(lambda: None)  # a group even with a single command
-    group.command()(report)
-    app.add_typer(group, name="index")
+group = typer.Typer(no_args_is_help=True, help="Measure indexes: report.")
+group.callback()(lambda: None)  # a group even with a single command
 
 
+@group.command()
 def report(
     store: StorePath,
     test: Annotated[
@@ -42,7 +39,7 @@ def report(
     output: Annotated[
         Path | None, typer.Option("--out", help="Folder for index_report.json, pareto.png and pareto.svg.")
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+    as_json: AsJson = False,
     columns: Columns = None,
     timestamp_unit: Unit = None,
     pseudonymise: KeyFile = None,
@@ -56,11 +53,8 @@ def report(
     kinds = _kinds(indexes)
     hide = pseudonymiser(pseudonymise)
     from bseq_plugin.publishing.index_report import index_report
-    from bseq_plugin.readers.read_events import read_events
 
-    later = None
-    if test is not None:
-        later = read_events(test, columns=column_mapping(columns), timestamp_unit=timestamp_unit, pseudonymise=hide)
+    later = None if test is None else read_log(test, columns, timestamp_unit, hide)
     with note.status("measuring") as status:
         result = index_report(
             store,
@@ -71,7 +65,12 @@ def report(
             progress=lambda name: status.update(f"building and measuring {name}"),
         )
     if output is not None:
-        _write(result, recall, output)
+        from bseq_plugin.publishing.picture import draw_pareto
+
+        output.mkdir(parents=True, exist_ok=True)
+        write_json(output / "index_report.json", result.as_json())
+        for ending in ("png", "svg"):
+            draw_pareto(result, recall, output / f"pareto.{ending}")
     if as_json:
         typer.echo(json.dumps(result.as_json(), indent=1))
         return
@@ -86,15 +85,6 @@ def _kinds(text: str) -> list[tuple[str, dict[str, Any]]]:
         raise UsageError(f"--indexes {text!r}: use some of {','.join(KINDS)}")
     factories = {"flat": "Flat"}
     return [("exact", {}) if n == "exact" else ("faiss_cpu", {"factory": factories.get(n, n)}) for n in names]
-
-
-def _write(result: IndexReport, recall: float, folder: Path) -> None:
-    from bseq_plugin.publishing.picture import draw_pareto
-
-    folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / "index_report.json", result.as_json())
-    for ending in ("png", "svg"):
-        draw_pareto(result, recall, folder / f"pareto.{ending}")
 
 
 def _show(result: IndexReport, recall: float) -> None:

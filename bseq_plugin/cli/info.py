@@ -11,16 +11,7 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from bseq_plugin.cli.common import out
-
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
-
-
-def register(app: typer.Typer) -> None:
-    """Add the commands of this module."""
-    app.command()(plugins)
-    app.command()(recipes)
-    app.command()(doctor)
+from bseq_plugin.cli.common import AsJson, out
 
 
 def plugins(as_json: AsJson = False) -> None:
@@ -53,34 +44,29 @@ def recipes(
 
     Example: `bseq recipes reference`, `bseq recipes --keys`
     """
+    from bseq_plugin.recipe.recipe import Recipe
+
     if keys:
-        _print_keys()
+        from bseq_plugin.recipe.describe import keys as keys_of
+
+        table = Table("key", "default", "what it does", "only with kind")
+        for key in keys_of(Recipe):
+            table.add_row(key.name, escape(key.default), escape(key.text), ", ".join(key.kinds))
+        out.print(table)
         return
     from bseq_plugin.data.auto_recipe import AUTO, AUTO_DESCRIPTION
     from bseq_plugin.recipe.files import recipe_description, shipped_recipes
-    from bseq_plugin.recipe.recipe import Recipe
 
     if name == AUTO:
         out.print(f"{AUTO_DESCRIPTION} `bseq train LOG --recipe auto` leaves the chosen settings in RUN/recipe.json.")
         return
     if name is not None:
-        recipe = Recipe.load(name)
-        out.print_json(json.dumps(recipe.as_dict()))
+        out.print_json(json.dumps(Recipe.load(name).as_dict()))
         return
     table = Table("recipe", "what it is for")
     table.add_row(AUTO, AUTO_DESCRIPTION)
     for shipped in shipped_recipes():
         table.add_row(shipped, recipe_description(shipped))
-    out.print(table)
-
-
-def _print_keys() -> None:
-    from bseq_plugin.recipe.describe import keys
-    from bseq_plugin.recipe.recipe import Recipe
-
-    table = Table("key", "default", "what it does", "only with kind")
-    for key in keys(Recipe):
-        table.add_row(key.name, escape(key.default), escape(key.text), ", ".join(key.kinds))
     out.print(table)
 
 

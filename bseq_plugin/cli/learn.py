@@ -17,16 +17,17 @@ from bseq_plugin.cli.common import (
     Source,
     Unit,
     check_output,
-    column_mapping,
+    keep_freed_memory,
+    loading,
     note,
     out,
     parse_ks,
     pseudonymiser,
+    read_log,
     read_table,
     sharding_of,
     whole_numbers,
 )
-from bseq_plugin.cli.process import keep_freed_memory, loading
 from bseq_plugin.errors import UsageError
 from bseq_plugin.files import write_json
 
@@ -36,18 +37,9 @@ if TYPE_CHECKING:
     from bseq_plugin.events.events import Events
     from bseq_plugin.events.pseudonyms import Pseudonymiser
     from bseq_plugin.matmul import Matmul
-    from bseq_plugin.model.run import Run
 
 
 Finished = Annotated[Path, typer.Argument(help="A finished run directory.")]
-
-
-def register(app: typer.Typer) -> None:
-    """Add the commands of this module."""
-    app.command()(train)
-    app.command()(evaluate)
-    app.command("fit-blend")(fit_blend)
-    app.command()(benchmark)
 
 
 def train(
@@ -114,7 +106,10 @@ def train(
         fast_row_update=fast_row_update,
     )
     if not int(os.environ.get("RANK", "0")):  # under torchrun one rank speaks for all
-        _show_training(done)
+        if done.info.get("validation"):
+            figures = "  ".join(f"{name} {value:.4f}" for name, value in done.info["validation"].items())
+            note.print(f"best epoch {done.info['best_epoch']} of {done.info['epochs']}: {figures}")
+        note.print(f"run: {done.path}")
 
 
 def _log(
@@ -122,21 +117,12 @@ def _log(
 ) -> Events | PartitionedSequences:
     """Return the log, in memory; of a folder the partitions that lie in it."""
     from bseq_plugin.data.partitions import PartitionedSequences
-    from bseq_plugin.readers.read_events import read_events
 
     if not Path(source).is_dir():
-        return read_events(source, columns=column_mapping(columns), timestamp_unit=timestamp_unit, pseudonymise=hide)
+        return read_log(source, columns, timestamp_unit, hide)
     if hide is not None:
         raise UsageError("--pseudonymise belongs to `bseq sequences`, which reads the raw ids; leave it out here")
     return PartitionedSequences.open(Path(source))
-
-
-def _show_training(run: Run) -> None:
-    info = run.info
-    if info.get("validation"):
-        figures = "  ".join(f"{name} {value:.4f}" for name, value in info["validation"].items())
-        note.print(f"best epoch {info['best_epoch']} of {info['epochs']}: {figures}")
-    note.print(f"run: {run.path}")
 
 
 def evaluate(

@@ -12,8 +12,14 @@ import typer
 from rich.console import Console
 
 from bseq_plugin import __version__
-from bseq_plugin.cli import demo, features, index, info, learn, sequences, serve, store
+from bseq_plugin.cli import index, store
+from bseq_plugin.cli.demo import demo
+from bseq_plugin.cli.features import features
+from bseq_plugin.cli.info import doctor, plugins, recipes
+from bseq_plugin.cli.learn import benchmark, evaluate, fit_blend, train
 from bseq_plugin.cli.plugin_commands import CommandGroup
+from bseq_plugin.cli.sequences import sequences
+from bseq_plugin.cli.serve import publish, retrieve
 from bseq_plugin.errors import BseqError
 
 app = typer.Typer(
@@ -26,8 +32,12 @@ app = typer.Typer(
     help="Sequence-interest encoders for TorchRec: train, publish to an index, retrieve candidates, make ranking "
     "features.\n\nStart with `bseq demo`. Exit codes: 2 for wrong use, 1 for failures; `--debug` shows tracebacks.",
 )
-for module in (demo, sequences, learn, serve, features, store, index, info):
-    module.register(app)
+for command in (
+    demo, sequences, train, evaluate, fit_blend, benchmark, publish, retrieve, features, plugins, recipes, doctor
+):  # fmt: skip
+    app.command()(command)
+app.add_typer(store.group, name="store")
+app.add_typer(index.group, name="index")
 
 
 def _show_version(wanted: bool) -> None:

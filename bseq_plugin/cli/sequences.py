@@ -3,20 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
+from rich.progress import Progress, TaskID
 
 from bseq_plugin.cli.common import Columns, KeyFile, Unit, column_mapping, note, pseudonymiser
 from bseq_plugin.errors import UsageError
-
-if TYPE_CHECKING:
-    from bseq_plugin.data.partitions import PartitionedSequences
-
-
-def register(app: typer.Typer) -> None:
-    """Add the command of this module."""
-    app.command()(sequences)
 
 
 def sequences(
@@ -50,43 +43,28 @@ def sequences(
     else:
         if folder is None:
             raise UsageError("say where to write: --out FOLDER")
-        parts = _build(source, folder, memory_mb, partitions, threads, columns, timestamp_unit, pseudonymise)
+        hide = pseudonymiser(pseudonymise)
+        from bseq_plugin.readers.build_sequences import build_sequences
+
+        with Progress(console=note, transient=True, disable=not note.is_terminal) as bar:
+            tasks: dict[str, TaskID] = {}
+
+            def report(what: str, done: int, of: int) -> None:
+                if what not in tasks:
+                    tasks[what] = bar.add_task(what, total=of)
+                bar.update(tasks[what], completed=done)
+
+            parts = build_sequences(
+                source,
+                folder,
+                columns=column_mapping(columns),
+                timestamp_unit=timestamp_unit,
+                memory_mb=memory_mb,
+                partitions=partitions,
+                threads=threads,
+                pseudonymise=hide,
+                report=report,
+            )
     note.print(
         f"{parts.n_events:,} events of {parts.n_users:,} users in {len(parts.partitions)} partitions: {parts.folder}"
     )
-
-
-def _build(
-    source: str,
-    folder: Path,
-    memory_mb: int,
-    partitions: int | None,
-    threads: int | None,
-    columns: list[str] | None,
-    timestamp_unit: str | None,
-    key_file: Path | None,
-) -> PartitionedSequences:
-    hide = pseudonymiser(key_file)
-    from rich.progress import Progress, TaskID
-
-    from bseq_plugin.readers.build_sequences import build_sequences
-
-    with Progress(console=note, transient=True, disable=not note.is_terminal) as bar:
-        tasks: dict[str, TaskID] = {}
-
-        def report(what: str, done: int, of: int) -> None:
-            if what not in tasks:
-                tasks[what] = bar.add_task(what, total=of)
-            bar.update(tasks[what], completed=done)
-
-        return build_sequences(
-            source,
-            folder,
-            columns=column_mapping(columns),
-            timestamp_unit=timestamp_unit,
-            memory_mb=memory_mb,
-            partitions=partitions,
-            threads=threads,
-            pseudonymise=hide,
-            report=report,
-        )

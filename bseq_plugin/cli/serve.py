@@ -11,18 +11,19 @@ from rich.progress import Progress
 from rich.table import Table
 
 from bseq_plugin.cli.common import (
+    AsJson,
     Columns,
     KeyFile,
     StorePath,
     Unit,
     as_id,
-    column_mapping,
+    loading,
     note,
     out,
     pseudonymiser,
+    read_log,
     read_table,
 )
-from bseq_plugin.cli.process import loading
 from bseq_plugin.errors import UsageError
 
 if TYPE_CHECKING:
@@ -30,12 +31,6 @@ if TYPE_CHECKING:
 
     from bseq_plugin.events.events import Events
     from bseq_plugin.serving.retriever import Retriever
-
-
-def register(app: typer.Typer) -> None:
-    """Add the commands of this module."""
-    app.command()(publish)
-    app.command()(retrieve)
 
 
 def publish(
@@ -117,9 +112,7 @@ def _log_by_now(
 ) -> Events | None:
     hide = pseudonymiser(key_file)
     if log is not None:
-        from bseq_plugin.readers.read_events import read_events
-
-        return read_events(log, columns=column_mapping(columns), timestamp_unit=timestamp_unit, pseudonymise=hide)
+        return read_log(log, columns, timestamp_unit, hide)
     if columns or timestamp_unit or hide:
         raise UsageError("--column, --timestamp-unit and --pseudonymise say how --log is read; give it, or omit them")
     return None
@@ -135,7 +128,7 @@ def retrieve(
     exclude: Annotated[
         str, typer.Option("--exclude", help="seen: only items new to the user; none: blended with history.")
     ] = "seen",
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+    as_json: AsJson = False,
     pseudonymise: KeyFile = None,
 ) -> None:
     """Candidates for a user of the store, or for a history given here.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from pathlib import Path
 from typing import Annotated, Any
@@ -9,23 +10,13 @@ from typing import Annotated, Any
 import typer
 from rich.table import Column, Table
 
-from bseq_plugin.cli.common import StorePath, note, out, read_table
+from bseq_plugin.cli.common import AsJson, StorePath, note, out, read_table
+from bseq_plugin.errors import StoreError, UsageError
 
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
-
-
-def register(app: typer.Typer) -> None:
-    """Add the commands of this module."""
-    group = typer.Typer(no_args_is_help=True, help="Look after a store: list, verify, rollback, gc, delta, merge.")
-    group.command("list")(list_versions)
-    group.command()(verify)
-    group.command()(rollback)
-    group.command()(gc)
-    group.command()(delta)
-    group.command()(merge)
-    app.add_typer(group, name="store")
+group = typer.Typer(no_args_is_help=True, help="Look after a store: list, verify, rollback, gc, delta, merge.")
 
 
+@group.command("list")
 def list_versions(store: StorePath, as_json: AsJson = False) -> None:
     """The versions of a store, oldest first, as their manifests describe them; nothing is verified.
 
@@ -46,6 +37,7 @@ def list_versions(store: StorePath, as_json: AsJson = False) -> None:
     out.print(table)
 
 
+@group.command()
 def verify(
     store: StorePath, version: Annotated[str | None, typer.Argument(help="One version; default: all of them.")] = None
 ) -> None:
@@ -53,8 +45,6 @@ def verify(
 
     Example: `bseq store verify store`
     """
-    from bseq_plugin.errors import StoreError
-
     opened, damaged = _store(store), 0
     opened.current_name()
     for name in [version] if version else opened.versions():
@@ -69,6 +59,7 @@ def verify(
         raise typer.Exit(1)
 
 
+@group.command()
 def rollback(
     store: StorePath,
     version: Annotated[str | None, typer.Argument(help="Default: the newest intact one before the current.")] = None,
@@ -85,6 +76,7 @@ def rollback(
     note.print(f"{version} is current in {store}")
 
 
+@group.command()
 def gc(
     store: StorePath,
     keep: Annotated[int, typer.Option("--keep", help="How many of the newest versions stay.")] = 3,
@@ -103,6 +95,7 @@ def gc(
         out.print(f"kept    {name}  {why}", highlight=False)
 
 
+@group.command()
 def delta(
     store: StorePath,
     items: Annotated[
@@ -118,7 +111,6 @@ def delta(
     import numpy as np
     import torch
 
-    from bseq_plugin.errors import UsageError
     from bseq_plugin.publishing.delta import publish_delta
 
     given = None if items is None else read_table(items)
@@ -139,6 +131,7 @@ def delta(
     note.print(f"published {version} in {store}")
 
 
+@group.command()
 def merge(
     store: StorePath,
     index: Annotated[str | None, typer.Option("--index", help="Index by name; default: the one it has.")] = None,
@@ -160,20 +153,16 @@ def _store(path: Path) -> Any:
 
 
 def _row(path: Path, name: str) -> dict[str, Any]:
-    from bseq_plugin.errors import StoreError
     from bseq_plugin.store.disk import parse_object, read_small
     from bseq_plugin.store.retention import in_use
     from bseq_plugin.store.version import MANIFEST, MAX_MANIFEST_BYTES
 
     store = _store(path)
-    try:
+    manifest, current = {}, None
+    with contextlib.suppress(StoreError):
         manifest = parse_object(read_small(store.folder(name) / MANIFEST, MAX_MANIFEST_BYTES), name)
-    except StoreError:
-        manifest = {}
-    try:
+    with contextlib.suppress(StoreError):
         current = store.current_name()
-    except StoreError:
-        current = None
     files, index = manifest.get("files"), manifest.get("index")
     sizes = [entry.get("bytes", 0) for entry in files.values()] if isinstance(files, dict) else []
     return {

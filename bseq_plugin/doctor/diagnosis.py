@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import platform
 import re
@@ -36,7 +37,12 @@ def diagnose(store: Path | None = None, *, smoke: bool = True) -> list[Finding]:
 
     ``smoke``: also let two processes train a step, which takes longest.
     """
-    checks = [_python, _torch_pair, _torchrec, _fbgemm_wheels, _faiss, _openmp, _devices, _backends, _threads, _plugins]
+    checks = [_python, _torch_pair, _torchrec, _fbgemm_wheels, _faiss, _openmp]
+    with contextlib.suppress(ImportError):  # told of by the check of the pair
+        import torch  # noqa: F401
+
+        checks += [_devices, _backends, _threads]
+    checks.append(_plugins)
     if smoke:
         checks.append(_two_processes)
     findings = [finding for check in checks for finding in check()]
@@ -149,10 +155,8 @@ def _store(path: Path) -> Iterator[Finding]:
 
 
 def _devices() -> Iterator[Finding]:
-    try:
-        import torch
-    except ImportError:
-        return
+    import torch
+
     device = "cuda" if torch.cuda.is_available() else "cpu"
     name = f"{torch.cuda.device_count()} x {torch.cuda.get_device_name(0)}" if device == "cuda" else "CPU"
     yield Finding("ok", "device", name)
@@ -174,11 +178,9 @@ def _devices() -> Iterator[Finding]:
 
 
 def _backends() -> Iterator[Finding]:
-    try:
-        import torch
-        from torch import distributed as dist
-    except ImportError:
-        return
+    import torch
+    from torch import distributed as dist
+
     there = [name for name, has in (("gloo", dist.is_gloo_available()), ("nccl", dist.is_nccl_available())) if has]
     needed = "nccl" if torch.cuda.is_available() else "gloo"
     if needed in there:
@@ -210,10 +212,8 @@ def _two_processes() -> Iterator[Finding]:
 
 
 def _threads() -> Iterator[Finding]:
-    try:
-        import torch
-    except ImportError:
-        return
+    import torch
+
     available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     threads = torch.get_num_threads()
     if threads > available:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Protocol
 
 import numpy as np
 import torch
@@ -28,40 +27,25 @@ INTEREST, HISTORY, POPULAR = "interest", "history", "popular"
 PAIRS_PER_BLOCK = 1 << 15
 
 
-class Answering(Protocol):
-    """What candidates come from: a version of a store, or a model whose blend is measured before it is published."""
+@dataclass(frozen=True)
+class Answering:
+    """What candidates come from: a version of a store, or a model whose blend is measured before it is published.
 
-    @property
-    def model(self) -> InterestModel:
-        """Return the encoder, item vectors and vocabulary."""
+    Attributes:
+        oracle: the exact index over the same vectors, for what ``index`` can't answer.
+        sources: the fitted sources that the blend asks.
+        watermark_us: the newest event's time, the request time where none is given; None: each user's own newest event.
+        popular_rows: int64 [V], index rows of the items, most events first; ``popular_counts``: how many they have.
+    """
 
-    @property
-    def index(self) -> VectorIndex:
-        """Return the index that is searched."""
-
-    @property
-    def oracle(self) -> ExactIndex:
-        """Return the exact index over the same vectors, for what the other can't answer."""
-
-    @property
-    def blend(self) -> Blend:
-        """Return the weights of interest, history and sources."""
-
-    @property
-    def sources(self) -> Mapping[str, CandidateSource]:
-        """Return the fitted sources that the blend asks."""
-
-    @property
-    def watermark_us(self) -> int | None:
-        """Return the newest event's time, the request time where none is given; None: each user's own newest event."""
-
-    @property
-    def popular_rows(self) -> np.ndarray:
-        """Return the index rows of the items, most events first."""
-
-    @property
-    def popular_counts(self) -> np.ndarray:
-        """Return how many events they have."""
+    model: InterestModel
+    index: VectorIndex
+    oracle: ExactIndex
+    blend: Blend
+    sources: Mapping[str, CandidateSource]
+    watermark_us: int | None
+    popular_rows: np.ndarray
+    popular_counts: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -134,18 +118,13 @@ def interest_candidates(
         shown_P = ~excluded.contains(known.user_index, known.items - 1)
         if filters.allowed_V is not None:
             shown_P &= filters.allowed_V[known.items - 1]
-        past = _past(served, known.where(shown_P), _ages_from(served, histories, at_us))
+        shown, ages_from = known.where(shown_P), _ages_from(served, histories, at_us)
+        for days in (served.blend.half_life_days, served.blend.recent_half_life_days):  # the same pairs twice
+            own = history_scores(shown, ages_from, days)
+            past.append(SourceScores(own.users_P * n_items + own.items_P - 1, own.scores_P))
     if not answers and not past:  # nothing that could change the order of interest
         return Candidates(hits, np.full(len(hits.users_N), INTEREST, object))
     return _blended(served, interests_BKD, hits, past, answers, k)
-
-
-def _past(served: Answering, histories: Sequences, ages_from: int | np.ndarray | None) -> list[SourceScores]:
-    """Return the scores of the users' own histories with both half lives: the same pairs twice."""
-    n_items = served.model.vocabulary.n_items
-    half_lives = served.blend.half_life_days, served.blend.recent_half_life_days
-    pasts = [history_scores(histories, ages_from, days) for days in half_lives]
-    return [SourceScores(past.users_P * n_items + past.items_P - 1, past.scores_P) for past in pasts]
 
 
 def _blended(
@@ -163,7 +142,8 @@ def _blended(
     n_items = served.model.vocabulary.n_items
     keys_N = hits.users_N * n_items + hits.rows_N
     rest_R = np.setdiff1d(np.concatenate([one.keys_N for one in [*past, *answers.values()]]), keys_N)
-    scores_R, interests_R = _interest_scores(served, interests_BKD, rest_R // n_items, rest_R % n_items)
+    vectors_VD = served.model.item_vectors_VD[1:]
+    scores_R, interests_R = interest_scores(interests_BKD, vectors_VD, rest_R // n_items, rest_R % n_items)
     union = Hits.join([hits, Hits(rest_R // n_items, rest_R % n_items, scores_R, interests_R)])
     keys_U = np.concatenate([keys_N, rest_R])
     old_U, recent_U = [one.at(keys_U)[0] for one in past] if past else [np.zeros_like(union.scores_N)] * 2
@@ -192,11 +172,13 @@ def _ages_from(served: Answering, histories: Sequences, at_us: int | None) -> in
     return newest_B if served.watermark_us is None else np.maximum(newest_B, served.watermark_us)
 
 
-def _interest_scores(
-    served: Answering, interests_BKD: Tensor, users_P: np.ndarray, rows_P: np.ndarray
+def interest_scores(
+    interests_BKD: Tensor, vectors_VD: Tensor, users_P: np.ndarray, rows_P: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return float32 [P], the best score over a user's interests, and int64 [P], which interest that is."""
-    vectors_VD = served.model.item_vectors_VD[1:]
+    """Return float32 [P], the best score over a user's interests, and int64 [P], which interest that is.
+
+    ``rows_P``: rows of ``vectors_VD``.
+    """
     scores, interests = [np.empty(0, np.float32)], [np.empty(0, np.int64)]
     for start in range(0, len(users_P), PAIRS_PER_BLOCK):
         block = slice(start, start + PAIRS_PER_BLOCK)

@@ -8,7 +8,6 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
-from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +22,7 @@ from bseq_plugin.model.interest_model import InterestModel
 from bseq_plugin.model.run import Run
 from bseq_plugin.schema.sources import CandidateSource, SourceInputs
 from bseq_plugin.serving.blend import Blend, blend_scores, history_scores
+from bseq_plugin.serving.candidates import interest_scores
 from bseq_plugin.serving.hits import ExcludedPairs
 from bseq_plugin.serving.sources import SourceScores, ask_sources, fitted_sources, searcher
 
@@ -31,7 +31,6 @@ HALF_LIVES, RECENT_HALF_LIVES = (60.0, 120.0, 180.0, 365.0), (7.0, 15.0, 30.0)
 # In units of the spread of a user's interest scores, so that the same grid serves scores of any scale.
 HISTORY_WEIGHTS, RECENT_WEIGHTS = (0.0, 0.5, 1.0, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0), (0.5, 1.0, 2.0, 4.0, 6.0)
 SOURCE_WEIGHTS = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
-PAIRS_PER_BLOCK = 1 << 16
 
 
 def fit_blend(run: Run | str | Path, *, sources: Iterable[str] = (), k: int = 20, split: Part = "validation") -> Blend:
@@ -113,11 +112,16 @@ class _WeightSearch:
         self.n_rows, self.n_users = model.vocabulary.n_items + 1, self.evaluation.n_users
         interests_UKD, items_VD = model.encode(self.evaluation.histories), model.item_vectors_VD
         answers = self._ask(sources, interests_UKD, items_VD)
-        self.keys_P = self._keys(self._best_by_interest(interests_UKD, items_VD), answers.values())
+        self.keys_P = self._keys(interests_UKD, items_VD, answers.values())
         self.sources = {name: torch.from_numpy(one.at(self.keys_P)[0]) for name, one in answers.items()}
-        self.users_P = torch.from_numpy(self.keys_P // self.n_rows)
-        self.interest_P = self._interest(interests_UKD, items_VD)
+        users_P, rows_P = np.divmod(self.keys_P, self.n_rows)
+        self.users_P = torch.from_numpy(users_P)
+        self.interest_P = torch.from_numpy(interest_scores(interests_UKD, items_VD, users_P, rows_P)[0])
         self._history: dict[float, Tensor] = {}
+        starts_U = torch.searchsorted(self.users_P, torch.arange(self.n_users))
+        self._place_P = torch.arange(len(users_P)) - starts_U[self.users_P]  # the column of each pair among its user's
+        self._items_UC = torch.full((self.n_users, max(k, int(self._place_P.max()) + 1)), -1)
+        self._items_UC[self.users_P, self._place_P] = torch.from_numpy(rows_P)
 
     @property
     def spread(self) -> float:
@@ -130,7 +134,7 @@ class _WeightSearch:
 
     def _ndcg(self, blend: Blend) -> float:
         history_P, recent_P = self._past(blend.half_life_days), self._past(blend.recent_half_life_days)
-        scores_UC = torch.full((self.n_users, self._widest), -torch.inf)
+        scores_UC = torch.full(self._items_UC.shape, -torch.inf)
         scores_UC[self.users_P, self._place_P] = blend_scores(self.interest_P, history_P, blend, recent_P, self.sources)
         best_Uk = scores_UC.topk(self.k, dim=1).indices
         targets = self.evaluation.target_offsets, self.evaluation.target_items
@@ -147,27 +151,6 @@ class _WeightSearch:
                 scores_P[places] = past.scores_P
             self._history[half_life_days] = torch.from_numpy(scores_P)
         return self._history[half_life_days]
-
-    @cached_property
-    def _place_P(self) -> Tensor:
-        """Return the column of each pair among its user's."""
-        starts_U = torch.searchsorted(self.users_P, torch.arange(self.n_users))
-        return torch.arange(len(self.users_P)) - starts_U[self.users_P]
-
-    @cached_property
-    def _widest(self) -> int:
-        return max(self.k, int(self._place_P.max()) + 1)
-
-    @cached_property
-    def _items_UC(self) -> Tensor:
-        items_UC = torch.full((self.n_users, self._widest), -1)
-        items_UC[self.users_P, self._place_P] = torch.from_numpy(self.keys_P % self.n_rows)
-        return items_UC
-
-    def _best_by_interest(self, interests_UKD: Tensor, items_VD: Tensor) -> np.ndarray:
-        histories = self.evaluation.histories
-        excluded = (histories.offsets, histories.items) if self.masks_seen else None
-        return top_k_items(interests_UKD, items_VD, self.k, excluded)
 
     def _ask(
         self, sources: Mapping[str, CandidateSource], interests_UKD: Tensor, items_VD: Tensor
@@ -186,24 +169,15 @@ class _WeightSearch:
             for name, one in answers.items()
         }
 
-    def _keys(self, top_UK: np.ndarray, answers: Iterable[SourceScores]) -> np.ndarray:
+    def _keys(self, interests_UKD: Tensor, items_VD: Tensor, answers: Iterable[SourceScores]) -> np.ndarray:
         """Return user * n_rows + item, ascending: the top k by interest, the history, and what sources give.
 
         Nothing else can enter a top k.
         """
         histories = self.evaluation.histories
-        known = histories.items > 0
-        own = histories.user_index[known] * self.n_rows + histories.items[known]
-        best = np.repeat(np.arange(self.n_users), self.k) * self.n_rows + top_UK.ravel()
-        own = own[:0] if self.masks_seen else own
-        return np.unique(np.concatenate([best[top_UK.ravel() > 0], own, *(one.keys_N for one in answers)]))
-
-    def _interest(self, interests_UKD: Tensor, items_VD: Tensor) -> Tensor:
-        """Return float32 [P]: an item's score is its largest over the user's interests."""
-        rows_P = torch.from_numpy(self.keys_P % self.n_rows)
-        scores = []
-        for start in range(0, len(rows_P), PAIRS_PER_BLOCK):
-            block = slice(start, start + PAIRS_PER_BLOCK)
-            pairs_PK = torch.einsum("pkd,pd->pk", interests_UKD[self.users_P[block]], items_VD[rows_P[block]])
-            scores.append(pairs_PK.amax(1))
-        return torch.cat(scores)
+        excluded = (histories.offsets, histories.items) if self.masks_seen else None
+        top_N = top_k_items(interests_UKD, items_VD, self.k, excluded).ravel()
+        best = np.repeat(np.arange(self.n_users), self.k) * self.n_rows + top_N
+        known = histories.known()
+        own = (known.user_index * self.n_rows + known.items)[: 0 if self.masks_seen else None]
+        return np.unique(np.concatenate([best[top_N > 0], own, *(one.keys_N for one in answers)]))

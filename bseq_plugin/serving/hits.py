@@ -76,7 +76,8 @@ class Hits:
         Equal scores come in ascending row order.
         """
         # users and scores in one number: a sort of each column takes several times as long
-        keys_N = _best_first_keys(self.users_N, self.scores_N)
+        bits_N = self.scores_N.view(np.int32).astype(np.int64)  # -0.0 equals 0.0
+        keys_N = (self.users_N << 32) - np.where(bits_N < 0, -(bits_N & 0x7FFFFFFF), bits_N)
         order = np.lexsort((self.interests_N, keys_N))
         n_items = int(self.rows_N.max(initial=0)) + 1
         _, first = np.unique((self.users_N * n_items + self.rows_N)[order], return_index=True)
@@ -89,9 +90,3 @@ class Hits:
         """Return the hits of all parts, one part after the other."""
         columns = [[p.users_N, p.rows_N, p.scores_N, p.interests_N] for p in parts]
         return Hits(*(np.concatenate(column) for column in zip(*columns, strict=True)))
-
-
-def _best_first_keys(users_N: np.ndarray, scores_N: np.ndarray) -> np.ndarray:
-    """Return int64 [N] whose ascending order is by user, then by descending score; -0.0 equals 0.0."""
-    bits_N = scores_N.view(np.int32).astype(np.int64)
-    return (users_N << 32) - np.where(bits_N < 0, -(bits_N & 0x7FFFFFFF), bits_N)

@@ -134,7 +134,8 @@ class Retriever:
             StoreError: the process has forked since ``open``.
         """
         self._check_process()
-        _check_k(k)
+        if isinstance(k, bool) or not isinstance(k, int | np.integer) or k < 1:
+            raise UsageError(f"k = {k!r}; give a whole number of 1 or more")
         if exclude not in ("seen", "none"):
             raise UsageError(f"exclude = {exclude!r}; use 'seen' or 'none'")
         served = self._served
@@ -178,11 +179,6 @@ class Retriever:
                 f"this retriever was opened in process {self._pid} and is used in its fork {os.getpid()}, where a "
                 "search can hang: call Retriever.open in the child, or start it with 'spawn'"
             )
-
-
-def _check_k(k: int) -> None:
-    if isinstance(k, bool) or not isinstance(k, int | np.integer) or k < 1:
-        raise UsageError(f"k = {k!r}; give a whole number of 1 or more")
 
 
 def _frame(candidates: Candidates, histories: Sequences, served: Served, k: int) -> pd.DataFrame:

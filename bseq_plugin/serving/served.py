@@ -29,8 +29,8 @@ from bseq_plugin.indexes.layered import LayeredIndex
 from bseq_plugin.model.interest_model import InterestModel
 from bseq_plugin.plugins import plugin_manager
 from bseq_plugin.schema.indexes import VectorIndex
-from bseq_plugin.schema.sources import CandidateSource
 from bseq_plugin.serving.blend import Blend
+from bseq_plugin.serving.candidates import Answering
 from bseq_plugin.serving.sources import SOURCES_FILE, load_sources
 from bseq_plugin.store.overlay import Overlay
 from bseq_plugin.store.version import INDEX_FILE, StoreVersion
@@ -41,26 +41,13 @@ RECALL_SLACK = 0.05  # of an approximate index
 
 
 @dataclass(frozen=True)
-class Served:
+class Served(Answering):
     """Everything retrieval reads; immutable, so that a query is answered from one version from start to end."""
 
     version: StoreVersion
-    model: InterestModel
-    index: VectorIndex
-    oracle: ExactIndex
     histories: Sequences
     users: pd.Index
-    popular_rows: np.ndarray
-    popular_counts: np.ndarray
-    blend: Blend
-    sources: dict[str, CandidateSource]
     overlay: Overlay
-
-    @property
-    def watermark_us(self) -> int | None:
-        """Return the time of the newest event in the version."""
-        newest_us: int | None = self.version.manifest["watermark_us"]
-        return newest_us
 
     @classmethod
     def load(cls, version: StoreVersion, index: str | None) -> Served:
@@ -69,8 +56,9 @@ class Served:
             _check_pair(version)
             served = cls._load(version, index)
             _check_norms(served)
-            _check_encoder(served)
-            _check_index(served)
+            if version.manifest["golden"]["users"]:
+                _check_encoder(served)
+                _check_index(served)
         except (RunError, SchemaError, RecipeError) as error:
             raise StoreError(f"version {version.name} can't be served: {error}") from error
         except BseqError:  # a plugin or package that is missing here says nothing against the version
@@ -92,30 +80,17 @@ class Served:
             if not np.array_equal(item_ids, model.vocabulary.item_ids):
                 raise StoreError(f"version {version.name}: item_ids.parquet and vocabulary.parquet differ")
             histories = Sequences.load(version.file("sequences.parquet"), model.vocabulary)
-            blend = _load_blend(version)
+            try:
+                blend = Blend.load(version.file("blend.json"))
+            except UsageError as error:  # the publisher's mistake, not that of the reader who opens the store
+                raise StoreError(f"version {version.name} can't be served: {error}") from error
             sources = load_sources(blend.asked, version.file(SOURCES_FILE)) if blend.asked else {}
             popular = pq.read_table(version.file("popular.parquet")).to_pandas()
             popular_rows = model.vocabulary.item_rows(popular[ITEM]) - 1
-            return cls(
-                version,
-                model,
-                loading.result(),
-                ExactIndex.build(vectors_VD),
-                histories,
-                pd.Index(histories.user_ids),
-                popular_rows,
-                popular["n_events"].to_numpy(np.int64),
-                blend,
-                sources,
-                overlay,
-            )
-
-
-def _load_blend(version: StoreVersion) -> Blend:
-    try:
-        return Blend.load(version.file("blend.json"))
-    except UsageError as error:  # the publisher's mistake, not that of the reader who opens the store
-        raise StoreError(f"version {version.name} can't be served: {error}") from error
+            counts, newest_us = popular["n_events"].to_numpy(np.int64), version.manifest["watermark_us"]
+            exact, users = ExactIndex.build(vectors_VD), pd.Index(histories.user_ids)
+            answers = (model, loading.result(), exact, blend, sources, newest_us, popular_rows, counts)
+            return cls(*answers, version, histories, users, overlay)
 
 
 def _chosen_index(version: StoreVersion, vectors_VD: Tensor, name: str | None, overlay: Overlay) -> VectorIndex:
@@ -180,8 +155,6 @@ def _check_norms(served: Served) -> None:
 
 def _check_encoder(served: Served) -> None:
     golden = served.version.manifest["golden"]
-    if not golden["users"]:
-        return
     wanted_GD = torch.tensor(golden["queries"])
     got_GD = served.model.encode(served.histories.take(np.array(golden["users"])))[:, 0]
     if not torch.allclose(got_GD, wanted_GD, rtol=TOLERANCE, atol=TOLERANCE):
@@ -196,8 +169,6 @@ def _check_encoder(served: Served) -> None:
 def _check_index(served: Served) -> None:
     """Require items as good as the true ones for the golden queries: ids may differ only among equal scores."""
     golden, manifest = served.version.manifest["golden"], served.version.manifest
-    if not golden["users"]:
-        return
     wanted_Gk = torch.tensor(golden["scores"])
     scores_Gk, rows_Gk = served.index.search(torch.tensor(golden["queries"]), golden["k"])
     ids = served.model.vocabulary.item_ids

@@ -9,7 +9,7 @@ import os
 import secrets
 import shutil
 import stat
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -31,15 +31,22 @@ def build_time() -> datetime:
         raise UsageError(f"SOURCE_DATE_EPOCH = {fixed!r}; give whole seconds since 1970, or unset it") from None
 
 
+@contextlib.contextmanager
+def failing(what: str, advice: str = "") -> Iterator[None]:
+    """Tell an OSError of the block as StoreError: ``what`` failed, the system's reason, advice."""
+    try:
+        yield
+    except OSError as error:
+        raise StoreError(f"{what}: {error.strerror}{advice}") from error
+
+
 def read_small(path: Path, limit: int) -> bytes:
     """The bytes of a regular file of at most ``limit`` bytes. Raises StoreError."""
-    try:
+    with failing(f"can't read {str(path)!r}"):
         status = path.lstat()
         if not stat.S_ISREG(status.st_mode) or status.st_size > limit:
             raise StoreError(f"{str(path)!r} is not a plain file of at most {limit} bytes")
         return path.read_bytes()
-    except OSError as error:
-        raise StoreError(f"can't read {str(path)!r}: {error.strerror}") from error
 
 
 def parse_object(raw: bytes, where: str) -> dict[str, Any]:
@@ -86,24 +93,21 @@ def verify_file(folder: Path, name: object, entry: object) -> None:
     """Raises StoreError unless ``name`` is a plain file in ``folder`` itself, with the size and digest of ``entry``.
 
     BLAKE3 is the one that is compared: it keeps up with the device where SHA-256 is slower than reading. SHA-256 is
-    there for other tools, and for versions of bseq 0.1, which have no other.
+    there for other tools.
     """
     # a manifest is only as good as who wrote it: no name may lead out of the folder
     if not isinstance(name, str) or name in ("", ".", "..") or "\0" in name or "/" in name or "\\" in name:
         raise StoreError(f"{folder.name}: the manifest names {name!r}, which is not a plain file name")
-    if not isinstance(entry, dict) or set(entry) - {"blake3"} != {"bytes", "sha256"}:
-        raise StoreError(f"{folder.name}/{name}: the manifest has no size and sha256")
-    kind, digest = ("blake3", _blake3) if "blake3" in entry else ("sha256", sha256)
-    try:
+    if not isinstance(entry, dict) or set(entry) != {"bytes", "sha256", "blake3"}:
+        raise StoreError(f"{folder.name}/{name}: the manifest has no size, sha256 and blake3")
+    with failing(f"can't read {folder.name}/{name}"):
         status = (folder / name).lstat()
         if not stat.S_ISREG(status.st_mode):
             raise StoreError(f"{folder.name}/{name} is not a plain file (a link or a folder)")
         if status.st_size != entry["bytes"]:
             raise StoreError(f"{folder.name}/{name} has {status.st_size} bytes, published were {entry['bytes']}")
-        if digest(folder / name) != entry[kind]:
-            raise StoreError(f"{folder.name}/{name} is damaged: its {kind} is not the published one")
-    except OSError as error:
-        raise StoreError(f"can't read {folder.name}/{name}: {error.strerror}") from error
+        if _blake3(folder / name) != entry["blake3"]:
+            raise StoreError(f"{folder.name}/{name} is damaged: its blake3 is not the published one")
 
 
 def sha256(path: Path) -> str:

@@ -21,6 +21,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from bseq_plugin.errors import StoreError
+from bseq_plugin.store.disk import failing
 
 LEASE_SECONDS = 60.0
 RECORD_BYTES = 512  # always as many, in place: rewriting it needs no space on a full disk
@@ -85,25 +86,25 @@ def publish_lock(path: Path, lease_seconds: float = LEASE_SECONDS) -> Iterator[L
 
     The file stays: removing it would let two publishers lock two different files.
     """
-    descriptor = _opened(path)
+    can_not_write = f"can't write to the store {str(path.parent)!r}"
+    with failing(can_not_write, "; check its permissions"):
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
     try:
         by_kernel = _flocked(descriptor, path)
         held = read_holder(descriptor)
         # on this host the kernel would have refused if the holder still lived
         if held is not None and held.until > time.time() and not (by_kernel and held.host == socket.gethostname()):
             raise _taken(path, held, f"its lease runs out in {held.until - time.time():.0f} s")
-        try:
+        with failing(can_not_write, "; nothing was published"):
             lease = Lease(descriptor, path, lease_seconds)
-        except OSError as error:
-            raise StoreError(
-                f"can't write to the store {str(path.parent)!r}: {error.strerror}; nothing was published"
-            ) from error
         try:
             yield lease
         finally:
             lease.give_up()
-            if by_kernel:
-                _unflock(descriptor)
+            if by_kernel:  # closing is not enough if a child process inherited the file
+                import fcntl
+
+                fcntl.flock(descriptor, fcntl.LOCK_UN)
     finally:
         os.close(descriptor)
 
@@ -123,15 +124,6 @@ def _write(descriptor: int, holder: Holder | None) -> None:
     os.fsync(descriptor)
 
 
-def _opened(path: Path) -> int:
-    try:
-        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
-    except OSError as error:
-        raise StoreError(
-            f"can't write to the store {str(path.parent)!r}: {error.strerror}; check its permissions"
-        ) from error
-
-
 def _flocked(descriptor: int, path: Path) -> bool:
     """Whether the kernel's lock is held now; False if this file system has none."""
     import fcntl  # not on Windows
@@ -143,13 +135,6 @@ def _flocked(descriptor: int, path: Path) -> bool:
             return False
         raise _taken(path, read_holder(descriptor), "wait until it is done") from error
     return True
-
-
-def _unflock(descriptor: int) -> None:
-    """Closing is not enough if a child process inherited the file."""
-    import fcntl
-
-    fcntl.flock(descriptor, fcntl.LOCK_UN)
 
 
 def _taken(path: Path, holder: Holder | None, advice: str) -> StoreError:

@@ -22,7 +22,7 @@ from typing import Any, TypeVar
 
 from bseq_plugin.errors import StoreError, UsageError
 from bseq_plugin.files import SCRATCH, Disk, put_in_place, write_bytes
-from bseq_plugin.store.disk import build_time, file_entry, object_bytes, parse_object, read_small, remove
+from bseq_plugin.store.disk import build_time, failing, file_entry, object_bytes, parse_object, read_small, remove
 from bseq_plugin.store.lock import publish_lock
 from bseq_plugin.store.version import (
     MANIFEST,
@@ -58,13 +58,9 @@ class Store:
 
     def versions(self) -> list[str]:
         """Names of all versions, intact or not, oldest first."""
-        try:
-            names = os.listdir(self._versions)
-        except FileNotFoundError:
-            return []
-        except OSError as error:
-            raise StoreError(f"can't read the store {str(self.path)!r}: {error.strerror}") from error
-        return sorted((name for name in names if VERSION_NAME.fullmatch(name)), key=version_number)
+        with failing(f"can't read the store {str(self.path)!r}"), contextlib.suppress(FileNotFoundError):
+            return sorted(filter(VERSION_NAME.fullmatch, os.listdir(self._versions)), key=version_number)
+        return []
 
     def current(self) -> StoreVersion:
         """The version CURRENT names, verified. Raises StoreError if there is none or anything about it is wrong."""
@@ -124,9 +120,14 @@ class Store:
             StoreError: another publisher is at work, or a write failed; the message says what readers see now.
             UsageError: ``manifest`` uses a reserved field or is not plain JSON.
         """
-        self._make_folders()
+        with failing(f"can't make the store {str(self.path)!r}", "; choose another folder"):
+            self.path.mkdir(parents=True, exist_ok=True)
+            self._versions.mkdir(exist_ok=True)
+            self._disk.fsync(self.path.parent)
         with publish_lock(self.path / LOCK) as lease:
-            self._remove_leftovers()
+            # what publishers that died left behind: whoever holds the lock is the only one alive
+            for path in [*self._versions.glob(f"{SCRATCH}*"), *self.path.glob(f"{SCRATCH}*")]:
+                remove(path)
             scratch = self._versions / f"{SCRATCH}{os.getpid()}-{secrets.token_hex(4)}"
             with self._undone_on_failure(scratch):
                 scratch.mkdir()
@@ -183,16 +184,6 @@ class Store:
             return names
         return [n for n in names if version_number(n) < current] + [n for n in names if version_number(n) > current]
 
-    def _make_folders(self) -> None:
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            self._versions.mkdir(exist_ok=True)
-            self._disk.fsync(self.path.parent)
-        except OSError as error:
-            raise StoreError(
-                f"can't make the store {str(self.path)!r}: {error.strerror}; choose another folder"
-            ) from error
-
     def _seal(self, scratch: Path, manifest: Mapping[str, Any]) -> bytes:
         """Checksum the files, then write the manifest; its bytes."""
         if RESERVED & set(manifest) or any((scratch / name).exists() for name in (MANIFEST, SIGNATURE)):
@@ -213,18 +204,15 @@ class Store:
         pointer = object_bytes({"version": name, "manifest_sha256": manifest_sha256})
         write_bytes(self.path / CURRENT, pointer, self._disk)
 
-    def _remove_leftovers(self) -> None:
-        """What publishers that died left behind: whoever holds the lock is the only one alive."""
-        for path in [*self._versions.glob(f"{SCRATCH}*"), *self.path.glob(f"{SCRATCH}*")]:
-            remove(path)
-
     @contextlib.contextmanager
     def _undone_on_failure(self, *folders: Path) -> Iterator[None]:
         """Remove ``folders`` if the block fails, unless CURRENT names one already. OSErrors become StoreErrors."""
         try:
             yield
         except BaseException as error:
-            visible = self._is_current(folders)
+            visible = False
+            with contextlib.suppress(StoreError):
+                visible = self.current_name() in [folder.name for folder in folders]
             if not visible:
                 for folder in folders:
                     remove(folder)
@@ -234,8 +222,3 @@ class Store:
                     now = "the new version is visible but may not survive a power failure"
                 raise StoreError(f"publishing to {str(self.path)!r} failed: {error}; {now}") from error
             raise
-
-    def _is_current(self, folders: tuple[Path, ...]) -> bool:
-        with contextlib.suppress(StoreError):
-            return self._read_current()[0] in [folder.name for folder in folders]
-        return False

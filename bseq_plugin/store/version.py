@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from bseq_plugin.errors import StoreError, UsageError
-from bseq_plugin.store.disk import parse_object, read_small, verify_file
+from bseq_plugin.store.disk import failing, parse_object, read_small, verify_file
 
 SCHEMA = 1
 MANIFEST = "MANIFEST.json"
@@ -33,11 +33,8 @@ class SharedLock:
         """Raises StoreError if the file can't be opened or is being removed."""
         import fcntl  # not on Windows
 
-        try:
-            # neither a link nor a pipe is followed or waited for
+        with failing(f"can't read {str(path)!r}"):  # neither a link nor a pipe is followed or waited for
             descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
-        except OSError as error:
-            raise StoreError(f"can't read {str(path)!r}: {error.strerror}") from error
         self._finalizer = weakref.finalize(self, os.close, descriptor)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)

@@ -10,13 +10,13 @@ import weakref
 
 import pytest
 
-from bseq_plugin.cli.process import keep_freed_memory, loading
+from bseq_plugin.cli.common import keep_freed_memory, loading
 
 # faults of twenty rounds in which 40 blocks of 2 MB are written to and freed again
 PROBE = """
 import json, resource, sys
 import numpy as np
-from bseq_plugin.cli.process import keep_freed_memory
+from bseq_plugin.cli.common import keep_freed_memory
 done = keep_freed_memory() if sys.argv[1] == "keep" else None
 def round():
     blocks = [np.ones(1 << 18) for _ in range(40)]

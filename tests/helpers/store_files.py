@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from bseq_plugin.store.disk import file_entry
 from bseq_plugin.store.store import CURRENT, Store
 from bseq_plugin.store.version import MANIFEST
 
@@ -33,7 +34,6 @@ def reseal(store: Store, name: str, change: Callable[[Path, dict[str, Any]], obj
     def changed(manifest: dict[str, Any]) -> None:
         change(folder, manifest)
         for file_name in manifest["files"]:
-            data = (folder / file_name).read_bytes()
-            manifest["files"][file_name] = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+            manifest["files"][file_name] = file_entry(folder / file_name)
 
     return rewrite_manifest(store, name, changed)
