@@ -118,9 +118,8 @@ class SimActionCentroid(HistoryFeature):
     def compute(self, inputs: FeatureInputs) -> Tensor:
         """float32 [N, E]."""
         if inputs.event_types_T is None or not inputs.event_types:
-            n_columns = max(1, len(inputs.event_types))
-            nothing = torch.full((inputs.candidate_N.shape[0], n_columns), torch.nan)
-            return nothing if inputs.event_types else nothing[:, 0]
+            n_rows, n_types = inputs.candidate_N.shape[0], len(inputs.event_types)
+            return torch.full((n_rows, n_types) if n_types else (n_rows,), torch.nan)
         masks = [inputs.event_types_T == row for row in range(1, len(inputs.event_types) + 1)]
         return _centroid_cosines(inputs, masks)
 
