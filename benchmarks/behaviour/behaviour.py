@@ -41,7 +41,7 @@ from benchmarks.behaviour.runs import (
 from benchmarks.behaviour.tables import ANCHOR, BASELINES, BEGUN_AS_A_MEAN, LISTS, TABLES, claims_of
 from bseq_plugin import Recipe, Sequences
 from bseq_plugin.demo.data import DemoData, load
-from bseq_plugin.evaluation.bootstrap import bootstrap_interval, paired_bootstrap_interval
+from bseq_plugin.evaluation.bootstrap import bootstrap_interval
 from bseq_plugin.evaluation.rankers import baseline_ranker, default_baselines
 from bseq_plugin.events.events import instant_us
 from bseq_plugin.events.vocabulary import Vocabulary
@@ -73,7 +73,7 @@ def summary(of_seeds: list[Values], others: dict[str, list[Values]]) -> dict[str
         out[metric]["seeds"] = [float(values[metric].mean()) for values in of_seeds]
         for name, other in others.items():
             base_U = np.mean([values[metric] for values in other], axis=0)
-            low, high = paired_bootstrap_interval(mean_U, base_U)
+            low, high = bootstrap_interval(mean_U - base_U)
             difference = {"mean": float((mean_U - base_U).mean()), "low": low, "high": high}
             out[metric]["over"][name] = difference
             out[metric].setdefault("difference", difference)

@@ -14,7 +14,7 @@ from bseq_behaviour.next_k.judge_next_k import judge_next_k
 
 from benchmarks import harness
 from benchmarks.tasks.protocol import LOG_END, TEST_AT, TRAIN_AT, VALIDATION_AT, Case
-from bseq_plugin.evaluation.bootstrap import bootstrap_interval, paired_bootstrap_interval
+from bseq_plugin.evaluation.bootstrap import bootstrap_interval
 
 STEPS, KS, EPOCHS, N_SAMPLES = 10, (5, 10), 4, 8
 ONE_STEP, COMMONEST, TYPES = "one step", "the user's commonest", "event type"
@@ -51,7 +51,7 @@ def next_k_summary(of_seeds: list[Judged]) -> dict[str, Any]:
                     "interval": [float(x) for x in bootstrap_interval(own_U)],
                     "seeds": [float(judged[k][name][metric].mean()) for judged in of_seeds],
                     "difference": float((own_U - base_U).mean()),
-                    "difference_interval": [float(x) for x in paired_bootstrap_interval(own_U, base_U)],
+                    "difference_interval": [float(x) for x in bootstrap_interval(own_U - base_U)],
                 }
     return found
 

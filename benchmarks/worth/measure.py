@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 from sklearn.metrics import log_loss, roc_auc_score
 
-from bseq_plugin.evaluation.bootstrap import bootstrap_interval, paired_bootstrap_interval
+from bseq_plugin.evaluation.bootstrap import bootstrap_interval
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ def gain(better: list[Quality], base: list[Quality]) -> dict[str, float | list[f
     for name in ("ndcg", "auc"):
         ours, theirs = ([getattr(q, name) for q in qualities] for qualities in (better, base))
         of_households = [np.mean([getattr(q, f"{name}_U") for q in qualities], axis=0) for qualities in (better, base)]
-        interval = paired_bootstrap_interval(*of_households)
+        interval = bootstrap_interval(of_households[0] - of_households[1])
         made[name] = float(np.mean(ours) - np.mean(theirs))
         made[f"{name}_households"] = list(interval)
         made[f"{name}_outside_noise"] = bool(min(ours) > max(theirs) and interval[0] > 0)

@@ -53,49 +53,47 @@ class Popularity:
         return self._score_V.repeat(histories.n_users, 1)
 
 
-@dataclass
-class Tail:
-    """What a baseline says about items it has no opinion on: recent popularity, below everything it does rank."""
+@dataclass(kw_only=True)
+class Counted:
+    """What every baseline but popularity keeps of the log.
 
-    below_V: np.ndarray
+    What it has no opinion on is ranked by recent popularity (28 days, or all events of a log without times), below
+    everything that it does rank.
+    """
 
-    @classmethod
-    def fitted(cls, training: Sequences, n_items: int, at_us: int | None) -> Tail:
-        """Count the last 28 days, or all events of a log without times."""
+    at_us: int | None = None
+    _n_items: int = field(init=False, repr=False)
+    _from_us: int | None = field(init=False, repr=False)
+    _below_V: np.ndarray = field(init=False, repr=False)
+
+    def fit(self, training: Sequences, n_items: int) -> None:
+        """See ``Baseline.fit``."""
+        self._n_items, self._from_us = n_items, sparse.counted_from(training, self.at_us)
         days = RECENT_DAYS if training.timestamps is not None else None
-        counts = sparse.item_counts(training, n_items, days, at_us)
-        return cls(((counts + 0.5) / (counts.max() + 1)).astype(np.float32))
+        counts = sparse.item_counts(training, n_items, days, self.at_us)
+        self._below_V = ((counts + 0.5) / (counts.max() + 1)).astype(np.float32)
 
-    def fill(self, score_bV: np.ndarray) -> Tensor:
+    def _filled(self, score_bV: np.ndarray) -> Tensor:
         """Return the scores: those above 0 as they are, 0 and less as popularity in (-1, 0)."""
-        return torch.from_numpy(np.where(score_bV > 0, score_bV, self.below_V - 1).astype(np.float32))
+        return torch.from_numpy(np.where(score_bV > 0, score_bV, self._below_V - 1).astype(np.float32))
 
 
 @dataclass
-class PersonalFrequency:
+class PersonalFrequency(Counted):
     """What a user had most often comes first; equal counts and the rest by recent popularity.
 
     With ``half_life_days`` an old event counts less. No baseline for new items: there it is recent popularity.
     """
 
     half_life_days: float | None = None
-    at_us: int | None = None
     name: str = field(init=False)
-    _n_items: int = field(init=False, repr=False)
-    _at_us: int | None = field(init=False, repr=False)
-    _tail: Tail = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         self.name = "personal_frequency" if self.half_life_days is None else "personal_frequency_decayed"
 
-    def fit(self, training: Sequences, n_items: int) -> None:
-        """See ``Baseline.fit``."""
-        self._n_items, self._at_us = n_items, sparse.counted_from(training, self.at_us)
-        self._tail = Tail.fitted(training, n_items, self.at_us)
-
     def scores(self, histories: Sequences) -> Tensor:
         """See ``Baseline.scores``."""
-        counts = sparse.history_matrix(histories.known(), self._n_items, self.half_life_days, self._at_us).toarray()
+        counts = sparse.history_matrix(histories.known(), self._n_items, self.half_life_days, self._from_us).toarray()
         # counts are whole numbers, so that half of a popularity below 1 breaks ties only; decayed ones hardly tie
         tie = 0.5 if self.half_life_days is None else 5e-4
-        return self._tail.fill(np.where(counts > 0, counts + tie * self._tail.below_V, 0))
+        return self._filled(np.where(counts > 0, counts + tie * self._below_V, 0))

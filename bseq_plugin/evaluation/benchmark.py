@@ -97,10 +97,6 @@ class BenchmarkReport:
         first = self.seeds[0].comparison
         return {name: first.figures(name) for name in first.baselines}
 
-    @property
-    def _is_blended(self) -> bool:
-        return self.seeds[0].blend is not None
-
     def to_dict(self) -> dict[str, Any]:
         """Return all figures, JSON-ready: what ``bseq benchmark --json`` writes (docs/formats.md)."""
         return {
@@ -111,7 +107,7 @@ class BenchmarkReport:
             "resolved_recipe": self.recipe.as_dict(),
             "seeds": [seed.to_dict() for seed in self.seeds],
             "mean": self.mean(),
-            **({"blend_mean": self.mean(BLEND)} if self._is_blended else {}),
+            **({"blend_mean": self.mean(BLEND)} if self.seeds[0].blend is not None else {}),
             "baselines": self.baselines,
         }
 
@@ -128,10 +124,9 @@ class BenchmarkReport:
             if row.blend is not None:
                 weights = ", ".join(f"{name} {weight:.3g}" for name, weight in row.blend.sources.items())
                 table.add_row(f"seed {row.seed}, blend ({weights or 'interest alone'})", *_cells(row.means(BLEND)))
-        for name, ranker in (("mean", MODEL), ("mean, blend", BLEND)):
-            if ranker == MODEL or self._is_blended:
-                cells = (f"[bold]{cell}[/bold]" for cell in _cells(self.mean(ranker)))
-                table.add_row(f"[bold]{name}[/bold]", *cells)
+        means = {"mean": MODEL} if self.seeds[0].blend is None else {"mean": MODEL, "mean, blend": BLEND}
+        for name, ranker in means.items():
+            table.add_row(*(f"[bold]{cell}[/bold]" for cell in (name, *_cells(self.mean(ranker)))))
         return table
 
 
@@ -178,33 +173,22 @@ def benchmark(
     resolved = resolved.replace(split={"mask_seen": True})
     name = "given" if isinstance(recipe, Recipe) else str(recipe)
     report(f"{name}: encoder {resolved.encoder.name}, objective {resolved.objective.kind}")
-    _require_test(log, resolved)
+    if protocol == "time":  # nothing to test on is told before hours of training
+        made = prepare(log, resolved)
+        evaluation_set(made.sequences, made.recipe.split, "test")
     users, items = (int(log.frame[column].nunique()) for column in (USER, ITEM))
     dataset = {"source": source, "users": users, "items": items, "events": len(log)}
     with tempfile.TemporaryDirectory() as folder:
         results = [
-            _one_seed(
-                log,
-                resolved.replace(training={"seed": seed}),
-                Path(folder) / f"seed-{seed}",
-                asked,
-                baselines=not place,
-            )
+            _one_seed(log, resolved.replace(training={"seed": seed}), Path(folder), asked, baselines=not place)
             for place, seed in enumerate(seeds)
         ]
     return BenchmarkReport(dataset, protocol, name, settings, resolved, tuple(results))
 
 
-def _require_test(events: Events, recipe: Recipe) -> None:
-    """Raise SchemaError, before hours of training, for a time split that leaves nothing to test on."""
-    if recipe.split.kind == "time":
-        log = prepare(events, recipe)
-        evaluation_set(log.sequences, log.recipe.split, "test")
-
-
-def _one_seed(events: Events, recipe: Recipe, path: Path, sources: Sequence[str], *, baselines: bool) -> SeedResult:
+def _one_seed(events: Events, recipe: Recipe, folder: Path, sources: Sequence[str], *, baselines: bool) -> SeedResult:
     started = time.perf_counter()
-    selection, final = _trained(events, recipe, path)
+    selection, final = _trained(events, recipe, folder / f"seed-{recipe.training.seed}")
     seconds = time.perf_counter() - started
     blend = fit_blend(selection, sources=sources, k=BLEND_K) if sources else None
     model = final.model()

@@ -58,19 +58,10 @@ def bootstrap_intervals(
 def bootstrap_interval(
     values_U: np.ndarray, n_resamples: int = 1000, seed: int = 0, level: float = 0.95
 ) -> tuple[float, float]:
-    """Return ``bootstrap_intervals`` of one column: (low, high)."""
+    """Return ``bootstrap_intervals`` of one column: (low, high).
+
+    Two rankers are compared by the interval of their difference on the same users, which removes what makes a user
+    easy or hard for everybody: two overlapping intervals may still differ surely.
+    """
     low, high = bootstrap_intervals(values_U[:, None], n_resamples, seed, level)[0]
     return float(low), float(high)
-
-
-def paired_bootstrap_interval(
-    values_U: np.ndarray, baseline_U: np.ndarray, n_resamples: int = 1000, seed: int = 0, level: float = 0.95
-) -> tuple[float, float]:
-    """Return the interval of mean(values - baseline), both measured on the same users in the same order.
-
-    Pairing removes what makes a user easy or hard for everybody; two overlapping intervals may still differ surely.
-    Raises UsageError if the shapes differ, and as ``bootstrap_intervals``.
-    """
-    if values_U.shape != baseline_U.shape:
-        raise UsageError(f"values of {values_U.shape} and baseline of {baseline_U.shape} are not of the same users")
-    return bootstrap_interval(values_U - baseline_U, n_resamples, seed, level)

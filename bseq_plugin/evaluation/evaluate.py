@@ -83,7 +83,11 @@ def evaluate(
     opened = Run.open(run)
     model = opened.model()
     held_out = HeldOut.of(opened.sequences(), opened.recipe.split, split)
-    comparison = measured(up_to_date(model, held_out), held_out, ks, baselines, blend)
+    days = model.recipe.popularity_days
+    if days and held_out.at_us is not None:  # the columns as of the cut
+        popularity = PopularityPrior(held_out.known, model.vocabulary.n_items, days).at(held_out.at_us)
+        model = replace(model, item_priors_VP=torch.from_numpy(popularity))
+    comparison = measured(model, held_out, ks, baselines, blend)
     protocol = {
         "split": opened.recipe.split.kind, "part": split, "seen": held_out.seen, "catalogue": model.vocabulary.n_items,
         "recipe": opened.recipe.as_dict(),
@@ -101,12 +105,3 @@ def measured(
     if blend is not None:
         rankers[BLEND] = blend_ranker(model, blend, held_out)
     return compare(held_out.evaluation, rankers, n_items, ks, held_out.seen, models=(MODEL, BLEND))
-
-
-def up_to_date(model: InterestModel, held_out: HeldOut) -> InterestModel:
-    """Return the model with its popularity columns, if it has any, as of the cut."""
-    days = model.recipe.popularity_days
-    if not days or held_out.at_us is None:
-        return model
-    popularity = PopularityPrior(held_out.known, model.vocabulary.n_items, days).at(held_out.at_us)
-    return replace(model, item_priors_VP=torch.from_numpy(popularity))

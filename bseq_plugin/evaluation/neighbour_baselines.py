@@ -15,28 +15,39 @@ from torch import Tensor
 from bseq_plugin.data import sparse
 from bseq_plugin.data.sparse import Matrix
 from bseq_plugin.errors import SchemaError
-from bseq_plugin.evaluation.baselines import Tail
+from bseq_plugin.evaluation.baselines import Counted
 from bseq_plugin.events.events import DAY_US
 from bseq_plugin.events.sequences import Sequences
 from bseq_plugin.metrics import MAX_BLOCK_SCORES
 
 
+@dataclass(kw_only=True)
+class _Fitted(Counted):
+    """What the baselines of this file share: a row of the matrix is what an item or a neighbour votes for."""
+
+    _matrix: Matrix = field(init=False, repr=False)
+
+    def fit(self, training: Sequences, n_items: int) -> None:
+        """See ``Baseline.fit``. Raises SchemaError if sessions are needed and the log has none."""
+        known = training.known()
+        super().fit(known, n_items)
+        self._matrix = self._learned(known)
+
+    def scores(self, histories: Sequences) -> Tensor:
+        """See ``Baseline.scores``."""
+        return self._filled((self._query(histories.known()) @ self._matrix).toarray())
+
+    def _learned(self, training: Sequences) -> Matrix:
+        """Return what votes, from events of known items."""
+        raise NotImplementedError
+
+    def _query(self, histories: Sequences) -> Matrix:
+        """Return [b, items or neighbours], how much each vote counts."""
+        raise NotImplementedError
+
+
 @dataclass
-class _Fitted:
-    """What every baseline of this file keeps."""
-
-    n_items: int
-    at_us: int | None
-    tail: Tail
-    matrix: Matrix
-
-    @classmethod
-    def on(cls, training: Sequences, n_items: int, at_us: int | None, matrix: Matrix) -> _Fitted:
-        return cls(n_items, sparse.counted_from(training, at_us), Tail.fitted(training, n_items, at_us), matrix)
-
-
-@dataclass
-class TransitionGraph:
+class TransitionGraph(_Fitted):
     """Items reached from a user's last steps over the edges of everybody's history.
 
     Edges join the items of steps (baskets, else single events: ``sparse.steps``) at distance 1, 2, 3 with weight 1,
@@ -52,59 +63,49 @@ class TransitionGraph:
     popularity_power: float = 0.3
     second_hop: float = 0.15
     hop_items: int = 10
-    at_us: int | None = None
     name: str = "transition_graph"
-    _fitted: _Fitted = field(init=False, repr=False)
 
-    def fit(self, training: Sequences, n_items: int) -> None:
-        """See ``Baseline.fit``."""
-        graph = sparse.transition_graph(
-            training.known(), n_items, self.distance_weights, self.backwards, self.popularity_power
+    def _learned(self, training: Sequences) -> Matrix:
+        return sparse.transition_graph(
+            training, self._n_items, self.distance_weights, self.backwards, self.popularity_power
         )
-        self._fitted = _Fitted.on(training.known(), n_items, self.at_us, graph)
+
+    def _query(self, histories: Sequences) -> Matrix:
+        return sparse.recent_matrix(histories, self._n_items, self.last, self.decay)
 
     def scores(self, histories: Sequences) -> Tensor:
         """See ``Baseline.scores``."""
-        fitted = self._fitted
-        recent = sparse.recent_matrix(histories.known(), fitted.n_items, self.last, self.decay)
-        score_bV = (recent @ fitted.matrix).toarray()
+        score_bV = (self._query(histories.known()) @ self._matrix).toarray()
         if self.second_hop:
-            score_bV += self.second_hop * (sparse.keep_strongest(score_bV, self.hop_items) @ fitted.matrix).toarray()
-        return fitted.tail.fill(score_bV)
+            score_bV += self.second_hop * (sparse.keep_strongest(score_bV, self.hop_items) @ self._matrix).toarray()
+        return self._filled(score_bV)
 
 
 @dataclass
-class BasketCooccurrence:
+class BasketCooccurrence(_Fitted):
     """Items that share baskets with the user's items: cosine of the sets of baskets two items are in.
 
     The query is the whole history, log(1 + decayed count) an item.
     """
 
     half_life_days: float = 60
-    at_us: int | None = None
     name: str = "basket_cooccurrence"
-    _fitted: _Fitted = field(init=False, repr=False)
 
-    def fit(self, training: Sequences, n_items: int) -> None:
-        """See ``Baseline.fit``. Raises SchemaError if the log has no sessions."""
+    def _learned(self, training: Sequences) -> Matrix:
         _require_sessions(training, self.name)
-        training = training.known()
-        held = sparse.step_matrix(training, n_items)
+        held = sparse.step_matrix(training, self._n_items)
         baskets = np.maximum(np.asarray(held.sum(axis=0)).ravel(), 1)
         sparse.scale_columns(held, 1 / np.sqrt(baskets))
         shared = held.T.tocsr() @ held
         sparse.drop_diagonal(shared)
-        self._fitted = _Fitted.on(training, n_items, self.at_us, shared)
+        return shared
 
-    def scores(self, histories: Sequences) -> Tensor:
-        """See ``Baseline.scores``."""
-        fitted = self._fitted
-        query = sparse.history_matrix(histories.known(), fitted.n_items, self.half_life_days, fitted.at_us)
-        return fitted.tail.fill((sparse.log1p(query) @ fitted.matrix).toarray())
+    def _query(self, histories: Sequences) -> Matrix:
+        return sparse.log1p(sparse.history_matrix(histories, self._n_items, self.half_life_days, self._from_us))
 
 
 @dataclass
-class SessionKnn:
+class SessionKnn(_Fitted):
     """The ``neighbours`` sessions most like the user's history vote for their items with their similarity.
 
     Similarity is the cosine of the session's items and log(1 + decayed count) of the history. Sessions of fewer than
@@ -115,32 +116,25 @@ class SessionKnn:
     half_life_days: float = 60
     days: float = 90
     min_items: int = 3
-    at_us: int | None = None
     name: str = "session_knn"
-    _fitted: _Fitted = field(init=False, repr=False)
     _keys_VN: Matrix = field(init=False, repr=False)
 
-    def fit(self, training: Sequences, n_items: int) -> None:
-        """See ``Baseline.fit``. Raises SchemaError if the log has no sessions."""
+    def _learned(self, training: Sequences) -> Matrix:
         _require_sessions(training, self.name)
-        training = training.known()
-        at_us = sparse.counted_from(training, self.at_us)
-        recent = training if at_us is None else training.between(at_us - round(self.days * DAY_US), at_us)
-        held = sparse.step_matrix(recent, n_items)
+        if self._from_us is not None:
+            training = training.between(self._from_us - round(self.days * DAY_US), self._from_us)
+        held = sparse.step_matrix(training, self._n_items)
         held = held[np.flatnonzero(np.diff(held.indptr) >= self.min_items)]
         self._keys_VN = sparse.unit_rows(held).T.tocsr()
-        self._fitted = _Fitted.on(training, n_items, self.at_us, held)
+        return held
 
-    def scores(self, histories: Sequences) -> Tensor:
-        """See ``Baseline.scores``."""
-        fitted = self._fitted
-        query = sparse.history_matrix(histories.known(), fitted.n_items, self.half_life_days, fitted.at_us)
-        near = _nearest(sparse.log1p(query), self._keys_VN, self.neighbours)
-        return fitted.tail.fill((near @ fitted.matrix).toarray())
+    def _query(self, histories: Sequences) -> Matrix:
+        counts = sparse.history_matrix(histories, self._n_items, self.half_life_days, self._from_us)
+        return _nearest(sparse.log1p(counts), self._keys_VN, self.neighbours)
 
 
 @dataclass
-class UserKnn:
+class UserKnn(_Fitted):
     """The ``neighbours`` users most like this one vote for what they had lately; nobody is their own neighbour.
 
     Similarity is the cosine of log(1 + count) x log(users / users of the item); a neighbour's vote is log(1 + count
@@ -149,31 +143,22 @@ class UserKnn:
 
     neighbours: int = 100
     half_life_days: float = 30
-    at_us: int | None = None
     name: str = "user_knn"
-    _fitted: _Fitted = field(init=False, repr=False)
     _keys_VN: Matrix = field(init=False, repr=False)
     _rarity_V: np.ndarray = field(init=False, repr=False)
     _users: pd.Index = field(init=False, repr=False)
 
-    def fit(self, training: Sequences, n_items: int) -> None:
-        """See ``Baseline.fit``."""
-        training = training.known()
-        counts = sparse.history_matrix(training, n_items)
-        having = np.maximum(np.bincount(counts.indices, minlength=n_items + 1), 1)
+    def _learned(self, training: Sequences) -> Matrix:
+        counts = sparse.history_matrix(training, self._n_items)
+        having = np.maximum(np.bincount(counts.indices, minlength=self._n_items + 1), 1)
         self._rarity_V = np.log(training.n_users / having)
         self._keys_VN = sparse.unit_rows(self._rare_first(counts)).T.tocsr()
         self._users = pd.Index(training.user_ids)
-        at_us = sparse.counted_from(training, self.at_us)
-        votes = sparse.log1p(sparse.history_matrix(training, n_items, self.half_life_days, at_us))
-        self._fitted = _Fitted.on(training, n_items, self.at_us, votes)
+        return sparse.log1p(sparse.history_matrix(training, self._n_items, self.half_life_days, self._from_us))
 
-    def scores(self, histories: Sequences) -> Tensor:
-        """See ``Baseline.scores``."""
-        fitted = self._fitted
-        query = self._rare_first(sparse.history_matrix(histories.known(), fitted.n_items))
-        near = _nearest(query, self._keys_VN, self.neighbours, self._users.get_indexer(pd.Index(histories.user_ids)))
-        return fitted.tail.fill((near @ fitted.matrix).toarray())
+    def _query(self, histories: Sequences) -> Matrix:
+        query = self._rare_first(sparse.history_matrix(histories, self._n_items))
+        return _nearest(query, self._keys_VN, self.neighbours, self._users.get_indexer(pd.Index(histories.user_ids)))
 
     def _rare_first(self, counts: Matrix) -> Matrix:
         weights = sparse.log1p(counts)

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from bseq_plugin.errors import MissingDependencyError
 from bseq_plugin.evaluation.report import Comparison
 
@@ -34,15 +36,14 @@ def draw_comparisons(comparisons: Mapping[str, Comparison], metric: str, path: s
 
 def _panel(panel: Axes, comparison: Comparison, metric: str) -> None:
     names = sorted(comparison.values, key=lambda name: comparison.mean(name, metric))
-    means = [comparison.mean(name, metric) for name in names]
-    bounds = [comparison.intervals[name][metric] for name in names]
-    below = [mean - low for mean, (low, _) in zip(means, bounds, strict=True)]
-    above = [high - mean for mean, (_, high) in zip(means, bounds, strict=True)]
+    means = np.array([comparison.mean(name, metric) for name in names])
+    lows, highs = np.array([comparison.intervals[name][metric] for name in names]).T
     colours = [MODEL_COLOUR if name in comparison.models else BASELINE_COLOUR for name in names]
-    panel.barh(names, means, xerr=[below, above], color=colours, error_kw={"lw": 1, "capsize": 2, "ecolor": "#444444"})
-    for place, (mean, (_, high)) in enumerate(zip(means, bounds, strict=True)):
+    around, line = [means - lows, highs - means], {"lw": 1, "capsize": 2, "ecolor": "#444444"}
+    panel.barh(names, means, xerr=around, color=colours, error_kw=line)
+    for place, (mean, high) in enumerate(zip(means, highs, strict=True)):
         panel.text(high, place, f"  {mean:.4f}", va="center", fontsize=8)
-    panel.set_xlim(0, 1.2 * max(high for _, high in bounds))
+    panel.set_xlim(0, 1.2 * highs.max())
     panel.set_xlabel(
         f"{metric}, {comparison.n_users:,} users, seen items {'masked' if comparison.seen == 'mask' else 'kept'}"
     )

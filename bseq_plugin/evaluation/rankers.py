@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Protocol
 
 import numpy as np
 from torch import Tensor
@@ -44,18 +43,7 @@ def baseline_ranker(baseline: Baseline, n_items: int) -> Ranker:
     return rank
 
 
-class InterestScorer(Protocol):
-    """The part of an ``InterestModel`` that ranking needs."""
-
-    @property
-    def item_vectors_VD(self) -> Tensor:
-        """Return float32 [V + 1, D]."""
-
-    def encode(self, histories: Sequences) -> Tensor:
-        """``interests_BKD`` float32."""
-
-
-def interest_ranker(model: InterestScorer) -> Ranker:
+def interest_ranker(model: InterestModel) -> Ranker:
     """Return a ranker by interest alone: an item's score is its largest inner product with an interest."""
 
     def rank(histories: Sequences, k: int, mask_seen: bool) -> np.ndarray:
@@ -112,7 +100,7 @@ def default_baselines(training: Sequences, at_us: int | None = None) -> list[Bas
         baselines.append(Popularity(RECENT_DAYS, at_us))
     baselines.append(PersonalFrequency(at_us=at_us))
     if timed:
-        baselines.append(PersonalFrequency(HALF_LIFE_DAYS, at_us))
+        baselines.append(PersonalFrequency(HALF_LIFE_DAYS, at_us=at_us))
     baselines.append(TransitionGraph(second_hop=0.0 if sessions else 0.15, at_us=at_us))
     if sessions:
         baselines += [SessionKnn(at_us=at_us), BasketCooccurrence(at_us=at_us)]

@@ -182,17 +182,9 @@ def compare(
     present = tuple(name for name in rankers if name in models)
     intervals, differences = _intervals(values, present, seed)
     return Comparison(
-        seen,
-        evaluation_set.n_users,
-        evaluation_set.n_targets,
-        tuple(ks),
-        present,
-        values,
-        intervals,
-        coverage,
-        differences,
-        seconds,
-    )
+        seen, evaluation_set.n_users, evaluation_set.n_targets, tuple(ks), present, values, intervals, coverage,
+        differences, seconds,
+    )  # fmt: skip
 
 
 def _intervals(
@@ -202,16 +194,15 @@ def _intervals(
     baselines = [name for name in values if name not in models]
     metrics = next(iter(values.values())) if baselines else ()
     best = {metric: max(baselines, key=lambda name: values[name][metric].mean()) for metric in metrics}
-    columns = [values[name][metric] for name in values for metric in values[name]]
-    columns += [values[name][metric] - values[baseline][metric] for name in models for metric, baseline in best.items()]
+    gains = {n: {metric: values[n][metric] - values[base][metric] for metric, base in best.items()} for n in models}
+    columns = [values_U for of_ranker in (*values.values(), *gains.values()) for values_U in of_ranker.values()]
     bounds = iter(bootstrap_intervals(np.stack(columns, axis=1), seed=seed).tolist())
     intervals = {name: {metric: tuple(next(bounds)) for metric in values[name]} for name in values}
-    differences: dict[str, dict[str, Difference]] = {}
-    for name in models if baselines else ():
-        gains = {metric: values[name][metric] - values[baseline][metric] for metric, baseline in best.items()}
-        differences[name] = {
-            metric: Difference(best[metric], float(gain_U.mean()), *next(bounds)) for metric, gain_U in gains.items()
-        }
+    differences = {
+        name: {m: Difference(best[m], float(gain_U.mean()), *next(bounds)) for m, gain_U in of_model.items()}
+        for name, of_model in gains.items()
+        if baselines
+    }
     return intervals, differences
 
 

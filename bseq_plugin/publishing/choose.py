@@ -14,7 +14,7 @@ from torch import Tensor
 
 from bseq_plugin.errors import UsageError
 from bseq_plugin.indexes.exact import ExactIndex
-from bseq_plugin.publishing.measure import DEFAULT_KINDS, Measured, built, measured_kinds, true_rows
+from bseq_plugin.publishing.measure import DEFAULT_KINDS, Measured, measured_kinds, true_rows
 from bseq_plugin.schema.indexes import VectorIndex
 
 MAX_EXACT_ITEMS = 1_000_000  # up to here exact search is quick enough, unless a latency is asked for
@@ -64,11 +64,6 @@ class Choice:
     name: str
     options: dict[str, Any]
     tried: tuple[Measured, ...] = ()
-
-
-def named_index(name: str, vectors_VD: Tensor, options: Mapping[str, Any] | None) -> Choice:
-    """Return the index that was asked for. Raises as ``VectorIndex.build``."""
-    return Choice(built(name, options or {}, vectors_VD)[0], name, dict(options or {}))
 
 
 def choose_index(

@@ -24,7 +24,7 @@ from bseq_plugin.publishing.choose import Choice
 from bseq_plugin.publishing.history_parts import InMemory
 from bseq_plugin.publishing.publish import publish_model
 from bseq_plugin.publishing.publishable import rows_after
-from bseq_plugin.publishing.write_version import Prepared, prepared, write_version
+from bseq_plugin.publishing.write_version import prepared, write_version
 from bseq_plugin.serving.served import Served, load_index
 from bseq_plugin.store.overlay import Overlay
 from bseq_plugin.store.store import Store
@@ -68,15 +68,14 @@ def publish_delta(
         np.union1d(before.stale_S, known[(known >= 0) & (known < before.n_base)]),
         np.setdiff1d(np.union1d(before.removed_R, went), known),
     )
-    _check_on_top(overlay, model.vocabulary.n_items)
-    return _write_delta(opened, served, prepared(model, InMemory(served.histories)), overlay)
-
-
-def _check_on_top(overlay: Overlay, n_items: int) -> None:
-    """Raise UsageError if more of the items lie on top of the index than is sensible."""
-    on_top = len(overlay.stale_S) + n_items - overlay.n_base
+    on_top, n_items = len(overlay.stale_S) + model.vocabulary.n_items - overlay.n_base, model.vocabulary.n_items
     if on_top > MAX_SHARE * n_items:
         raise UsageError(f"{on_top} of {n_items} items would lie on top of the index; publish in full, or merge_delta")
+    made, index = prepared(model, InMemory(served.histories)), served.version.manifest["index"]
+    if not served.version.has(INDEX_FILE):  # nothing was built that could be kept
+        overlay = replace(overlay, n_base=n_items, stale_S=overlay.stale_S[:0])
+    kept = load_index(served.version, model.item_vectors_VD[1:], index["name"], overlay)
+    return write_version(opened, made, Choice(kept, index["name"], index["options"]), served.blend, overlay)
 
 
 def merge_delta(
@@ -104,15 +103,6 @@ def merge_delta(
         index_options=options,
         blend=served.blend,
     )
-
-
-def _write_delta(store: Store, served: Served, made: Prepared, overlay: Overlay) -> str:
-    """Write a version with the index of ``served``; raises StoreError as ``publish``."""
-    vectors_VD, index = made.model.item_vectors_VD[1:], served.version.manifest["index"]
-    if not served.version.has(INDEX_FILE):  # nothing was built that could be kept
-        overlay = replace(overlay, n_base=len(vectors_VD), stale_S=overlay.stale_S[:0])
-    chosen = load_index(served.version, vectors_VD, index["name"], overlay)
-    return write_version(store, made, Choice(chosen, index["name"], index["options"]), served.blend, overlay)
 
 
 def _check(served: Served, given: pd.Index, rows_ND: Tensor | None, gone: pd.Index, priors_NP: Tensor | None) -> None:

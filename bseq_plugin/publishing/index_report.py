@@ -7,7 +7,7 @@ looks better than it is. Shape letters: U users, Q queries, V items, D width, K 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -49,8 +49,7 @@ class IndexReport:
 
     def as_json(self) -> dict[str, Any]:
         """Return the report as plain JSON."""
-        head = {name: getattr(self, name) for name in ("version", "n_items", "dim", "n_queries", "k", "n_task_users")}
-        return {**head, "rows": [row.as_json() for row in self.rows], "skipped": list(self.skipped)}
+        return asdict(self)
 
 
 def index_report(

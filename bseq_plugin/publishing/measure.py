@@ -8,7 +8,7 @@ from __future__ import annotations
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -60,10 +60,6 @@ class Measured:
         """Return the name and options in a few words."""
         options = " ".join(str(value) if key == "factory" else f"{key}={value}" for key, value in self.options.items())
         return f"{self.index} {options}".strip()
-
-    def as_json(self) -> dict[str, Any]:
-        """Return the measurement as plain JSON."""
-        return asdict(self)
 
 
 def recall(found_Qk: Tensor, wanted_Qk: Tensor) -> float:

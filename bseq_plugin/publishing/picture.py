@@ -43,8 +43,7 @@ def kinds(rows: tuple[Measured, ...]) -> dict[str, list[Measured]]:
 def _panel(panel: Axes, report: IndexReport, batch: str, target: float) -> None:
     for colour, (name, rows) in zip(COLOURS * len(report.rows), kinds(report.rows).items(), strict=False):
         times = [row.latency_ms[batch]["p50"] / int(batch) for row in rows]
-        size = rows[0].bytes_per_vector
-        recalls, label = [row.recall for row in rows], f"{name}, {size:.0f} B a vector"
+        recalls, label = [row.recall for row in rows], f"{name}, {rows[0].bytes_per_vector:.0f} B a vector"
         panel.plot(times, recalls, "o-", ms=4, color=colour, label=label)
     panel.axhline(target, color="#444444", lw=0.8, ls="--")
     panel.set_xscale("log")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -21,24 +21,13 @@ from bseq_plugin.model.interest_model import InterestModel
 from bseq_plugin.model.new_items import with_new_items
 from bseq_plugin.model.run import Run
 from bseq_plugin.model.towers import Towers
-from bseq_plugin.publishing.choose import Choice, IndexTarget, choose_index, named_index
+from bseq_plugin.publishing.choose import Choice, IndexTarget, choose_index
 from bseq_plugin.publishing.history_parts import HistoryParts, InMemory, InPartitions
+from bseq_plugin.publishing.measure import built
 from bseq_plugin.publishing.publishable import Dedup, OnBad, exportable, rows_after
-from bseq_plugin.publishing.write_version import Prepared, Report, prepared, write_version
+from bseq_plugin.publishing.write_version import Report, prepared, write_version
 from bseq_plugin.serving.blend import Blend
 from bseq_plugin.store.store import Store
-
-
-@dataclass(frozen=True)
-class _Rules:
-    """How a version is made, whatever it holds; see ``publish``."""
-
-    index: str = "auto"
-    index_options: dict[str, Any] | None = None
-    target: IndexTarget | None = None
-    blend: Blend = field(default_factory=Blend)
-    on_bad: OnBad = "error"
-    dedup: Dedup = "error"
 
 
 def publish(
@@ -95,39 +84,26 @@ def publish(
     """
     if log is not None and (items is None or histories is not None):
         raise UsageError("log brings the events of new items: give items with it, and no histories")
-    rules = _Rules(index, index_options, target, blend or Blend(), on_bad, dedup)
+    publish_it = partial(
+        publish_model, store=store, blend=blend, index=index, index_options=index_options, items=items, log=log,
+        on_bad=on_bad, dedup=dedup, target=target, report=report,
+    )  # fmt: skip
     if isinstance(run, nn.Module | Towers):
         if vocabulary is None or histories is None:
             raise UsageError("a host is published with the histories to serve and its items: histories=, vocabulary=")
-        return _publish_host(run, vocabulary, histories, trained_until, store, rules, report)
+        until_us = None if trained_until is None else instant_us(trained_until, "trained_until")
+        with world() as here:  # what all ranks hold together
+            model = model_of_host(run, vocabulary, histories, until_us)
+            return here.on_first(lambda: publish_it(cast(InterestModel, model), histories))
     if vocabulary is not None or trained_until is not None:
         raise UsageError("vocabulary and trained_until are for a host model; a run has its own: leave them out")
     if isinstance(run, InterestModel):
         if histories is None:
             raise UsageError("a model is published with the histories to serve: histories=")
-        return _publish(run, _once_each(histories), store, rules, items, log, report)
+        return publish_it(run, histories)
     opened = Run.open(run)
-    model = opened.model()
-    served = histories_of_run(opened, model) if histories is None else _once_each(histories)
-    return _publish(model, served, store, rules, items, log, report)
-
-
-def _publish_host(
-    host: nn.Module | Towers,
-    vocabulary: Vocabulary,
-    histories: Sequences,
-    trained_until: object,
-    store: Store | str | Path,
-    rules: _Rules,
-    report: Report,
-) -> str:
-    """Publish what all ranks hold together, on rank 0. Collective."""
-    until_us = None if trained_until is None else instant_us(trained_until, "trained_until")
-    with world() as here:
-        model = model_of_host(host, vocabulary, histories, until_us)
-        return here.on_first(
-            lambda: _publish(cast(InterestModel, model), _once_each(histories), store, rules, report=report)
-        )
+    trained = opened.model()
+    return publish_it(trained, histories_of_run(opened, trained) if histories is None else histories)
 
 
 def histories_of_run(run: Run, model: InterestModel) -> HistoryParts:
@@ -180,54 +156,39 @@ def _by_now(log: Events, model: InterestModel, known: HistoryParts) -> InMemory:
 
 def publish_model(
     model: InterestModel,
-    histories: Sequences,
+    histories: Sequences | HistoryParts,
     store: Store | str | Path,
     *,
+    blend: Blend | None = None,
     index: str = "auto",
     index_options: dict[str, Any] | None = None,
-    blend: Blend | None = None,
     items: pd.DataFrame | None = None,
+    log: Events | None = None,
     on_bad: OnBad = "error",
     dedup: Dedup = "error",
     target: IndexTarget | None = None,
-) -> str:
-    """Publish a model in memory with these histories; see ``publish``."""
-    rules = _Rules(index, index_options, target, blend or Blend(), on_bad, dedup)
-    return _publish(model, _once_each(histories), store, rules, items)
-
-
-def _publish(
-    model: InterestModel,
-    histories: HistoryParts,
-    store: Store | str | Path,
-    rules: _Rules,
-    items: pd.DataFrame | None = None,
-    log: Events | None = None,
     report: Report = lambda what, done, of: None,
 ) -> str:
-    model, rows = exportable(model, rules.on_bad, rules.dedup)
+    """Publish a model in memory with these histories; see ``publish``."""
+    parts = _once_each(histories) if isinstance(histories, Sequences) else histories
+    model, rows = exportable(model, on_bad, dedup)
     if rows is not None:
-        histories = histories.moved(rows)
+        parts = parts.moved(rows)
     if log is not None:
         _require_later(log, model)
     if items is not None:
         longer = with_new_items(model, items, progress=True, log=log)
-        ids_V, longer_ids = (pd.Index(one.vocabulary.item_ids) for one in (model, longer))
-        histories = histories.moved(rows_after(ids_V, longer_ids))
+        parts = parts.moved(rows_after(*(pd.Index(one.vocabulary.item_ids) for one in (model, longer))))
         model = longer
         if log is not None:
-            histories = _by_now(log, model, histories)
-    made, choice = _with_index(model, histories, rules)
-    return write_version(store, made, choice, rules.blend, report=report)
-
-
-def _with_index(model: InterestModel, histories: HistoryParts, rules: _Rules) -> tuple[Prepared, Choice]:
-    """Return the encoded sample of the histories, and the index: "auto" is chosen by the interests of the sample."""
-    vectors_VD = model.item_vectors_VD[1:]
-    if rules.index != "auto":  # before a history is encoded: an unusable index is told at once
-        choice = named_index(rules.index, vectors_VD, rules.index_options)
-        return prepared(model, histories), choice
-    made = prepared(model, histories)
-    if rules.index_options:
-        raise UsageError(f"index_options = {rules.index_options} need the index they are for; 'auto' chooses its own")
-    return made, choose_index(vectors_VD, made.sample_NKD.flatten(0, 1), rules.target)
+            parts = _by_now(log, model, parts)
+    if index != "auto":  # before a history is encoded: an unusable index is told at once
+        options = dict(index_options or {})
+        choice = Choice(built(index, options, model.item_vectors_VD[1:])[0], index, options)
+        made = prepared(model, parts)
+    else:  # chosen by the interests of the encoded sample
+        made = prepared(model, parts)
+        if index_options:
+            raise UsageError(f"index_options = {index_options} need the index they are for; 'auto' chooses its own")
+        choice = choose_index(model.item_vectors_VD[1:], made.sample_NKD.flatten(0, 1), target)
+    return write_version(store, made, choice, blend or Blend(), report=report)

@@ -38,8 +38,9 @@ def exportable(
         StoreError: an id twice, a vector with NaN or Inf or without a direction, listed by id; or nothing is left.
         UsageError: another ``on_bad`` or ``dedup``.
     """
-    _check_choice("on_bad", on_bad, ("error", "drop"))
-    _check_choice("dedup", dedup, ("error", "last"))
+    for name, value, choices in (("on_bad", on_bad, ("error", "drop")), ("dedup", dedup, ("error", "last"))):
+        if value not in choices:
+            raise UsageError(f"{name} = {value!r}; use {' or '.join(map(repr, choices))}")
     ids_V = pd.Index(model.vocabulary.item_ids)
     kept_V = ~ids_V.duplicated(keep="last")
     if dedup == "error" and not kept_V.all():
@@ -107,8 +108,3 @@ def _usable(model: InterestModel, kept_V: np.ndarray, on_bad: OnBad) -> np.ndarr
 def rows_after(old_ids: pd.Index, new_ids: pd.Index) -> np.ndarray:
     """Return int64 ``[V + 1]``, the row of each old id among the new ones, which are unique; 0 for one that is gone."""
     return np.concatenate([[0], new_ids.get_indexer(old_ids) + 1]).astype(np.int64)
-
-
-def _check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        raise UsageError(f"{name} = {value!r}; use {' or '.join(map(repr, choices))}")

@@ -19,8 +19,8 @@ from __future__ import annotations
 import importlib.metadata
 import platform
 from collections.abc import Callable
-from contextlib import closing
-from dataclasses import dataclass
+from contextlib import closing, suppress
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -93,7 +93,7 @@ def write_version(
     manifest = _manifest(made)
     manifest["index"] = {"name": choice.name, "options": choice.options}
     if choice.tried:
-        manifest["index"]["measured"] = choice.tried[-1].as_json()
+        manifest["index"]["measured"] = asdict(choice.tried[-1])
     manifest["golden"] = golden_queries(model, choice.index, made.places, made.sample_NKD)
 
     def write(folder: Path) -> None:
@@ -158,24 +158,18 @@ def _manifest(made: Prepared) -> dict[str, Any]:
         "dim": vectors_VD.shape[1],
         "dtype": "float32",
         "metric": "inner_product",
-        "normalised": all(_has_length_1(block_ND) for block_ND in torch.split(vectors_VD, 1 << 18)),
+        "normalised": all(bool(((v.norm(dim=1) - 1).abs() < 1e-3).all()) for v in torch.split(vectors_VD, 1 << 18)),
         "interests_per_user": made.sample_NKD.shape[1],
         "n_items": model.vocabulary.n_items,
         "trained_until_us": model.trained_until_us,
     }
 
 
-def _has_length_1(vectors_ND: Tensor) -> bool:
-    return bool(((vectors_ND.norm(dim=1) - 1).abs() < 1e-3).all())
-
-
 def _package_versions() -> dict[str, str]:
     versions = {"python": platform.python_version()}
     for name in PACKAGES:
-        try:
+        with suppress(importlib.metadata.PackageNotFoundError):
             versions[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
     return versions
 
 
@@ -193,9 +187,7 @@ def golden_queries(
 ) -> dict[str, Any]:
     """Return real queries with their true answers, and what the index finds of them; readers repeat them first.
 
-    Args:
-        places: int64 [N], where the users stand in the version's histories.
-        interests_NKD: theirs.
+    ``places``: int64 [N], where the users of ``interests_NKD`` stand in the version's histories.
     """
     chosen = spread(np.arange(len(places)), N_GOLDEN)
     users, queries_GD = places[chosen], interests_NKD[torch.from_numpy(chosen), 0]

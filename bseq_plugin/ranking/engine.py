@@ -61,6 +61,8 @@ class FeatureEngine:
             interests.check(model.digest)
         self._allow_future_model = allow_future_model
         self._block_numbers = block_numbers
+        self._n_priors = len(model.recipe.popularity_days)
+        self._model_version = int(model.digest[:VERSION_DIGITS], 16)
         self._category_V = _categories(self.spec, items, model.vocabulary)
 
     @cached_property
@@ -74,17 +76,9 @@ class FeatureEngine:
         # popularity columns say how popular an item is, not what it is; retrieval's score has them
         return vectors_VD[:, : vectors_VD.shape[1] - self._n_priors]
 
-    @property
-    def _n_priors(self) -> int:
-        return len(self.model.recipe.popularity_days)
-
     @cached_property
     def _item_units_VD(self) -> Tensor:
         return unit_table(self._item_vectors_VD)
-
-    @cached_property
-    def _model_version(self) -> int:
-        return int(self.model.digest[:VERSION_DIGITS], 16)
 
     def features(
         self, candidates: pd.DataFrame, at: object | None = None, history: Events | Sequences | None = None
@@ -208,15 +202,9 @@ def ranking_features(
     if isinstance(events, Events):
         events = relevant_events(events, CandidateRows.read(candidates, at))
     engine = FeatureEngine(
-        events,
-        features,
-        model=model,
-        items=items,
-        interests=interests,
-        allow_future_model=allow_future_model,
-        manager=manager,
-        block_numbers=block_numbers,
-    )
+        events, features, model=model, items=items, interests=interests, allow_future_model=allow_future_model,
+        manager=manager, block_numbers=block_numbers,
+    )  # fmt: skip
     return engine.features(candidates, at)
 
 

@@ -79,9 +79,6 @@ class Requests:
         user_ids = user_ids if np.issubdtype(user_ids.dtype, np.integer) else user_ids.astype(object)
         return cls(user_ids, instants[pairs % len(instants)], request_N.astype(np.int64))
 
-    def __len__(self) -> int:
-        return len(self.at_R)
-
 
 @dataclass(frozen=True)
 class Histories:
@@ -176,9 +173,8 @@ def same_kind(known: pd.Series, asked: pd.Series) -> None:
 def _ids(candidates: pd.DataFrame) -> tuple[pd.Series, pd.Series]:
     """The columns of users and items; they obey the same rules for ids as events, and get the same messages."""
     users, items = candidates[USER].to_numpy(), candidates[ITEM].to_numpy()
-    if all(
-        ids.dtype == np.int64 and ids.min() >= 0 for ids in (users, items)
-    ):  # nothing to convert: time counts online
+    # nothing to convert: time counts online
+    if all(ids.dtype == np.int64 and ids.min() >= 0 for ids in (users, items)):
         return pd.Series(users), pd.Series(items)
     frame = Events.in_order(users, items).frame
     return frame[USER], frame[ITEM]

@@ -45,7 +45,6 @@ class FeatureSpec(BaseModel):
     ttl_days: float | None = Field(
         None, gt=0, description="a latest event older than this counts as no history; None = never"
     )
-
     category: str | None = Field(None, description="column of the items table that n_same_category counts by")
     options: dict[str, dict[str, Any]] = Field({}, description="options of features, by name")
     transform: FeatureTransform | None = Field(None, description="how features become a network's input (fitted)")

@@ -71,10 +71,8 @@ def write_features(
         BseqError: writing fails.
     """
     done = 0
-    with (
-        output_file(Path(path)) as file,
-        ExitStack() as stack,
-    ):  # the writer is closed before its file, also by an error
+    # the writer is closed before its file, also by an error
+    with output_file(Path(path)) as file, ExitStack() as stack:
         writer: pq.ParquetWriter | None = None
         for table in stream_features(engine, candidate_pieces(candidates, rows), at):
             arrow = table.to_arrow()

@@ -212,9 +212,8 @@ def feast_feature_view(parquet: str | Path, name: str, ttl_days: float = 0) -> s
 
 
 def _field(field: pa.Field) -> str:
-    kind = "Bool" if pa.types.is_boolean(field.type) else "Float32" if pa.types.is_float32(field.type) else None
-    if kind is None:
-        kind = "Array(Float32)"
+    scalars = {pa.bool_(): "Bool", pa.float32(): "Float32"}
+    kind = scalars.get(field.type, "Array(Float32)")
     text = (field.metadata or {}).get(b"description", b"").decode()
     told = f", description={text!r}" if text and not field.name.endswith(ISNULL) else ""
     return f"        Field(name={field.name!r}, dtype={kind}{told}),\n"

@@ -2,58 +2,20 @@
 
 from __future__ import annotations
 
-from bseq_plugin.ranking.features.attention import DinAttnEntropy, DinAttnMax, DinCtx
-from bseq_plugin.ranking.features.counts import (
-    NEvents,
-    NEventsWindow,
-    NSameAction,
-    NSameCategory,
-    NSameItem,
-    SecsSinceLastEvent,
-    SecsSinceLastSameItem,
-    SecsSinceLastSimilar,
-)
-from bseq_plugin.ranking.features.history import (
-    DecaySim,
-    HistSimMax,
-    HistSimMean,
-    HistSimP90,
-    NegSimSkip,
-    SimActionCentroid,
-    SimLast1,
-    SimLast3Mean,
-)
-from bseq_plugin.ranking.features.interests import InterestMask, ItemVec, UserInterests, UserPooled
-from bseq_plugin.ranking.features.provenance import (
-    EncoderVersion,
-    InterestAgeSecs,
-    InterestDispersion,
-    IsColdItem,
-    IsColdUser,
-    NInterestsHit,
-    RetrievalInterest,
-    RetrievalRank,
-    RetrievalScore,
-)
-from bseq_plugin.ranking.features.sessions import SessionLen, SessionPosition
-from bseq_plugin.ranking.features.similarity import (
-    SimArgmaxInterest,
-    SimMax,
-    SimMean,
-    SimPerInterest,
-    SimPooled,
-    SimSoft,
-    SimTop2Gap,
-)
+from bseq_plugin.ranking.features import attention, counts, history, interests, provenance, sessions, similarity
 from bseq_plugin.schema.ranking_features import RankingFeature
 
 FEATURES: tuple[type[RankingFeature], ...] = (
-    *(UserInterests, InterestMask, UserPooled, ItemVec),
-    *(SimMax, SimMean, SimTop2Gap, SimArgmaxInterest, SimSoft, SimPooled, SimPerInterest),
-    *(SimLast1, SimLast3Mean, HistSimMax, HistSimMean, HistSimP90, DecaySim, SimActionCentroid, NegSimSkip),
-    *(DinAttnMax, DinAttnEntropy, DinCtx),
-    *(NEvents, NEventsWindow, SecsSinceLastEvent, SecsSinceLastSameItem, SecsSinceLastSimilar),
-    *(NSameItem, NSameCategory, NSameAction, SessionPosition, SessionLen),
-    *(RetrievalRank, RetrievalScore, RetrievalInterest, NInterestsHit),
-    *(InterestAgeSecs, EncoderVersion, IsColdUser, IsColdItem, InterestDispersion),
+    *(interests.UserInterests, interests.InterestMask, interests.UserPooled, interests.ItemVec),
+    *(similarity.SimMax, similarity.SimMean, similarity.SimTop2Gap, similarity.SimArgmaxInterest),
+    *(similarity.SimSoft, similarity.SimPooled, similarity.SimPerInterest),
+    *(history.SimLast1, history.SimLast3Mean, history.HistSimMax, history.HistSimMean, history.HistSimP90),
+    *(history.DecaySim, history.SimActionCentroid, history.NegSimSkip),
+    *(attention.DinAttnMax, attention.DinAttnEntropy, attention.DinCtx),
+    *(counts.NEvents, counts.NEventsWindow),
+    *(counts.SecsSinceLastEvent, counts.SecsSinceLastSameItem, counts.SecsSinceLastSimilar),
+    *(counts.NSameItem, counts.NSameCategory, counts.NSameAction, sessions.SessionPosition, sessions.SessionLen),
+    *(provenance.RetrievalRank, provenance.RetrievalScore, provenance.RetrievalInterest, provenance.NInterestsHit),
+    *(provenance.InterestAgeSecs, provenance.EncoderVersion),
+    *(provenance.IsColdUser, provenance.IsColdItem, provenance.InterestDispersion),
 )

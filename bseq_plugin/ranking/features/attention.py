@@ -7,8 +7,6 @@ Source: Zhou et al., Deep Interest Network, KDD 2018. Shape letters as in ``sche
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 import torch
 from torch import Tensor
@@ -26,6 +24,10 @@ class AttentionFeature(HistoryFeature):
 
     source = "Zhou et al., KDD 2018"
 
+    def compute(self, inputs: FeatureInputs) -> Tensor:
+        """float32 [N]; ``din_ctx``: [N, D]."""
+        return torch.from_numpy(inputs.once(_attention)[self.name])
+
 
 class DinAttnMax(AttentionFeature):
     """Whether one event alone explains the candidate."""
@@ -33,10 +35,6 @@ class DinAttnMax(AttentionFeature):
     name = "din_attn_max"
     description = "max_j a_j with a = softmax_j(<e(h_j), e(c)> / 0.1)"
     unit = "share in (0, 1]"
-
-    def compute(self, inputs: FeatureInputs) -> Tensor:
-        """float32 [N]."""
-        return torch.from_numpy(inputs.once(_attention).largest_N)
 
 
 class DinAttnEntropy(AttentionFeature):
@@ -46,10 +44,6 @@ class DinAttnEntropy(AttentionFeature):
     description = "-sum_j a_j log a_j with a = softmax_j(<e(h_j), e(c)> / 0.1)"
     unit = "nats, 0 or more"
 
-    def compute(self, inputs: FeatureInputs) -> Tensor:
-        """float32 [N]."""
-        return torch.from_numpy(inputs.once(_attention).entropy_N)
-
 
 class DinCtx(AttentionFeature):
     """The history as the candidate sees it."""
@@ -58,21 +52,9 @@ class DinCtx(AttentionFeature):
     description = "sum_j a_j e(h_j) with a = softmax_j(<e(h_j), e(c)> / 0.1), [D]"
     unit = ""
 
-    def compute(self, inputs: FeatureInputs) -> Tensor:
-        """float32 [N, D]."""
-        return torch.from_numpy(inputs.once(_attention).context_ND)
 
-
-@dataclass(frozen=True)
-class _Attention:
-    """float32, NaN where there is nothing to attend to."""
-
-    largest_N: np.ndarray
-    entropy_N: np.ndarray
-    context_ND: np.ndarray
-
-
-def _attention(inputs: FeatureInputs) -> _Attention:
+def _attention(inputs: FeatureInputs) -> dict[str, np.ndarray]:
+    """float32 by name of the feature, NaN where there is nothing to attend to."""
     n_rows, dim = inputs.candidate_N.shape[0], inputs.item_vectors_VD.shape[1]
     largest_N, entropy_N = (np.full(n_rows, np.nan, np.float32) for _ in range(2))
     context_ND = np.full((n_rows, dim), np.nan, np.float32)
@@ -84,7 +66,7 @@ def _attention(inputs: FeatureInputs) -> _Attention:
         piece.put(1 / total_gn, largest_N)
         piece.put(np.maximum(entropy_gn, 0.0), entropy_N)
         piece.put(context_gnD, context_ND)
-    return _Attention(largest_N, entropy_N, context_ND)
+    return {"din_attn_max": largest_N, "din_attn_entropy": entropy_N, "din_ctx": context_ND}
 
 
 def _attend(group: RowGroup) -> tuple[np.ndarray, np.ndarray]:

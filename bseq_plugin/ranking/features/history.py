@@ -32,26 +32,26 @@ class HistoryFeature(RankingFeature[OptionsT_co]):
     source = "Grbovic & Cheng, KDD 2018"
 
 
-class SimLast1(HistoryFeature):
+class MeanCosine(HistoryFeature):
+    """What the plain means of cosines share: they are computed in one go."""
+
+    def compute(self, inputs: FeatureInputs) -> Tensor:
+        """float32 [N]."""
+        return inputs.once(_mean_cosines)[self.name]
+
+
+class SimLast1(MeanCosine):
     """Nearness to what the user did last."""
 
     name = "sim_last1"
     description = "<e(h), e(c)> for the latest event h of a known item"
 
-    def compute(self, inputs: FeatureInputs) -> Tensor:
-        """float32 [N]."""
-        return inputs.once(_mean_cosines)[:, 0]
 
-
-class SimLast3Mean(HistoryFeature):
+class SimLast3Mean(MeanCosine):
     """Nearness to what the user is about."""
 
     name = "sim_last3_mean"
     description = "mean of <e(h_j), e(c)> over the latest three (or fewer) events of known items"
-
-    def compute(self, inputs: FeatureInputs) -> Tensor:
-        """float32 [N]."""
-        return inputs.once(_mean_cosines)[:, 1]
 
 
 class HistSimMax(HistoryFeature):
@@ -65,15 +65,11 @@ class HistSimMax(HistoryFeature):
         return torch.from_numpy(inputs.once(_extremes)[:, 0])
 
 
-class HistSimMean(HistoryFeature):
+class HistSimMean(MeanCosine):
     """Nearness to the whole history that was read."""
 
     name = "hist_sim_mean"
     description = "mean_j <e(h_j), e(c)> over the history that was read"
-
-    def compute(self, inputs: FeatureInputs) -> Tensor:
-        """float32 [N]."""
-        return inputs.once(_mean_cosines)[:, 2]
 
 
 class HistSimP90(HistoryFeature):
@@ -122,9 +118,8 @@ class SimActionCentroid(HistoryFeature):
     def compute(self, inputs: FeatureInputs) -> Tensor:
         """float32 [N, E]."""
         if inputs.event_types_T is None or not inputs.event_types:
-            n_columns = max(1, len(inputs.event_types))
-            nothing = torch.full((inputs.candidate_N.shape[0], n_columns), torch.nan)
-            return nothing if inputs.event_types else nothing[:, 0]
+            n_rows, n_types = inputs.candidate_N.shape[0], len(inputs.event_types)
+            return torch.full((n_rows, n_types) if n_types else (n_rows,), torch.nan)
         masks = [inputs.event_types_T == row for row in range(1, len(inputs.event_types) + 1)]
         return _centroid_cosines(inputs, masks)
 
@@ -169,14 +164,15 @@ def weighted_means(inputs: FeatureInputs, weights_MT: np.ndarray) -> Tensor:
     return on_grid(torch.from_numpy(means_RMD))
 
 
-def _mean_cosines(inputs: FeatureInputs) -> Tensor:
-    """float32 [N, 3], mean cosine over the latest event of a known item, the latest three, and all."""
+def _mean_cosines(inputs: FeatureInputs) -> dict[str, Tensor]:
+    """float32 [N] by name of the feature: mean cosine over the latest event of a known item, the latest three, all."""
     weights_3T = np.zeros((3, inputs.items_T.shape[0]))
     weights_3T[2] = 1
     for group in inputs.groups:
         for place, latest in ((0, 1), (1, 3)):
             weights_3T[place, group.event_gL[:, :latest][group.is_event_gL[:, :latest]]] = 1
-    return inputs.cosines(weighted_means(inputs, weights_3T)).float()
+    latest_N, latest3_N, all_N = inputs.cosines(weighted_means(inputs, weights_3T)).float().unbind(1)
+    return {"sim_last1": latest_N, "sim_last3_mean": latest3_N, "hist_sim_mean": all_N}
 
 
 def _decay_weights(inputs: FeatureInputs) -> np.ndarray:

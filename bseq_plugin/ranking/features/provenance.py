@@ -5,6 +5,8 @@ Shape letters as in ``schema/ranking.py``.
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 from torch import Tensor
 
@@ -21,55 +23,49 @@ class RetrievalFeature(RankingFeature):
     group = "retrieval"
     null_rule = "NaN if the candidates do not say"
     source = "Cen et al., KDD 2020"
+    column: ClassVar[str]
+
+    def compute(self, inputs: FeatureInputs) -> Tensor:
+        """float32 [N]."""
+        given_N: Tensor | None = getattr(inputs, f"retrieval_{self.column}_N")
+        return torch.full((inputs.candidate_N.shape[0],), torch.nan) if given_N is None else given_N.clone()
 
 
 class RetrievalRank(RetrievalFeature):
     """The place retrieval gave it."""
 
     name = "retrieval_rank"
+    column = "rank"
     description = "the candidates' column rank"
     unit = "place, from 1"
-
-    def compute(self, inputs: FeatureInputs) -> Tensor:
-        """float32 [N]."""
-        return _given(inputs, inputs.retrieval_rank_N)
 
 
 class RetrievalScore(RetrievalFeature):
     """The score retrieval ranked it by."""
 
     name = "retrieval_score"
+    column = "score"
     description = "the candidates' column score"
     unit = "as the retriever scores"
-
-    def compute(self, inputs: FeatureInputs) -> Tensor:
-        """float32 [N]."""
-        return _given(inputs, inputs.retrieval_score_N)
 
 
 class RetrievalInterest(RetrievalFeature):
     """Categorical: the interest that found it."""
 
     name = "retrieval_interest"
+    column = "interest"
     description = "the candidates' column interest, 0..K-1"
     unit = "category"
     null_rule = "NaN if the candidates do not say, or for a popular item"
-
-    def compute(self, inputs: FeatureInputs) -> Tensor:
-        """float32 [N]."""
-        return _given(inputs, inputs.retrieval_interest_N)
 
 
 class NInterestsHit(RetrievalFeature):
     """Several interests that find one item speak for it."""
 
     name = "n_interests_hit"
+    column = "n_interests"
     description = "the candidates' column n_interests: how many of the user's interests retrieved it"
     unit = "interests"
-
-    def compute(self, inputs: FeatureInputs) -> Tensor:
-        """float32 [N]."""
-        return _given(inputs, inputs.retrieval_n_interests_N)
 
 
 class QualityFeature(RankingFeature):
@@ -147,7 +143,3 @@ class InterestDispersion(QualityFeature):
         """float32 [N]."""
         mean_RD = on_grid(inputs.once(mean_interest))
         return (1 - (mean_RD * mean_RD).sum(1).sqrt()).clamp(0.0, 1.0).float()[inputs.request_N]
-
-
-def _given(inputs: FeatureInputs, column_N: Tensor | None) -> Tensor:
-    return torch.full((inputs.candidate_N.shape[0],), torch.nan) if column_N is None else column_N.clone()
