@@ -63,12 +63,14 @@ def batch():
     return KeyedJaggedTensor(["event", "event_type", "ad"], torch.tensor([1, 2, 3, 4, 5, *[1] * 7]), lengths=lengths)
 
 
-def parallel(host, ways="row_wise", kind=EmbOptimType.EXACT_ROWWISE_ADAGRAD, rate=0.1, bags_alone=False, fused=True):
-    """``host`` under a plan in which the encoder's tables lie in ``ways``, in pieces of at least 8 columns."""
+def parallel(
+    host, ways="row_wise", kind=EmbOptimType.EXACT_ROWWISE_ADAGRAD, rate=0.1, bags_alone=False, fused=True, columns=8
+):
+    """``host`` under a plan in which the encoder's tables lie in ``ways``, in pieces of ``columns`` or more."""
     settings = {"optimizer": kind, "learning_rate": rate} if fused else None
     sharders = [EmbeddingBagCollectionSharder(), EmbeddingCollectionSharder(fused_params=settings)][: 2 - bags_alone]
     constraints = {
-        name: ParameterConstraints(sharding_types=[ways], min_partition=8) for name in ("item", "event_type")
+        name: ParameterConstraints(sharding_types=[ways], min_partition=columns) for name in ("item", "event_type")
     }
     topology = Topology(world_size=dist.get_world_size(), compute_device="cpu")
     planner = EmbeddingShardingPlanner(topology=topology, constraints=constraints)
@@ -171,6 +173,7 @@ def test_one_number_a_row_does_not_go_with_rows_in_pieces(group):
     assert "'item', 'event_type' is planned as column_wise in 2 pieces" in found
     assert "use exact_adagrad, or ParameterConstraints(sharding_types=['row_wise'])" in found
     assert len(told(lambda: model(batch()))) == 1
+    assert bseq.check_sharded(parallel(Host(), "column_wise", columns=DIM)) == []  # in one piece
 
 
 @pytest.mark.parametrize("in_backward", [False, True])
