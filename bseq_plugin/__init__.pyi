@@ -34,6 +34,7 @@ from bseq_plugin.layers import dropout as dropout
 from bseq_plugin.metrics import ranking_metrics as ranking_metrics
 from bseq_plugin.metrics import top_k_items as top_k_items
 from bseq_plugin.model.attach import attach as attach
+from bseq_plugin.model.check_sharded import check_sharded as check_sharded
 from bseq_plugin.model.direct import event_attention as event_attention
 from bseq_plugin.model.direct import event_states as event_states
 from bseq_plugin.model.encoder import ITEM_TABLE as ITEM_TABLE

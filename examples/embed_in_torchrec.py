@@ -94,6 +94,7 @@ def sharded(model: Ranker, device: torch.device) -> tuple[DistributedModelParall
     topology = Topology(world_size=dist.get_world_size(), compute_device=device.type)
     plan = EmbeddingShardingPlanner(topology=topology, constraints=constraints).collective_plan(model, sharders)
     parallel = DistributedModelParallel(model, device=device, plan=plan, sharders=sharders)
+    bseq.check_sharded(parallel)  # raises if EmbeddingCollectionSharder is left out above, and says what to do
     dense = dict(in_backward_optimizer_filter(parallel.named_parameters()))
     adam = KeyedOptimizerWrapper(dense, lambda parameters: torch.optim.Adam(parameters, lr=1e-2))
     return parallel, CombinedOptimizer([parallel.fused_optimizer, adam])

@@ -21,6 +21,7 @@ from bseq_plugin.data.items import ItemAttributes, ItemVectors
 from bseq_plugin.errors import RecipeError
 from bseq_plugin.events.events import EVENT_TYPE
 from bseq_plugin.model.anchored import AnchoredInterests
+from bseq_plugin.model.check_sharded import has_warned
 from bseq_plugin.model.ensemble import Ensemble
 from bseq_plugin.model.interests import MultiInterests
 from bseq_plugin.model.items import InterestHead, ItemTower, score_vectors
@@ -76,7 +77,7 @@ class SequenceInterestEncoder(HistoryEncoder):
         device: torch.device | str | None = None,
     ) -> None:
         super().__init__()
-        self.recipe, self.item_keys, self.has_learned = recipe, tuple(item_keys), False
+        self.recipe, self.item_keys, self.has_learned, self._has_warned = recipe, tuple(item_keys), False, False
         part = build_encoder_part(recipe.encoder, recipe.vectors)
         if EVENT_TYPE in recipe.events.features and n_event_types < 1:
             raise RecipeError(
@@ -129,6 +130,7 @@ class SequenceInterestEncoder(HistoryEncoder):
             if features.device().type == "cpu":  # on a GPU it would wait for the device
                 self.check(features)
             self.has_learned = self.has_learned or (self.training and torch.is_grad_enabled())
+            self._has_warned = self._has_warned or has_warned(self)
         looked_up = self.embedding_collection(features)
         rows = self.item_tower(looked_up, features, [self.keys[EVENT], *self.item_keys])
         events = self.event_embedder(rows[0], looked_up, features)

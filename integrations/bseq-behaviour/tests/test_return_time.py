@@ -163,7 +163,7 @@ def test_what_comes_later_changes_nothing(habits):
     [
         ("hstu", {"n_blocks": 1, "position": "oldest"}, True),
         ("causal", {"n_blocks": 1, "position": "oldest"}, True),
-        ("mean", {"half_life_days": 30.0}, True),
+        ("mean", {"half_life_days": 30.0, "dropout": 0.0}, True),
         ("hstu", {"n_blocks": 1}, False),
         ("causal", {"n_blocks": 1}, False),
         ("masked", {"n_blocks": 1}, True),  # each visit a pass of its own
