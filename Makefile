@@ -16,9 +16,11 @@ help: ## list the targets
 demo: $(READY) ## the whole job on real purchases, in a few minutes; writes demo/
 	$(BIN)/bseq demo --out demo $(ARGS)
 
-# two files at a time, a thread each: what runs beside each other on two cores must not fight for them
+# files of tests at a time; each process has one thread (conftest.py)
+WORKERS ?= 2
+
 test: $(READY) ## the tests
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(ARGS)
 
 check-faults: $(READY) ## every fault of docs/faults.md, the slow tests included; a verdict a row
 	$(BIN)/python -m benchmarks.checks.faults $(ARGS)

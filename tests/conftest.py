@@ -13,13 +13,13 @@ import pandas as pd
 import pytest
 import torch
 from fake_gpu import FakeGpu
+from instants import DAY_US
 from toml_text import options
 
 from bseq_plugin.testing.commands import command_of
 
 bseq = command_of()
 START_US = 1_600_000_000_000_000
-DAY_US = 86_400_000_000
 MODEL_US = 1_500_000_000_000_000  # what an untrained model knows ends here, and its histories begin
 
 

@@ -8,14 +8,13 @@ from typing import ClassVar
 import numpy as np
 import pytest
 import torch
+from instants import DAY_US
 
 from bseq_plugin import Sequences
 from bseq_plugin.candidate_sources.latest_items import ItemNeighbourSource, TransitionSource
 from bseq_plugin.candidate_sources.popularity import PopularitySource
 from bseq_plugin.data import sparse
 from bseq_plugin.testing.sources import N_ITEMS, CandidateSourceTests, by_user, inputs_of, made_up_histories
-
-DAY_US = 86_400_000_000
 
 
 class TestTransitions(CandidateSourceTests):

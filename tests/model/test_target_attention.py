@@ -8,10 +8,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from instants import DAY_US
 
 from bseq_plugin import PackedEvents, TargetAttention, UsageError
 
-DIM, DAY_US = 5, 86_400_000_000
+DIM = 5
 
 
 def packed(lengths, seed=0):

@@ -7,12 +7,11 @@ import json
 import numpy as np
 import pandas as pd
 import pytest
+from instants import DAY_US
 
 from bseq_plugin import Events, Retriever, UsageError
 from bseq_plugin.publishing.index_report import index_report
 from bseq_plugin.publishing.publish import publish_model
-
-DAY_US = 86_400_000_000
 
 
 @pytest.fixture(scope="module")

@@ -39,7 +39,10 @@ def test_a_file_says_names_in_order(tmp_path, manager):
         ("names = []", "names = .*at least 1 item"),
         ("history_length = 0", "history_length = 0: .*greater than or equal to 1"),
         ("ttl_days = 0", "ttl_days = 0"),
-        ("length = 3", "unknown key 'length'; the keys are: category, history_length, names, options, transform, ttl_days"),
+        (
+            "length = 3",
+            "unknown key 'length'; the keys are: category, history_length, names, options, transform, ttl_days",
+        ),
         ("[options.sim_soft]\ntau = 0", r"options.sim_soft of .*tau = 0: .*greater than 0"),
         ("[options.sim_soft]\ntemperature = 1", "unknown key 'temperature'; the keys are: tau"),
         ('names = ["sim_max"]\n[options.sim_soft]\ntau = 1', r"options are given for \['sim_soft'\], which names"),

@@ -9,11 +9,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from instants import DAY_US
 
 from bseq_plugin import Blend, Sequences, UsageError
 from bseq_plugin.serving.blend import blend_scores, history_scores
-
-DAY_US = 86_400_000_000
 
 
 def loop_scores(histories, at_B, half_life_days):

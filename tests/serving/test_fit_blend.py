@@ -6,6 +6,7 @@ import shutil
 
 import numpy as np
 import pytest
+from instants import DAY_US
 
 import bseq_plugin
 from bseq_plugin import RunError, Sequences, SourceInputs, UsageError, ranking_metrics
@@ -16,7 +17,6 @@ from bseq_plugin.serving.blended_model import BlendedModel
 from bseq_plugin.serving.fit_blend import search_blend
 from bseq_plugin.serving.sources import LEAST_DEPTH, searcher
 
-DAY_US = 86_400_000_000
 START_US = 1_500_000_000_000_000
 CUT_US = START_US + 60 * DAY_US
 AT = "2017-09-12T02:40:00+00:00"  # the same instant

@@ -6,13 +6,13 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from instants import DAY_US
 
 from bseq_plugin import Blend, Events, InterestModel, Retriever, SchemaError, Sequences, UsageError
 from bseq_plugin.publishing.publish import publish_model
 from bseq_plugin.serving.blend import history_scores
 
 COLUMNS = ["user_id", "item_id", "rank", "score", "interest", "source", "exhausted"]
-DAY_US = 86_400_000_000
 WEIGHTS = Blend(1.0, 2.5, 20.0, 1.5, 4.0)
 
 

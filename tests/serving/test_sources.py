@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from instants import DAY_US
 
 from bseq_plugin import (
     Blend,
@@ -24,7 +25,6 @@ from bseq_plugin.publishing.publish import publish_model
 from bseq_plugin.serving.fit_blend import search_blend
 from bseq_plugin.store.store import Store
 
-DAY_US = 86_400_000_000
 START_US = 1_500_000_000_000_000
 WEIGHTS = {"transitions": 5.0, "item_neighbours": 2.0, "popularity": 1.0}
 

@@ -10,7 +10,6 @@ import bseq_plugin as bseq
 from bseq_plugin.testing.commands import command_of
 
 command = command_of(bseq_behaviour, "behaviour")
-DAY_US = 86_400_000_000
 START = pd.Timestamp("2024-01-01", tz="UTC")
 N_DAYS = 70
 

@@ -7,10 +7,9 @@ import pandas as pd
 import pytest
 import torch
 from bseq_behaviour.insight.explain import best_new_item, explain
+from instants import DAY_US
 
 import bseq_plugin as bseq
-
-DAY_US = 86_400_000_000
 
 
 @pytest.fixture(scope="module")

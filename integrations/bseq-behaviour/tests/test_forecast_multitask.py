@@ -15,10 +15,9 @@ from bseq_behaviour.multitask.multitask import MultiTask
 from bseq_behaviour.multitask.multitask_file import load_multitask, save_multitask
 from bseq_behaviour.propensity.inputs import Scale
 from bseq_behaviour.propensity.tasks import Task
+from instants import DAY_US
 
 import bseq_plugin as bseq
-
-DAY_US = 86_400_000_000
 
 
 @pytest.fixture(scope="module")

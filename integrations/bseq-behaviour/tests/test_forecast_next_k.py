@@ -12,10 +12,9 @@ from bseq_behaviour.next_k.forecast_next_k import forecast_next_k
 from bseq_behaviour.next_k.futures import futures, memory_of
 from bseq_behaviour.next_k.judge_next_k import judge_next_k
 from bseq_behaviour.propensity.labels import known_users
+from instants import DAY_US
 
 import bseq_plugin as bseq
-
-DAY_US = 86_400_000_000
 
 
 @pytest.fixture(scope="module")

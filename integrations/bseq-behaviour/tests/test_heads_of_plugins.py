@@ -24,11 +24,10 @@ from bseq_behaviour.propensity.propensities import Question, fit_propensities
 from bseq_behaviour.propensity.tasks import Task
 from bseq_behaviour.testing.heads import BinaryHeadTests, CatalogueHeadTests, CountHeadTests
 from bseq_behaviour.testing.sequence_heads import SequenceHeadTests
+from instants import DAY_US
 from torch.nn import functional as F
 
 import bseq_plugin as bseq
-
-DAY_US = 86_400_000_000
 
 
 class ScaledOptions(bseq.PartOptions):

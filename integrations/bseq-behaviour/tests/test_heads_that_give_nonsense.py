@@ -23,10 +23,10 @@ from bseq_behaviour.next_k.paths import beam_search, sample_paths
 from bseq_behaviour.propensity.fit_heads import FittedHeads, Rows, fit_heads
 from bseq_behaviour.propensity.inputs import Scale
 from bseq_behaviour.propensity.tasks import Task
+from instants import DAY_US
 
 import bseq_plugin as bseq
 
-DAY_US = 86_400_000_000
 NAN = float("nan")
 
 

@@ -9,10 +9,10 @@ from bseq_behaviour.propensity.tasks import Counts, Task
 from bseq_behaviour.propensity.vectors import user_vectors
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from instants import DAY_US
 
 import bseq_plugin as bseq
 
-DAY_US = 86_400_000_000
 START_US = 1_700_000_000_000_000
 
 logs = st.lists(

@@ -16,10 +16,10 @@ from bseq_behaviour.propensity.inputs import Scale
 from bseq_behaviour.propensity.propensities import Question, fit_propensities, score
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from instants import DAY_US
 
 import bseq_plugin as bseq
 
-DAY_US = 86_400_000_000
 scored = st.lists(st.tuples(st.booleans(), st.integers(0, 5)), min_size=2, max_size=30).filter(
     lambda rows: len({yes for yes, _ in rows}) == 2
 )

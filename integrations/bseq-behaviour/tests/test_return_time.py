@@ -13,10 +13,10 @@ from bseq_behaviour.returns.return_time import ReturnTime, return_recipe
 from bseq_behaviour.returns.visits import visits_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from instants import DAY_US
 
 import bseq_plugin as bseq
 
-DAY_US = 86_400_000_000
 HALF_HOUR = 30 * 60_000_000
 RECIPE = return_recipe(with_values=False).replace(
     encoder={"max_length": 32}, vectors={"dim": 16}, training={"batch": {"users": 16}}

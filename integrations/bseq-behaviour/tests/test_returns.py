@@ -8,10 +8,9 @@ import pandas as pd
 import pytest
 from bseq_behaviour.propensity.curves import auroc
 from bseq_behaviour.returns.returns import forecast_returns
+from instants import DAY_US
 
 import bseq_plugin as bseq
-
-DAY_US = 86_400_000_000
 
 
 @pytest.fixture(scope="module")
