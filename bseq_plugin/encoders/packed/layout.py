@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -84,6 +85,11 @@ def lay_out(events: PackedEvents) -> Layout:
     """
     if events.longest is not None:
         return _line_each(events, events.longest)
+    if torch.compiler.is_dynamo_compiling():
+        # read only then: it imports the compiler, which takes as long as torch itself
+        from bseq_plugin.encoders.packed.uncompiled import uncompiled
+
+        return cast(Layout, uncompiled(_planned, events))
     return _planned(events)
 
 
