@@ -39,6 +39,7 @@ from bseq_plugin.model.direct import event_attention as event_attention
 from bseq_plugin.model.direct import event_states as event_states
 from bseq_plugin.model.encoder import ITEM_TABLE as ITEM_TABLE
 from bseq_plugin.model.encoder import SequenceInterestEncoder as SequenceInterestEncoder
+from bseq_plugin.model.exportable import ExportableEncoder as ExportableEncoder
 from bseq_plugin.model.interest_model import InterestModel as InterestModel
 from bseq_plugin.model.items import score_vectors as score_vectors
 from bseq_plugin.model.run import Run as Run

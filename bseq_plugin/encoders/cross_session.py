@@ -68,14 +68,14 @@ class Sessions:
         starts_T = first_T.clone()
         starts_T[1:] |= events.sessions_T[1:] != events.sessions_T[:-1]
         rows_S = starts_T.nonzero().flatten()
-        offsets_S1 = torch.cat([rows_S, rows_S.new_tensor([len(starts_T)])])
+        offsets_S1 = torch.cat([rows_S, events.offsets_B1[-1:]])
         passed_T1 = nn.functional.pad(starts_T.cumsum(0), (1, 0))
         return cls(passed_T1[1:] - 1, offsets_S1, passed_T1[events.offsets_B1], first_T[rows_S])
 
     def gaps(self, times_T: Tensor) -> Tensor:
         """Return int64 [S], the bucket of the time since the user's session before ended; ``NO_GAP`` for the first."""
-        begins_S, ends_S = times_T[self.offsets_S1[:-1]], times_T[self.offsets_S1[1:] - 1]
-        between_S = begins_S - torch.roll(ends_S, 1)
+        begins_S = self.offsets_S1[:-1]
+        between_S = times_T[begins_S] - times_T[begins_S - 1]  # the first has none before it, and is masked
         return time_bucket(between_S).masked_fill(self.first_S, NO_GAP)
 
     def known(self, position_T: Tensor) -> tuple[Tensor, Tensor]:
@@ -147,7 +147,7 @@ class CrossSessionEncoder(SequenceEncoder[CrossSessionOptions]):
 
     def _within(self, events: PackedEvents, sessions: Sessions) -> Tensor:
         """Return ``[T, D]``, the short-term states; to the blocks every session is a user of its own."""
-        own = PackedEvents(events.x_TD, sessions.offsets_S1)
+        own = PackedEvents(events.x_TD, sessions.offsets_S1, longest=events.longest)
         x_TD = dropout(own.x_TD + self.position(own.position_T), self.dropout, self.training)
         return _through(self.session_blocks, own.with_x(x_TD), PairFeatures(distance=True))
 
@@ -181,7 +181,7 @@ class HistoryPath(nn.Module):
 
     def forward(self, short_TD: Tensor, events: PackedEvents, sessions: Sessions) -> Tensor:
         """Return ``[S, D]``, the long-term state of each session, from the sessions before it."""
-        n_sessions = len(sessions.first_S)
+        n_sessions = sessions.first_S.shape[0]
         x_SD, times_S, gaps_S = self.own_share_D * short_TD[sessions.offsets_S1[1:] - 1], None, None
         if self.gap_before is not None:
             if events.timestamps_T is None:
@@ -192,7 +192,7 @@ class HistoryPath(nn.Module):
             x_SD = x_SD + self.gap_before(gaps_S)
         values_TD = cast(HstuBlock, self.blocks[0]).values(events.x_TD)
         values_SD = values_TD.new_zeros(n_sessions, values_TD.shape[1]).index_add(0, sessions.of_event_T, values_TD)
-        behind = PackedEvents(x_SD, sessions.offsets_B1, times_S)
+        behind = PackedEvents(x_SD, sessions.offsets_B1, times_S, longest=events.longest)
         behind_SD = _through(self.blocks, behind, self.pair_features, values_SD)
         # looked up in one table with the vector for "nothing before", so that every weight has a gradient in any batch
         places_S = torch.arange(n_sessions, device=behind_SD.device).masked_fill(sessions.first_S, 0)

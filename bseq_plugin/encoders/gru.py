@@ -50,6 +50,9 @@ class GruEncoder(SequenceEncoder[GruOptions]):
         """Return ``[T, hidden]``, the recurrent states."""
         if events.x_TD.shape[0] == 0:
             return events.x_TD.new_zeros(0, self.gru.hidden_size)
+        if events.longest is not None:  # the steps of a padded batch: events behind a history change nothing before
+            x_BLD, _ = events.padded()
+            return events.packed(self.gru(x_BLD.transpose(0, 1))[0].transpose(0, 1))
         # step by step, in each the users with the longest histories first: what PackedSequence wants
         rank_B = torch.empty_like(events.lengths_B)
         longest_first_B = events.lengths_B.argsort(descending=True, stable=True)

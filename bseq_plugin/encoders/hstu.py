@@ -87,7 +87,7 @@ class HstuBlock(nn.Module):
             key, value = F.silu(self.key_value(normed_MD)).chunk(2, -1)
         else:
             key, value = F.silu(self._half(normed_MD, 0)), value_MD
-        q, k, v = (x.reshape(len(x), *self.heads) for x in (query, key, value))
+        q, k, v = (x.reshape(x.shape[0], *self.heads) for x in (query, key, value))
         summed = pointwise(view, q, k, v, self.bias).flatten(1)
         x = view.queries(x_MD)
         if choose is not None:

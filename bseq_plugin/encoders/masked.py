@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 from pydantic import Field
 from torch import Tensor, nn
@@ -55,17 +57,19 @@ class MaskedEncoder(SequenceEncoder[MaskedOptions]):
 
     def states_at(self, events: PackedEvents, rows_Q: Tensor) -> Tensor:
         """Return ``states_QD``, from a history for each row, which ends with that event and a mask token."""
-        if not len(rows_Q):
+        if rows_Q.shape[0] == 0:
             return events.x_TD.new_zeros(0, self.dim)
         lengths_Q = events.position_T[rows_Q] + 2
         offsets_Q1 = nn.functional.pad(lengths_Q.cumsum(0), (1, 0))
-        n_rows, mask_row = int(offsets_Q1[-1]), events.x_TD.shape[0]
+        n_rows, mask_row = cast(int, offsets_Q1[-1].item()), events.x_TD.shape[0]  # a graph has a symbol for n_rows
         places = torch.arange(n_rows, device=rows_Q.device) - torch.repeat_interleave(
             offsets_Q1[1:] - 2 - rows_Q, lengths_Q, output_size=n_rows
         )
         masks_Q = offsets_Q1[1:] - 1
         places[masks_Q] = mask_row
-        prefixes = PackedEvents(torch.cat([events.x_TD, self.mask.weight.to(events.x_TD.dtype)])[places], offsets_Q1)
+        x_TD = torch.cat([events.x_TD, self.mask.weight.to(events.x_TD.dtype)])[places]
+        longest = None if events.longest is None else events.longest + 1
+        prefixes = PackedEvents(x_TD, offsets_Q1, longest=longest)
         return self._run(prefixes, masks_Q)
 
     def masked_states_at(self, events: PackedEvents, rows_Q: Tensor) -> Tensor:
@@ -83,4 +87,4 @@ class MaskedEncoder(SequenceEncoder[MaskedOptions]):
         for block in first:
             x = block(x, view)
         states: Tensor = self.norm(last(x, view, view.layout.choose(rows_Q)))
-        return states[: len(rows_Q)]
+        return states[: rows_Q.shape[0]]

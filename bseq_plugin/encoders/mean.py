@@ -52,7 +52,7 @@ class MeanEncoder(SequenceEncoder[MeanOptions]):
     def states_at(self, events: PackedEvents, rows_Q: Tensor) -> Tensor:
         """Return ``states_QD``; where only newest events are asked for, one sum a user is enough."""
         users_Q = events.user_T[rows_Q]
-        if not torch.equal(rows_Q, events.offsets_B1[1:][users_Q] - 1):
+        if events.longest is not None or not torch.equal(rows_Q, events.offsets_B1[1:][users_Q] - 1):
             return super().states_at(events, rows_Q)
         sums_BD = events.x_TD.new_zeros(events.n_users, events.x_TD.shape[1] + 1)
         sums_BD = sums_BD.index_add(0, events.user_T, self._weighted(events))

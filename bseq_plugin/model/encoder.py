@@ -127,7 +127,8 @@ class SequenceInterestEncoder(HistoryEncoder):
     def look_up(self, features: KeyedJaggedTensor) -> tuple[PackedEvents, list[Tensor]]:
         """Return the packed events, and the rows ``[N, D]`` of each of ``item_keys``."""
         if isinstance(features, KeyedJaggedTensor):  # no proxy of a trace
-            if features.device().type == "cpu":  # on a GPU it would wait for the device
+            # on a GPU it would wait for the device, and a compiled graph can't look at numbers
+            if features.device().type == "cpu" and not torch.compiler.is_compiling():
                 self.check(features)
             self.has_learned = self.has_learned or (self.training and torch.is_grad_enabled())
             self._has_warned = self._has_warned or has_warned(self)

@@ -38,6 +38,9 @@ class StateReader(nn.Module):
         if rows_Q is not None:
             return self._states(events, rows_Q)
         active = events.lengths_B > 0
+        if events.longest is not None:  # there is an event, or row 0 could not be read for users without
+            states_BD = self._states(events, (events.offsets_B1[1:] - 1).clamp_min(0))
+            return torch.where(active[:, None], states_BD, 0.0)
         states_BD = events.x_TD.new_zeros(events.n_users, events.x_TD.shape[1])
         if not bool(active.any()):
             return states_BD
@@ -46,8 +49,8 @@ class StateReader(nn.Module):
 
     def _states(self, events: PackedEvents, rows_Q: Tensor | None) -> Tensor:
         if rows_Q is None:
-            return self._checked(self.part(events), len(events.x_TD), events)
-        return self._checked(self.part.states_at(events, rows_Q), len(rows_Q), events)
+            return self._checked(self.part(events), events.x_TD.shape[0], events)
+        return self._checked(self.part.states_at(events, rows_Q), rows_Q.shape[0], events)
 
     def _checked(self, states_QD: object, n_rows: int, events: PackedEvents) -> Tensor:
         """Check the states of the part, which may be a plugin's: a wrong width would surface far from here."""
@@ -81,8 +84,8 @@ class EventEmbedder(nn.Module):
                 "(encoder.max_length): cut histories to the latest events first (Sequences.latest)"
             )
         offsets_B1 = torch.nn.functional.pad(lengths_B.cumsum(0), (1, 0))
-        columns = [self.names.values(history, name) for name in (TIMESTAMP, EVENT_TYPE, SESSION_NUMBER)]
-        return PackedEvents(x_TD, offsets_B1, *columns)
+        times_T, types_T, sessions_T = (self.names.values(history, n) for n in (TIMESTAMP, EVENT_TYPE, SESSION_NUMBER))
+        return PackedEvents(x_TD, offsets_B1, times_T, types_T, sessions_T)
 
 
 class Readout(nn.Module):

@@ -27,6 +27,9 @@ class PackedEvents:
         event_types_T: int64, rows of the event-type vocabulary (0 = unknown type), or None.
         sessions_T: int64, sessions of the same user before that of the event, or None: there for encoders that
             say so (``SequenceEncoder.reads_sessions``).
+        longest: a bound on every length that is known without reading the data, or None: there where a graph is
+            traced for ``torch.export``. Every tensor then has a size that follows from T, B and this bound, and nothing
+            in Python may depend on what the tensors hold.
     """
 
     x_TD: Tensor
@@ -34,6 +37,7 @@ class PackedEvents:
     timestamps_T: Tensor | None = None
     event_types_T: Tensor | None = None
     sessions_T: Tensor | None = None
+    longest: int | None = None
 
     @cached_property
     def lengths_B(self) -> Tensor:
@@ -43,7 +47,7 @@ class PackedEvents:
     @cached_property
     def user_T(self) -> Tensor:
         """The user (0..B-1) each row belongs to, int64 [T]."""
-        if self.n_users == 1:
+        if self.longest is None and self.n_users == 1:
             return self.offsets_B1.new_zeros(self.x_TD.shape[0])
         return torch.repeat_interleave(self.lengths_B, output_size=self.x_TD.shape[0])
 
@@ -69,8 +73,10 @@ class PackedEvents:
         return replace(self, x_TD=x_TD)
 
     def padded(self) -> tuple[Tensor, Tensor]:
-        """Return ``(x_BLD, mask_BL)``: right-padded with zeros, True where an event is. L is the longest history."""
-        length = int(self.lengths_B.max()) if self.n_users else 0
+        """Return ``(x_BLD, mask_BL)``: right-padded with zeros, True where an event is. L is ``longest`` if that is
+        given, else the longest history.
+        """
+        length = self.longest if self.longest is not None else int(self.lengths_B.max()) if self.n_users else 0
         x_BLD = self.x_TD.new_zeros(self.n_users, length, self.x_TD.shape[1])
         x_BLD[self.user_T, self.position_T] = self.x_TD
         mask_BL = torch.arange(length, device=self.x_TD.device) < self.lengths_B[:, None]

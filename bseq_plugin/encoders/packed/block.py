@@ -69,7 +69,7 @@ class SelfAttention(nn.Module):
         return view.attend(q, k, v, self.share if self.training else 0.0).flatten(1)
 
     def _heads(self, x: Tensor, n_parts: int) -> tuple[Tensor, ...]:
-        return x.view(len(x), n_parts, self.n_heads, x.shape[1] // (n_parts * self.n_heads)).unbind(1)
+        return x.view(x.shape[0], n_parts, self.n_heads, x.shape[1] // (n_parts * self.n_heads)).unbind(1)
 
 
 FILTER_BETA = 0.5  # a quarter of what changes fast passes at first; 1 passes all and learns more slowly

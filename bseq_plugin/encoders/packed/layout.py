@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -68,7 +69,7 @@ class Layout:
         cell_Q = rows_Q if self.cell_T is None else self.cell_T if rows_Q is None else self.cell_T[rows_Q]
         if cell_Q is None:
             return lambda x_ND: x_ND
-        return partial(torch.index_select, dim=0, index=pad(cell_Q, (0, -len(cell_Q) % STEP)))
+        return partial(torch.index_select, dim=0, index=pad(cell_Q, (0, -cell_Q.shape[0] % STEP)))
 
     def users(self, user_T: Tensor) -> Tensor:
         """Return int64 [N], the user of each cell, -1 in a cell without an event."""
@@ -78,7 +79,27 @@ class Layout:
 
 
 def lay_out(events: PackedEvents) -> Layout:
-    """Give every event a place; users without events have none."""
+    """Give every event a place; users without events have none.
+
+    With ``events.longest`` every user has a line of that many cells, whatever the lengths.
+    """
+    if events.longest is not None:
+        return _line_each(events, events.longest)
+    if torch.compiler.is_dynamo_compiling():
+        # read only then: it imports the compiler, which takes as long as torch itself
+        from bseq_plugin.encoders.packed.uncompiled import uncompiled
+
+        return cast(Layout, uncompiled(_planned, events))
+    return _planned(events)
+
+
+def _line_each(events: PackedEvents, width: int) -> Layout:
+    n_cells = events.n_users * width
+    tile = Tile(0, events.n_users, width, alone=True)
+    return Layout((tile,), n_cells, events.user_T * width + events.position_T)
+
+
+def _planned(events: PackedEvents) -> Layout:
     lengths: list[int] = events.lengths_B.tolist()
     if len(lengths) == 1:  # one user as in serving: nothing to arrange
         tiles = (Tile(0, 1, lengths[0], alone=True),) if lengths[0] else ()

@@ -84,7 +84,7 @@ class BlockStack(SequenceEncoder[OptionsT_co]):
             for block in first:
                 x = block(x, tiles)
             if not newest:
-                wanted = len(events.x_TD if rows_Q is None else rows_Q)
+                wanted = (events.x_TD if rows_Q is None else rows_Q).shape[0]
                 return self.finish(last(x, tiles, tiles.layout.choose(rows_Q)))[:wanted]
             x = tiles.layout.gather(x)
         choose = partial(torch.index_select, dim=0, index=events.user_T[rows_Q])
@@ -92,7 +92,9 @@ class BlockStack(SequenceEncoder[OptionsT_co]):
 
 
 def are_newest(events: PackedEvents, rows_Q: Tensor) -> bool:
-    """Return whether there are rows, and each is the newest of its user."""
+    """Return whether there are rows, and each is the newest of its user; False where data may not be looked at."""
+    if events.longest is not None:
+        return False
     if len(rows_Q) == 0 or len(rows_Q) > events.n_users:
         return False
     return torch.equal(rows_Q, events.offsets_B1[1:][events.user_T[rows_Q]] - 1)
