@@ -7,6 +7,7 @@ candidate of a user is the item with the next number.
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -171,7 +172,8 @@ def main():
         for sharding, optimizer in (("row_wise", "row_wise_adagrad"), ("column_wise", "adagrad"))
     ]
     (folder / f"figures_{rank}.json").write_text(json.dumps(done), encoding="utf-8")
-    dist.destroy_process_group()
+    dist.barrier()
+    os._exit(0)  # batches ahead are on their way: taking the processes down in order can abort in torch's threads
 
 
 if __name__ == "__main__":
