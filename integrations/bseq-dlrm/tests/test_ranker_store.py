@@ -99,7 +99,7 @@ def test_a_frozen_encoder_that_has_learned_is_published_from_its_host(tmp_path):
     run = bseq.Run.from_host(parallel, tmp_path / "run", histories=histories, vocabulary=vocabulary)
     trained = run.model().encoder
     encoder = job.make_encoder("cpu")
-    encoder.load_state_dict(trained.state_dict(), strict=False)
+    encoder.load_state_dict(trained.state_dict())
     before = encoder.embedding_collection.state_dict()["embeddings.item.weight"].clone()
     ranker = DLRMWithInterest(job.make_host(DLRM, "cpu"), encoder, frozen=True)
     _, pipeline, losses = job.train(DLRMInterestTrain(ranker), n_steps=40)
@@ -111,3 +111,19 @@ def test_a_frozen_encoder_that_has_learned_is_published_from_its_host(tmp_path):
     assert losses[-1] < 0.9 * losses[0]
     after = ranker.interest.embedding_collection.state_dict()["embeddings.item.weight"].local_shards()[0].tensor
     torch.testing.assert_close(after, before, rtol=0, atol=0)
+
+
+def test_of_two_encoders_the_one_that_is_meant_is_published(tmp_path):
+    torch.manual_seed(0)
+    once = DLRMWithInterest(job.make_host(DLRM), job.make_encoder(item_keys=()))
+    ranker = DLRMWithInterest(once, job.make_encoder())
+    parallel, pipeline, _ = job.train(DLRMInterestTrain(ranker, next_item_weight=0.5))
+    assert len(pipeline._pipelined_modules) == 3
+    with pytest.raises(bseq.UsageError, match=r"has 2 of what .*model.interest', .*model.earlier.0.interest'"):
+        published(parallel, tmp_path / "store")
+    published(ranker.interest, tmp_path / "store")
+    pipeline.detach()
+    _, _, right, rows = job.served_histories()
+    theirs = job.hit(job.top_of_host(ranker.interest, rows), right)
+    assert job.hit(job.top_of_store(tmp_path / "store"), right) == EQUAL(theirs, abs=1e-3)
+    assert theirs > 0.6

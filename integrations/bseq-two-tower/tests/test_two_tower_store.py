@@ -15,6 +15,7 @@ import two_tower_job as job
 from bseq_two_tower import InterestTwoTower, InterestTwoTowerTrain
 from torch import distributed as dist
 from torch import nn
+from torchrec import KeyedJaggedTensor
 
 import bseq_plugin as bseq
 
@@ -134,6 +135,29 @@ def test_a_store_takes_no_query_features(tmp_path):
     with pytest.raises(bseq.UsageError, match=r"the query tower reads \['country'\] beside the history, and a store"):
         published(model, tmp_path / "store")
     published(trained(("user", "country"), []), tmp_path / "store")
+
+
+def test_a_candidate_tower_that_reads_more_than_an_id_is_told_what(tmp_path):
+    torch.manual_seed(0)
+    host = job.RetrievalHost(features=("user", "country"))
+    host._feature_names_query, host._candidate_feature_names = ["user"], ["item", "country"]
+    host.candidate_proj = nn.Linear(2 * job.DIM, job.WIDTH)
+    model = InterestTwoTower(host, job.make_encoder("cpu"))
+
+    def features_of(rows):
+        ids = torch.cat([rows, rows % job.N_COUNTRIES])
+        return KeyedJaggedTensor(["item", "country"], ids, lengths=torch.ones_like(ids))
+
+    query, candidates = model(job.batch(0, "one").history, features_of(torch.arange(1, 9)))
+    (query @ candidates.T).square().mean().backward()
+    with pytest.raises(bseq.UsageError, match=r"the candidate tower reads \['item', 'country'\]; say what they are"):
+        published(model, tmp_path / "store")
+    _, rows = published(model.export_towers(features_of), tmp_path / "store")
+    with torch.no_grad():
+        history = KeyedJaggedTensor(["event"], torch.from_numpy(rows[0]), lengths=torch.tensor([job.L]))
+        query, candidates = model.eval()(history, features_of(torch.arange(1, job.V + 1)))
+    best = (query @ candidates.T).topk(10).indices[0] + 1
+    assert set(job.top_of_store(tmp_path / "store")[0].tolist()) == set(best.tolist())
 
 
 def test_a_table_that_no_loss_has_scored_with_is_refused(tmp_path):
