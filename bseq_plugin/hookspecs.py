@@ -64,7 +64,11 @@ class BseqSpecs:
 
     @hookspec(firstresult=True)
     def bseq_attach(self, host: nn.Module, interest: HistoryEncoder, frozen: bool) -> nn.Module | None:
-        """Wire ``interest`` into ``host`` if you know such models, else return None. Leave ``host`` as it is."""
+        """Wire ``interest`` into ``host`` if you know such models, else return None. Leave ``host`` as it is.
+
+        A host with a method ``attach_interest(interest, frozen)`` does it by itself; no plugin is asked. The first line
+        of your function's docstring says which models you know: `bseq plugins` shows it.
+        """
 
     @hookspec
     def bseq_commands(self, app: typer.Typer) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 import json
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
@@ -22,18 +24,27 @@ def plugins(as_json: AsJson = False) -> None:
     from bseq_plugin.plugins import plugin_manager
 
     infos = plugin_manager().infos()
+    attach = plugin_manager().implementations("bseq_attach")
+    hosts = {info.name: _first_line(function) or "models it knows" for info, function in attach}
     if as_json:
-        typer.echo(json.dumps([asdict(info) for info in infos], indent=1))
+        rows = [asdict(info) | {"attaches": hosts.get(info.name)} for info in infos]
+        typer.echo(json.dumps(rows, indent=1))
         return
     table = Table("plugin", "distribution", "gives")
     for info in infos:
         gives = "\n".join(f"{kind}: {', '.join(names)}" for kind, names in info.parts.items() if names)
         if "bseq_read_events" in info.hooks:
             gives += "\nreads event sources"
+        if info.name in hosts:
+            gives += f"\nattaches an encoder: {escape(hosts[info.name])}"
         if info.error:
             gives = f"[red]failed: {escape(info.error)}[/red]\n{gives}"
         table.add_row(info.name, f"{info.distribution} {info.version}".strip(), gives.strip())
     out.print(table)
+
+
+def _first_line(function: Callable[..., object]) -> str:
+    return (inspect.getdoc(function) or "").split("\n")[0].replace("``", "").rstrip(".")
 
 
 def recipes(

@@ -1,0 +1,167 @@
+"""What a two-tower host has trained is what its store serves; what a store can't serve is refused by name."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+import two_tower_job as job
+from bseq_two_tower import InterestTwoTower, InterestTwoTowerTrain
+from torch import distributed as dist
+from torch import nn
+from torchrec import KeyedJaggedTensor
+
+import bseq_plugin as bseq
+
+EQUAL = pytest.approx  # of two hit rates of the same users
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_process():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+    torch.set_num_threads(before)
+
+
+CASES = [  # sharding, optimizer of the tables, loss, interests
+    ("row_wise", "row_wise_adagrad", "in_batch", 1),
+    ("row_wise", "sgd", "in_batch", 3),
+    ("column_wise", "adagrad", "several", 1),
+    ("column_wise", "sgd", "one", 3),
+]
+
+
+@pytest.mark.parametrize(("sharding", "optimizer", "kind", "n_interests"), CASES)
+def test_the_store_finds_what_the_host_finds(tmp_path, sharding, optimizer, kind, n_interests):
+    figures = job.trained_and_published(tmp_path / "store", sharding, optimizer, kind, n_interests=n_interests)
+    print(sharding, optimizer, kind, n_interests, figures["host"], figures["store"], figures["alike"])
+    assert figures["store"] == EQUAL(figures["host"], abs=1e-3)
+    assert figures["alike"] > 0.995  # equal scores may change places
+    assert figures["host"] > 0.6  # .25 by chance
+    assert figures["n_pipelined"] == 2
+
+
+def test_two_processes_publish_what_they_have_trained_together(tmp_path):
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, str(Path(job.__file__)), str(tmp_path)]
+    running = [
+        subprocess.Popen([*command, str(rank), "2"], env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+        for rank in range(2)
+    ]
+    said = [process.communicate(timeout=200)[0].decode() for process in running]
+    assert [process.returncode for process in running] == [0, 0], "\n".join(said)[-4000:]
+    first, second = (json.loads((tmp_path / f"figures_{rank}.json").read_text()) for rank in range(2))
+    for ours, theirs in zip(first, second, strict=True):
+        print(ours["host"], ours["store"], ours["alike"])
+        assert ours["host"] == theirs["host"]
+        assert ours["store"] == EQUAL(ours["host"], abs=1e-3)
+        assert ours["alike"] > 0.995
+        assert ours["host"] > 0.6
+        assert (ours["n_pipelined"], theirs["n_pipelined"]) == (2, 2)
+
+
+def trained(features=("user",), keep=None, steps=3, kind="in_batch", interest=None, frozen=False):
+    """A plain two-tower after a few steps of Adam."""
+    torch.manual_seed(0)
+    model = InterestTwoTower(job.RetrievalHost("cpu", features), interest or job.make_encoder("cpu"), frozen, keep)
+    task = InterestTwoTowerTrain(model, job.LOSSES[kind]()).train()
+    optimizer = torch.optim.Adam([p for p in task.parameters() if p.requires_grad], lr=1e-2)
+    for seed in range(steps):
+        optimizer.zero_grad()
+        task(job.batch(seed, kind))[0].backward()
+        optimizer.step()
+    return model
+
+
+def published(host, store):
+    vocabulary, histories, right, rows = job.served_histories()
+    bseq.publish(host, store, histories=histories, vocabulary=vocabulary)
+    return right, rows
+
+
+def test_a_frozen_encoder_that_was_trained_before_is_published(tmp_path):
+    encoder = trained(steps=40).interest
+    fresh = job.make_encoder("cpu")
+    fresh.load_state_dict(encoder.state_dict())
+    before = {name: value.clone() for name, value in fresh.state_dict().items()}
+    model = trained(steps=40, interest=fresh, frozen=True)
+    right, rows = published(model, tmp_path / "store")
+    theirs, ours = job.hit(job.top_of_host(model, rows), right), job.hit(job.top_of_store(tmp_path / "store"), right)
+    assert ours == EQUAL(theirs, abs=1e-3)
+    assert theirs > 0.6
+    for name, value in fresh.state_dict().items():
+        torch.testing.assert_close(value, before[name], rtol=0, atol=0)
+
+
+def test_what_was_never_trained_is_refused(tmp_path):
+    for frozen in (False, True):
+        model = InterestTwoTower(job.RetrievalHost(), job.make_encoder("cpu"), frozen)
+        if frozen:
+            model.train()(job.batch(0, "one").history, job.batch(0, "one").candidates)
+        with pytest.raises(bseq.UsageError, match="the encoder was neither trained nor loaded"):
+            published(model, tmp_path / "store")
+    assert not (tmp_path / "store").exists()
+
+
+def test_towers_that_are_not_what_the_host_scores_with_are_refused(tmp_path):
+    class Louder(InterestTwoTower):
+        def query(self, history, query_features=None):
+            return super().query(history, query_features) * 1.01 + 0.1
+
+    model = trained()
+    model.__class__ = Louder
+    with pytest.raises(bseq.RunError, match=r"differ by up to .* query_tower and candidates of export_towers must be"):
+        published(model, tmp_path / "store")
+    model.__class__ = InterestTwoTower
+    towers = model.export_towers()
+    changed = nn.Linear(job.DIM, job.WIDTH)
+    with pytest.raises(bseq.RunError, match="differ by up to"):
+        published(replace(towers, query_tower=changed), tmp_path / "store")
+    assert not (tmp_path / "store").exists()
+    published(model, tmp_path / "store")
+
+
+def test_a_store_takes_no_query_features(tmp_path):
+    model = trained(("user", "country"), ["country"])
+    with pytest.raises(bseq.UsageError, match=r"the query tower reads \['country'\] beside the history, and a store"):
+        published(model, tmp_path / "store")
+    published(trained(("user", "country"), []), tmp_path / "store")
+
+
+def test_a_candidate_tower_that_reads_more_than_an_id_is_told_what(tmp_path):
+    torch.manual_seed(0)
+    host = job.RetrievalHost(features=("user", "country"))
+    host._feature_names_query, host._candidate_feature_names = ["user"], ["item", "country"]
+    host.candidate_proj = nn.Linear(2 * job.DIM, job.WIDTH)
+    model = InterestTwoTower(host, job.make_encoder("cpu"))
+
+    def features_of(rows):
+        ids = torch.cat([rows, rows % job.N_COUNTRIES])
+        return KeyedJaggedTensor(["item", "country"], ids, lengths=torch.ones_like(ids))
+
+    query, candidates = model(job.batch(0, "one").history, features_of(torch.arange(1, 9)))
+    (query @ candidates.T).square().mean().backward()
+    with pytest.raises(bseq.UsageError, match=r"the candidate tower reads \['item', 'country'\]; say what they are"):
+        published(model, tmp_path / "store")
+    _, rows = published(model.export_towers(features_of), tmp_path / "store")
+    with torch.no_grad():
+        history = KeyedJaggedTensor(["event"], torch.from_numpy(rows[0]), lengths=torch.tensor([job.L]))
+        query, candidates = model.eval()(history, features_of(torch.arange(1, job.V + 1)))
+    best = (query @ candidates.T).topk(10).indices[0] + 1
+    assert set(job.top_of_store(tmp_path / "store")[0].tolist()) == set(best.tolist())
+
+
+def test_a_table_that_no_loss_has_scored_with_is_refused(tmp_path):
+    model = trained()
+    host = nn.ModuleDict({"encoder": model.interest})  # without its towers
+    with pytest.raises(bseq.UsageError, match="no loss has asked for table 'item' of encoder"):
+        published(host, tmp_path / "store")
