@@ -24,12 +24,13 @@ SEARCHED = 1_000_000  # with more items, integer ids are found by bisection
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """Ids in ascending order (in a delta version, new ones behind); item ``item_ids[i]`` has row ``i + 1``.
+    """Which item each row is: ``item_ids[i]`` has row ``i + 1``, row 0 is for unknown ones. ``from_events`` puts ids in
+    ascending order; a vocabulary of yours keeps your order, and a delta version has new ids behind.
 
     Attributes:
         item_ids: int64 or str objects [V], unique.
         item_counts: int64 [V], events of each item in the training part of the log.
-        event_types: names in ascending order; type ``event_types[i]`` has row ``i + 1``.
+        event_types: names; type ``event_types[i]`` has row ``i + 1``.
     """
 
     item_ids: np.ndarray

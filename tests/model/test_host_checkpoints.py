@@ -1,0 +1,131 @@
+"""A host's own checkpoint, written by several processes, becomes a run on any other number of them."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from fbgemm_gpu.split_embedding_configs import EmbOptimType
+from torch import distributed as dist
+from torch import nn
+from torch.distributed import checkpoint as dcp
+from torchrec import KeyedJaggedTensor
+from torchrec.distributed import DistributedModelParallel
+from torchrec.distributed.embedding import EmbeddingCollectionSharder
+from torchrec.distributed.planner import EmbeddingShardingPlanner, Topology
+from torchrec.distributed.planner.types import ParameterConstraints
+
+import bseq_plugin as bseq
+
+N_ITEMS, DIM, LENGTH = 40, 8, 5
+IDS = np.arange(N_ITEMS)
+RECIPE = bseq.Recipe(
+    encoder={"name": "causal", "max_length": LENGTH, "n_blocks": 1, "dropout": 0.0},
+    vectors={"dim": DIM},
+    events={"features": ()},
+    training={"epochs": 1, "batch": {"users": 16}},
+)
+
+
+class Host(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.interest = bseq.SequenceInterestEncoder(RECIPE, N_ITEMS, item_keys=["target"], device="meta")
+
+    def forward(self, batch):
+        interest, items = self.interest.interest_and_items(batch)
+        return nn.functional.cross_entropy(interest["user_interest"] @ items["target"].T, torch.arange(batch.stride()))
+
+
+def batch(seed):
+    generator = torch.Generator().manual_seed(seed)
+    lengths = torch.randint(1, LENGTH + 1, (32,), generator=generator)
+    items = torch.randint(1, N_ITEMS + 1, (int(lengths.sum()),), generator=generator)
+    both = torch.cat([items, items[lengths.cumsum(0) - 1] % N_ITEMS + 1])
+    return KeyedJaggedTensor(["event", "target"], both, lengths=torch.cat([lengths, torch.ones_like(lengths)]))
+
+
+def log():
+    rows = np.random.default_rng(1).integers(0, N_ITEMS, (30, LENGTH + 2))
+    times = pd.Timestamp("2026-01-01", tz="UTC") + pd.to_timedelta(np.arange(rows.size), "min")
+    frame = {"user_id": np.repeat(np.arange(30), rows.shape[1]), "item_id": IDS[rows.ravel()], "timestamp": times}
+    return bseq.Events.from_frame(pd.DataFrame(frame))
+
+
+def sharded(way):
+    sharders = [EmbeddingCollectionSharder({"optimizer": EmbOptimType.EXACT_SGD, "learning_rate": 0.3})]
+    constraints = {"item": ParameterConstraints(sharding_types=[way], min_partition=4)}
+    topology = Topology(world_size=dist.get_world_size(), compute_device="cpu")
+    host = Host()
+    plan = EmbeddingShardingPlanner(topology=topology, constraints=constraints).collective_plan(host, sharders)
+    return DistributedModelParallel(host, device=torch.device("cpu"), plan=plan, sharders=sharders)
+
+
+def a_process(job, rank, size, folder, way):
+    """Train and save, or load; then make a run."""
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    dist.init_process_group("gloo", store=dist.FileStore(f"{folder}/store-{job}", size), rank=rank, world_size=size)
+    host = sharded(way)
+    if job == "train":
+        for step in range(20):
+            host(batch(step * size + rank)).backward()
+        dcp.save({"model": host.state_dict()}, checkpoint_id=f"{folder}/checkpoint")
+    else:
+        state = {"model": host.state_dict()}
+        dcp.load(state, checkpoint_id=f"{folder}/checkpoint")
+        host.load_state_dict(state["model"])
+    vocabulary = bseq.Vocabulary(IDS, np.ones(N_ITEMS, np.int64), ())
+    histories = bseq.Sequences.from_events(log(), vocabulary)
+    run = bseq.Run.from_host(host, f"{folder}/{job}", histories=histories, vocabulary=vocabulary)
+    told = run.model().digest
+    try:  # a mistake that one rank alone would see is told on all
+        bseq.Run.from_host(host, f"{folder}/{job}", histories=histories, vocabulary=vocabulary)
+    except bseq.RunError as error:
+        told += f" {error}"
+    print(json.dumps(told), flush=True)
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+def together(job, size, folder, way):
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, __file__, job, str(rank), str(size), str(folder), way], stdout=subprocess.PIPE
+        )
+        for rank in range(size)
+    ]
+    try:
+        return [json.loads(process.communicate(timeout=120)[0].splitlines()[-1]) for process in ranks]
+    finally:
+        for process in ranks:
+            process.kill()
+
+
+@pytest.mark.parametrize(
+    ("way", "loaded_on", "loaded_as"), [("row_wise", 1, "column_wise"), ("column_wise", 4, "row_wise")]
+)
+def test_a_checkpoint_of_two_processes_is_a_run_on_any_number(way, loaded_on, loaded_as, tmp_path):
+    """The same bytes, and on every rank the same error."""
+    (trained, *others) = together("train", 2, tmp_path, way)
+    told = together("load", loaded_on, tmp_path, loaded_as)
+    assert [trained.split()[0]] * (1 + loaded_on) == [text.split()[0] for text in (*others, *told)]
+    assert all("is not empty; give a new folder" in text for text in (trained, *others, *told))
+
+
+def test_another_training_begins_with_a_hosts_weights(tmp_path):
+    """Every item keeps its row, whatever place it has in the new vocabulary."""
+    together("train", 1, tmp_path, "row_wise")
+    run = bseq.Run.open(tmp_path / "train")
+    still = RECIPE.replace(training={"table": {"name": "sgd", "rate": 1e-12}, "dense": {"rate": 1e-12}}, split="none")
+    warm = bseq.train(log(), still, tmp_path / "warm", warm_start=run.path, progress=False)
+    before, after = run.model(), warm.model()
+    rows = before.vocabulary.item_rows(after.vocabulary.item_ids)
+    torch.testing.assert_close(after.item_table_VD[1:], before.item_table_VD[rows], rtol=0, atol=1e-6)
+
+
+if __name__ == "__main__":
+    a_process(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), sys.argv[4], sys.argv[5])
