@@ -2,34 +2,16 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
-from pathlib import Path
-
+import host_job
 import pytest
 import ranker_job as job
 import torch
 from bseq_dlrm import DLRMInterestTrain, DLRMWithInterest
-from torch import distributed as dist
+from host_job import one_process, published  # noqa: F401  # a fixture
 from torchrec.models.deepfm import SimpleDeepFMNN
 from torchrec.models.dlrm import DLRM, DLRM_DCN
 
 import bseq_plugin as bseq
-
-EQUAL = pytest.approx  # of two hit rates of the same users
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_process():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
-    yield
-    dist.destroy_process_group()
-    torch.set_num_threads(before)
-
 
 CASES = [  # host, sharding, optimizer of the tables, interests, what is pipelined
     (DLRM_DCN, "row_wise", "row_wise_adagrad", 1, 2),
@@ -44,36 +26,15 @@ CASES = [  # host, sharding, optimizer of the tables, interests, what is pipelin
 @pytest.mark.parametrize(("kind", "sharding", "optimizer", "n_interests", "n_pipelined"), CASES)
 def test_the_store_finds_what_the_host_finds(tmp_path, kind, sharding, optimizer, n_interests, n_pipelined):
     figures = job.trained_and_published(tmp_path / "store", kind, sharding, optimizer, n_interests)
-    print(kind.__name__, sharding, optimizer, n_interests, figures["host"], figures["store"], figures["alike"])
-    assert figures["store"] == EQUAL(figures["host"], abs=1e-3)
-    assert figures["alike"] > 0.995  # equal scores may change places
-    assert figures["host"] > 0.6  # .25 by chance
-    assert figures["n_pipelined"] == n_pipelined
+    host_job.check(figures, n_pipelined)
     assert figures["losses"][-1] < 0.5 * figures["losses"][0]
 
 
 def test_two_processes_publish_what_they_have_trained_together(tmp_path):
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, str(Path(job.__file__)), str(tmp_path)]
-    running = [
-        subprocess.Popen([*command, str(rank), "2"], env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-        for rank in range(2)
-    ]
-    said = [process.communicate(timeout=200)[0].decode() for process in running]
-    assert [process.returncode for process in running] == [0, 0], "\n".join(said)[-4000:]
-    first, second = (json.loads((tmp_path / f"figures_{rank}.json").read_text()) for rank in range(2))
+    first, second = host_job.on_two_processes(job.__file__, tmp_path)
     for ours, theirs in zip(first, second, strict=True):
-        print(ours["host"], ours["store"], ours["alike"])
+        host_job.check(ours, theirs["n_pipelined"])
         assert ours["host"] == theirs["host"]
-        assert ours["store"] == EQUAL(ours["host"], abs=1e-3)
-        assert ours["alike"] > 0.995
-        assert ours["host"] > 0.6
-        assert ours["n_pipelined"] == theirs["n_pipelined"]
-
-
-def published(host, store):
-    vocabulary, histories, _, _ = job.served_histories()
-    return bseq.publish(host, store, histories=histories, vocabulary=vocabulary)
 
 
 def test_what_no_loss_has_scored_with_is_refused(tmp_path):
@@ -95,7 +56,7 @@ def test_a_frozen_encoder_that_has_learned_is_published_from_its_host(tmp_path):
     torch.manual_seed(0)
     parallel, pipeline, _ = job.train(job.make_task(DLRM)[0])
     pipeline.detach()
-    vocabulary, histories, right, rows = job.served_histories()
+    vocabulary, histories, right, rows = host_job.served_histories()
     run = bseq.Run.from_host(parallel, tmp_path / "run", histories=histories, vocabulary=vocabulary)
     trained = run.model().encoder
     encoder = job.make_encoder("cpu")
@@ -105,8 +66,8 @@ def test_a_frozen_encoder_that_has_learned_is_published_from_its_host(tmp_path):
     _, pipeline, losses = job.train(DLRMInterestTrain(ranker), n_steps=40)
     published(ranker, tmp_path / "store")
     pipeline.detach()
-    theirs = job.hit(job.top_of_host(ranker.interest, rows), right)
-    assert job.hit(job.top_of_store(tmp_path / "store"), right) == EQUAL(theirs, abs=1e-3)
+    theirs = host_job.hit(job.top_of_host(ranker.interest, rows), right)
+    assert host_job.hit(host_job.top_of_store(tmp_path / "store"), right) == host_job.EQUAL(theirs, abs=1e-3)
     assert theirs > 0.6
     assert losses[-1] < 0.9 * losses[0]
     after = ranker.interest.embedding_collection.state_dict()["embeddings.item.weight"].local_shards()[0].tensor
@@ -123,7 +84,7 @@ def test_of_two_encoders_the_one_that_is_meant_is_published(tmp_path):
         published(parallel, tmp_path / "store")
     published(ranker.interest, tmp_path / "store")
     pipeline.detach()
-    _, _, right, rows = job.served_histories()
-    theirs = job.hit(job.top_of_host(ranker.interest, rows), right)
-    assert job.hit(job.top_of_store(tmp_path / "store"), right) == EQUAL(theirs, abs=1e-3)
+    _, _, right, rows = host_job.served_histories()
+    theirs = host_job.hit(job.top_of_host(ranker.interest, rows), right)
+    assert host_job.hit(host_job.top_of_store(tmp_path / "store"), right) == host_job.EQUAL(theirs, abs=1e-3)
     assert theirs > 0.6

@@ -2,35 +2,18 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
 from dataclasses import replace
-from pathlib import Path
 
+import host_job
 import pytest
 import torch
 import two_tower_job as job
 from bseq_two_tower import InterestTwoTower, InterestTwoTowerTrain
-from torch import distributed as dist
+from host_job import one_process, published  # noqa: F401  # a fixture
 from torch import nn
 from torchrec import KeyedJaggedTensor
 
 import bseq_plugin as bseq
-
-EQUAL = pytest.approx  # of two hit rates of the same users
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_process():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
-    yield
-    dist.destroy_process_group()
-    torch.set_num_threads(before)
-
 
 CASES = [  # sharding, optimizer of the tables, loss, interests
     ("row_wise", "row_wise_adagrad", "in_batch", 1),
@@ -43,30 +26,14 @@ CASES = [  # sharding, optimizer of the tables, loss, interests
 @pytest.mark.parametrize(("sharding", "optimizer", "kind", "n_interests"), CASES)
 def test_the_store_finds_what_the_host_finds(tmp_path, sharding, optimizer, kind, n_interests):
     figures = job.trained_and_published(tmp_path / "store", sharding, optimizer, kind, n_interests=n_interests)
-    print(sharding, optimizer, kind, n_interests, figures["host"], figures["store"], figures["alike"])
-    assert figures["store"] == EQUAL(figures["host"], abs=1e-3)
-    assert figures["alike"] > 0.995  # equal scores may change places
-    assert figures["host"] > 0.6  # .25 by chance
-    assert figures["n_pipelined"] == 2
+    host_job.check(figures, 2)
 
 
 def test_two_processes_publish_what_they_have_trained_together(tmp_path):
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, str(Path(job.__file__)), str(tmp_path)]
-    running = [
-        subprocess.Popen([*command, str(rank), "2"], env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-        for rank in range(2)
-    ]
-    said = [process.communicate(timeout=200)[0].decode() for process in running]
-    assert [process.returncode for process in running] == [0, 0], "\n".join(said)[-4000:]
-    first, second = (json.loads((tmp_path / f"figures_{rank}.json").read_text()) for rank in range(2))
+    first, second = host_job.on_two_processes(job.__file__, tmp_path)
     for ours, theirs in zip(first, second, strict=True):
-        print(ours["host"], ours["store"], ours["alike"])
+        host_job.check(ours, theirs["n_pipelined"])
         assert ours["host"] == theirs["host"]
-        assert ours["store"] == EQUAL(ours["host"], abs=1e-3)
-        assert ours["alike"] > 0.995
-        assert ours["host"] > 0.6
-        assert (ours["n_pipelined"], theirs["n_pipelined"]) == (2, 2)
 
 
 def trained(features=("user",), keep=None, steps=3, kind="in_batch", interest=None, frozen=False):
@@ -82,12 +49,6 @@ def trained(features=("user",), keep=None, steps=3, kind="in_batch", interest=No
     return model
 
 
-def published(host, store):
-    vocabulary, histories, right, rows = job.served_histories()
-    bseq.publish(host, store, histories=histories, vocabulary=vocabulary)
-    return right, rows
-
-
 def test_a_frozen_encoder_that_was_trained_before_is_published(tmp_path):
     encoder = trained(steps=40).interest
     fresh = job.make_encoder("cpu")
@@ -95,8 +56,11 @@ def test_a_frozen_encoder_that_was_trained_before_is_published(tmp_path):
     before = {name: value.clone() for name, value in fresh.state_dict().items()}
     model = trained(steps=40, interest=fresh, frozen=True)
     right, rows = published(model, tmp_path / "store")
-    theirs, ours = job.hit(job.top_of_host(model, rows), right), job.hit(job.top_of_store(tmp_path / "store"), right)
-    assert ours == EQUAL(theirs, abs=1e-3)
+    theirs, ours = (
+        host_job.hit(job.top_of_host(model, rows), right),
+        host_job.hit(host_job.top_of_store(tmp_path / "store"), right),
+    )
+    assert ours == host_job.EQUAL(theirs, abs=1e-3)
     assert theirs > 0.6
     for name, value in fresh.state_dict().items():
         torch.testing.assert_close(value, before[name], rtol=0, atol=0)
@@ -154,10 +118,10 @@ def test_a_candidate_tower_that_reads_more_than_an_id_is_told_what(tmp_path):
         published(model, tmp_path / "store")
     _, rows = published(model.export_towers(features_of), tmp_path / "store")
     with torch.no_grad():
-        history = KeyedJaggedTensor(["event"], torch.from_numpy(rows[0]), lengths=torch.tensor([job.L]))
-        query, candidates = model.eval()(history, features_of(torch.arange(1, job.V + 1)))
+        history = KeyedJaggedTensor(["event"], torch.from_numpy(rows[0]), lengths=torch.tensor([host_job.L]))
+        query, candidates = model.eval()(history, features_of(torch.arange(1, host_job.V + 1)))
     best = (query @ candidates.T).topk(10).indices[0] + 1
-    assert set(job.top_of_store(tmp_path / "store")[0].tolist()) == set(best.tolist())
+    assert set(host_job.top_of_store(tmp_path / "store")[0].tolist()) == set(best.tolist())
 
 
 def test_a_table_that_no_loss_has_scored_with_is_refused(tmp_path):
