@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from bseq_plugin.hookspecs import hookimpl
 
 if TYPE_CHECKING:
     from bseq_plugin.events.events import Events
+    from bseq_plugin.events.log_options import LogOptions
     from bseq_plugin.schema.encoders import ItemEncoder, SequenceEncoder
     from bseq_plugin.schema.indexes import VectorIndex
     from bseq_plugin.schema.losses import SequenceLoss
@@ -77,8 +77,8 @@ def bseq_ranking_features() -> list[type[RankingFeature]]:
 
 
 @hookimpl(trylast=True)  # a plugin that recognises a source is asked before the built-in readers
-def bseq_read_events(source: object, columns: Mapping[str, str] | None, timestamp_unit: str | None) -> Events | None:
-    """DataFrame, Parquet or CSV file or glob, RecBole ``.inter``, ``user item item ...`` text."""
+def bseq_read_events(source: object, options: LogOptions) -> Events | None:
+    """DataFrame, Arrow stream; Parquet, CSV, TSV, JSON lines; RecBole ``.inter``, ``user item item ...`` text."""
     from bseq_plugin.readers.read_events import read
 
-    return read(source, columns, timestamp_unit)
+    return read(source, options)

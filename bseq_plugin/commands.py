@@ -1,7 +1,8 @@
 """For plugins that bring commands (hook ``bseq_commands``): options, files and printing as in the commands of ``bseq``.
 
 out, note          consoles for results (stdout) and for everything else (stderr)
-Columns, Unit      options that say how a log is read; ``column_mapping`` reads the first
+reads_log          a decorator: a command's parameter ``reading: LogOptions = AS_IT_IS`` becomes the options that say how
+                   a log is read; ``read_log`` reads it, ``require_source`` refuses them where there is no log
 Items, KeyFile     options for the items table (``read_table``) and for a secret key (``pseudonymiser``)
 check_output       refuse a file that can't be written before the work begins
 write_parquet      a table as a Parquet file, whole or not at all; ``write_json`` likewise
@@ -12,35 +13,36 @@ as_id              an id of the command line as a log's own ids are written
 from __future__ import annotations
 
 from bseq_plugin.cli.common import (
-    Columns,
     Items,
     KeyFile,
-    Unit,
     as_id,
     check_output,
-    column_mapping,
     note,
     option_values,
     out,
     pseudonymiser,
+    read_log,
     read_table,
     write_parquet,
 )
+from bseq_plugin.cli.log_options import AS_IT_IS, LogOptions, reads_log, require_source
 from bseq_plugin.files import write_json
 
 __all__ = [
-    "Columns",
+    "AS_IT_IS",
     "Items",
     "KeyFile",
-    "Unit",
+    "LogOptions",
     "as_id",
     "check_output",
-    "column_mapping",
     "note",
     "option_values",
     "out",
     "pseudonymiser",
+    "read_log",
     "read_table",
+    "reads_log",
+    "require_source",
     "write_json",
     "write_parquet",
 ]

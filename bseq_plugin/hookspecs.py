@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from bseq_plugin.events.events import Events
+    from bseq_plugin.events.log_options import LogOptions
     from bseq_plugin.schema.encoders import HistoryEncoder, ItemEncoder, SequenceEncoder
     from bseq_plugin.schema.indexes import VectorIndex
     from bseq_plugin.schema.losses import SequenceLoss
@@ -58,9 +59,13 @@ class BseqSpecs:
 
     @hookspec(firstresult=True)
     def bseq_read_events(
-        self, source: object, columns: Mapping[str, str] | None, timestamp_unit: str | None
+        self, source: object, columns: Mapping[str, str] | None, timestamp_unit: str | None, options: LogOptions
     ) -> Events | None:
-        """Read ``source`` if you recognise it, else return None so that the next reader is asked."""
+        """Read ``source`` if you recognise it, else return None so that the next reader is asked.
+
+        ``options`` has all that was asked for; what leaves rows out of it (``where`` and the like) is done to your
+        events afterwards, if you don't.
+        """
 
     @hookspec(firstresult=True)
     def bseq_attach(self, host: nn.Module, interest: HistoryEncoder, frozen: bool) -> nn.Module | None:

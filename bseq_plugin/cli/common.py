@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from bseq_plugin.events.events import Events
+    from bseq_plugin.events.log_options import LogOptions
     from bseq_plugin.events.pseudonyms import Pseudonymiser
 
 out = Console()  # results
@@ -38,10 +39,6 @@ Settings = Annotated[
     list[str] | None,
     typer.Option("--set", help="section.key=value over the recipe, e.g. training.epochs=20; repeat it."),
 ]
-Columns = Annotated[
-    list[str] | None, typer.Option("--column", help="ours=theirs, e.g. user_id=household_id; repeat it.")
-]
-Unit = Annotated[str | None, typer.Option("--timestamp-unit", help="s, ms or us, for integer times.")]
 KeyFile = Annotated[
     Path | None,
     typer.Option("--pseudonymise", help="File with a secret key: user ids become keyed hashes as they are read."),
@@ -84,34 +81,25 @@ def pseudonymiser(key_file: Path | None) -> Pseudonymiser | None:
     return None if key_file is None else Pseudonymiser.from_file(key_file)
 
 
-def read_log(
-    source: str | Path, columns: list[str] | None, timestamp_unit: str | None, hide: Pseudonymiser | None
-) -> Events:
-    """Return the log, read as the options say. Raises as ``bseq.read_events``."""
-    from bseq_plugin.readers.read_events import read_events
+def read_log(source: str | Path, reading: LogOptions, hide: Pseudonymiser | None) -> Events:
+    """Return the log, read as the options say, and print what was left out. Raises as ``bseq.read_events``."""
+    from bseq_plugin.readers.read_events import read_log as read
 
-    return read_events(source, columns=column_mapping(columns), timestamp_unit=timestamp_unit, pseudonymise=hide)
+    events = read(str(source), reading, hide)
+    tell_summary(events)
+    return events
+
+
+def tell_summary(log: Events) -> None:
+    """Print what was read of a log."""
+    note.print(str(log.summary), highlight=False, markup=False)
 
 
 def read_table(path: Path) -> pd.DataFrame:
-    """Read a Parquet, CSV or TSV table; ids of a text file are read as in a log. Raises UsageError."""
-    import pandas as pd
+    """Return a table, ids read as in a log. Raises UsageError."""
+    from bseq_plugin.readers.table import read_table as read
 
-    from bseq_plugin.readers.read_events import plain_ids
-
-    if not path.is_file():
-        raise UsageError(f"there is no file {str(path)!r}")
-    try:
-        if path.suffix == ".parquet":
-            return pd.read_parquet(path)
-        table = pd.read_csv(
-            path, sep="\t" if path.suffix == ".tsv" else ",", dtype={"user_id": "str", "item_id": "str"}
-        )
-    except (ValueError, OSError) as error:
-        raise UsageError(f"{path} can't be read: {error}") from None
-    for name in {"user_id", "item_id"} & set(table.columns):
-        table[name] = plain_ids(table[name])
-    return table
+    return read(path)
 
 
 def write_parquet(frame: pd.DataFrame, path: Path) -> None:

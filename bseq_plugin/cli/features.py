@@ -8,18 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.progress import Progress
 
-from bseq_plugin.cli.common import (
-    Columns,
-    Items,
-    KeyFile,
-    StorePath,
-    Unit,
-    check_output,
-    note,
-    pseudonymiser,
-    read_log,
-    read_table,
-)
+from bseq_plugin.cli.common import Items, KeyFile, StorePath, check_output, note, pseudonymiser, read_log, read_table
+from bseq_plugin.cli.log_options import AS_IT_IS, LogOptions, reads_log
 from bseq_plugin.errors import UsageError
 
 if TYPE_CHECKING:
@@ -28,6 +18,7 @@ if TYPE_CHECKING:
 FEAST_VIEW = "bseq_features"
 
 
+@reads_log
 def features(
     store: StorePath,
     candidates: Annotated[Path, typer.Option("--candidates", help="Table with user_id, item_id (.parquet, .csv).")],
@@ -46,8 +37,7 @@ def features(
     feast: Annotated[
         Path | None, typer.Option("--feast", help="Also write a Feast feature view of the file, as Python source.")
     ] = None,
-    columns: Columns = None,
-    timestamp_unit: Unit = None,
+    reading: LogOptions = AS_IT_IS,
     pseudonymise: KeyFile = None,
 ) -> None:
     """Ranking features of (user, candidate) pairs, from events strictly before an instant.
@@ -69,7 +59,7 @@ def features(
 
     table = _candidates(candidates, at)
     retriever = Retriever.open(store)
-    log = retriever.histories if events is None else read_log(events, columns, timestamp_unit, hide)
+    log = retriever.histories if events is None else read_log(events, reading, hide)
     chosen = FeatureSpec.default() if spec is None else FeatureSpec.load(spec)
     engine = FeatureEngine(log, chosen, model=retriever.model, items=None if items is None else read_table(items))
     with Progress(console=note, transient=True) as bar:

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.table import Table
 
-from bseq_plugin.cli.common import AsJson, Columns, KeyFile, StorePath, Unit, note, out, pseudonymiser, read_log
+from bseq_plugin.cli.common import AsJson, KeyFile, StorePath, note, out, pseudonymiser, read_log
+from bseq_plugin.cli.log_options import AS_IT_IS, LogOptions, reads_log
 from bseq_plugin.errors import UsageError
 from bseq_plugin.files import write_json
 
@@ -25,6 +26,7 @@ group.callback()(lambda: None)  # a group even with a single command
 
 
 @group.command()
+@reads_log
 def report(
     store: StorePath,
     test: Annotated[
@@ -40,8 +42,7 @@ def report(
         Path | None, typer.Option("--out", help="Folder for index_report.json, pareto.png and pareto.svg.")
     ] = None,
     as_json: AsJson = False,
-    columns: Columns = None,
-    timestamp_unit: Unit = None,
+    reading: LogOptions = AS_IT_IS,
     pseudonymise: KeyFile = None,
 ) -> None:
     """Recall, latency, memory and building time of each kind of index on this store, with real interests as queries.
@@ -54,7 +55,7 @@ def report(
     hide = pseudonymiser(pseudonymise)
     from bseq_plugin.publishing.index_report import index_report
 
-    later = None if test is None else read_log(test, columns, timestamp_unit, hide)
+    later = None if test is None else read_log(test, reading, hide)
     with note.status("measuring") as status:
         result = index_report(
             store,

@@ -9,13 +9,11 @@ from typing import TYPE_CHECKING, Annotated, Literal, cast
 import typer
 
 from bseq_plugin.cli.common import (
-    Columns,
     Items,
     KeyFile,
     RecipeName,
     Settings,
     Source,
-    Unit,
     check_output,
     keep_freed_memory,
     loading,
@@ -28,6 +26,7 @@ from bseq_plugin.cli.common import (
     sharding_of,
     whole_numbers,
 )
+from bseq_plugin.cli.log_options import AS_IT_IS, LogOptions, reads_log, require_source
 from bseq_plugin.errors import UsageError
 from bseq_plugin.files import write_json
 
@@ -42,14 +41,14 @@ if TYPE_CHECKING:
 Finished = Annotated[Path, typer.Argument(help="A finished run directory.")]
 
 
+@reads_log
 def train(
     source: Source,
     run: Annotated[Path, typer.Option("--out", help="Run directory to write.")],
     recipe: RecipeName = None,
     settings: Settings = None,
     items: Items = None,
-    columns: Columns = None,
-    timestamp_unit: Unit = None,
+    reading: LogOptions = AS_IT_IS,
     pseudonymise: KeyFile = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on after the last complete checkpoint.")] = False,
     checkpoint_steps: Annotated[
@@ -92,7 +91,7 @@ def train(
 
     keep_freed_memory()
     table = None if items is None else read_table(items)
-    events = _log(source, columns, timestamp_unit, hide)
+    events = _log(source, reading, hide)
     done = run_training(
         events,
         choose_recipe(recipe, settings or [], events),
@@ -112,14 +111,14 @@ def train(
         note.print(f"run: {done.path}")
 
 
-def _log(
-    source: str, columns: list[str] | None, timestamp_unit: str | None, hide: Pseudonymiser | None
-) -> Events | PartitionedSequences:
-    """Return the log, in memory; of a folder the partitions that lie in it."""
+def _log(source: str, reading: LogOptions, hide: Pseudonymiser | None) -> Events | PartitionedSequences:
+    """Return the log, in memory; of a folder of partitions these."""
     from bseq_plugin.data.partitions import PartitionedSequences
+    from bseq_plugin.readers.files import holds_partitions
 
-    if not Path(source).is_dir():
-        return read_log(source, columns, timestamp_unit, hide)
+    if not Path(source).is_dir() or not holds_partitions(Path(source)):
+        return read_log(source, reading, hide)
+    require_source(reading, False, "`bseq sequences`, which reads the log")
     if hide is not None:
         raise UsageError("--pseudonymise belongs to `bseq sequences`, which reads the raw ids; leave it out here")
     return PartitionedSequences.open(Path(source))

@@ -8,20 +8,21 @@ from typing import Annotated
 import typer
 from rich.progress import Progress, TaskID
 
-from bseq_plugin.cli.common import Columns, KeyFile, Unit, column_mapping, note, pseudonymiser
+from bseq_plugin.cli.common import KeyFile, note, pseudonymiser
+from bseq_plugin.cli.log_options import AS_IT_IS, LogOptions, reads_log, require_source
 from bseq_plugin.errors import UsageError
 
 
+@reads_log
 def sequences(
-    source: Annotated[str, typer.Argument(help="Log: .parquet, .csv or .tsv, also globs; with --seal a folder.")],
+    source: Annotated[str, typer.Argument(help="Log, as `bseq train` takes it; with --seal a folder of parts.")],
     folder: Annotated[Path | None, typer.Option("--out", help="Folder to write; `bseq train` reads it.")] = None,
     memory_mb: Annotated[int, typer.Option("--memory-mb", help="The most memory to take.")] = 2000,
     partitions: Annotated[
         int | None, typer.Option("--partitions", help="Files to write; so many processes, or a divisor, train on them.")
     ] = None,
     threads: Annotated[int | None, typer.Option("--threads", help="Threads; default: all cores.")] = None,
-    columns: Columns = None,
-    timestamp_unit: Unit = None,
+    reading: LogOptions = AS_IT_IS,
     pseudonymise: KeyFile = None,
     seal: Annotated[
         bool, typer.Option("--seal", help="Describe parts that Spark or Ray wrote (see docs/formats.md).")
@@ -30,21 +31,22 @@ def sequences(
     """Turn a log larger than memory into sequences, one row a user, in partitions by user.
 
     Example: `bseq sequences \'logs/*.parquet\' --out sequences --memory-mb 2000`, then
-    `bseq train sequences --out runs/today`. Needs DuckDB: `pip install duckdb`.
+    `bseq train sequences --out runs/today`.
     """
     if seal:
+        require_source(reading, False, "a log; --seal describes a folder as it is")
         if folder is not None:
             raise UsageError("--seal describes a folder as it is: give no --out")
         if pseudonymise is not None:
             raise UsageError("--seal describes a folder as it is: --pseudonymise can't change its user ids")
-        from bseq_plugin.data.partitions import seal as describe
+        from bseq_plugin.readers.seal import seal as describe
 
-        parts = describe(Path(source))
+        parts = describe(Path(source), command=True)
     else:
         if folder is None:
             raise UsageError("say where to write: --out FOLDER")
         hide = pseudonymiser(pseudonymise)
-        from bseq_plugin.readers.build_sequences import build_sequences
+        from bseq_plugin.readers.build_sequences import build
 
         with Progress(console=note, transient=True, disable=not note.is_terminal) as bar:
             tasks: dict[str, TaskID] = {}
@@ -54,17 +56,7 @@ def sequences(
                     tasks[what] = bar.add_task(what, total=of)
                 bar.update(tasks[what], completed=done)
 
-            parts = build_sequences(
-                source,
-                folder,
-                columns=column_mapping(columns),
-                timestamp_unit=timestamp_unit,
-                memory_mb=memory_mb,
-                partitions=partitions,
-                threads=threads,
-                pseudonymise=hide,
-                report=report,
-            )
+            parts = build(source, folder, reading, memory_mb, partitions, threads, hide, report)
     note.print(
         f"{parts.n_events:,} events of {parts.n_users:,} users in {len(parts.partitions)} partitions: {parts.folder}"
     )

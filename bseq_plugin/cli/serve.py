@@ -12,10 +12,8 @@ from rich.table import Table
 
 from bseq_plugin.cli.common import (
     AsJson,
-    Columns,
     KeyFile,
     StorePath,
-    Unit,
     as_id,
     loading,
     note,
@@ -24,6 +22,7 @@ from bseq_plugin.cli.common import (
     read_log,
     read_table,
 )
+from bseq_plugin.cli.log_options import AS_IT_IS, LogOptions, reads_log, require_source
 from bseq_plugin.errors import UsageError
 
 if TYPE_CHECKING:
@@ -33,6 +32,7 @@ if TYPE_CHECKING:
     from bseq_plugin.serving.retriever import Retriever
 
 
+@reads_log
 def publish(
     run: Annotated[Path, typer.Argument(help="A finished run directory.")],
     store: Annotated[Path, typer.Option("--store", help="Store directory; made if it is not there.")],
@@ -46,8 +46,7 @@ def publish(
             "--log", help="With --items: the whole log by now, with events of new items; histories and popularity."
         ),
     ] = None,
-    columns: Columns = None,
-    timestamp_unit: Unit = None,
+    reading: LogOptions = AS_IT_IS,
     pseudonymise: KeyFile = None,
     index: Annotated[str, typer.Option("--index", help="Index by name (`bseq plugins`), or auto.")] = "auto",
     recall: Annotated[float, typer.Option("--recall", help="auto: recall@100 of real interests to reach.")] = 0.99,
@@ -86,7 +85,7 @@ def publish(
     target = IndexTarget(recall=recall, memory_mb=memory_mb, p99_ms=p99_ms)
     weights = Blend.of_run(run) if blend is None else Blend.load(blend)
     table = None if items is None else read_table(items)
-    events = _log_by_now(log, columns, timestamp_unit, pseudonymise)
+    events = _log_by_now(log, reading, pseudonymise)
     with Progress(console=note, transient=True, disable=not note.is_terminal) as bar:
         users = bar.add_task("users", total=None)
         version = run_publish(
@@ -107,14 +106,13 @@ def publish(
         note.print(f"removed {len(removed)} old version(s)")
 
 
-def _log_by_now(
-    log: Path | None, columns: list[str] | None, timestamp_unit: str | None, key_file: Path | None
-) -> Events | None:
+def _log_by_now(log: Path | None, reading: LogOptions, key_file: Path | None) -> Events | None:
     hide = pseudonymiser(key_file)
+    require_source(reading, log is not None, "--log")
     if log is not None:
-        return read_log(log, columns, timestamp_unit, hide)
-    if columns or timestamp_unit or hide:
-        raise UsageError("--column, --timestamp-unit and --pseudonymise say how --log is read; give it, or omit them")
+        return read_log(log, reading, hide)
+    if hide:
+        raise UsageError("--pseudonymise says how --log is read; give it, or leave it out")
     return None
 
 

@@ -11,24 +11,24 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from bseq_plugin.errors import SchemaError
 from bseq_plugin.events.events import ITEM, USER
-from bseq_plugin.events.sequences import ON_DISK, Sequences
+from bseq_plugin.events.sequence_columns import ON_DISK
+from bseq_plugin.events.sequences import Sequences
 from bseq_plugin.events.vocabulary import Vocabulary
-from bseq_plugin.files import whole_file, write_json
+from bseq_plugin.files import write_json
 
 SCHEMA = 1
-HEAD, ITEMS, PART = "sequences.json", "items.parquet", "part-*.parquet"
+HEAD, ITEMS = "sequences.json", "items.parquet"
 
 
 @dataclass(frozen=True)
@@ -49,6 +49,7 @@ class PartitionedSequences:
         columns: which of ``ON_DISK`` there are.
         event_types: names in ascending order.
         last_us: time of the newest event, None without times.
+        summary: what was read of the log, and what was left out (``LogSummary``); None of parts of another engine.
     """
 
     folder: Path
@@ -56,6 +57,7 @@ class PartitionedSequences:
     columns: list[str]
     event_types: list[str] = field(default_factory=list)
     last_us: int | None = None
+    summary: dict[str, Any] | None = None
 
     @classmethod
     def open(cls, folder: Path) -> PartitionedSequences:
@@ -66,6 +68,7 @@ class PartitionedSequences:
                 raise SchemaError(f"{folder / HEAD} has schema {document['schema']!r}, this bseq reads {SCHEMA}")
             partitions = [Partition(**entry) for entry in document["partitions"]]
             sequences = cls(folder, partitions, document["columns"], document["event_types"], document["last_us"])
+            sequences = replace(sequences, summary=document.get("summary"))
         except FileNotFoundError:
             raise SchemaError(
                 f"{folder} has no {HEAD}; make it with `bseq sequences`, or, for parts of another engine, "
@@ -156,53 +159,9 @@ class PartitionedSequences:
             "event_types": self.event_types,
             "last_us": self.last_us,
             "partitions": [asdict(partition) for partition in self.partitions],
+            "summary": self.summary,
         }
         write_json(self.folder / HEAD, document)
-
-
-def seal(folder: Path) -> PartitionedSequences:
-    """Describe parts that another engine wrote: counts, sizes, items. Memory: one row group, and the items.
-
-    Raises SchemaError for a folder without parts, missing columns, or lists of unequal length.
-    """
-    paths = sorted(folder.glob(PART))
-    if not paths:
-        raise SchemaError(f"{folder} has no files {PART}; write one row a user with lists (docs/formats.md)")
-    partitions, types, last_us = [], set(), None
-    counts: Any = None
-    columns = [name for name in ON_DISK if name in pq.read_schema(paths[0]).names]
-    for path in paths:
-        lacking = {USER, "item_ids", *columns} - set(pq.read_schema(path).names)
-        if lacking:
-            raise SchemaError(f"{path} lacks column(s) {', '.join(sorted(lacking))}, which the first part has")
-        file, events = pq.ParquetFile(path), 0
-        for number in range(file.num_row_groups):
-            table = file.read_row_group(number, columns=columns)
-            flat = {name: pc.list_flatten(table[name]).combine_chunks() for name in columns}
-            if len({len(values) for values in flat.values()}) > 1:
-                raise SchemaError(f"{path}: the lists of {', '.join(columns)} differ in length")
-            events += len(flat["item_ids"])
-            counts = _add(counts, pc.value_counts(flat["item_ids"]))
-            if "event_types" in flat:
-                types |= set(pc.unique(flat["event_types"]).to_pylist())
-            if "timestamps" in flat and len(flat["timestamps"]):
-                newest = int(pc.max(flat["timestamps"]).as_py())
-                last_us = newest if last_us is None else max(last_us, newest)
-        partitions.append(Partition(path.name, file.metadata.num_rows, events, path.stat().st_size))
-    with whole_file(folder / ITEMS) as items:
-        pq.write_table(counts.sort_by(ITEM), items)
-    names = sorted(name for name in types if name)
-    sequences = PartitionedSequences(folder, partitions, columns, names, last_us)
-    sequences.save_head()
-    return sequences
-
-
-def _add(counts: pa.Table | None, value_counts: pa.StructArray) -> pa.Table:
-    """Add counts by item, merged so that memory is that of the items, not of the parts."""
-    new = pa.table({ITEM: value_counts.field("values"), "count": value_counts.field("counts")})
-    both = new if counts is None else pa.concat_tables([counts, new])
-    merged = both.filter(pc.is_valid(both[ITEM])).group_by(ITEM).aggregate([("count", "sum")])
-    return merged.rename_columns([ITEM, "count"])
 
 
 def _read(path: Path) -> pa.Table:

@@ -16,7 +16,8 @@ from bseq_plugin.data.splits import EvaluationSet, training_histories, training_
 from bseq_plugin.errors import SchemaError
 from bseq_plugin.events.events import DAY_US, EVENT_TYPE, VALUE, Events, instant_us
 from bseq_plugin.events.events import SESSION as SESSION_ID
-from bseq_plugin.events.sequences import LISTS, Sequences
+from bseq_plugin.events.sequence_columns import LISTS
+from bseq_plugin.events.sequences import Sequences
 from bseq_plugin.events.vocabulary import Vocabulary
 from bseq_plugin.recipe.data import SESSION_GAP_MINUTES, UTC, EventSettings, ItemSettings, SplitSettings, TimeSplit
 from bseq_plugin.recipe.recipe import Recipe

@@ -22,12 +22,11 @@ import pyarrow.parquet as pq
 
 from bseq_plugin.errors import SchemaError
 from bseq_plugin.events.events import CREATED, EVENT_TYPE, ITEM, SESSION, TIME, USER, VALUE, Events
+from bseq_plugin.events.sequence_columns import ON_DISK
 from bseq_plugin.events.vocabulary import Vocabulary
 
 # the columns of events in memory, on disk, and by the names they have in a log
 EVENT_COLUMNS = ("items", "timestamps", "event_types", "session_ids", "created", "values")
-ON_DISK = ("item_ids", "timestamps", "event_types", "session_ids", "created_timestamps", "values")
-LISTS = dict(zip((ITEM, TIME, EVENT_TYPE, SESSION, CREATED, VALUE), ON_DISK, strict=True))
 
 
 @dataclass(frozen=True)

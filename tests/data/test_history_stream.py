@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from torch.utils.data import DataLoader
 
 import bseq_plugin as bseq
-from bseq_plugin.data.partitions import seal
+from bseq_plugin.readers.seal import seal
 
 START = 1_600_000_000_000_000
 RECIPE = bseq.Recipe(encoder={"name": "mean", "max_length": 3}, events={"features": ("time_gap",)})

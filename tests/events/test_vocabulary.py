@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from bseq_plugin import Events, SchemaError, Vocabulary
 
 integer_ids = st.integers(0, 2**63 - 1)
-string_ids = st.text(st.characters(exclude_categories=["Cs"]), max_size=8)
+string_ids = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=8)
 
 
 def log(items, event_types=None):

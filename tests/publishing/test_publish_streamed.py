@@ -13,11 +13,12 @@ import torch
 
 from bseq_plugin import InterestModel, Retriever, Run, SchemaError, StoreError, UsageError, publish, train
 from bseq_plugin.data.interest_files import InterestFiles, TableStream
-from bseq_plugin.data.partitions import PartitionedSequences, seal
+from bseq_plugin.data.partitions import PartitionedSequences
 from bseq_plugin.publishing import write_version
 from bseq_plugin.publishing.history_parts import InMemory, InPartitions, hashed, repeated_users
 from bseq_plugin.publishing.publish import histories_of_run
 from bseq_plugin.readers.build_sequences import build_sequences
+from bseq_plugin.readers.seal import seal
 from bseq_plugin.store.store import Store
 
 pytest.importorskip("duckdb")

@@ -76,7 +76,7 @@ def test_iso_times_of_a_csv(tmp_path, offset):
     [
         (["2020-09-13T12:26:40Z", "2020-09-13T12:26:40"], "row 1 .*has no time zone; write an offset"),
         (["2020-09-13T12:26:40Z", "2020-09-13"], "row 1 .*'2020-09-13'.* has no time zone"),
-        (["2020-09-13T12:26:40Z", "noon"], "row 1 .'noon'. is not an ISO 8601 time"),
+        (["2020-09-13T12:26:40Z", "noon"], "row 1 .*'noon'. is not an ISO 8601 time"),
         (["2020-09-13T12:26:40Z", ""], "'timestamp' has 1 nulls, the first in row 1"),
     ],
 )
@@ -116,7 +116,7 @@ def test_a_recbole_file_with_missing_values_or_columns(tmp_path):
                 : -len(str(SECONDS)) - 1 if missing == "1\t2\t" else None
             ]
         )
-        with pytest.raises(SchemaError, match="'item_id' has 1 nulls, the first in row 1|times that are no numbers"):
+        with pytest.raises(SchemaError, match="'item_id' has 1 nulls, the first in row 1|'timestamp' has 1 nulls"):
             read_events(path)
     path.write_text("user_id:token\titem_id:token\n1\t2\n")
     with pytest.raises(SchemaError, match="lack column 'timestamp'"):
@@ -158,13 +158,16 @@ def test_zeros_ahead_make_another_id(tmp_path):
     assert (found.user_id.tolist(), found.item_id.tolist()) == ([1, 2, 2], ["007", "7", "7.0"])
 
 
+def test_numbers_beyond_64_bits_are_text(tmp_path):
+    (tmp_path / "log.txt").write_text(f"1 {2**63} 5\n")
+    assert read_events(tmp_path / "log.txt").frame.item_id.tolist() == [str(2**63), "5"]
+
+
 def test_sequence_text_that_is_no_sequence(tmp_path):
     path = tmp_path / "log.txt"
     for content, message in (
         (b"1 2 3\n4\n", "log.txt, line 2: user '4' has no items"),
         (b"\n \n", "is empty"),
-        (b"1 %d\n" % 2**63, "item_id has an id above"),
-        (b"9" * 5000 + b" 1\n", "user_id has an id above"),
         (b"1 \xff\xfe\n", "log.txt"),
     ):
         path.write_bytes(content)
@@ -188,7 +191,7 @@ def test_a_truncated_parquet_file_is_a_schema_error(log, tmp_path):
     whole = (tmp_path / "log.parquet").read_bytes()
     for length in (len(whole) - 1, len(whole) // 2):
         (tmp_path / "log.parquet").write_bytes(whole[:length])
-        with pytest.raises(SchemaError, match="log.parquet can't be read as .parquet"):
+        with pytest.raises(SchemaError, match="log.parquet can't be read"):
             read_events(tmp_path / "log.parquet")
 
 

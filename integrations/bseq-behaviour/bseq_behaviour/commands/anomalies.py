@@ -12,9 +12,10 @@ from rich.table import Table
 import bseq_plugin as bseq
 from bseq_behaviour.commands.opened import opened
 from bseq_behaviour.commands.options import At, Log, Place
-from bseq_plugin.commands import Columns, KeyFile, Unit, check_output, note, out, write_parquet
+from bseq_plugin.commands import AS_IT_IS, KeyFile, LogOptions, check_output, note, out, reads_log, write_parquet
 
 
+@reads_log
 def anomalies(
     place: Place,
     output: Annotated[Path, typer.Option("--out", help="Parquet file to write: a row a user who can be judged.")],
@@ -32,8 +33,7 @@ def anomalies(
         Path | None, typer.Option("--events-out", help="Also write the surprise of every event of the window here.")
     ] = None,
     events: Log = None,
-    columns: Columns = None,
-    timestamp_unit: Unit = None,
+    reading: LogOptions = AS_IT_IS,
     pseudonymise: KeyFile = None,
 ) -> None:
     """Users who lately behave unlike themselves: other items, a burst, other hours.
@@ -54,7 +54,7 @@ def anomalies(
     if not 0 < rate < 1:
         raise bseq.UsageError(f"--rate {rate}: give a share between 0 and 1")
     window = Window(days, min_events, min_history)
-    model, log = opened(place, events, columns, timestamp_unit, pseudonymise)
+    model, log = opened(place, events, reading, pseudonymise)
     if log.timestamps is None or not log.n_events:
         raise bseq.UsageError("anomalies are of a window of days: the log has no times")
     at_us = int(np.asarray(log.timestamps).max()) + 1 if at is None else bseq.instant_us(at)

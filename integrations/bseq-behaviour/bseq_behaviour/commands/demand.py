@@ -13,14 +13,15 @@ import bseq_plugin as bseq
 from bseq_behaviour.commands.opened import items_table, opened
 from bseq_behaviour.commands.options import At, HeadOptions, Log, Place
 from bseq_plugin.commands import (
-    Columns,
+    AS_IT_IS,
     Items,
     KeyFile,
-    Unit,
+    LogOptions,
     check_output,
     note,
     option_values,
     out,
+    reads_log,
     write_json,
     write_parquet,
 )
@@ -28,6 +29,7 @@ from bseq_plugin.commands import (
 SHOWN = 12
 
 
+@reads_log
 def demand(
     place: Place,
     output: Annotated[Path, typer.Option("--out", help="Parquet file to write: category, week, units, week_before.")],
@@ -42,8 +44,7 @@ def demand(
     seed: Annotated[int, typer.Option("--seed")] = 0,
     json_file: Annotated[Path | None, typer.Option("--json", help="Also write the forecast's errors here.")] = None,
     events: Log = None,
-    columns: Columns = None,
-    timestamp_unit: Unit = None,
+    reading: LogOptions = AS_IT_IS,
     pseudonymise: KeyFile = None,
 ) -> None:
     """Demand: how many units of each category will be bought in the week that follows.
@@ -67,7 +68,7 @@ def demand(
     options = option_values(head_option, "--head-option", "n_experts=8")
     checked_head("count", HeadChoice(head, options))
     at_us = None if at is None else bseq.instant_us(at)
-    model, log = opened(place, events, columns, timestamp_unit, pseudonymise)
+    model, log = opened(place, events, reading, pseudonymise)
     codes_V, names = item_codes(model.vocabulary, items_table(items), category)
     with note.status("learning rates"):
         forecast = forecast_demand(

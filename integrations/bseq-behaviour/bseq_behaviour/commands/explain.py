@@ -14,12 +14,24 @@ import bseq_plugin as bseq
 from bseq_behaviour.columns import ITEM
 from bseq_behaviour.commands.opened import items_table, opened
 from bseq_behaviour.commands.options import At, Log, Name, Picture, Place
-from bseq_plugin.commands import Columns, Items, KeyFile, Unit, as_id, check_output, note, out, pseudonymiser
+from bseq_plugin.commands import (
+    AS_IT_IS,
+    Items,
+    KeyFile,
+    LogOptions,
+    as_id,
+    check_output,
+    note,
+    out,
+    pseudonymiser,
+    reads_log,
+)
 
 if TYPE_CHECKING:
     from bseq_behaviour.insight.explain import Explanation
 
 
+@reads_log
 def explain(
     place: Place,
     user: Annotated[str, typer.Option("--user", help="A user id.")],
@@ -32,8 +44,7 @@ def explain(
     events: Log = None,
     items: Items = None,
     name: Name = None,
-    columns: Columns = None,
-    timestamp_unit: Unit = None,
+    reading: LogOptions = AS_IT_IS,
     pseudonymise: KeyFile = None,
 ) -> None:
     """Which past events pulled an item up or down for a user: the score without each of them.
@@ -48,7 +59,7 @@ def explain(
 
     check_output(picture)
     hide = pseudonymiser(pseudonymise)
-    model, log = opened(place, events, columns, timestamp_unit, pseudonymise, hides_user=True)
+    model, log = opened(place, events, reading, pseudonymise, hides_user=True)
     wanted = as_id(user if hide is None else hide.pseudonym(user), log.user_ids, "--user")
     [places] = np.nonzero(log.user_ids == wanted)
     if not len(places):

@@ -13,14 +13,15 @@ import bseq_plugin as bseq
 from bseq_behaviour.commands.opened import items_table, opened
 from bseq_behaviour.commands.options import At, Log, Place
 from bseq_plugin.commands import (
-    Columns,
+    AS_IT_IS,
     Items,
     KeyFile,
-    Unit,
+    LogOptions,
     check_output,
     note,
     option_values,
     out,
+    reads_log,
     write_json,
     write_parquet,
 )
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 METRICS = {"next_item": "NDCG@20", "all_action": "NDCG@20", "demand": "WAPE"}  # of all other objectives: AUROC
 
 
+@reads_log
 def multitask(
     place: Place,
     output: Annotated[Path, typer.Option("--out", help="Parquet file to write: a row a user, a column a task.")],
@@ -69,8 +71,7 @@ def multitask(
     json_file: Annotated[Path | None, typer.Option("--json", help="Also write the model's quality here.")] = None,
     events: Log = None,
     items: Items = None,
-    columns: Columns = None,
-    timestamp_unit: Unit = None,
+    reading: LogOptions = AS_IT_IS,
     pseudonymise: KeyFile = None,
 ) -> None:
     """Several futures from one model: yes-or-no tasks, the next item, all items of a window, and the week's demand.
@@ -98,7 +99,7 @@ def multitask(
         raise bseq.UsageError("--units-out needs --category")
     chosen, weights = option_values(heads, "--head", "tasks=mmoe"), _weights(importance)
     at_us = None if at is None else bseq.instant_us(at)
-    model, log = opened(place, events, columns, timestamp_unit, pseudonymise)
+    model, log = opened(place, events, reading, pseudonymise)
     objectives, names = _objectives(model, items_table(items), tasks, next_item, window_days, category)
     with note.status("learning several futures"):
         forecast = forecast_multitask(

@@ -11,18 +11,20 @@ from rich.table import Table
 from bseq_behaviour.commands.opened import opened
 from bseq_behaviour.commands.options import At, HeadOptions, Log, Place
 from bseq_plugin.commands import (
-    Columns,
+    AS_IT_IS,
     KeyFile,
-    Unit,
+    LogOptions,
     check_output,
     note,
     option_values,
     out,
+    reads_log,
     write_json,
     write_parquet,
 )
 
 
+@reads_log
 def next_k(
     place: Place,
     output: Annotated[Path, typer.Option("--out", help="Parquet file to write: k items a user, by expected number.")],
@@ -42,8 +44,7 @@ def next_k(
     save: Annotated[Path | None, typer.Option("--save", help="File for the trained decoder.")] = None,
     json_file: Annotated[Path | None, typer.Option("--json", help="Also write the decoder's quality here.")] = None,
     events: Log = None,
-    columns: Columns = None,
-    timestamp_unit: Unit = None,
+    reading: LogOptions = AS_IT_IS,
     pseudonymise: KeyFile = None,
 ) -> None:
     """Next events: the k items that each user is likeliest to take next, and the likeliest sequence of them.
@@ -65,7 +66,7 @@ def next_k(
     options = option_values(head_option, "--head-option", "dim=128")
     checked_head("sequence", HeadChoice(head, options))
     at_us = None if at is None else instant_us(at)
-    model, log = opened(place, events, columns, timestamp_unit, pseudonymise)
+    model, log = opened(place, events, reading, pseudonymise)
     with note.status("learning what comes next"):
         forecast = forecast_next_k(
             model, log, k, at_us, days=days, head=head, options=options, epochs=epochs, allow_future_model=in_sample,

@@ -6,19 +6,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import bseq_plugin as bseq
-from bseq_plugin.commands import column_mapping, pseudonymiser
+from bseq_plugin.commands import LogOptions, pseudonymiser, read_log, require_source
 
 if TYPE_CHECKING:
     import pandas as pd
 
 
 def opened(
-    place: Path,
-    events: str | None,
-    columns: list[str] | None,
-    unit: str | None,
-    key_file: Path | None,
-    hides_user: bool = False,
+    place: Path, events: str | None, reading: LogOptions, key_file: Path | None, hides_user: bool = False
 ) -> tuple[bseq.InterestModel, bseq.Sequences]:
     """Return the model and the histories of a run or store, or the histories of a log given now.
 
@@ -31,6 +26,7 @@ def opened(
             "--pseudonymise hides the ids of --events, and there are none; a run or store keeps the ids it has: "
             "train with --pseudonymise"
         )
+    require_source(reading, events is not None, "--events")
     if (place / "run.json").is_file():
         if events is None and "partitions" in bseq.Run(place).info:
             raise bseq.UsageError(f"{place} was trained on partitions; give the log: --events")
@@ -39,7 +35,7 @@ def opened(
         retriever = bseq.Retriever.open(place, "exact")
         model, log = retriever.model, retriever.histories
     if events is not None:
-        read = bseq.read_events(events, columns=column_mapping(columns), timestamp_unit=unit, pseudonymise=hide)
+        read = read_log(events, reading, hide)
         log = bseq.Sequences.from_events(read, model.vocabulary)
     model.check_log(log)
     return model, log

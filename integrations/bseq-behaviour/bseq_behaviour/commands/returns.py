@@ -11,9 +11,20 @@ from rich.table import Table
 import bseq_plugin as bseq
 from bseq_behaviour.commands.opened import opened
 from bseq_behaviour.commands.options import At, Log, Place
-from bseq_plugin.commands import Columns, KeyFile, Unit, check_output, note, out, write_json, write_parquet
+from bseq_plugin.commands import (
+    AS_IT_IS,
+    KeyFile,
+    LogOptions,
+    check_output,
+    note,
+    out,
+    reads_log,
+    write_json,
+    write_parquet,
+)
 
 
+@reads_log
 def returns(
     place: Place,
     output: Annotated[Path, typer.Option("--out", help="Parquet file to write: a row a user, within_7 and so on.")],
@@ -24,8 +35,7 @@ def returns(
     seed: Annotated[int, typer.Option("--seed")] = 0,
     json_file: Annotated[Path | None, typer.Option("--json", help="Also write the forecast's quality here.")] = None,
     events: Log = None,
-    columns: Columns = None,
-    timestamp_unit: Unit = None,
+    reading: LogOptions = AS_IT_IS,
     pseudonymise: KeyFile = None,
 ) -> None:
     """Returns: how likely each user is to come back within so many days.
@@ -43,7 +53,7 @@ def returns(
     for path in (output, json_file):
         check_output(path)
     at_us = None if at is None else bseq.instant_us(at)
-    _, log = opened(place, events, columns, timestamp_unit, pseudonymise)
+    _, log = opened(place, events, reading, pseudonymise)
     with note.status("learning when users come back"):
         forecast = forecast_returns(log, days or [7.0, 28.0], at_us, return_recipe(log.values is not None, seed))
     title = "on the latest known answers"

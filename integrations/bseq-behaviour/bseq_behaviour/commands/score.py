@@ -12,19 +12,21 @@ import bseq_plugin as bseq
 from bseq_behaviour.commands.opened import items_table, opened
 from bseq_behaviour.commands.options import At, HeadOptions, Log, Place
 from bseq_plugin.commands import (
-    Columns,
+    AS_IT_IS,
     Items,
     KeyFile,
-    Unit,
+    LogOptions,
     check_output,
     note,
     option_values,
     out,
+    reads_log,
     write_json,
     write_parquet,
 )
 
 
+@reads_log
 def score(
     place: Place,
     tasks: Annotated[list[str], typer.Option("--task", help="kind:days[:column=value]; repeat it.")],
@@ -45,8 +47,7 @@ def score(
     json_file: Annotated[Path | None, typer.Option("--json", help="Also write the heads' quality here.")] = None,
     events: Log = None,
     items: Items = None,
-    columns: Columns = None,
-    timestamp_unit: Unit = None,
+    reading: LogOptions = AS_IT_IS,
     pseudonymise: KeyFile = None,
 ) -> None:
     """Propensities: how likely each user is to buy something, or to stay away, in the days that follow.
@@ -74,7 +75,7 @@ def score(
     options = option_values(head_option, "--head-option", "n_experts=8")
     checked_head("binary", HeadChoice(head, options))
     at_us = None if at is None else bseq.instant_us(at)
-    model, log = opened(place, events, columns, timestamp_unit, pseudonymise)
+    model, log = opened(place, events, reading, pseudonymise)
     question = Question.of(
         model, log, tasks, items=items_table(items), active_days=active_days,
         allow_future_model=in_sample, until_us=at_us,

@@ -12,12 +12,24 @@ from rich.table import Table
 from bseq_behaviour.columns import USER
 from bseq_behaviour.commands.opened import items_table, opened
 from bseq_behaviour.commands.options import Log, Name, Picture, Place
-from bseq_plugin.commands import Columns, Items, KeyFile, Unit, check_output, note, out, read_table, write_parquet
+from bseq_plugin.commands import (
+    AS_IT_IS,
+    Items,
+    KeyFile,
+    LogOptions,
+    check_output,
+    note,
+    out,
+    read_table,
+    reads_log,
+    write_parquet,
+)
 
 if TYPE_CHECKING:
     import pandas as pd
 
 
+@reads_log
 def segments(
     place: Place,
     output: Annotated[Path, typer.Option("--out", help="Parquet file to write: user_id, segment, distance.")],
@@ -34,8 +46,7 @@ def segments(
     events: Log = None,
     items: Items = None,
     name: Name = None,
-    columns: Columns = None,
-    timestamp_unit: Unit = None,
+    reading: LogOptions = AS_IT_IS,
     pseudonymise: KeyFile = None,
 ) -> None:
     """Clusters of users by their interest vectors, described by what their members do more than others.
@@ -50,7 +61,7 @@ def segments(
 
     for path in (output, picture):
         check_output(path)
-    model, log = opened(place, events, columns, timestamp_unit, pseudonymise)
+    model, log = opened(place, events, reading, pseudonymise)
     codes_V, names = item_codes(model.vocabulary, items_table(items), category or name)
     old = None if previous is None else read_table(previous)
     segments, histories = segment_users(model, log, n_segments, min_events=min_events, previous=old, seed=seed)

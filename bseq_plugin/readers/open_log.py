@@ -1,0 +1,109 @@
+"""Any source of events as a relation."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from bseq_plugin.errors import SchemaError
+from bseq_plugin.events.frames import of_arrow, of_frame, speaks_arrow
+from bseq_plugin.events.log_options import COLUMNS, LogOptions
+from bseq_plugin.events.relation import TEXT, Column, Relation, connect, named, quoted
+from bseq_plugin.events.rules import AWARE, FLOATS, INTEGERS, NAIVE
+from bseq_plugin.events.sequence_columns import ON_DISK
+from bseq_plugin.readers.files import LogFile, is_readable, log_files
+from bseq_plugin.readers.text import glob_escaped, of_json_lines, of_sequence_text, of_tables
+
+ROWS_A_FILE = 1 << 40
+
+
+def open_log(source: object, options: LogOptions, connection: Any = None) -> Relation | None:
+    """Return what a source holds, or None if it is nothing that is read here.
+
+    Args:
+        source: a DataFrame, anything that gives an Arrow stream, or a path, folder or pattern.
+        connection: to read with; by default one in memory.
+
+    Raises:
+        UsageError: a file is not there.
+        SchemaError: a file is damaged, or files of one source differ.
+    """
+    if isinstance(source, pd.DataFrame):
+        wanted = None if options.where else {options.source(name) for name in COLUMNS} | {*ON_DISK}
+        return of_frame(source, wanted)
+    if speaks_arrow(source):
+        return of_arrow(source, connection)
+    if not isinstance(source, str | Path) or not (is_readable(str(source))):
+        return None
+    return of_files(log_files(str(source)), str(source), options, connection or connect())
+
+
+def of_files(files: list[LogFile], name: str, options: LogOptions, connection: Any) -> Relation:
+    """Return files of one kind. Raises SchemaError."""
+    wanted, kind = {options.source(ours) for ours in COLUMNS}, files[0].kind
+    if kind == "parquet":
+        relation = _of_parquet(connection, files, wanted | {*ON_DISK}, name)
+    elif kind == "jsonl":
+        relation = of_json_lines(connection, files, wanted, name)
+    elif kind == "txt":
+        return of_sequence_text(connection, files, name)
+    else:
+        relation = of_tables(connection, files, wanted, name)
+    return _with_folder_names(relation, files, wanted)
+
+
+def _of_parquet(connection: Any, files: list[LogFile], wanted: set[str], name: str) -> Relation:
+    names = [_types(connection, file) for file in files]
+    for other, kinds in zip(files[1:], names[1:], strict=True):
+        for label in sorted(wanted):
+            first, found = names[0].get(label), kinds.get(label)
+            if (first is None) != (found is None):
+                lacking, having = (other, files[0]) if found is None else (files[0], other)
+                raise SchemaError(
+                    f"{lacking.path} lacks column {label!r}, which {having.path} has; write it into all files or none"
+                )
+            if first is not None and found is not None and _family(first) != _family(found):
+                raise SchemaError(
+                    f"column {label!r} is {first} in {files[0].path} and {found} in {other.path}; make them one type"
+                )
+    paths = ", ".join(glob_escaped(file) for file in files)
+    how = "hive_partitioning = false, union_by_name = true, filename = 'bseq_file'"
+    place = f"file_index::BIGINT * {ROWS_A_FILE} + file_row_number"
+    scan = f"read_parquet([{paths}], {how})"
+    whole = Relation(connection, "", {}, name)
+    types = whole.types_of(f"SELECT * FROM {scan}")
+    # a name in another case stands under a name that DuckDB makes up
+    columns = {label: Column(named(label), kind) for label, kind in types.items() if label != "bseq_file"}
+    return Relation(connection, scan, columns, name, place=place, file="bseq_file")
+
+
+def _types(connection: Any, file: LogFile) -> dict[str, str]:
+    one = Relation(connection, "", {}, str(file.path))
+    return one.types_of(f"SELECT * FROM read_parquet({glob_escaped(file)}, hive_partitioning = false)")
+
+
+def _family(kind: str) -> str:
+    """What one column of several files may be without a loss."""
+    element, lists = kind.removesuffix("[]"), "[]" if kind.endswith("[]") else ""
+    for family in (INTEGERS, NAIVE, AWARE, FLOATS):
+        if element in family:
+            return sorted(family)[0] + lists
+    return ("INTEGER" if element.startswith("DECIMAL") and element.endswith(",0)") else element) + lists
+
+
+def _with_folder_names(relation: Relation, files: list[LogFile], wanted: set[str]) -> Relation:
+    """Add columns that only the names of folders tell, as Spark's ``partitionBy`` writes them: ``event_type=buy/``.
+
+    A column that stands in the files is read from there, whatever the folders are called.
+    """
+    added = {}
+    for label in sorted(wanted - set(relation.columns)):
+        if all(any(part.startswith(f"{label}=") for part in file.path.parts[:-1]) for file in files):
+            pattern = f"/{re.escape(label)}=([^/]*)/"
+            value = f"url_decode(regexp_extract('/' || {relation.file}, {quoted(pattern)}, 1))"
+            added[label] = Column(f"nullif(nullif({value}, '__HIVE_DEFAULT_PARTITION__'), '')", TEXT)
+    return replace(relation, columns={**relation.columns, **added})
