@@ -1,8 +1,8 @@
 """For plugins that bring commands (hook ``bseq_commands``): options, files and printing as in the commands of ``bseq``.
 
 out, note          consoles for results (stdout) and for everything else (stderr)
-reads_log          a decorator: a command's parameter ``reading: LogOptions = AS_IT_IS`` becomes the options that say how
-                   a log is read; ``read_log`` reads it, ``require_source`` refuses them where there is no log
+reads_log          a decorator: a command's parameter ``reading: LogOptions = AS_IT_IS`` becomes the options that say
+                   how a log is read; ``read_log`` reads it, ``require_source`` refuses them where there is no log
 Items, KeyFile     options for the items table (``read_table``) and for a secret key (``pseudonymiser``)
 check_output       refuse a file that can't be written before the work begins
 write_parquet      a table as a Parquet file, whole or not at all; ``write_json`` likewise

@@ -11,6 +11,7 @@ from rich.progress import Progress, TaskID
 from bseq_plugin.cli.common import KeyFile, note, pseudonymiser
 from bseq_plugin.cli.log_options import AS_IT_IS, LogOptions, reads_log, require_source
 from bseq_plugin.errors import UsageError
+from bseq_plugin.events.summary import LogSummary
 
 
 @reads_log
@@ -57,6 +58,8 @@ def sequences(
                 bar.update(tasks[what], completed=done)
 
             parts = build(source, folder, reading, memory_mb, partitions, threads, hide, report)
+    if parts.summary is not None:
+        note.print(str(LogSummary.of(parts.summary)), highlight=False, markup=False)
     note.print(
         f"{parts.n_events:,} events of {parts.n_users:,} users in {len(parts.partitions)} partitions: {parts.folder}"
     )

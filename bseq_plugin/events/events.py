@@ -71,12 +71,17 @@ class Events:
         """What was read of the source, and what was left out of it."""
         frame = self.frame
         lengths = frame[USER].value_counts(sort=False).to_numpy()
-        span = (int(frame[TIME].min()), int(frame[TIME].max())) if self.has_times else (None, None)
         types = frame[EVENT_TYPE].value_counts().to_dict() if EVENT_TYPE in frame else {}
-        rows, items = len(frame) if self.rows_read is None else self.rows_read, frame[ITEM].nunique()
-        kinds = {str(name): int(count) for name, count in types.items()}
         return LogSummary(
-            rows, dict(self.left_out), len(frame), len(lengths), items, events_per_user(lengths), *span, kinds
+            len(frame) if self.rows_read is None else self.rows_read,
+            dict(self.left_out),
+            len(frame),
+            len(lengths),
+            frame[ITEM].nunique(),
+            events_per_user(lengths),
+            int(frame[TIME].min()) if self.has_times else None,
+            int(frame[TIME].max()) if self.has_times else None,
+            {str(name): int(count) for name, count in types.items()},
         )
 
     def __len__(self) -> int:
@@ -145,7 +150,7 @@ def instant_us(value: object, name: str = "at") -> int:
 
 def canonical(table: pa.Table) -> pd.DataFrame:
     """Return events as Arrow has them as the frame that ``Events`` holds: text as str, nulls of ``value`` as NaN."""
-    frame = table.to_pandas()
+    frame: pd.DataFrame = table.to_pandas()
     for name in frame.columns:
         if table.schema.field(name).type in (pa.string(), pa.large_string()):
             frame[name] = frame[name].astype("str")

@@ -63,9 +63,9 @@ class Relation:
         return {row[0]: row[1] for row in self.rows(f"DESCRIBE {query}")}
 
 
-def connect(database: str = ":memory:", **settings: str | int) -> Any:
+def connect(**settings: str | int) -> Any:
     """Return a connection: of a database of its own if there are settings, else of the one of this process."""
-    connection = _open(database, settings) if settings else _of_process(os.getpid()).cursor()
+    connection = _open(dict(settings)) if settings else _of_process(os.getpid()).cursor()
     connection.execute("SET enable_progress_bar = false")  # ours says what is done
     connection.execute("SET TimeZone = 'UTC'")
     return connection
@@ -73,15 +73,15 @@ def connect(database: str = ":memory:", **settings: str | int) -> Any:
 
 @cache
 def _of_process(number: int) -> Any:
-    return _open(":memory:", {})
+    return _open({})
 
 
-def _open(database: str, settings: dict[str, str | int]) -> Any:
+def _open(settings: dict[str, str | bool | int | float | list[str]]) -> Any:
     try:
         import duckdb
     except ImportError:
         raise MissingDependencyError("logs are read by DuckDB: pip install duckdb") from None
-    return duckdb.connect(database, config=settings)
+    return duckdb.connect(config=settings)
 
 
 def quoted(text: str) -> str:

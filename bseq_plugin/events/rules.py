@@ -92,7 +92,7 @@ class Rules:
             nul = "column {column} has an id with a NUL character in {row}; repair it first"
             self.checks.append(Check(column, f"contains({value}, chr(0))", "NULL", nul))
             if not self.relation.quotes:
-                told = "column {column} has an id in quotes in {row}: {value}; a TSV has no quotes: drop them, or write a .csv"
+                told = "column {column} has an id in quotes in {row}: {value}; a TSV has none: drop them"
                 self._check(column, f"starts_with({value}, '\"') AND ends_with({value}, '\"')", value, told)
             return value
         whole = kind in INTEGERS or (kind.startswith("DECIMAL") and kind.endswith(",0)"))

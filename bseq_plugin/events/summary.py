@@ -32,6 +32,11 @@ class LogSummary:
     last_us: int | None = None
     event_types: dict[str, int] = field(default_factory=dict)
 
+    @classmethod
+    def of(cls, figures: dict[str, Any]) -> LogSummary:
+        """Return what ``to_dict`` gave."""
+        return cls(**{**figures, "events_per_user": tuple(figures["events_per_user"])})
+
     def to_dict(self) -> dict[str, Any]:
         """Return the figures as JSON holds them."""
         return asdict(self)
@@ -43,7 +48,7 @@ class LogSummary:
         text = f"read {self.rows_read:,} rows" + (f", left out {left}" if left else "")
         text += f": {self.events:,} events of {self.users:,} users with {self.items:,} items"
         text += f", {median:g} a user (95th percentile {high:g})"
-        if self.first_us is not None:
+        if self.first_us is not None and self.last_us is not None:
             days = [str(pd.Timestamp(us, unit="us").date()) for us in (self.first_us, self.last_us)]
             text += f", {days[0]} to {days[1]}"
         if self.event_types:

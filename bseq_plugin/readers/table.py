@@ -62,11 +62,10 @@ def _number(relation: Relation, sql: str) -> str:
 
 
 def _frame(table: pa.Table) -> pd.DataFrame:
-    frame = table.to_pandas()
+    frame: pd.DataFrame = table.to_pandas()
     for name in IDS:
         if name in table.column_names and pa.types.is_integer(table.schema.field(name).type):
             column = table[name]
-            frame[name] = (
-                column.to_pandas(types_mapper={column.type: pd.Int64Dtype()}.get) if column.null_count else frame[name]
-            )
+            if column.null_count:  # pandas would make floats of them
+                frame[name] = column.to_pandas(types_mapper={column.type: pd.Int64Dtype()}.get)
     return frame

@@ -8,6 +8,7 @@ from __future__ import annotations
 import csv
 import io
 from dataclasses import dataclass
+from typing import Literal
 
 import pyarrow as pa
 
@@ -56,9 +57,9 @@ def head_of(file: LogFile, wanted: set[str]) -> Head:
         ) from None
     if not text.strip("\r\n \0"):
         raise SchemaError(f"{file.path} is empty: it has no header")
-    found = []
+    found: list[tuple[int, int, list[str], str]] = []
     for separator in SEPARATORS if file.kind == "csv" else ("\t",):
-        quoting = csv.QUOTE_MINIMAL if file.kind == "csv" else csv.QUOTE_NONE
+        quoting: Literal[0, 3] = csv.QUOTE_MINIMAL if file.kind == "csv" else csv.QUOTE_NONE
         try:
             names = next(csv.reader(io.StringIO(text, newline=""), delimiter=separator, quoting=quoting, strict=True))
         except (csv.Error, StopIteration) as error:
@@ -107,9 +108,16 @@ def of_tables(connection: object, files: list[LogFile], wanted: set[str], name: 
     twice = frozenset(label for label in names if any(head.names.count(label) > 1 for head in heads))
     inter = files[0].kind == "inter"
     return Relation(
-        connection, f"({source})", columns, name, file="bseq_file", twice=twice, float_seconds=inter, unit="s" if inter else None,
+        connection,
+        f"({source})",
+        columns,
+        name,
+        file="bseq_file",
+        twice=twice,
+        float_seconds=inter,
+        unit="s" if inter else None,
         quotes=files[0].kind == "csv",
-    )  # fmt: skip
+    )
 
 
 def _same_columns(files: list[LogFile], heads: list[Head], wanted: set[str]) -> None:
@@ -154,7 +162,8 @@ def of_sequence_text(connection: object, files: list[LogFile], name: str) -> Rel
     paths = ", ".join(glob_escaped(file) for file in files)
     how = (
         "auto_detect = false, header = false, columns = {'line': 'VARCHAR'}, delim = '\\x01', quote = '', escape = '', "
-        f"comment = '', nullstr = '', compression = '{files[0].compression}', max_line_size = {LONGEST_LINE}, filename = 'bseq_file'"
+        f"comment = '', nullstr = '', compression = '{files[0].compression}', max_line_size = {LONGEST_LINE}, "
+        "filename = 'bseq_file'"
     )
     lines = (
         "(SELECT regexp_split_to_array(trim(line, ' \t'), '[ \t]+') AS words, bseq_file, "
@@ -162,8 +171,8 @@ def of_sequence_text(connection: object, files: list[LogFile], name: str) -> Rel
     )
     rows = f"(SELECT * FROM {lines} WHERE words IS NOT NULL AND words[1] <> '')"
     source = (
-        f"(SELECT words[1] AS u, unnest(words[2:]) AS i, unnest(range(len(words) - 1)) AS bseq_nth, bseq_line, bseq_file "
-        f"FROM {rows})"
+        "(SELECT words[1] AS u, unnest(words[2:]) AS i, unnest(range(len(words) - 1)) AS bseq_nth, bseq_line, "
+        f"bseq_file FROM {rows})"
     )
     columns = {USER: Column("u", TEXT), ITEM: Column("i", TEXT)}
     relation = Relation(
