@@ -92,7 +92,7 @@ def read_log(source: str | Path, reading: LogOptions, hide: Pseudonymiser | None
 
 def tell_summary(log: Events) -> None:
     """Print what was read of a log."""
-    note.print(str(log.summary), highlight=False, markup=False)
+    note.print(str(log.summary), highlight=False, markup=False, soft_wrap=True)
 
 
 def read_table(path: Path) -> pd.DataFrame:

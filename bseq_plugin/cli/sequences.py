@@ -59,7 +59,7 @@ def sequences(
 
             parts = build(source, folder, reading, memory_mb, partitions, threads, hide, report)
     if parts.summary is not None:
-        note.print(str(LogSummary.of(parts.summary)), highlight=False, markup=False)
+        note.print(str(LogSummary.of(parts.summary)), highlight=False, markup=False, soft_wrap=True)
     note.print(
         f"{parts.n_events:,} events of {parts.n_users:,} users in {len(parts.partitions)} partitions: {parts.folder}"
     )

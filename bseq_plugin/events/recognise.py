@@ -68,6 +68,8 @@ def _counts(column: Column) -> str:
 
 def _of_json(column: Column, n: int, whole: int, text: int, number: int) -> Typed:
     value = f"({column.sql} ->> '$')"
+    if n == 0:
+        return Typed("CAST(NULL AS VARCHAR)", "VARCHAR")
     if whole == n:
         return Typed(f"try_cast({value} AS HUGEINT)", "HUGEINT")
     if text == n:
@@ -89,6 +91,6 @@ def _no_fractions(relation: Relation, name: str, column: Column, source: str) ->
     [(numbers, example)] = relation.rows(query)
     if numbers and example is not None:
         raise SchemaError(
-            f"column {name!r} has ids written as floats, such as {example!r}; ids are integers or strings: write them "
-            "without a fraction"
+            f"{relation.name}: column {name!r} has ids written as floats, such as {example!r}; ids are integers or "
+            "strings: write them without a fraction"
         )

@@ -134,7 +134,7 @@ def _plain(error: Exception, name: str) -> str:
     if "invalid state" in text:
         return f"{where}: line ends are mixed (some \\r\\n, some \\n), or quotes are broken; make it one kind: dos2unix"
     if "Maximum line size" in text:
-        return f"{where}: a line is longer than 16 MB; is a quote not closed?"
+        return f"{where}: a line is longer than 2 MB; is a quote not closed?"
     json = re.search(r'Malformed JSON in file "(.*)", at byte (\d+) in (?:line|record/value) (\d+): (.*)', text)
     if json:
         return f"{json.group(1)}, line {json.group(3)}, byte {json.group(2)}: no JSON: {json.group(4).strip(' .')}"

@@ -98,8 +98,8 @@ class Rules:
         whole = kind in INTEGERS or (kind.startswith("DECIMAL") and kind.endswith(",0)"))
         if not whole:
             raise SchemaError(
-                f"column {column!r} holds {typed.told or _word(kind)} values; ids are all integers or all strings: "
-                "convert it"
+                f"{self.relation.name}: column {column!r} holds {typed.told or _word(kind)} values; ids are all "
+                "integers or all strings: convert it"
             )
         told = "column {column} has id {value} in {row}; ids are 0..2^63-1: re-number it or use strings"
         self._check(column, f"{value} < 0 OR {value} > 9223372036854775807", value, told)
@@ -107,7 +107,9 @@ class Rules:
 
     def _labels(self, column: str, typed: Typed) -> str:
         if typed.type.endswith("]") or typed.type.startswith(("STRUCT", "MAP", "BLOB", "UNION")):
-            raise SchemaError(f"column {column!r} (event_type) holds {typed.type} values; give text")
+            raise SchemaError(
+                f"{self.relation.name}: column {column!r} (event_type) holds {typed.type} values; give text"
+            )
         return f"CAST({typed.sql} AS VARCHAR)"
 
     def _numbers(self, column: str, typed: Typed) -> str:
@@ -117,7 +119,9 @@ class Rules:
             told = "column {column} (value): {row} ({value}) is no number; give numbers, or leave it empty"
             self._check(column, f"{typed.sql} IS NOT NULL AND {value} IS NULL", typed.sql, told)
         elif typed.type not in INTEGERS | FLOATS and not typed.type.startswith("DECIMAL"):
-            raise SchemaError(f"column {column!r} (value) has type {typed.told or typed.type}; give numbers")
+            raise SchemaError(
+                f"{self.relation.name}: column {column!r} (value) has type {typed.told or typed.type}; give numbers"
+            )
         told = "column {column} (value): {row} ({value}) is infinite; give a number, or leave it empty"
         self._check(column, f"isinf({value})", typed.sql, told)
         return f"nullif({value}, 'nan'::DOUBLE)"
@@ -136,8 +140,8 @@ class Rules:
             micros = self._text_times(column, value)
         else:
             raise SchemaError(
-                f"column {column!r} has type {typed.told or kind}; times have a time zone, or are text in ISO 8601, or "
-                f"integers with {self.options.told('timestamp_unit', 's')}"
+                f"{self.relation.name}: column {column!r} has type {typed.told or kind}; times have a time "
+                f"zone, or are text in ISO 8601, or integers with {self.options.told('timestamp_unit', 's')}"
             )
         unit = "are the times in another unit" + (f" than {self.unit!r}?" if self.unit else "?")
         early = f"column {{column}}: {{row}} ({{value}}) is before 1990; {unit}"
@@ -150,7 +154,7 @@ class Rules:
     def _factor(self, column: str) -> int:
         if self.unit is None:
             ways = "--timestamp-unit s, ms or us" if self.options.command else "timestamp_unit='s', 'ms' or 'us'"
-            raise SchemaError(f"column {column!r} holds integers; say their unit: {ways}")
+            raise SchemaError(f"{self.relation.name}: column {column!r} holds integers; say their unit: {ways}")
         return MICROSECONDS[self.unit]
 
     def _float_times(self, column: str, value: str) -> str:

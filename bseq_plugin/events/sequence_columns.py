@@ -14,7 +14,7 @@ LISTS = dict(zip((ITEM, TIME, EVENT_TYPE, SESSION, CREATED, VALUE), ON_DISK, str
 
 def is_listed(columns: dict[str, Column]) -> bool:
     """Whether columns are those of ``sequences.parquet``."""
-    return LISTS[ITEM] in columns and ITEM not in columns and USER in columns
+    return LISTS[ITEM] in columns and ITEM not in columns
 
 
 def in_rows(relation: Relation, options: LogOptions) -> tuple[Relation, LogOptions]:
@@ -25,16 +25,21 @@ def in_rows(relation: Relation, options: LogOptions) -> tuple[Relation, LogOptio
     """
     if not is_listed(relation.columns) or options.source(ITEM) != ITEM:
         return relation, options
-    if options.columns:
+    user = options.source(USER)
+    other = sorted(set(options.columns) - {USER})
+    if other:
         raise UsageError(
-            f"{relation.name} has one row a user, as sequences.parquet: {options.of_columns()} means nothing"
+            f"{relation.name} has one row a user, as sequences.parquet: {options.of_columns()} {', '.join(other)} means "
+            "nothing; only user_id may be called something else"
         )
+    if user not in relation.columns:
+        raise SchemaError(f"{relation.name} lacks column {user!r}; found {list(relation.columns)}")
     lists = {name: relation.columns[on_disk] for name, on_disk in LISTS.items() if on_disk in relation.columns}
     for name, column in lists.items():
         if not column.type.endswith("]"):
             raise SchemaError(f"{relation.name}: column {LISTS[name]!r} has type {column.type}; give a list an user")
-    _equal_lengths(relation, lists)
-    inner = f"SELECT {relation.columns[USER].sql} AS {USER}, {relation.place} AS bseq_user"
+    _equal_lengths(relation, user, lists)
+    inner = f"SELECT {relation.columns[user].sql} AS {USER}, {relation.place} AS bseq_user"
     inner += f", {relation.file or 'NULL'} AS bseq_from"
     inner += "".join(f", {column.sql} AS {name}" for name, column in lists.items()) + f" FROM {relation.source}"
     unnested = ", ".join(f"unnest({name}) AS {name}" for name in lists)
@@ -46,6 +51,7 @@ def in_rows(relation: Relation, options: LogOptions) -> tuple[Relation, LogOptio
     columns = {name: Column(named(name), kinds[name]) for name in (USER, *lists)}
     if options.timestamp_unit is None:
         options = replace(options, timestamp_unit="us")
+    options = replace(options, columns={})
     place = "bseq_user * 4294967296::HUGEINT + bseq_nth"
     return (
         replace(
@@ -60,11 +66,11 @@ def in_rows(relation: Relation, options: LogOptions) -> tuple[Relation, LogOptio
     )
 
 
-def _equal_lengths(relation: Relation, lists: dict[str, Column]) -> None:
+def _equal_lengths(relation: Relation, user: str, lists: dict[str, Column]) -> None:
     for name, column in lists.items():
         items = lists[ITEM].sql
         bad = f"{items} IS NULL OR len({column.sql}) IS DISTINCT FROM len({items})"
-        query = f"SELECT {relation.columns[USER].sql}, {relation.place} AS p FROM {relation.source} WHERE {bad}"
+        query = f"SELECT {relation.columns[user].sql}, {relation.place} AS p FROM {relation.source} WHERE {bad}"
         found = relation.rows(f"{query} ORDER BY p LIMIT 1")
         if found:
             raise SchemaError(

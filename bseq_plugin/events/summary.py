@@ -39,10 +39,10 @@ class LogSummary:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the figures as JSON holds them."""
-        return asdict(self)
+        return {**asdict(self), "events_per_user": list(self.events_per_user)}
 
     def __str__(self) -> str:
-        """A line or two to print."""
+        """A line to print."""
         left = ", ".join(f"{count:,} by {name}" for name, count in self.left_out.items() if count)
         median, high = self.events_per_user
         text = f"read {self.rows_read:,} rows" + (f", left out {left}" if left else "")
@@ -54,7 +54,7 @@ class LogSummary:
         if self.event_types:
             most = sorted(self.event_types.items(), key=lambda pair: -pair[1])
             shown = ", ".join(f"{name} {count:,}" for name, count in most[:8])
-            text += f"\ntypes: {shown}" + (f" and {len(most) - 8} more" if len(most) > 8 else "")
+            text += f", {shown}" + (f" and {len(most) - 8} more" if len(most) > 8 else "")
         return text
 
 

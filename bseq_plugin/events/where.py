@@ -25,11 +25,12 @@ def where_columns(relation: Relation, options: LogOptions) -> dict[str, str]:
     [(text,)] = relation.rows(f"SELECT json_serialize_sql({quoted('SELECT (' + options.where + chr(10) + ')')})")
     parsed = json.loads(text)
     told = options.told("where", options.where)
-    if parsed["error"] or len(parsed["statements"]) != 1 or len(parsed["statements"][0]["node"]["select_list"]) != 1:
+    statements = [statement["node"] for statement in parsed.get("statements", [])]
+    if len(statements) != 1 or len(statements[0].get("select_list", [])) != 1:
         raise UsageError(f"{told}: {parsed.get('error_message', 'write one expression')}; for example Quantity > 0")
     known = {name.lower(): name for name in relation.columns}
     chosen = {}
-    for name in _names(parsed["statements"][0]["node"]):
+    for name in _names(statements[0]):
         if name.lower() not in known:
             raise SchemaError(f"{relation.name}: {told}: there is no column {name!r}; found {list(relation.columns)}")
         chosen[known[name.lower()]] = relation.columns[known[name.lower()]]

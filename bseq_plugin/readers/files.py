@@ -41,7 +41,9 @@ def known_file(path: Path) -> LogFile | None:
 
 def is_readable(source: str) -> bool:
     """Whether a path or pattern names files, or a folder, that the built-in readers read."""
-    return known_file(Path(source)) is not None or Path(source).is_dir()
+    if known_file(Path(source)) is not None or Path(source).is_dir():
+        return True
+    return any(known_file(Path(path)) is not None for path in glob.iglob(source, recursive=True))
 
 
 def holds_partitions(folder: Path) -> bool:

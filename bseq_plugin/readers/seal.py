@@ -43,7 +43,7 @@ def seal(folder: Path, command: bool = False) -> PartitionedSequences:
 
 def _sealed(folder: Path, paths: list[Path], options: LogOptions, connection: Any) -> PartitionedSequences:
     lists = of_files([LogFile(path, "parquet", "none") for path in paths], str(folder), options, connection)
-    if not is_listed(lists.columns):
+    if not is_listed(lists.columns) or USER not in lists.columns:
         raise SchemaError(
             f"{folder}: parts have {USER!r} and {LISTS[ITEM]!r} and lists beside; found {list(lists.columns)}"
         )

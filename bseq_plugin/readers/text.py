@@ -18,7 +18,6 @@ from bseq_plugin.events.relation import JSON, TEXT, Column, Relation, named, quo
 from bseq_plugin.readers.files import LogFile
 
 SEPARATORS = (",", ";", "\t", "|")
-LONGEST_LINE = 16 << 20  # bytes
 HEAD_BYTES = 1 << 20
 UTF16 = (b"\xff\xfe", b"\xfe\xff")
 
@@ -62,9 +61,11 @@ def head_of(file: LogFile, wanted: set[str]) -> Head:
         quoting: Literal[0, 3] = csv.QUOTE_MINIMAL if file.kind == "csv" else csv.QUOTE_NONE
         try:
             names = next(csv.reader(io.StringIO(text, newline=""), delimiter=separator, quoting=quoting, strict=True))
-        except (csv.Error, StopIteration) as error:
-            raise SchemaError(f"{file.path} can't be read as {file.kind}: its header: {error}") from None
+        except (csv.Error, StopIteration):
+            continue  # a quoted name ends before another separator
         found.append((len(wanted & set(names)), -len(found), names, separator))
+    if not found:
+        raise SchemaError(f"{file.path} can't be read as {file.kind}: the quotes of its header are broken")
     _, _, names, separator = max(found)
     return Head(tuple(names), separator, encoding)
 
@@ -137,7 +138,7 @@ def _read_csv(head: Head, files: list[LogFile], shared: list[str]) -> str:
     how = (
         f"auto_detect = false, header = true, columns = {{{columns}}}, delim = {quoted(head.separator)}, "
         f"quote = '{quote}', escape = '{quote}', comment = '', nullstr = '', compression = '{files[0].compression}', "
-        f"encoding = '{head.encoding}', max_line_size = {LONGEST_LINE}, filename = 'bseq_file'"
+        f"encoding = '{head.encoding}', filename = 'bseq_file'"
     )
     paths = ", ".join(glob_escaped(file) for file in files)
     return f"SELECT {chosen + ', ' if chosen else ''}bseq_file FROM read_csv([{paths}], {how})"
@@ -162,8 +163,7 @@ def of_sequence_text(connection: object, files: list[LogFile], name: str) -> Rel
     paths = ", ".join(glob_escaped(file) for file in files)
     how = (
         "auto_detect = false, header = false, columns = {'line': 'VARCHAR'}, delim = '\\x01', quote = '', escape = '', "
-        f"comment = '', nullstr = '', compression = '{files[0].compression}', max_line_size = {LONGEST_LINE}, "
-        "filename = 'bseq_file'"
+        f"comment = '', nullstr = '', compression = '{files[0].compression}', filename = 'bseq_file'"
     )
     lines = (
         "(SELECT regexp_split_to_array(trim(line, ' \t'), '[ \t]+') AS words, bseq_file, "

@@ -152,7 +152,7 @@ def test_a_new_item_is_published_with_the_events_that_it_has_by_now(bseq, tiny_f
     code, _, err = bseq(*publish, "--log", tmp_path / "log.parquet")
     assert (code, "give items with it" in " ".join(err.split())) == (2, True)
     code, _, err = bseq(*publish, "--column", "user_id=household")
-    assert (code, "say how --log is read" in " ".join(err.split())) == (2, True)
+    assert (code, "belong to --log" in " ".join(err.split())) == (2, True)
     tiny_frame.iloc[:40].to_parquet(tmp_path / "old.parquet")
     tiny_frame.assign(user_id="raw-" + tiny_frame.user_id.astype(str)).to_parquet(tmp_path / "raw.parquet")
     before = sorted((tmp_path / "store").rglob("*"))

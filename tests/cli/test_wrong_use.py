@@ -42,8 +42,8 @@ LOGS = {
     "missing column": (log().drop(columns="item_id"), ["lack column 'item_id'"]),
     "null": (log(item_id=pd.Series([1, None, 3, 1, 2, 3], dtype="Int64")), ["'item_id' has 1 nulls", "row 1"]),
     "negative": (log(user_id=[1, 1, 1, -2, 2, 2]), ["id -2 in row 3"]),
-    "float ids": (log(item_id=[1.5] * 6), ["float64"]),
-    "naive": (log(timestamp=pd.to_datetime([SECONDS] * 6, unit="s")), ["without a time zone", "tz_localize"]),
+    "float ids": (log(item_id=[1.5] * 6), ["log.parquet: column 'item_id' holds float values"]),
+    "naive": (log(timestamp=pd.to_datetime([SECONDS] * 6, unit="s")), ["row 0", "has no time zone", "--time-zone"]),
     "integers": (log(timestamp=[SECONDS] * 6), ["say their unit"]),
     "empty": (log().iloc[:0], ["the log is empty"]),
     "single events": (log(user_id=range(6)), ["3 events or more"]),
@@ -62,7 +62,7 @@ def test_seconds_taken_for_milliseconds(refused, tmp_path):
     log(timestamp=[SECONDS] * 6).to_parquet(tmp_path / "log.parquet")
     train = ("train", tmp_path / "log.parquet", "--out", tmp_path / "run", "--timestamp-unit")
     refused(2, ["before 1990", "another unit"], *train, "ms")
-    refused(2, ["timestamp_unit = 'h'"], *train, "h")
+    refused(2, ["--timestamp-unit h: use s, ms or us"], *train, "h")
 
 
 def test_single_events_without_a_split(refused, tmp_path):
@@ -218,7 +218,7 @@ def test_bad_arguments_of_features(refused, tiny_store, tiny_frame, tmp_path):
     (tmp_path / "s.toml").write_text('names = ["sim_maxx"]')
     refused(2, ["sim_maxx"], "features", tiny_store, "--candidates", good, *at, *out, "--spec", tmp_path / "s.toml")
     (tmp_path / "binary.csv").write_bytes(b"\xff\xfe\x00")
-    refused(2, ["can't be read"], "features", tiny_store, "--candidates", tmp_path / "binary.csv", *at, *out)
+    refused(2, ["binary.csv is not UTF-8"], "features", tiny_store, "--candidates", tmp_path / "binary.csv", *at, *out)
 
 
 def test_bad_arguments_of_the_others(refused, bseq, tmp_path):
