@@ -8,7 +8,7 @@ import pandas as pd
 import pyarrow as pa
 
 from bseq_plugin.errors import SchemaError
-from bseq_plugin.events.relation import Column, Relation, connect, named, told
+from bseq_plugin.events.relation import Column, Relation, connect, told
 
 NAME = "the log"
 
@@ -18,32 +18,40 @@ def speaks_arrow(source: object) -> bool:
     return hasattr(source, "__arrow_c_stream__")
 
 
-def of_frame(frame: pd.DataFrame, wanted: set[Any] | None) -> Relation:
+def of_frame(frame: pd.DataFrame, wanted: set[Any] | None, connection: Any = None) -> Relation:
     """Return a frame's columns, ``wanted`` ones only. Raises SchemaError for values of several types in a column."""
     names = [name for name in frame.columns if wanted is None or name in wanted]
     twice = frozenset(str(name) for name in names if names.count(name) > 1)
     columns = {str(name): _array(frame[name], str(name)) for name in dict.fromkeys(names) if str(name) not in twice}
-    relation = of_arrow(pa.table(columns) if columns else pa.table({"bseq_none": pa.nulls(len(frame))}))
+    table = pa.table(columns) if columns else pa.table({"bseq_none": pa.nulls(len(frame))})
+    relation = of_arrow(table, connection)
     there = {name: relation.columns[name] for name in columns}
     others = {str(name): Column("NULL", "VARCHAR") for name in frame.columns if str(name) not in there}
     return Relation(relation.connection, relation.source, {**there, **others}, NAME, twice=twice)
 
 
-def of_arrow(source: Any, connection: Any = None) -> Relation:
-    """Return what an Arrow stream gives; it is read once, into memory or what the connection spills to."""
+def of_arrow(source: Any, connection: Any = None, once: bool = False) -> Relation:
+    """Return what an Arrow stream gives: read into memory, or left as a stream that will be looked at ``once``."""
     connection = connect() if connection is None else connection
-    if isinstance(source, pa.Table):
-        table: Any = source
-    else:
-        reader = pa.RecordBatchReader.from_stream(source)
-        table = reader.read_all()
-    names = list(table.column_names)
-    twice = frozenset(name for name in names if names.count(name) > 1)
-    safe = [f"c{place}" for place in range(len(names))]  # DuckDB does not tell A from a
-    connection.register("bseq_log", table.rename_columns(safe))
-    kinds = told(lambda: connection.execute("DESCRIBE SELECT * FROM bseq_log").fetchall(), NAME)
-    columns = {name: Column(named(column), kind[1]) for name, column, kind in zip(names, safe, kinds, strict=True)}
-    return Relation(connection, "bseq_log", columns, NAME, twice=twice)
+    try:
+        stream = source if isinstance(source, pa.Table) else pa.RecordBatchReader.from_stream(source)
+        names = list(stream.schema.names)
+        safe = [f"c{place}" for place in range(len(names))]  # DuckDB does not tell A from a
+        kinds = pa.schema([field.with_name(name) for field, name in zip(stream.schema, safe, strict=True)])
+        if isinstance(stream, pa.Table):
+            stream = stream.rename_columns(safe)
+        elif once:
+            batches = (pa.RecordBatch.from_arrays(batch.columns, schema=kinds) for batch in stream)
+            stream = pa.RecordBatchReader.from_batches(kinds, batches)
+        else:
+            stream = stream.read_all().rename_columns(safe)
+    except (pa.ArrowException, TypeError, ValueError) as error:
+        raise SchemaError(f"{NAME} can't be read as Arrow: {str(error).splitlines()[0]}") from None
+    connection.register("bseq_kinds", kinds.empty_table())
+    connection.register("bseq_log", stream)
+    found = told(lambda: connection.execute("DESCRIBE SELECT * FROM bseq_kinds").fetchall(), NAME)
+    columns = {name: Column(column, kind[1]) for name, column, kind in zip(names, safe, found, strict=True)}
+    return Relation(connection, "bseq_log", columns, NAME, twice=frozenset(n for n in names if names.count(n) > 1))
 
 
 def _array(column: pd.Series, name: str) -> pa.ChunkedArray | pa.Array:

@@ -13,6 +13,7 @@ from bseq_plugin.errors import BseqError, MissingDependencyError, SchemaError, U
 
 TEXT = "TEXT"  # text of a file that holds nothing but text: numbers in it are to be recognised
 JSON = "JSON"  # a value with a type of its own in every row
+IN_ORDER = "row_number() OVER () - 1"  # a place that DuckDB counts, on one thread
 Answer = TypeVar("Answer")
 
 
@@ -45,7 +46,7 @@ class Relation:
     source: str
     columns: dict[str, Column]
     name: str
-    place: str = "row_number() OVER () - 1"
+    place: str = IN_ORDER
     file: str | None = None
     twice: frozenset[str] = frozenset()
     float_seconds: bool = False

@@ -29,8 +29,8 @@ def in_rows(relation: Relation, options: LogOptions) -> tuple[Relation, LogOptio
     other = sorted(set(options.columns) - {USER})
     if other:
         raise UsageError(
-            f"{relation.name} has one row a user, as sequences.parquet: {options.of_columns()} {', '.join(other)} means "
-            "nothing; only user_id may be called something else"
+            f"{relation.name} has one row a user, as sequences.parquet: {options.of_columns()} {', '.join(other)} "
+            "means nothing; only user_id may be called something else"
         )
     if user not in relation.columns:
         raise SchemaError(f"{relation.name} lacks column {user!r}; found {list(relation.columns)}")

@@ -103,7 +103,7 @@ def build(
         (aside / "work").mkdir(parents=True)
         with _connection(aside / "work", memory_mb, threads) as connection:
             report("validate", 0, 1)
-            relation = open_log(source, options, connection)
+            relation = open_log(source, options, connection, stage=True)
             if relation is None:
                 raise UsageError(f"{source!r} is nothing that `bseq sequences` reads; give what `bseq train` takes")
             log = Log(relation, options)

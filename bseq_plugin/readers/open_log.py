@@ -12,7 +12,7 @@ import pandas as pd
 from bseq_plugin.errors import SchemaError
 from bseq_plugin.events.frames import of_arrow, of_frame, speaks_arrow
 from bseq_plugin.events.log_options import COLUMNS, LogOptions
-from bseq_plugin.events.relation import TEXT, Column, Relation, connect, named, quoted
+from bseq_plugin.events.relation import IN_ORDER, TEXT, Column, Relation, connect, named, quoted
 from bseq_plugin.events.rules import AWARE, FLOATS, INTEGERS, NAIVE
 from bseq_plugin.events.sequence_columns import ON_DISK
 from bseq_plugin.readers.files import LogFile, is_readable, log_files
@@ -21,25 +21,50 @@ from bseq_plugin.readers.text import glob_escaped, of_json_lines, of_sequence_te
 ROWS_A_FILE = 1 << 40
 
 
-def open_log(source: object, options: LogOptions, connection: Any = None) -> Relation | None:
+def open_log(source: object, options: LogOptions, connection: Any = None, stage: bool = False) -> Relation | None:
     """Return what a source holds, or None if it is nothing that is read here.
 
     Args:
         source: a DataFrame, anything that gives an Arrow stream, or a path, folder or pattern.
         connection: to read with; by default one in memory.
+        stage: read text and streams into a table of the connection first; it spills what does not fit its memory.
 
     Raises:
         UsageError: a file is not there.
         SchemaError: a file is damaged, or files of one source differ.
     """
+    relation = _opened(source, options, connection or connect(), stage)
+    if relation is None or not stage or relation.place != IN_ORDER:
+        return relation
+    return staged(relation, options)
+
+
+def _opened(source: object, options: LogOptions, connection: Any, once: bool) -> Relation | None:
     if isinstance(source, pd.DataFrame):
         wanted = None if options.where else {options.source(name) for name in COLUMNS} | {*ON_DISK}
-        return of_frame(source, wanted)
+        return of_frame(source, wanted, connection)
     if speaks_arrow(source):
-        return of_arrow(source, connection)
-    if not isinstance(source, str | Path) or not (is_readable(str(source))):
+        return of_arrow(source, connection, once)
+    if not isinstance(source, str | Path) or not is_readable(str(source)):
         return None
-    return of_files(log_files(str(source)), str(source), options, connection or connect())
+    return of_files(log_files(str(source)), str(source), options, connection)
+
+
+def staged(relation: Relation, options: LogOptions) -> Relation:
+    """Return what is read of a relation as a table, whose rows have numbers: looking again is cheap then.
+
+    A stream, which can be read once only, is read here. Memory is that of the connection, which spills the rest.
+    """
+    wanted = {options.source(ours) for ours in COLUMNS} | {*ON_DISK}
+    columns = {name: c for name, c in relation.columns.items() if options.where is not None or name in wanted}
+    safe = {name: f"c{place}" for place, name in enumerate(columns)}
+    chosen = [f"{column.sql} AS {safe[name]}" for name, column in columns.items()]
+    chosen.append(f"{relation.file or 'NULL::VARCHAR'} AS bseq_file")
+    relation.rows(f"CREATE TEMP TABLE bseq_staged AS SELECT {', '.join(chosen)} FROM {relation.source}")
+    there = {name: Column(safe[name], column.type) for name, column in columns.items()}
+    others = {name: Column("NULL", "VARCHAR") for name in relation.columns if name not in there}
+    file = "bseq_file" if relation.file is not None else None
+    return replace(relation, source="bseq_staged", columns={**there, **others}, place="rowid", file=file)
 
 
 def of_files(files: list[LogFile], name: str, options: LogOptions, connection: Any) -> Relation:

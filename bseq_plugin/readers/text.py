@@ -141,7 +141,9 @@ def _read_csv(head: Head, files: list[LogFile], shared: list[str]) -> str:
         f"encoding = '{head.encoding}', filename = 'bseq_file'"
     )
     paths = ", ".join(glob_escaped(file) for file in files)
-    return f"SELECT {chosen + ', ' if chosen else ''}bseq_file FROM read_csv([{paths}], {how})"
+    # of one file the name need not be carried along with each row
+    file = f"{quoted(str(files[0].path))} AS bseq_file" if len(files) == 1 else "bseq_file"
+    return f"SELECT {chosen + ', ' if chosen else ''}{file} FROM read_csv([{paths}], {how})"
 
 
 def of_json_lines(connection: object, files: list[LogFile], wanted: set[str], name: str) -> Relation:

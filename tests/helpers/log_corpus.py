@@ -284,9 +284,9 @@ def id_cases() -> list[Case]:
         separator, quoting = (",", csv.QUOTE_MINIMAL) if kind == "csv" else ("\t", csv.QUOTE_NONE)
         write = put(f"log.{kind}", table_text(rows, separator, quoting))
         cases.append(Case(f"ids-text-{value}-{kind}", write, error=message, how=unit))
-    rows = 'user_id\titem_id\ttimestamp\n1\t"a"\t%d\n' % START
+    rows = f'user_id\titem_id\ttimestamp\n1\t"a"\t{START}\n'
     cases.append(Case("tsv-quoted", put("log.tsv", rows), error="in quotes", how=unit))
-    lone = 'user_id\titem_id\ttimestamp\n1\t"big\t%d\n2\tsmall"\t%d\n' % (START, START + 1)
+    lone = f'user_id\titem_id\ttimestamp\n1\t"big\t{START}\n2\tsmall"\t{START + 1}\n'
     cases.append(
         Case(
             "tsv-lone-quotes",
@@ -343,7 +343,7 @@ def broken_cases() -> list[Case]:
 
 def folder_cases() -> list[Case]:
     unit = {"timestamp_unit": "s"}
-    a, b = table_text(rows_of("ints")), "timestamp,user_id,item_id\n%d,5,6\n" % (START + 9)
+    a, b = table_text(rows_of("ints")), f"timestamp,user_id,item_id\n{START + 9},5,6\n"
     both = [*events_of("ints"), (5, 6, (START + 9) * US)]
     users, items = IDS["ints"]
     one = parquet("d/a.parquet", user_id=users, item_id=items, timestamp=SECONDS)
@@ -379,7 +379,7 @@ def folder_cases() -> list[Case]:
     cases.append(
         Case("new-column", several("d/*.parquet", one, late), error="a.parquet lacks column 'event_type'", how=unit)
     )
-    late_csv = put("d/b.csv", "user_id,item_id,timestamp,value\n5,6,%d,1\n" % (START + 9))
+    late_csv = put("d/b.csv", f"user_id,item_id,timestamp,value\n5,6,{START + 9},1\n")
     cases.append(
         Case(
             "new-column-csv",
@@ -476,7 +476,9 @@ def option_cases() -> list[Case]:
     ]  # fmt: skip
     text = shop + "\n".join(",".join(line) for line in lines) + "\n"
     how = {
-        "columns": {"user_id": "Customer ID", "item_id": "StockCode", "timestamp": "InvoiceDate", "session_id": "Invoice"},
+        "columns": {
+            "user_id": "Customer ID", "item_id": "StockCode", "timestamp": "InvoiceDate", "session_id": "Invoice"
+        },
         "time_zone": "Europe/London", "on_null": "drop", "where": "Quantity > 0",
     }  # fmt: skip
     wanted = [
@@ -508,7 +510,7 @@ def option_cases() -> list[Case]:
     same = four + four.split("\n", 1)[1]
     cases.append(Case("equal-kept", put("l.csv", same), events_of("ints") * 2, how=unit))
     cases.append(Case("equal-dropped", put("l.csv", same), events_of("ints"), how={**unit, "on_duplicate": "drop"}))
-    gap = "user_id,item_id,timestamp\n1,,%d\n,2,%d\n3,4,\n5,6,%d\n" % (START, START, START)
+    gap = f"user_id,item_id,timestamp\n1,,{START}\n,2,{START}\n3,4,\n5,6,{START}\n"
     cases.append(Case("nulls-dropped", put("l.csv", gap), [(5, 6, START * US)], how={**unit, "on_null": "drop"}))
     none = {**unit, "where": "user_id > 99"}
     cases.append(Case("nothing-left", put("l.csv", four), error="its 4 rows are left out by where", how=none))
