@@ -238,5 +238,12 @@ def _write_part(events: pa.Table, path: Path) -> np.ndarray:
             values = pa.array(pd.factorize(values.to_pandas())[0].astype(np.int64))
         if name in LISTS:
             columns[LISTS[name]] = pa.ListArray.from_arrays(pa.array(offsets), values)
-    pq.write_table(pa.table(columns), path, row_group_size=USERS_PER_ROW_GROUP)
+    texts = [
+        name
+        for name, values in columns.items()
+        if pa.types.is_list(values.type) and pa.types.is_string(values.type.value_type)
+    ]
+    # a dictionary makes numbers larger, and takes most of the time
+    packed: Any = [f"{name}.list.element" for name in texts] or False
+    pq.write_table(pa.table(columns), path, row_group_size=USERS_PER_ROW_GROUP, use_dictionary=packed)
     return np.diff(offsets)

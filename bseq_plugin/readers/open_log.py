@@ -12,6 +12,7 @@ import pandas as pd
 from bseq_plugin.errors import SchemaError
 from bseq_plugin.events.frames import of_arrow, of_frame, speaks_arrow
 from bseq_plugin.events.log_options import COLUMNS, LogOptions
+from bseq_plugin.events.recognise import recognise
 from bseq_plugin.events.relation import IN_ORDER, TEXT, Column, Relation, connect, named, quoted
 from bseq_plugin.events.rules import AWARE, FLOATS, INTEGERS, NAIVE
 from bseq_plugin.events.sequence_columns import ON_DISK
@@ -19,6 +20,7 @@ from bseq_plugin.readers.files import LogFile, is_readable, log_files
 from bseq_plugin.readers.text import glob_escaped, of_json_lines, of_sequence_text, of_tables
 
 ROWS_A_FILE = 1 << 40
+FIRST_ROWS = 10_000  # by which the types of text are guessed
 
 
 def open_log(source: object, options: LogOptions, connection: Any = None, stage: bool = False) -> Relation | None:
@@ -57,11 +59,29 @@ def staged(relation: Relation, options: LogOptions) -> Relation:
     """
     wanted = {options.source(ours) for ours in COLUMNS} | {*ON_DISK}
     columns = {name: c for name, c in relation.columns.items() if options.where is not None or name in wanted}
+    text = {name: column for name, column in columns.items() if column.type == TEXT}
+    first = f"(SELECT * FROM {relation.source} LIMIT {FIRST_ROWS})" if text else ""
+    # whole numbers are kept as such, half the size, if what the first rows say is true of all
+    whole = {name for name, typed in recognise(relation, text, first, {}).items() if typed.type == "BIGINT"}
+    return _staged(relation, columns, whole) or _staged(relation, columns, set()) or relation
+
+
+def _staged(relation: Relation, columns: dict[str, Column], whole: set[str]) -> Relation | None:
+    """A table of the columns, or None if ``whole`` ones are not all whole numbers."""
     safe = {name: f"c{place}" for place, name in enumerate(columns)}
-    chosen = [f"{column.sql} AS {safe[name]}" for name, column in columns.items()]
-    chosen.append(f"{relation.file or 'NULL::VARCHAR'} AS bseq_file")
-    relation.rows(f"CREATE TEMP TABLE bseq_staged AS SELECT {', '.join(chosen)} FROM {relation.source}")
-    there = {name: Column(safe[name], column.type) for name, column in columns.items()}
+    chosen, other = [f"{relation.file or 'NULL::VARCHAR'} AS bseq_file"], ["false"]
+    for name, column in columns.items():
+        number = f"try_cast({column.sql} AS BIGINT)"
+        chosen.append(f"{number if name in whole else column.sql} AS {safe[name]}")
+        if name in whole:
+            other.append(
+                f"coalesce({column.sql} IS NOT NULL AND CAST({number} AS VARCHAR) IS DISTINCT FROM {column.sql})"
+            )
+    chosen.append(f"{' OR '.join(other)} AS bseq_other")
+    relation.rows(f"CREATE OR REPLACE TEMP TABLE bseq_staged AS SELECT {', '.join(chosen)} FROM {relation.source}")
+    if whole and relation.rows("SELECT bool_or(bseq_other) FROM bseq_staged") == [(True,)]:
+        return None
+    there = {n: Column(safe[n], "BIGINT" if n in whole else column.type) for n, column in columns.items()}
     others = {name: Column("NULL", "VARCHAR") for name in relation.columns if name not in there}
     file = "bseq_file" if relation.file is not None else None
     return replace(relation, source="bseq_staged", columns={**there, **others}, place="rowid", file=file)
