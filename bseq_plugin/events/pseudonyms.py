@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pandas as pd
@@ -63,4 +63,4 @@ class Pseudonymiser:
 
     def events(self, events: Events) -> Events:
         """Return the same log with pseudonyms for user ids."""
-        return Events(events.frame.assign(**{USER: self.pseudonyms(events.frame[USER])}))
+        return replace(events, frame=events.frame.assign(**{USER: self.pseudonyms(events.frame[USER])}))

@@ -142,7 +142,11 @@ class Run:
         write_text(self.path / "recipe.json", json.dumps(log.recipe.as_dict(), indent=1))
         log.vocabulary.save(self.path / "vocabulary.parquet")
         log.sequences.save(self.path / "sequences.parquet", log.vocabulary)
-        info = {"status": "training", "attributes_sha256": None if log.attributes is None else log.attributes.digest}
+        info: dict[str, Any] = {
+            "status": "training",
+            "log": log.summary,
+            "attributes_sha256": None if log.attributes is None else log.attributes.digest,
+        }
         if warm_start is not None:
             info["warm_start"] = str(warm_start)
         if log.item_vectors is not None:

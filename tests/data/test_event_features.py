@@ -200,7 +200,6 @@ def test_sequences_keep_values_on_disk_and_under_every_cut(tmp_path):
 
 @pytest.mark.parametrize("suffix", ["parquet", "csv"])
 def test_partitions_keep_values(tmp_path, suffix):
-    pytest.importorskip("duckdb")
     path = tmp_path / f"log.{suffix}"
     log = frame()
     log.to_parquet(path) if suffix == "parquet" else log.to_csv(path, index=False)
@@ -213,7 +212,6 @@ def test_partitions_keep_values(tmp_path, suffix):
 
 
 def test_values_that_are_no_numbers_are_refused_before_anything_is_written(tmp_path):
-    pytest.importorskip("duckdb")
     path = tmp_path / "log.csv"
     frame().assign(value=["1", "2", "much", "4", "5", "6"]).to_csv(path, index=False)
     with pytest.raises(SchemaError, match=r"column 'value' \(value\): row 2 .*'much'. is no number"):

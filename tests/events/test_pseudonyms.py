@@ -57,7 +57,6 @@ def test_keys_that_are_none(tmp_path):
 
 
 def test_partitions_have_the_same_pseudonyms(tmp_path, tiny_frame):
-    pytest.importorskip("duckdb")
     from bseq_plugin.readers.build_sequences import build_sequences
 
     hide = Pseudonymiser(KEY)

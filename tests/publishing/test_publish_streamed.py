@@ -3,6 +3,7 @@
 import errno
 import json
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -20,8 +21,6 @@ from bseq_plugin.publishing.publish import histories_of_run
 from bseq_plugin.readers.build_sequences import build_sequences
 from bseq_plugin.readers.seal import seal
 from bseq_plugin.store.store import Store
-
-pytest.importorskip("duckdb")
 
 
 @pytest.fixture(scope="module")
@@ -178,8 +177,15 @@ def test_a_user_in_two_partitions_is_refused(run, tmp_path):
     """As another engine might deal them out."""
     parts = run.parent / "parts"
     first, second = (pq.read_table(parts / f"part-0000{n}.parquet") for n in (0, 1))
-    pq.write_table(pa.concat_tables([second, first.slice(0, 1)]), parts / "part-00001.parquet")
-    log = seal(parts)
+    twice = pa.concat_tables([second, first.slice(0, 1)])
+    log = PartitionedSequences.open(parts)
+    pq.write_table(twice, parts / "part-00001.parquet")
+    with pytest.raises(SchemaError, match=f"user {first['user_id'][0]} stands in .*part-00000"):
+        seal(parts)
+    size, n_events = (parts / "part-00001.parquet").stat().st_size, len(twice["item_ids"].combine_chunks().flatten())
+    described = replace(log.partitions[1], users=twice.num_rows, events=n_events, bytes=size)
+    log = replace(log, partitions=[log.partitions[0], described, *log.partitions[2:]])
+    log.save_head()
     info = json.loads((run / "run.json").read_text())
     (run / "run.json").write_text(json.dumps({**info, "log_sha256": log.digest}))
     with pytest.raises(UsageError, match=f"1 users stand twice .* for example \\[{first['user_id'][0]}\\]"):

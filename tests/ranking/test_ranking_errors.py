@@ -31,7 +31,7 @@ SEQUENCES = Sequences.from_events(LOG, mean_model().vocabulary)
     [
         (ROWS[:0], NOW, UsageError, "no candidates"),
         (ROWS.drop(columns="item_id"), NOW, SchemaError, r"lack column 'item_id'; found \['user_id'\]"),
-        (ROWS.assign(user_id=[1, None]), NOW, SchemaError, "'user_id' has 1 nulls, the first in row 1"),
+        (ROWS.assign(user_id=[1, None]), NOW, SchemaError, "column 'user_id' holds float values"),
         (ROWS.assign(item_id=[-1, 2]), NOW, SchemaError, "id -1 in row 0"),
         (ROWS.assign(item_id=["a", "b"]), NOW, SchemaError, "vocabulary has integers"),
         (ROWS.assign(user_id=["a", "b"]), NOW, SchemaError, "the events' are integers: for example 1"),

@@ -12,8 +12,6 @@ from bseq_plugin.data.partitions import PartitionedSequences
 from bseq_plugin.readers.build_sequences import build_sequences
 from bseq_plugin.readers.seal import seal
 
-pytest.importorskip("duckdb")
-
 
 def histories(sequences, vocabulary):
     """User -> columns of the history, as plain values."""

@@ -18,8 +18,6 @@ from bseq_plugin.data.splits import training_histories
 from bseq_plugin.data.streams import StreamedData
 from bseq_plugin.readers.build_sequences import build_sequences
 
-pytest.importorskip("duckdb")
-
 
 @pytest.fixture(scope="module")
 def built(tiny_source, tmp_path_factory):
