@@ -7,7 +7,7 @@ Items, KeyFile     options for the items table (``read_table``) and for a secret
 check_output       refuse a file that can't be written before the work begins
 write_parquet      a table as a Parquet file, whole or not at all; ``write_json`` likewise
 option_values      ``["n_experts=8"]`` as typed settings of a part
-as_id              an id of the command line as a log's own ids are written
+read_id            an id of the command line as a log's own ids are written
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ from __future__ import annotations
 from bseq_plugin.cli.common import (
     Items,
     KeyFile,
-    as_id,
     check_output,
     note,
     option_values,
@@ -26,6 +25,7 @@ from bseq_plugin.cli.common import (
     write_parquet,
 )
 from bseq_plugin.cli.log_options import AS_IT_IS, LogOptions, reads_log, require_source
+from bseq_plugin.events.ids import read_id
 from bseq_plugin.files import write_json
 
 __all__ = [
@@ -33,12 +33,12 @@ __all__ = [
     "Items",
     "KeyFile",
     "LogOptions",
-    "as_id",
     "check_output",
     "note",
     "option_values",
     "out",
     "pseudonymiser",
+    "read_id",
     "read_log",
     "read_table",
     "reads_log",

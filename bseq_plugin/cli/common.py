@@ -120,18 +120,6 @@ def check_output(path: Path | None) -> None:
         raise UsageError(f"{str(path)!r} can't be written: {str(parent)!r} is no folder one may write to")
 
 
-def as_id(text: str, known: object, option: str) -> int | str:
-    """Return the text as ``known`` ids are written: a number where these are numbers. Raises UsageError."""
-    import numpy as np
-
-    if not np.issubdtype(np.asarray(known).dtype, np.integer):
-        return text
-    try:
-        return int(text)
-    except ValueError:
-        raise UsageError(f"{option} {text!r}: ids of this store are whole numbers") from None
-
-
 def whole_numbers(text: str, option: str, example: str) -> list[int]:
     """Return ``"5,10,20"`` as numbers. Raises UsageError."""
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, cast
@@ -10,20 +11,10 @@ import typer
 from rich.progress import Progress
 from rich.table import Table
 
-from bseq_plugin.cli.common import (
-    AsJson,
-    KeyFile,
-    StorePath,
-    as_id,
-    loading,
-    note,
-    out,
-    pseudonymiser,
-    read_log,
-    read_table,
-)
+from bseq_plugin.cli.common import AsJson, KeyFile, StorePath, loading, note, out, pseudonymiser, read_log, read_table
 from bseq_plugin.cli.log_options import AS_IT_IS, LogOptions, reads_log, require_source
 from bseq_plugin.errors import UsageError
+from bseq_plugin.events.ids import read_id
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -120,7 +111,10 @@ def retrieve(
     store: StorePath,
     user: Annotated[str | None, typer.Option("--user", help="A user id of the store.")] = None,
     items: Annotated[
-        str | None, typer.Option("--items", help="An anonymous history: item ids, oldest first, with commas.")
+        str | None,
+        typer.Option(
+            "--items", help="An anonymous history: item ids, oldest first, by commas; quote one that has a comma."
+        ),
     ] = None,
     k: Annotated[int, typer.Option("--k", help="How many candidates.")] = 20,
     exclude: Annotated[
@@ -167,9 +161,9 @@ def retrieve(
 def _answer(retriever: Retriever, user: str | None, items: str | None, k: int, exclude: str) -> pd.DataFrame:
     how = cast(Literal["seen", "none"], exclude)
     if user is not None:
-        return retriever.retrieve([as_id(user, retriever.histories.user_ids, "--user")], k, how)
-    given = [part.strip() for part in (items or "").split(",") if part.strip()]
+        return retriever.retrieve([read_id(user, retriever.histories.user_ids, "--user")], k, how)
+    given = [part.strip() for part in next(csv.reader([items or ""], skipinitialspace=True), []) if part.strip()]
     if not given:
         raise UsageError("--items is empty; give item ids separated by commas")
     known = retriever.model.vocabulary.item_ids
-    return retriever.retrieve_items([as_id(item, known, "--items") for item in given], k, how)
+    return retriever.retrieve_items([read_id(item, known, "--items") for item in given], k, how)

@@ -19,6 +19,7 @@ from bseq_plugin.data.batches import ORDER_STREAM, history_features
 from bseq_plugin.data.partitions import PartitionedSequences
 from bseq_plugin.errors import SchemaError, UsageError
 from bseq_plugin.events.events import DAY_US, EARLIEST_US
+from bseq_plugin.events.ids import ids_like
 from bseq_plugin.events.sequences import Sequences
 from bseq_plugin.events.vocabulary import Vocabulary
 from bseq_plugin.recipe.recipe import Recipe
@@ -46,12 +47,8 @@ def histories_before(sequences: Sequences, users: ArrayLike, at_us: ArrayLike, m
     """Return one history a row; see ``history_features_at``."""
     if sequences.timestamps is None:
         raise SchemaError("this log has no times, so what came before `at_us` is unknown; give events with times")
-    asked, known = pd.Index(np.asarray(users)), sequences.known_users
-    kinds = {pd.api.types.is_integer_dtype(ids.dtype) for ids in (asked, known) if len(ids)}
-    if len(kinds) > 1:
-        raise SchemaError(
-            f"users are {asked.dtype}, and the log has ids like {known[:1].tolist()}: they are never equal"
-        )
+    known = sequences.known_users
+    asked = pd.Index(ids_like(users, sequences.user_ids, "users"))
     at_R, place_R = _instants(at_us, len(asked)), known.get_indexer(asked)
     found_R = np.flatnonzero(place_R >= 0)
     starts_R, ends_R = np.zeros((2, len(asked)), np.int64)

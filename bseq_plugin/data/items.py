@@ -18,6 +18,7 @@ import pandas as pd
 
 from bseq_plugin.errors import PluginError, SchemaError
 from bseq_plugin.events.events import DAY_US, ITEM
+from bseq_plugin.events.ids import as_ids
 from bseq_plugin.events.sequences import Sequences
 from bseq_plugin.events.vocabulary import Vocabulary
 from bseq_plugin.plugins import plugin_manager
@@ -104,6 +105,7 @@ def check_items(items: pd.DataFrame, columns: Sequence[str]) -> None:
     for name in (ITEM, *columns):
         if name not in items:
             raise SchemaError(f"the items table lacks column {name!r}; found {[str(c) for c in items.columns]}")
+    as_ids(items[ITEM], "the items table's item_id")
     if items[ITEM].duplicated().any():
         twice = items.loc[items[ITEM].duplicated(), ITEM].tolist()[0]
         raise SchemaError(f"the items table has item {twice!r} twice; keep one row an item")

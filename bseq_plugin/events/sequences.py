@@ -156,6 +156,11 @@ class Sequences:
             keep &= self.timestamps < end_us
         return self.where(keep)
 
+    def before(self, at_us: int) -> Sequences:
+        """Return what was known at an instant: events strictly before it that had arrived (``created``) by then."""
+        past = self.between(None, at_us)
+        return past if past.created is None else past.where(past.created <= at_us)
+
     def known(self) -> Sequences:
         """Return only the events whose item is in the vocabulary."""
         return self.where(self.items > 0)

@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 
 from bseq_plugin.errors import SchemaError
 from bseq_plugin.events.events import EVENT_TYPE, ITEM, Events
+from bseq_plugin.events.ids import require_kind
 
 SEARCHED = 1_000_000  # with more items, integer ids are found by bisection
 
@@ -81,12 +82,9 @@ class Vocabulary:
         return integers and bool((self.item_ids[1:] > self.item_ids[:-1]).all())
 
     def item_rows(self, item_ids: np.ndarray | pd.Series | Sequence[object]) -> np.ndarray:
-        """Return int64 rows, 0 for an unknown id. Raises SchemaError if integers meet strings."""
+        """Return int64 rows, 0 for an unknown id. Raises SchemaError for ids of another kind."""
         ids = pd.Index(item_ids)
-        if len(ids) and pd.api.types.is_integer_dtype(ids) != pd.api.types.is_integer_dtype(self._item_index):
-            kind = "integers" if pd.api.types.is_integer_dtype(self._item_index) else "strings"
-            example = self.item_ids[:1].tolist()[0]
-            raise SchemaError(f"item ids are {ids.dtype}, but this vocabulary has {kind}: for example {example!r}")
+        require_kind(ids, self.item_ids, "item ids")
         if self.n_items > SEARCHED and self._can_be_bisected:
             return self._searched_rows(ids.to_numpy())
         return np.asarray(self._item_index.get_indexer(ids) + 1, dtype=np.int64)

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from bseq_plugin.errors import UsageError
+from bseq_plugin.events.ids import ids_like
 from bseq_plugin.publishing.choose import Choice
 from bseq_plugin.publishing.history_parts import InMemory
 from bseq_plugin.publishing.publish import publish_model
@@ -56,7 +57,8 @@ def publish_delta(
     """
     opened = store if isinstance(store, Store) else Store(store)
     served = opened.load(lambda version: Served.load(version, None))
-    given, gone = pd.Index(list(item_ids)), pd.Index(list(removed))
+    catalogue = served.model.vocabulary.item_ids
+    given, gone = (pd.Index(ids_like(x, catalogue, what)) for x, what in ((item_ids, "item_ids"), (removed, "removed")))
     _check(served, given, rows_ND, gone, priors_NP)
     known = served.model.vocabulary.item_rows(given.to_numpy()) - 1 if len(given) else np.empty(0, np.int64)
     rows = torch.empty(0, served.model.recipe.vectors.table_dim) if rows_ND is None else rows_ND

@@ -12,6 +12,7 @@ import pandas as pd
 
 from bseq_plugin.errors import SchemaError, UsageError
 from bseq_plugin.events.events import DAY_US, ITEM, TIME, USER, Events, instant_us
+from bseq_plugin.events.ids import as_ids, ids_like, is_text
 from bseq_plugin.events.sequences import Sequences, places_of_runs
 from bseq_plugin.events.vocabulary import Vocabulary
 from bseq_plugin.ranking.table import REQUEST
@@ -46,9 +47,9 @@ class CandidateRows:
                 raise SchemaError(f"candidates lack column {name!r}; found {[str(c) for c in candidates.columns]}")
         if candidates.empty:
             raise UsageError("there are no candidates: the table has no rows")
-        user_ids, item_ids = _ids(candidates)
+        user_ids, item_ids = (pd.Series(as_ids(candidates[name], f"column {name!r}")) for name in (USER, ITEM))
         retrieval = {name: _numbers(candidates[name]) for name in RETRIEVAL_COLUMNS if name in candidates}
-        requests = candidates[REQUEST].reset_index(drop=True) if REQUEST in candidates else None
+        requests = _requests(candidates[REQUEST]) if REQUEST in candidates else None
         return cls(user_ids, item_ids, _instants(candidates, at), retrieval, requests)
 
     def __len__(self) -> int:
@@ -101,7 +102,7 @@ class Histories:
         """
         if log.timestamps is None:  # ``read_log`` has refused it
             raise SchemaError("these events have no times")
-        same_kind(pd.Series(log.user_ids[:1]), pd.Series(requests.user_ids[:1]))
+        ids_like(requests.user_ids[:1], log.user_ids, "candidates' user_id")
         place_R = pd.Index(log.user_ids).get_indexer(pd.Index(requests.user_ids))
         known_R = place_R >= 0
         starts_R = np.where(known_R, log.offsets[:-1][place_R] if log.n_users else 0, 0)
@@ -126,7 +127,7 @@ def relevant_events(events: Events, rows: CandidateRows) -> Events:
     Raises SchemaError for events without times, or for user ids of another kind than the candidates'.
     """
     _with_times(events.has_times)
-    same_kind(events.frame[USER], rows.user_ids)
+    ids_like(rows.user_ids[:1], events.frame[USER][:1].to_numpy(), "candidates' user_id")
     relevant = events.frame[USER].isin(rows.user_ids.unique()) & (events.frame[TIME] < rows.at_N.max())
     return Events(events.frame[relevant])
 
@@ -161,25 +162,6 @@ def _with_times(has_times: bool) -> None:
         raise SchemaError("these events have no times, so what came before `at` is unknown; give events with times")
 
 
-def same_kind(known: pd.Series, asked: pd.Series) -> None:
-    """Integer ids never equal strings: without this every user would silently be one without history."""
-    if len(known) and pd.api.types.is_integer_dtype(known) != pd.api.types.is_integer_dtype(asked):
-        kind = "integers" if pd.api.types.is_integer_dtype(known) else "strings"
-        raise SchemaError(
-            f"candidates' user_id is {asked.dtype}, the events' are {kind}: for example {known.head(1).tolist()[0]!r}"
-        )
-
-
-def _ids(candidates: pd.DataFrame) -> tuple[pd.Series, pd.Series]:
-    """The columns of users and items; they obey the same rules for ids as events, and get the same messages."""
-    users, items = candidates[USER].to_numpy(), candidates[ITEM].to_numpy()
-    # nothing to convert: time counts online
-    if all(ids.dtype == np.int64 and ids.min() >= 0 for ids in (users, items)):
-        return pd.Series(users), pd.Series(items)
-    frame = Events.in_order(users, items).frame
-    return frame[USER], frame[ITEM]
-
-
 def _instants(candidates: pd.DataFrame, at: object | None) -> np.ndarray:
     """int64 [N] microseconds UTC, from the argument or the column."""
     if at is not None:
@@ -197,6 +179,18 @@ def _instants(candidates: pd.DataFrame, at: object | None) -> np.ndarray:
     if column.isna().any():
         raise SchemaError(f"candidates' column 'at' has a null in row {int(column.isna().argmax())}; drop or fill it")
     return np.asarray(column.dt.tz_convert("UTC").dt.as_unit("us").astype("int64"))
+
+
+def _requests(column: pd.Series) -> pd.Series:
+    """Ids of requests, passed through: integers or text, some may be missing."""
+    column = column.reset_index(drop=True)
+    there = column[column.notna()]
+    ids = as_ids(there, f"column {REQUEST!r}")
+    if len(there) == len(column):
+        return pd.Series(ids)
+    found = pd.Series([None] * len(column), dtype=object if is_text(ids) else "Int64")
+    found[there.index] = ids
+    return found
 
 
 def _numbers(column: pd.Series) -> np.ndarray:

@@ -151,7 +151,7 @@ class FeatureTable:
 
 
 def _plain(ids: pd.Series) -> pa.Array:
-    return pa.array(ids.to_numpy(), pa.int64() if pd.api.types.is_integer_dtype(ids) else pa.string())
+    return pa.array(ids, pa.int64() if pd.api.types.is_integer_dtype(ids) else pa.string(), from_pandas=True)
 
 
 HEADER = '''\

@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 
 from bseq_plugin.errors import UsageError
+from bseq_plugin.events.ids import ids_like
 from bseq_plugin.events.vocabulary import Vocabulary
 from bseq_plugin.serving.hits import Hits
 
@@ -57,7 +58,8 @@ class Diversity:
         codes_V = np.full(vocabulary.n_items + 1, -1)
         if self.categories:
             codes, _ = pd.factorize(pd.Series(list(self.categories.values()), dtype=object))  # -1 where it is missing
-            codes_V[vocabulary.item_rows(list(self.categories))] = codes
+            items = ids_like(self.categories.keys(), vocabulary.item_ids, "diversity categories' item ids")
+            codes_V[vocabulary.item_rows(items)] = codes
         return RowDiversity(float(self.weight), codes_V[1:], int(self.pool), self.counts)
 
 

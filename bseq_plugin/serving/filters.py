@@ -7,13 +7,14 @@ Shape letters: B users, V items, P (user, item) pairs, N hits. Rows are index ro
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
 import pandas as pd
 
 from bseq_plugin.errors import UsageError
+from bseq_plugin.events.ids import ids_like
 from bseq_plugin.events.vocabulary import Vocabulary
 
 
@@ -48,10 +49,17 @@ class Filters:
         if not isinstance(self.exclude, Mapping):
             raise UsageError(f"exclude is {type(self.exclude).__name__}; give {{user id: [item ids]}}")
         users, rows = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
-        for place, user in enumerate(user_ids.tolist() if self.exclude else ()):
-            if user in self.exclude:
-                rows.append(_rows(self.exclude[user], vocabulary, f"exclude[{user!r}]"))
-                users.append(np.full(len(rows[-1]), place))
+        known = pd.Index(user_ids)
+        for user, place, items in zip(
+            self.exclude,
+            known.get_indexer(pd.Index(ids_like(self.exclude.keys(), user_ids, "exclude's user ids"))),
+            self.exclude.values(),
+            strict=True,
+        ):
+            excluded = _rows(items, vocabulary, f"exclude[{user!r}]")
+            if place >= 0:
+                rows.append(excluded)
+                users.append(np.full(len(excluded), place))
         return RowFilters(allowed_V, np.concatenate(users), np.concatenate(rows), quota)
 
 
@@ -114,10 +122,7 @@ def until_enough(
 
 def _rows(ids: Iterable[object], vocabulary: Vocabulary, what: str) -> np.ndarray:
     """Return the index rows of the known ids."""
-    if isinstance(ids, str | bytes) or not isinstance(ids, Iterable):
-        raise UsageError(f"{what} = {ids!r}; give a list of item ids")
-    given = pd.Index(list(ids))
-    rows = vocabulary.item_rows(given.to_numpy()) if len(given) else np.empty(0, np.int64)
+    rows = vocabulary.item_rows(ids_like(ids, vocabulary.item_ids, what))
     return rows[rows > 0] - 1
 
 
@@ -127,8 +132,15 @@ def _quota(filters: Filters, vocabulary: Vocabulary) -> Quota | None:
         raise UsageError("give categories and max_per_category together, or neither")
     if categories is None or limits is None:
         return None
+    if not isinstance(categories, Mapping | pd.Series):
+        raise UsageError(f"categories is {type(categories).__name__}; give {{item id: category}}")
+    every = list(categories.values()) if isinstance(categories, Mapping) else categories.tolist()
+    for place, category in enumerate(every):
+        if not isinstance(category, Hashable):
+            item = list(categories.keys())[place]
+            raise UsageError(f"the category of item {item!r} is {category!r}; give one text or number")
     if not isinstance(limits, Mapping):
-        limits = dict.fromkeys(categories.values() if isinstance(categories, dict) else pd.Series(categories), limits)
+        limits = dict.fromkeys(every, limits)
     for category, limit in limits.items():
         if isinstance(limit, bool) or not isinstance(limit, int | np.integer) or limit < 0:
             raise UsageError(f"max_per_category of {category!r} = {limit!r}; give a whole number of 0 or more")
@@ -136,5 +148,6 @@ def _quota(filters: Filters, vocabulary: Vocabulary) -> Quota | None:
     named = [(item, codes[category]) for item, category in categories.items() if category in codes]
     codes_V = np.full(vocabulary.n_items + 1, -1)
     if named:
-        codes_V[vocabulary.item_rows([item for item, _ in named])] = [code for _, code in named]
+        items = ids_like([item for item, _ in named], vocabulary.item_ids, "categories' item ids")
+        codes_V[vocabulary.item_rows(items)] = [code for _, code in named]
     return Quota(codes_V[1:], np.array([*limits.values(), 0], np.int64))

@@ -11,6 +11,9 @@ import pandas as pd
 from bseq_plugin.data.event_features import EventInputs
 from bseq_plugin.errors import SchemaError, UsageError
 from bseq_plugin.events.events import EVENT_TYPE, ITEM, TIME, USER, VALUE, Events
+from bseq_plugin.events.frames import of_arrow, speaks_arrow
+from bseq_plugin.events.ids import ids_like
+from bseq_plugin.events.log_options import LogOptions
 from bseq_plugin.events.sequences import Sequences
 from bseq_plugin.events.vocabulary import Vocabulary
 
@@ -42,19 +45,14 @@ def read_history(history: History, vocabulary: Vocabulary, known: Sequences, kno
                 Events.in_order(history[USER].to_numpy(), history[ITEM].to_numpy()), vocabulary
             )
         return Sequences.from_events(Events.from_frame(history), vocabulary)
+    if speaks_arrow(history) and hasattr(history, "columns"):  # a table, where an array is one of ids
+        return Sequences.from_events(Events.from_relation(of_arrow(history), LogOptions()), vocabulary)
     return known.take(_places(history, known_users))
 
 
 def _places(user_ids: object, known_users: pd.Index) -> np.ndarray:
     """Return int64, each user once, in the order given."""
-    if isinstance(user_ids, str | bytes | int | np.integer):
-        raise UsageError(f"history = {user_ids!r}; give a list of user ids: [{user_ids!r}]")
-    if not isinstance(user_ids, Sequence | np.ndarray | pd.Series | pd.Index):
-        raise UsageError(
-            f"history is {type(user_ids).__name__}; give user ids, Events, Sequences or "
-            "a DataFrame of events (user_id, item_id, timestamp)"
-        )
-    ids = pd.Index(user_ids).unique()
+    ids = pd.Index(ids_like(user_ids, known_users.to_numpy(), "history")).unique()
     places = known_users.get_indexer(ids)
     if (places < 0).any():
         unknown = ids[places < 0].tolist()
@@ -65,17 +63,12 @@ def _places(user_ids: object, known_users: pd.Index) -> np.ndarray:
     return np.asarray(places, dtype=np.int64)
 
 
-def anonymous(item_ids: Sequence[object] | np.ndarray, vocabulary: Vocabulary, at_us: int | None) -> Sequences:
+def anonymous(item_ids: object, vocabulary: Vocabulary, at_us: int | None) -> Sequences:
     """Return one history of items, oldest first, all at the instant ``at_us``; its user id is 0.
 
-    Raises UsageError for anything but a list of ids.
+    Raises UsageError or SchemaError for anything but a list of ids.
     """
-    if isinstance(item_ids, str | bytes) or np.ndim(item_ids) != 1:  # type: ignore[arg-type]
-        raise UsageError(f"items = {item_ids!r}; give a list of item ids, oldest first")
-    ids = np.asarray(item_ids) if len(item_ids) else vocabulary.item_ids[:0]
-    if pd.isna(ids).any():
-        raise UsageError("items has a missing id; leave it out")
-    rows = vocabulary.item_rows(ids)
+    rows = vocabulary.item_rows(ids_like(item_ids, vocabulary.item_ids, "items"))
     times = None if at_us is None else np.full(len(rows), at_us, np.int64)
     return Sequences(np.zeros(1, np.int64), np.array([0, len(rows)], np.int64), rows, times)
 

@@ -113,8 +113,9 @@ class Retriever:
             exclude: "seen" leaves out the items of the history.
             blend: score items by interest, by the candidate sources of the version, and with ``exclude="none"`` by the
                 user's own history (see ``blend.py``).
-            at: a time with a time zone; only events strictly before it count, and ages are measured from it. Default:
-                all events; ages from the newest event of the store or of the user, whichever is later.
+            at: a time with a time zone; only events strictly before it that had arrived by then (``created_timestamp``)
+                count, and ages are measured from it. Default: all events; ages from the newest event of the store or of
+                the user, whichever is later.
             allow_future_model: answer an ``at`` before the end of training too, with vectors and popularity that know
                 what came after it.
             filters: what may be shown, beside ``exclude``: see ``Filters``.
@@ -148,7 +149,7 @@ class Retriever:
                     f"at = {at} lies before the end of training ({pd.Timestamp(trained_until_us, unit='us')} UTC): the "
                     "vectors know what came after it. Use a version trained before, or allow_future_model=True"
                 )
-            histories = histories.between(None, at_us)
+            histories = histories.before(at_us)
         rules = (filters or Filters()).resolve(served.model.vocabulary, histories.user_ids)
         allowed_V = served.overlay.allowed(rules.allowed_V, served.model.vocabulary.n_items)
         rules = replace(rules, allowed_V=allowed_V)

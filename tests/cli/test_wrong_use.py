@@ -182,14 +182,14 @@ def test_bad_arguments_of_retrieve(refused, tiny_store, tmp_path):
     refused(2, ["--k 0: give a whole number of 1 or more"], *store, "--user", "1", "--k", "0")
     refused(2, ["--k -3"], *store, "--user", "1", "--k", "-3")
     refused(2, ["not in this store version", "[999]"], *store, "--user", "999")
-    refused(2, ["--user 'bob': ids of this store are whole numbers"], *store, "--user", "bob")
-    refused(2, ["--items 'milk': ids of this store are whole numbers"], *store, "--items", "5,milk")
+    refused(2, ["--user 'bob': ids here are whole numbers"], *store, "--user", "bob")
+    refused(2, ["--items 'milk': ids here are whole numbers"], *store, "--items", "5,milk")
     refused(2, ["--items is empty"], *store, "--items", " , ")
     refused(2, ["--exclude 'all': use seen or none"], *store, "--user", "1", "--exclude", "all")
     refused(1, [str(tmp_path / "gone")], "retrieve", tmp_path / "gone", "--user", "1")
     (tmp_path / "empty").mkdir()
     refused(1, ["empty"], "retrieve", tmp_path / "empty", "--user", "1")
-    refused(2, ["item ids are"], *store, "--items", str(2**70))
+    refused(2, ["ids here are whole numbers"], *store, "--items", str(2**70))
     refused(2, ["not in this store version"], *store, "--user", str(2**70))
 
 

@@ -139,5 +139,5 @@ def test_an_unfit_items_table_is_refused():
         ItemAttributes.from_frame(pd.DataFrame({"item_id": [1]}), ["shelf"], vocabulary)
     with pytest.raises(SchemaError, match="has item 2 twice"):
         ItemAttributes.from_frame(pd.DataFrame({"item_id": [2, 1, 2], "shelf": 1}), ["shelf"], vocabulary)
-    with pytest.raises(SchemaError, match="vocabulary has integers"):
+    with pytest.raises(SchemaError, match="holds text, such as '1'; the ids here are integers"):
         ItemAttributes.from_frame(pd.DataFrame({"item_id": ["1"], "shelf": 1}), ["shelf"], vocabulary)

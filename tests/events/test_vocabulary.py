@@ -64,9 +64,9 @@ def test_unknown_ids_have_row_0_and_no_item_has():
 
 
 def test_integers_and_strings_do_not_mix():
-    with pytest.raises(SchemaError, match="this vocabulary has integers: for example 10$"):
+    with pytest.raises(SchemaError, match="holds text, such as '10'; the ids here are integers, for example 10$"):
         Vocabulary.from_events(log([10, 20])).item_rows(["10"])
-    with pytest.raises(SchemaError, match="this vocabulary has strings: for example '10'$"):
+    with pytest.raises(SchemaError, match="holds integers, such as 10; the ids here are text, for example '10'$"):
         Vocabulary.from_events(log(["10", "20"])).item_rows([10])
 
 

@@ -139,7 +139,7 @@ def test_what_can_not_be_laid_on_top_publishes_nothing(shop, monkeypatch):
         ({"item_ids": [1], "rows_ND": torch.zeros(1, 5)}, r"rows_ND has shape \(1, 5\); wanted \(1, 6\)"),
         ({"item_ids": [1], "rows_ND": row * torch.nan}, "rows_ND has NaN"),
         ({"removed": [999_999]}, r"1 items to remove are not in the store, for example \[999999\]"),
-        ({"item_ids": ["text"], "rows_ND": row}, "item ids are"),
+        ({"item_ids": ["text"], "rows_ND": row}, "item_ids holds text"),
         ({"item_ids": list(range(10_000, 10_080)), "rows_ND": torch.zeros(80, 6)}, "80 of 280 items would lie on top"),
     ]
     for settings, message in wrong:

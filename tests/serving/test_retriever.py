@@ -136,7 +136,7 @@ def test_unknown_users_are_listed(shop):
     retriever, _, _ = shop
     with pytest.raises(UsageError, match=r"2 of 3 users are not in this store version, for example \[7, 8\]"):
         retriever.retrieve([100, 7, 8])
-    with pytest.raises(UsageError, match="not in this store"):
+    with pytest.raises(SchemaError, match="history holds text, such as '100'; the ids here are integers"):
         retriever.retrieve(["100"])
 
 
@@ -241,9 +241,9 @@ def test_string_ids(tmp_path, make_model, make_histories):
     publish_model(model, named, tmp_path / "store")
     retriever = Retriever.open(tmp_path / "store")
     assert by_user(retriever.retrieve(["b", "ä"], k=9)) == brute_force(model, named, 9)
-    with pytest.raises(UsageError):
+    with pytest.raises(SchemaError, match="items holds integers"):
         retriever.retrieve_items([5])
-    with pytest.raises(UsageError, match="ids look like"):
+    with pytest.raises(SchemaError, match="history holds integers, such as 1; the ids here are text"):
         retriever.retrieve([1])
 
 

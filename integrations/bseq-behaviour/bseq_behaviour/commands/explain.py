@@ -19,11 +19,11 @@ from bseq_plugin.commands import (
     Items,
     KeyFile,
     LogOptions,
-    as_id,
     check_output,
     note,
     out,
     pseudonymiser,
+    read_id,
     reads_log,
 )
 
@@ -60,14 +60,14 @@ def explain(
     check_output(picture)
     hide = pseudonymiser(pseudonymise)
     model, log = opened(place, events, reading, pseudonymise, hides_user=True)
-    wanted = as_id(user if hide is None else hide.pseudonym(user), log.user_ids, "--user")
+    wanted = read_id(user if hide is None else hide.pseudonym(user), log.user_ids, "--user")
     [places] = np.nonzero(log.user_ids == wanted)
     if not len(places):
         raise bseq.UsageError(f"--user {user!r} is not in the log; its ids look like {log.user_ids[:1].tolist()}")
     history = log.take(places)
     if at is not None:
-        history = history.between(None, bseq.instant_us(at))
-    candidate = best_new_item(model, history) if item is None else as_id(item, model.vocabulary.item_ids, "--item")
+        history = history.before(bseq.instant_us(at))
+    candidate = best_new_item(model, history) if item is None else read_id(item, model.vocabulary.item_ids, "--item")
     explanation = run_explain(model, history, candidate)
     names = _item_names(items, name)
     if as_json:
