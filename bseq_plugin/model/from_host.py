@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from typing import Any, cast
 
@@ -62,6 +63,7 @@ def model_of_host(
     with world() as here:
         towers = here.on_all(lambda: host if isinstance(host, Towers) else export_towers(host))
         here.on_all(lambda: _check(towers.encoder, vocabulary))
+        _check_learned(towers, here)
         with _at_rest(towers.host if isinstance(host, Towers) else host):
             state = {name: _whole(value, here) for name, value in towers.encoder.state_dict().items()}
             own = towers.query_tower is None
@@ -73,8 +75,6 @@ def model_of_host(
 
 
 def _check(encoder: SequenceInterestEncoder, vocabulary: Vocabulary) -> None:
-    if not encoder.has_learned:
-        raise UsageError("the encoder was neither trained nor loaded: its vectors are random; train the host first")
     if encoder.recipe.items.encoders:
         raise UsageError("a recipe with items.encoders is finished by bseq.train; leave them out in a host")
     n_rows = encoder.rows[encoder.keys[EVENT]][1]
@@ -82,6 +82,24 @@ def _check(encoder: SequenceInterestEncoder, vocabulary: Vocabulary) -> None:
         raise UsageError(
             f"the vocabulary has {vocabulary.n_items} items, the encoder's item table {n_rows} rows: wanted one row "
             "more than items, row 0 for unknown ones; give the vocabulary that the host's ids are rows of"
+        )
+
+
+def _check_learned(towers: Towers, here: World) -> None:
+    """Raise UsageError unless gradients have come, on whatever rank, to what a store would score with."""
+    encoder = towers.encoder
+    elsewhere = "If it has learned elsewhere, say so: encoder.learned.declare(items=...), docs/embedding.md"
+    interests, items = (any(on_ranks) for on_ranks in zip(*here.gather(encoder.learned.told()), strict=True))
+    if not interests:
+        raise UsageError(
+            "the encoder was neither trained nor loaded from one that was: no gradient has come back through its "
+            f"interests in training, so that they are random; train the host first. {elsewhere}"
+        )
+    if towers.query_tower is None and not items:
+        raise UsageError(
+            "no loss has trained the item vectors that a store would score with: no gradient has come back to the rows "
+            f"of item_keys = {list(encoder.item_keys)}; write a loss over interest_and_items, with a weight above 0 "
+            f"(bseq-dlrm: DLRMInterestTrain(next_item_weight=0.1)). {elsewhere}"
         )
 
 
@@ -117,9 +135,9 @@ def _assembled(
     state[ITEM_WEIGHT] = tower.folded(state[ITEM_WEIGHT].to(_device_of(tower))).cpu()
     state = {name: value for name, value in state.items() if "item_tower.attribute" not in name}
     model = InterestModel.from_state(towers.encoder.recipe, vocabulary, state, None, trained_until_us, own=False)
-    if vectors_VO is not None:
-        model.towers = StoredTowers(QueryTower.of(cast(nn.Module, towers.query_tower)), vectors_VO)
-    return model
+    if vectors_VO is None:
+        return model
+    return replace(model, towers=StoredTowers(QueryTower.of(cast(nn.Module, towers.query_tower)), vectors_VO))
 
 
 def _device_of(module: nn.Module) -> torch.device:

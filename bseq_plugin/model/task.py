@@ -85,7 +85,7 @@ class SequenceInterestTask(nn.Module):
         events, rows = encoder.look_up(batch.features)
         if self.masked:
             states_QD = encoder.sequence_encoder(events, batch.state_rows_Q, False, True)
-            interests_ND = encoder.interest_head(states_QD)
+            interests_ND = encoder.noted(encoder.interest_head(states_QD))
         else:
             interests_ND = encoder.interests(events, batch.state_rows_Q)
         result: tuple[Tensor, dict[str, Tensor]] = self.objective(interests_ND, rows[0], rows[1], batch)

@@ -65,19 +65,22 @@ def sharded(way):
 
 
 def a_process(job, rank, size, folder, way):
-    """Train and save, or load; then make a run."""
+    """Train and save, or load, or load in place; then make a run. What is asked of the items may be rank 1's alone."""
     torch.set_num_threads(1)
     torch.manual_seed(0)
     dist.init_process_group("gloo", store=dist.FileStore(f"{folder}/store-{job}", size), rank=rank, world_size=size)
     host = sharded(way)
-    if job == "train":
+    if job in ("train", "rank 1 alone"):
+        weight = 0.0 if job == "rank 1 alone" and rank == 0 else 1.0
         for step in range(20):
-            host(batch(step * size + rank)).backward()
+            (weight * host(batch(step * size + rank))).backward()
         dcp.save({"model": host.state_dict()}, checkpoint_id=f"{folder}/checkpoint")
     else:
         state = {"model": host.state_dict()}
         dcp.load(state, checkpoint_id=f"{folder}/checkpoint")
-        host.load_state_dict(state["model"])
+        if job == "load":
+            host.load_state_dict(state["model"])
+    learned = host.module.interest.learned.told()
     vocabulary = bseq.Vocabulary(IDS, np.ones(N_ITEMS, np.int64), ())
     histories = bseq.Sequences.from_events(log(), vocabulary)
     run = bseq.Run.from_host(host, f"{folder}/{job}", histories=histories, vocabulary=vocabulary)
@@ -85,7 +88,7 @@ def a_process(job, rank, size, folder, way):
     try:  # a mistake that one rank alone would see is told on all
         bseq.Run.from_host(host, f"{folder}/{job}", histories=histories, vocabulary=vocabulary)
     except bseq.RunError as error:
-        told += f" {error}"
+        told += f" {error} {learned}"
     print(json.dumps(told), flush=True)
     dist.barrier()
     dist.destroy_process_group()
@@ -114,6 +117,19 @@ def test_a_checkpoint_of_two_processes_is_a_run_on_any_number(way, loaded_on, lo
     told = together("load", loaded_on, tmp_path, loaded_as)
     assert [trained.split()[0]] * (1 + loaded_on) == [text.split()[0] for text in (*others, *told)]
     assert all("is not empty; give a new folder" in text for text in (trained, *others, *told))
+
+
+def test_a_checkpoint_that_is_loaded_in_place_is_the_same_run(tmp_path):
+    (trained, *_) = together("train", 2, tmp_path, "row_wise")
+    told = together("in place", 2, tmp_path, "row_wise")
+    assert {text.split()[0] for text in told} == {trained.split()[0]}
+    assert all("(True, True)" in text for text in told)
+
+
+def test_what_one_rank_has_seen_of_a_loss_counts(tmp_path):
+    first, second = together("rank 1 alone", 2, tmp_path, "row_wise")
+    assert "(False, False)" in first
+    assert "(True, True)" in second
 
 
 def test_another_training_begins_with_a_hosts_weights(tmp_path):
