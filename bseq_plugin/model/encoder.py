@@ -61,6 +61,7 @@ class SequenceInterestEncoder(HistoryEncoder):
     *first* keys; ``history_features(sequences, recipe)`` makes them all.
 
     Attributes:
+        n_items: V.
         learned: whether a loss has trained it, and the rows of its ``item_keys``; see ``Learned``.
     """
 
@@ -77,7 +78,7 @@ class SequenceInterestEncoder(HistoryEncoder):
         device: torch.device | str | None = None,
     ) -> None:
         super().__init__()
-        self.recipe, self.item_keys, self._has_warned = recipe, tuple(item_keys), False
+        self.recipe, self.n_items, self.item_keys, self._has_warned = recipe, n_items, tuple(item_keys), False
         part = build_encoder_part(recipe.encoder, recipe.vectors)
         if EVENT_TYPE in recipe.events.features and n_event_types < 1:
             raise RecipeError(

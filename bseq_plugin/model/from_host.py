@@ -18,7 +18,7 @@ from torch.distributed._shard.sharded_tensor.api import ShardedTensor
 from torch.distributed.tensor import DTensor
 from torchrec import KeyedJaggedTensor
 
-from bseq_plugin.data.batches import EVENT, history_features
+from bseq_plugin.data.batches import history_features
 from bseq_plugin.distributed import World, world
 from bseq_plugin.errors import RunError, UsageError
 from bseq_plugin.events.sequences import Sequences
@@ -77,11 +77,10 @@ def model_of_host(
 def _check(encoder: SequenceInterestEncoder, vocabulary: Vocabulary) -> None:
     if encoder.recipe.items.encoders:
         raise UsageError("a recipe with items.encoders is finished by bseq.train; leave them out in a host")
-    n_rows = encoder.rows[encoder.keys[EVENT]][1]
-    if vocabulary.n_items + 1 != n_rows:
+    if vocabulary.n_items != encoder.n_items:
         raise UsageError(
-            f"the vocabulary has {vocabulary.n_items} items, the encoder's item table {n_rows} rows: wanted one row "
-            "more than items, row 0 for unknown ones; give the vocabulary that the host's ids are rows of"
+            f"the vocabulary has {vocabulary.n_items} items, the encoder's item table {encoder.n_items + 1} rows; give "
+            "the vocabulary that the host's ids are rows of: the table has one row more, row 0 for unknown items"
         )
 
 
