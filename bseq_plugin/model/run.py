@@ -21,7 +21,6 @@ from bseq_plugin.data.prepare import PreparedLog
 from bseq_plugin.data.splits import training_histories
 from bseq_plugin.distributed import world
 from bseq_plugin.errors import RunError
-from bseq_plugin.events.events import instant_us
 from bseq_plugin.events.sequences import Sequences
 from bseq_plugin.events.vocabulary import Vocabulary
 from bseq_plugin.files import SCRATCH, write_json, write_text
@@ -64,9 +63,8 @@ class Run:
         Raises RunError if ``out`` is there already, and what ``bseq.publish`` raises of a host.
         """
         run = cls(Path(out))
-        until_us = None if trained_until is None else instant_us(trained_until, "trained_until")
         with world() as here:
-            model = model_of_host(host, vocabulary, histories, until_us)
+            model = model_of_host(host, vocabulary, histories, trained_until)
             here.on_first(lambda: run._keep(cast(InterestModel, model), histories))
         return run
 
