@@ -31,6 +31,7 @@ from bseq_plugin.model.towers import QueryTower, StoredTowers, Towers, export_to
 ITEMS_PER_CALL = 1 << 16
 N_USERS, N_ITEMS = 256, 512  # whose scores are compared
 TOLERANCE = 1e-5  # of a score, in units of the largest one
+SMALLEST = 1e-30  # below it float32 has no more digits to compare
 
 # What a sharded collection of TorchRec fixes at its first batch: the order of the keys. Others may come here.
 AT_FIRST_BATCH: dict[str, Callable[[], Any]] = {
@@ -174,7 +175,7 @@ def _compare(towers: Towers, made: list[InterestModel], histories: Sequences, n_
                 "a host gives one query a user, or one for each interest"
             )
         worst, largest = float((ours - theirs).abs().max()), float(theirs.abs().max())
-        if not worst <= TOLERANCE * max(1.0, largest):  # NaN too
+        if not worst <= max(TOLERANCE * largest, SMALLEST):  # NaN too
             raise RunError(
                 f"the host's scores of {theirs.numel()} sampled (history, item) pairs and those of a store differ by "
                 f"up to {worst:.3g}, the largest score being {largest:.3g}; nothing is kept: query_tower and "

@@ -1,5 +1,7 @@
 """A host model becomes a model, a run, a store: towers as numbers, scores compared, what can't be served refused."""
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -124,6 +126,18 @@ def test_a_tower_that_is_not_what_the_host_scores_with_is_refused(vocabulary, hi
     ):
         bseq.publish(host, tmp_path, histories=histories, vocabulary=vocabulary)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("largest", [1e-3, 1e-20, 1e6])
+def test_scores_of_any_size_are_compared(largest, vocabulary, histories, tmp_path):
+    """Ten times the tolerance is seen, rounding is not."""
+    host = trained(TwoTower(queries()), 5)
+    with torch.no_grad():
+        host.items.weight *= largest / scores_of(host, histories).abs().max()
+    model_of_host(host, vocabulary, histories)
+    louder = replace(host.export_towers(), query=lambda history: host.query(history) * (1 + 1e-4))
+    with pytest.raises(bseq.RunError, match="differ by up to"):
+        model_of_host(louder, vocabulary, histories)
 
 
 def test_nan_is_refused(vocabulary, histories, tmp_path):
