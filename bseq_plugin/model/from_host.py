@@ -26,7 +26,8 @@ from bseq_plugin.events.vocabulary import Vocabulary
 from bseq_plugin.model.encoder import SequenceInterestEncoder
 from bseq_plugin.model.host_inputs import check_fits, checked_inputs, require_same
 from bseq_plugin.model.interest_model import ITEM_WEIGHT, InterestModel
-from bseq_plugin.model.towers import QueryTower, StoredTowers, Towers, export_towers
+from bseq_plugin.model.query_tower import QueryTower, StoredTowers
+from bseq_plugin.model.towers import Towers, export_towers
 
 ITEMS_PER_CALL = 1 << 16
 N_USERS, N_ITEMS = 256, 512  # whose scores are compared

@@ -36,8 +36,8 @@ from bseq_plugin.model.encoder import ITEM_TABLE, SequenceInterestEncoder
 from bseq_plugin.model.items import score_vectors
 from bseq_plugin.model.learned import without_record
 from bseq_plugin.model.neighbours import NeighbourItems
+from bseq_plugin.model.query_tower import StoredTowers
 from bseq_plugin.model.tensor_file import create, write
-from bseq_plugin.model.towers import StoredTowers
 from bseq_plugin.recipe.recipe import Recipe
 
 AXES = "item_tower.encoded.axes_EE"

@@ -26,7 +26,6 @@ from torchrec.modules.mlp import MLP
 
 import bseq_plugin as bseq
 from bseq_plugin.model.from_host import model_of_host
-from bseq_plugin.model.towers import QueryTower
 
 
 @pytest.fixture(scope="module")
@@ -214,13 +213,3 @@ def test_item_attributes_are_summed_into_the_rows(vocabulary, histories, tmp_pat
     torch.testing.assert_close(
         (model.encode(histories)[:, 0] @ model.item_vectors_VD[1:].T), scores_of(host, histories), rtol=1e-5, atol=1e-5
     )
-
-
-@pytest.mark.parametrize("layers", [queries(), MLP(DIM, [4, WIDTH]), nn.Linear(DIM, WIDTH, bias=False)])
-def test_a_query_tower_is_its_layers(layers):
-    tower = QueryTower.of(layers.eval())
-    x = torch.randn(5, DIM)
-    torch.testing.assert_close(tower(x), layers(x), rtol=0, atol=0)
-    again = QueryTower(tower.spec)
-    again.load_state_dict(tower.state_dict())
-    assert torch.equal(again.eval()(x), tower(x))
