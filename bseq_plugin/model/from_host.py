@@ -69,9 +69,9 @@ def model_of_host(
     """
     with world() as here:
         items, users, until_us = here.on_all(lambda: checked_inputs(vocabulary, histories, trained_until))
-        require_same(items, users, until_us, here)
         towers = here.on_all(lambda: host if isinstance(host, Towers) else export_towers(host))
         here.on_all(lambda: check_fits(towers.encoder, items, users))
+        require_same(items, users, until_us, here)
         _check_learned(towers, here)
         with _at_rest(towers.host if isinstance(host, Towers) else host):
             state = {name: _whole(value, here) for name, value in towers.encoder.state_dict().items()}

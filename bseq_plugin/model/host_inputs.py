@@ -11,7 +11,7 @@ import pandas as pd
 
 from bseq_plugin.distributed import World
 from bseq_plugin.errors import SchemaError, UsageError
-from bseq_plugin.events.events import instant_us
+from bseq_plugin.events.events import EVENT_TYPE, instant_us
 from bseq_plugin.events.sequences import EVENT_COLUMNS, Sequences
 from bseq_plugin.events.vocabulary import Vocabulary
 from bseq_plugin.model.encoder import SequenceInterestEncoder
@@ -51,12 +51,13 @@ def _of_type(value: Given, kind: type[Given]) -> Given:
 
 
 def check_ids(ids: np.ndarray, where: str, whose: str) -> None:
-    """Raise UsageError for ids that are neither integers nor strings, and that would come back from a store changed."""
+    """Raise UsageError for ids that are neither integers nor strings: a store would not give them back."""
     if not isinstance(ids, np.ndarray):
         raise UsageError(f"{where}: ids of {whose} are a {type(ids).__name__}; give a numpy array")
     kind = pd.api.types.infer_dtype(ids, skipna=False)
     if not np.issubdtype(ids.dtype, np.integer) and kind not in ("string", "empty"):
-        raise UsageError(f"{where}: ids of {whose} are {kind}, for example {ids[0]!r}; give integers or strings")
+        example = ids.tolist()[0]
+        raise UsageError(f"{where}: ids of {whose} are {kind}, for example {example!r}; give integers or strings")
 
 
 def _check_columns(histories: Sequences) -> None:
@@ -70,6 +71,20 @@ def _check_columns(histories: Sequences) -> None:
         column = getattr(histories, name)
         if column is not None and len(column) != n:
             raise UsageError(f"histories: {name} has {len(column)} values for {n} events; give each event one")
+        if column is not None and name != "values" and not np.issubdtype(column.dtype, np.integer):
+            raise UsageError(f"histories: {name} is {column.dtype}; give int64")
+
+
+def _check_rows(histories: Sequences, column: str, n: int, what: str) -> None:
+    rows_T = getattr(histories, column)
+    if rows_T is None or not len(wrong := np.flatnonzero((rows_T < 0) | (rows_T > n))):
+        return
+    place, user = int(wrong[0]), int(histories.user_index[wrong[0]])
+    raise UsageError(
+        f"histories: {column} of user {histories.user_ids.tolist()[user]!r} have {int(rows_T[place])} in place "
+        f"{place - int(histories.offsets[user])}, which is no row of the vocabulary: it has {n} {what}, rows 1 to {n}, "
+        "and 0 for unknown ones; make histories of it, bseq.Sequences.from_events(events, vocabulary)"
+    )
 
 
 def require_same(vocabulary: Vocabulary, histories: Sequences, trained_until_us: int | None, here: World) -> None:
@@ -106,8 +121,8 @@ def _digest(given: Vocabulary | Sequences) -> str:
 
 
 def check_fits(encoder: SequenceInterestEncoder, vocabulary: Vocabulary, histories: Sequences) -> None:
-    """Raise UsageError for a vocabulary or a recipe that is not that of a host's encoder, SchemaError for histories
-    without what it reads.
+    """Raise UsageError for a vocabulary or a recipe that is not that of a host's encoder, and for histories that are
+    not in rows of the vocabulary; SchemaError for histories without what the encoder reads.
     """
     if encoder.recipe.items.encoders:
         raise UsageError("a recipe with items.encoders is finished by bseq.train; leave them out in a host")
@@ -116,5 +131,13 @@ def check_fits(encoder: SequenceInterestEncoder, vocabulary: Vocabulary, histori
             f"the vocabulary has {vocabulary.n_items} items, the encoder's item table {encoder.n_items + 1} rows; give "
             "the vocabulary that the host's ids are rows of: the table has one row more, row 0 for unknown items"
         )
+    types = encoder.rows.get(encoder.keys[EVENT_TYPE]) if EVENT_TYPE in encoder.keys.features else None
+    if types is not None and types[1] != len(vocabulary.event_types) + 1:
+        raise UsageError(
+            f"the vocabulary has {len(vocabulary.event_types)} event types, the encoder was made with n_event_types = "
+            f"{types[1] - 1}; give the vocabulary that the host's event types are rows of"
+        )
+    _check_rows(histories, "items", vocabulary.n_items, "items")
+    _check_rows(histories, "event_types", len(vocabulary.event_types), "event types")
     if lacking := encoder.event_embedder.inputs.lacking(histories):
         raise SchemaError(f"the encoder reads {' and '.join(lacking)}, but the histories have none; give them with it")

@@ -189,6 +189,35 @@ def test_what_publish_is_not_told_is_asked_for(vocabulary, histories, tmp_path):
         bseq.publish(tmp_path / "run", tmp_path, vocabulary=vocabulary)
 
 
+def test_event_types_are_those_of_the_encoder(vocabulary, histories, tmp_path):
+    chosen = recipe(events={"features": ("event_type",)})
+    encoder = bseq.SequenceInterestEncoder(chosen, N_ITEMS, 2, item_keys=["target"])
+    typed = replace(vocabulary, event_types=("buy", "look", "put back"))
+    with pytest.raises(bseq.UsageError, match="3 event types, the encoder was made with n_event_types = 2; give the"):
+        bseq.publish(encoder, tmp_path, histories=histories, vocabulary=typed)
+    fitting = replace(vocabulary, event_types=("buy", "look"))
+    with pytest.raises(bseq.SchemaError, match=r"the encoder reads event types, but the histories have none"):
+        bseq.publish(encoder, tmp_path, histories=histories, vocabulary=fitting)
+
+
+@pytest.mark.parametrize("there", [False, True])
+def test_a_run_that_can_not_be_written_leaves_nothing(there, vocabulary, histories, tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError("no space left on device")
+
+    host, folder = trained(Scoring(), 2), tmp_path / "runs" / "host"
+    (folder if there else folder.parent).mkdir(parents=True)
+    monkeypatch.setattr(bseq.Sequences, "save", full)
+    with pytest.raises(bseq.RunError, match="no space left on device"):
+        bseq.Run.from_host(host, folder, histories=histories, vocabulary=vocabulary)
+    assert [path.name for path in tmp_path.rglob("*")] == (["runs", "host"] if there else ["runs"])
+    monkeypatch.undo()
+    assert bseq.Run.from_host(host, folder, histories=histories, vocabulary=vocabulary).model().towers is None
+    (tmp_path / "file").write_text("")
+    with pytest.raises(bseq.RunError, match="file is not empty; give a new folder"):
+        bseq.Run.from_host(host, tmp_path / "file", histories=histories, vocabulary=vocabulary)
+
+
 def test_a_hosts_run_is_a_run(vocabulary, histories, tmp_path):
     """Measured, published, opened, and begun with by another training."""
     host = trained(Scoring(recipe(split={"kind": "leave_one_out"})))

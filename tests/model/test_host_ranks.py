@@ -48,6 +48,13 @@ WRONG = {
     "float users": ({"histories": replace(HISTORIES, user_ids=EVERY / 2)}, "ids of users are floating, for example"),
     "bool users": ({"histories": replace(HISTORIES, user_ids=EVERY > 3)}, "ids of users are boolean"),
     "float items": ({"vocabulary": replace(VOCABULARY, item_ids=VOCABULARY.item_ids / 2)}, "ids of items are floating"),
+    "rows beyond the items": (
+        {"histories": replace(HISTORIES, items=HISTORIES.items.clip(29) + 2)},
+        "items of user 0 have 3[12] in place 0, which is no row of the vocabulary: it has 30 items",
+    ),
+    "rows below": ({"histories": replace(HISTORIES, items=HISTORIES.items - 9)}, "items of user .* have -"),
+    "rows of types": ({"histories": replace(HISTORIES, event_types=HISTORIES.items)}, "it has 0 event types"),
+    "float rows": ({"histories": replace(HISTORIES, items=HISTORIES.items / 1)}, "items is float64; give int64"),
     "loose offsets": ({"histories": replace(HISTORIES, offsets=HISTORIES.offsets[:-1])}, "offsets don't cut"),
     "short times": (
         {"histories": replace(HISTORIES, timestamps=HISTORIES.timestamps[1:])},
