@@ -14,8 +14,6 @@ from typing import Any, cast
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.distributed._shard.sharded_tensor.api import ShardedTensor
-from torch.distributed.tensor import DTensor
 from torchrec import KeyedJaggedTensor
 
 from bseq_plugin.data.batches import history_features
@@ -24,6 +22,7 @@ from bseq_plugin.errors import RunError, UsageError
 from bseq_plugin.events.sequences import Sequences
 from bseq_plugin.events.vocabulary import Vocabulary
 from bseq_plugin.model.encoder import SequenceInterestEncoder
+from bseq_plugin.model.gather import whole
 from bseq_plugin.model.host_inputs import check_fits, checked_inputs, require_same
 from bseq_plugin.model.interest_model import ITEM_WEIGHT, InterestModel
 from bseq_plugin.model.query_tower import QueryTower, StoredTowers
@@ -74,7 +73,7 @@ def model_of_host(
         require_same(items, users, until_us, here)
         _check_learned(towers, here)
         with _at_rest(towers.host if isinstance(host, Towers) else host):
-            state = {name: _whole(value, here) for name, value in towers.encoder.state_dict().items()}
+            state = {name: whole(value, here) for name, value in towers.encoder.state_dict().items()}
             own = towers.query_tower is None
             vectors_VO = None if own else _vectors(towers, items.n_items, here)
             made: list[InterestModel] = []
@@ -99,17 +98,6 @@ def _check_learned(towers: Towers, here: World) -> None:
             f"of item_keys = {list(encoder.item_keys)}; write a loss over interest_and_items, with a weight above 0 "
             f"(bseq-dlrm: DLRMInterestTrain(next_item_weight=0.1)). {elsewhere}"
         )
-
-
-def _whole(value: Tensor | ShardedTensor, here: World) -> Tensor:
-    """Return all of a parameter on the CPU of rank 0; elsewhere something empty."""
-    if isinstance(value, DTensor):
-        return value.full_tensor().cpu()
-    if not isinstance(value, ShardedTensor):
-        return value.detach().cpu().clone()
-    whole = torch.empty(value.metadata().size, dtype=value.dtype, device=here.device) if here.is_first else None
-    value.gather(0, whole)
-    return torch.empty(0) if whole is None else whole.cpu()
 
 
 def _vectors(towers: Towers, n_items: int, here: World) -> Tensor:
