@@ -10,6 +10,7 @@ from torchrec import KeyedJaggedTensor
 
 from bseq_plugin.data.batches import EVENT, SESSION_NUMBER, TIMESTAMP
 from bseq_plugin.data.event_features import EventInputs
+from bseq_plugin.data.jagged import check_ids_and_lengths, require_jagged
 from bseq_plugin.errors import UsageError
 
 
@@ -58,6 +59,8 @@ def check_features(
         rows: key -> (its table, the rows of that).
         max_length: events of a history that are read.
     """
+    require_jagged(features, "a history")
+    check_ids_and_lengths(features)
     there = features.keys()
     if missing := [key for key in rows if key not in there]:
         raise UsageError(

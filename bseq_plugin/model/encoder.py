@@ -9,15 +9,18 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from functools import partial
 
+import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.fx import Proxy
 from torchrec import EmbeddingCollection, EmbeddingConfig, KeyedJaggedTensor, KeyedTensor
 
 from bseq_plugin.data.batches import EVENT
 from bseq_plugin.data.event_features import TABLE_ROWS, EventInputs
 from bseq_plugin.data.input_keys import InputKeys, check_features
 from bseq_plugin.data.items import ItemAttributes, ItemVectors
-from bseq_plugin.errors import RecipeError
+from bseq_plugin.data.jagged import require_jagged
+from bseq_plugin.errors import RecipeError, UsageError
 from bseq_plugin.events.events import EVENT_TYPE
 from bseq_plugin.model.anchored import AnchoredInterests
 from bseq_plugin.model.check_sharded import has_warned
@@ -78,6 +81,9 @@ class SequenceInterestEncoder(HistoryEncoder):
         device: torch.device | str | None = None,
     ) -> None:
         super().__init__()
+        if not isinstance(recipe, Recipe) or not isinstance(n_items, int | np.integer) or n_items < 0:
+            given = f"recipe is a {type(recipe).__name__}, n_items = {n_items!r}"
+            raise UsageError(f"{given}; give a bseq.Recipe, and how many items there are")
         self.recipe, self.n_items, self.item_keys, self._has_warned = recipe, n_items, tuple(item_keys), False
         part = build_encoder_part(recipe.encoder, recipe.vectors)
         if EVENT_TYPE in recipe.events.features and n_event_types < 1:
@@ -128,7 +134,8 @@ class SequenceInterestEncoder(HistoryEncoder):
 
     def look_up(self, features: KeyedJaggedTensor) -> tuple[PackedEvents, list[Tensor]]:
         """Return the packed events, and the rows ``[N, D]`` of each of ``item_keys``."""
-        if isinstance(features, KeyedJaggedTensor):  # no proxy of a trace
+        if not isinstance(features, Proxy):  # of a trace
+            require_jagged(features, "a history")
             # on a GPU it would wait for the device, and a compiled graph can't look at numbers
             if features.device().type == "cpu" and not torch.compiler.is_compiling():
                 self.check(features)

@@ -17,6 +17,7 @@ from bseq_plugin.events.events import Events
 from bseq_plugin.events.sequences import Sequences
 from bseq_plugin.events.vocabulary import Vocabulary
 from bseq_plugin.model.from_host import model_of_host
+from bseq_plugin.model.host_inputs import check_ids
 from bseq_plugin.model.interest_model import InterestModel
 from bseq_plugin.model.new_items import with_new_items
 from bseq_plugin.model.run import Run
@@ -123,6 +124,7 @@ def histories_of_run(run: Run, model: InterestModel) -> HistoryParts:
 
 
 def _once_each(histories: Sequences) -> InMemory:
+    check_ids(histories.user_ids, "histories", "users")
     if not pd.Index(histories.user_ids).is_unique:
         raise UsageError("histories have a user twice; give each user one history")
     return InMemory(histories)
