@@ -55,7 +55,8 @@ class SequenceInterestEncoder(HistoryEncoder):
         item_vectors: what the recipe's item encoders say of the items (training), or only how wide that is (an exported
             encoder has it in its item table).
         item_keys: further keys whose ids are rows of the item table, looked up together with the history:
-            ``("target", "negative")`` for a loss of one's own over ``interest_and_items``.
+            ``("target", "negative")`` for a loss of one's own over ``interest_and_items``. Every batch has them; one
+            without such items, as in serving, has them with lengths of 0.
         keys: what a history's keys are called in the batch, where that is not their name here: ``{"event": "movie"}``.
         device: of the embedding tables; "meta" leaves them to the planner of ``DistributedModelParallel``.
 
@@ -84,7 +85,7 @@ class SequenceInterestEncoder(HistoryEncoder):
         if not isinstance(recipe, Recipe) or not isinstance(n_items, int | np.integer) or n_items < 0:
             given = f"recipe is a {type(recipe).__name__}, n_items = {n_items!r}"
             raise UsageError(f"{given}; give a bseq.Recipe, and how many items there are")
-        self.recipe, self.n_items, self.item_keys, self._has_warned = recipe, n_items, tuple(item_keys), False
+        self.recipe, self.n_items, self._has_warned = recipe, n_items, False
         part = build_encoder_part(recipe.encoder, recipe.vectors)
         if EVENT_TYPE in recipe.events.features and n_event_types < 1:
             raise RecipeError(
@@ -92,7 +93,8 @@ class SequenceInterestEncoder(HistoryEncoder):
                 "of events.features"
             )
         inputs = EventInputs.of(recipe.events, recipe.encoder)
-        self.keys = InputKeys.of(inputs, keys, self.item_keys)
+        self.keys = InputKeys.of(inputs, keys, item_keys)
+        self.item_keys = self.keys.items
         tables = _tables(recipe, n_items, n_event_types, self.keys)
         self.embedding_collection = EmbeddingCollection(tables=tables, device=torch.device(device) if device else None)
         neighbours = _neighbour_items(recipe, item_vectors)

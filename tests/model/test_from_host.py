@@ -87,6 +87,18 @@ def test_the_store_answers_with_the_hosts_scores(host, vocabulary, histories, tm
     torch.testing.assert_close(got, wanted, rtol=1e-5, atol=1e-5)
 
 
+def test_a_user_without_events_has_popular_items(vocabulary, histories, tmp_path):
+    """Whatever the host's tower makes of an empty history."""
+    counted = replace(vocabulary, item_counts=np.arange(N_ITEMS))
+    both = bseq.Sequences(
+        np.append(histories.user_ids, 99), np.append(histories.offsets, histories.n_events), histories.items
+    )
+    bseq.publish(trained(TwoTower(queries()), 2), tmp_path, histories=both, vocabulary=counted)
+    hits = bseq.Retriever.open(tmp_path).retrieve([99], k=3)
+    assert hits["item_id"].tolist() == IDS[[29, 28, 27]].tolist()
+    assert set(hits["source"]) == {"popular"}
+
+
 def test_a_model_with_towers_is_read_back(host, vocabulary, histories, tmp_path):
     model = model_of_host(host, vocabulary, histories)
     model.save(tmp_path)

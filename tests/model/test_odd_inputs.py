@@ -59,6 +59,38 @@ def test_what_is_no_batch_of_the_task_is_told():
         bseq.Batch.of(jagged([1.0, 2.0, 3.0], 1, 1, 1, keys=KEYS), log_expected_count_N=torch.zeros(1))
 
 
+def test_an_item_key_that_is_missing_is_told_to_be_empty():
+    """And then it may be."""
+    encoder = Scoring().interest
+    with pytest.raises(bseq.UsageError, match=r"no key 'target', one of the encoder's item_keys; .* a length of 0 for"):
+        encoder(jagged([1, 2], 1, 1, keys=["event"]))
+    with pytest.raises(bseq.UsageError, match=r"no key 'event'; it has \['target'\], .*keys=\{'event': "):
+        encoder(jagged([1, 2], 1, 1, keys=["target"]))
+    assert encoder(jagged([1, 2], 1, 1, 0, 0))["user_interest"].shape == (2, 8)
+
+
+ODD_KEYS = [
+    ({"item_keys": "target"}, r"item_keys = 'target'; give a list of keys .*\['target'\]"),
+    ({"item_keys": [3]}, r"item_keys = \[3\]; give a list"),
+    ({"item_keys": 3}, "item_keys = 3; give a list"),
+    ({"item_keys": {"b", "a"}}, r"item_keys = \{.*\}; give a list"),
+    ({"item_keys": ["a", "b", "a"]}, "key 'a' is read as an item key and as an item key"),
+    ({"item_keys": ["event"]}, "key 'event' is read as event and as an item key"),
+    ({"item_keys": ["x"], "keys": {"event": "x"}}, "key 'x' is read as event and as an item key"),
+    ({"keys": {"event": "timestamp"}}, "key 'timestamp' is read as event and as timestamp"),
+    ({"keys": ["x"]}, r"keys = \['x'\]; give a mapping from our names to yours"),
+    ({"keys": "event"}, "keys = 'event'; give a mapping"),
+    ({"keys": {"event": 3}}, r"keys = \{'event': 3\}; give a mapping"),
+    ({"keys": {"evnt": "x"}}, "the encoder reads no 'evnt'; it reads"),
+]
+
+
+@pytest.mark.parametrize(("given", "said"), ODD_KEYS, ids=lambda given: str(given)[:30])
+def test_keys_that_are_none_are_told(given, said):
+    with pytest.raises(bseq.UsageError, match=said):
+        bseq.SequenceInterestEncoder(recipe(), N_ITEMS, **given)
+
+
 @pytest.mark.parametrize("given", [(jagged([1, 2], 1, 1), 5), (recipe(), 2.5), (recipe(), -1), (recipe(), "five")])
 def test_what_is_no_recipe_or_no_number_of_items_is_told(given):
     for make in (bseq.SequenceInterestEncoder, bseq.SequenceInterestTask):
