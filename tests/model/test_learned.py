@@ -6,6 +6,7 @@ import torch
 from small_hosts import N_ITEMS, Scoring, TwoTower, batch, make_histories, make_vocabulary, queries, recipe, trained
 from torch import nn
 from torch.distributed import checkpoint as dcp
+from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner
 
 import bseq_plugin as bseq
 from bseq_plugin.data.training_data import TrainingData
@@ -90,6 +91,20 @@ def test_a_checkpoint_that_is_loaded_in_place_brings_the_record(tmp_path):
     host = Scoring()
     dcp.load({"model": host.state_dict()}, checkpoint_id=tmp_path / "checkpoint", no_dist=True)
     assert publish(host, tmp_path)
+
+
+def test_a_checkpoint_without_the_record_is_loaded_in_part(tmp_path):
+    """As docs/embedding.md says."""
+    taught = trained(Scoring(), 3)
+    state = {name: value for name, value in taught.state_dict().items() if "learned" not in name}
+    dcp.save({"model": state}, checkpoint_id=tmp_path / "checkpoint", no_dist=True)
+    host = Scoring()
+    planner = DefaultLoadPlanner(allow_partial_load=True)
+    dcp.load({"model": host.state_dict()}, checkpoint_id=tmp_path / "checkpoint", planner=planner, no_dist=True)
+    assert all(torch.equal(host.state_dict()[name], value) for name, value in state.items())
+    with pytest.raises(bseq.UsageError, match=NOT_TRAINED):
+        publish(host, tmp_path)
+    assert publish(trained(host, 1), tmp_path)
 
 
 def test_a_state_without_the_record_is_loaded_and_declared(tmp_path):
