@@ -74,15 +74,7 @@ def check_features(
     check_ids_and_lengths(features)
     there = features.keys()
     if missing := [key for key in rows if key not in there]:
-        if missing[0] in keys.items:
-            raise UsageError(
-                f"the batch has no key {missing[0]!r}, one of the encoder's item_keys; it has {there}. In a batch "
-                "without such items, as in serving, the key is there too, with a length of 0 for every user"
-            )
-        raise UsageError(
-            f"the batch has no key {missing[0]!r}; it has {there}, the encoder reads {list(rows)}: name them so, or "
-            "say what they are called, SequenceInterestEncoder(keys={'event': ...})"
-        )
+        _refuse_missing(missing[0], there, list(rows), keys)
     if features.stride() == 0:
         raise UsageError("the batch has no users (stride 0), which TorchRec can't look up; leave it out")
     for key, (table, n_rows) in rows.items():
@@ -107,4 +99,16 @@ def _refuse_id(features: KeyedJaggedTensor, key: str, table: str, n_rows: int) -
     raise UsageError(
         f"key {key!r}, user {user} of the batch: {int(jagged.values()[place])} is no row of table {table!r}, which has "
         f"rows 0 to {n_rows - 1}; row 0 is for unknown ids"
+    )
+
+
+def _refuse_missing(key: str, there: list[str], read: list[str], keys: InputKeys) -> None:
+    if key in keys.items:
+        raise UsageError(
+            f"the batch has no key {key!r}, one of the encoder's item_keys; it has {there}. In a batch without such "
+            "items, as in serving, the key is there too, with a length of 0 for every user"
+        )
+    raise UsageError(
+        f"the batch has no key {key!r}; it has {there}, the encoder reads {read}: name them so, or say what they are "
+        "called, SequenceInterestEncoder(keys={'event': ...})"
     )
