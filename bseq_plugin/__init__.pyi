@@ -42,12 +42,12 @@ from bseq_plugin.model.encoder import SequenceInterestEncoder as SequenceInteres
 from bseq_plugin.model.exportable import ExportableEncoder as ExportableEncoder
 from bseq_plugin.model.interest_model import InterestModel as InterestModel
 from bseq_plugin.model.items import score_vectors as score_vectors
+from bseq_plugin.model.query_tower import Normalize as Normalize
 from bseq_plugin.model.run import Run as Run
 from bseq_plugin.model.target_attention import TargetAttention as TargetAttention
 from bseq_plugin.model.task import SequenceInterestTask as SequenceInterestTask
 from bseq_plugin.model.tensor_file import load_sealed as load_sealed
 from bseq_plugin.model.tensor_file import save_sealed as save_sealed
-from bseq_plugin.model.towers import Normalize as Normalize
 from bseq_plugin.model.towers import Towers as Towers
 from bseq_plugin.model.towers import export_towers as export_towers
 from bseq_plugin.plugins import PluginInfo as PluginInfo

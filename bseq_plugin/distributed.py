@@ -45,6 +45,12 @@ class World:
         dist.all_gather_object(values, value)
         return cast(list[Result], values)
 
+    def gather_on_first(self, value: Result) -> list[Result]:
+        """Return the values of all ranks on rank 0, which alone has to hold them; elsewhere []."""
+        values: list[Result | None] | None = [None] * self.size if self.is_first else None
+        dist.gather_object(value, values, 0)
+        return cast(list[Result], values or [])
+
     def on_first(self, work: Callable[[], Result]) -> Result:
         """Return what ``work`` gives on rank 0, on every rank; what it raises there is raised on every rank.
 

@@ -26,6 +26,7 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 from torchrec.streamable import Pipelineable
 
 from bseq_plugin.data.event_features import EventInputs, event_inputs, session_numbers
+from bseq_plugin.data.jagged import check_ids_and_lengths, require_jagged
 from bseq_plugin.errors import UsageError
 from bseq_plugin.events.sequences import Sequences
 from bseq_plugin.recipe.recipe import Recipe
@@ -78,8 +79,11 @@ class Batch(Pipelineable):  # type: ignore[misc]  # torchrec is not typed
             log_expected_count_N: see ``Negatives``; None for negatives that are the whole catalogue.
 
         Raises:
-            UsageError: a key is missing, or the negatives are not what ``log_expected_count_N`` says.
+            UsageError: a key is missing, lengths do not sum to the number of values, or the negatives are not what
+                ``log_expected_count_N`` says.
         """
+        require_jagged(features, "features")
+        check_ids_and_lengths(features)
         keys = features.keys()
         for key in (EVENT, TARGET, NEGATIVE):
             if key not in keys:
@@ -163,6 +167,7 @@ def latest_events(kjt: KeyedJaggedTensor, max_length: int, keys: Sequence[str] |
     Types and weights stay; if nothing is longer, it is this very object. ``time_gap`` and what counts sessions are
     relative to the first event that is read: make them after the cut. Raises UsageError for an unknown key.
     """
+    require_jagged(kjt, "kjt")
     known = kjt.keys()
     cut = known if keys is None else keys
     unknown = [key for key in cut if key not in known]

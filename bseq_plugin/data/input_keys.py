@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -10,6 +10,7 @@ from torchrec import KeyedJaggedTensor
 
 from bseq_plugin.data.batches import EVENT, SESSION_NUMBER, TIMESTAMP
 from bseq_plugin.data.event_features import EventInputs
+from bseq_plugin.data.jagged import check_ids_and_lengths, require_jagged
 from bseq_plugin.errors import UsageError
 
 
@@ -28,17 +29,28 @@ class InputKeys:
     items: tuple[str, ...] = ()
 
     @classmethod
-    def of(cls, inputs: EventInputs, names: Mapping[str, str] | None, items: tuple[str, ...]) -> InputKeys:
-        """Raise UsageError for a name that the encoder does not read, and for a key that is given twice."""
+    def of(cls, inputs: EventInputs, names: Mapping[str, str] | None, items: Sequence[str]) -> InputKeys:
+        """Raise UsageError for what is no mapping or no list of keys, for a name that the encoder does not read, and
+        for a key that is given twice.
+        """
+        names = {} if names is None else names
+        if not isinstance(names, Mapping) or not all(isinstance(key, str) for key in names.values()):
+            raise UsageError(f"keys = {names!r}; give a mapping from our names to yours: keys={{'event': 'movie'}}")
+        if isinstance(items, str) or not isinstance(items, Sequence) or not all(isinstance(key, str) for key in items):
+            raise UsageError(f"item_keys = {items!r}; give a list of keys of the batch: item_keys=['target']")
         known = (EVENT, *inputs.features, TIMESTAMP, SESSION_NUMBER)
-        stray = sorted(set(names or {}) - set(known))
-        if stray:
-            raise UsageError(f"keys = {dict(names or {})}: the encoder reads no {stray[0]!r}; it reads {list(known)}")
-        named = {name: (names or {}).get(name, name) for name in dict.fromkeys(known)}
-        every = [*named.values(), *items]
-        if twice := sorted({key for key in every if every.count(key) > 1}):
-            raise UsageError(f"keys and item_keys name {twice[0]!r} twice; give each input a key of its own")
-        return cls(named, inputs.features, items)
+        if stray := sorted(set(names) - set(known)):
+            raise UsageError(f"keys = {dict(names)}: the encoder reads no {stray[0]!r}; it reads {list(known)}")
+        named = {name: names.get(name, name) for name in dict.fromkeys(known)}
+        read_as: dict[str, list[str]] = {}
+        for name, key in [*named.items(), *(("an item key", key) for key in items)]:
+            read_as.setdefault(key, []).append(name)
+        for key, twice in read_as.items():
+            if len(twice) > 1:
+                raise UsageError(
+                    f"key {key!r} is read as {' and as '.join(twice)} (keys, item_keys); give each a key of its own"
+                )
+        return cls(named, inputs.features, tuple(items))
 
     def __getitem__(self, name: str) -> str:
         return self.names[name]
@@ -58,12 +70,11 @@ def check_features(
         rows: key -> (its table, the rows of that).
         max_length: events of a history that are read.
     """
+    require_jagged(features, "a history")
+    check_ids_and_lengths(features)
     there = features.keys()
     if missing := [key for key in rows if key not in there]:
-        raise UsageError(
-            f"the batch has no key {missing[0]!r}; it has {there}, the encoder reads {list(rows)}: name them so, or "
-            "say what they are called, SequenceInterestEncoder(keys={'event': ...})"
-        )
+        _refuse_missing(missing[0], there, list(rows), keys)
     if features.stride() == 0:
         raise UsageError("the batch has no users (stride 0), which TorchRec can't look up; leave it out")
     for key, (table, n_rows) in rows.items():
@@ -88,4 +99,16 @@ def _refuse_id(features: KeyedJaggedTensor, key: str, table: str, n_rows: int) -
     raise UsageError(
         f"key {key!r}, user {user} of the batch: {int(jagged.values()[place])} is no row of table {table!r}, which has "
         f"rows 0 to {n_rows - 1}; row 0 is for unknown ids"
+    )
+
+
+def _refuse_missing(key: str, there: list[str], read: list[str], keys: InputKeys) -> None:
+    if key in keys.items:
+        raise UsageError(
+            f"the batch has no key {key!r}, one of the encoder's item_keys; it has {there}. In a batch without such "
+            "items, as in serving, the key is there too, with a length of 0 for every user"
+        )
+    raise UsageError(
+        f"the batch has no key {key!r}; it has {there}, the encoder reads {read}: name them so, or say what they are "
+        "called, SequenceInterestEncoder(keys={'event': ...})"
     )

@@ -8,23 +8,26 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.fx import Proxy
 from torchrec import EmbeddingCollection, EmbeddingConfig, KeyedJaggedTensor, KeyedTensor
 
 from bseq_plugin.data.batches import EVENT
 from bseq_plugin.data.event_features import TABLE_ROWS, EventInputs
 from bseq_plugin.data.input_keys import InputKeys, check_features
 from bseq_plugin.data.items import ItemAttributes, ItemVectors
-from bseq_plugin.errors import RecipeError
+from bseq_plugin.data.jagged import require_jagged
+from bseq_plugin.errors import RecipeError, UsageError
 from bseq_plugin.events.events import EVENT_TYPE
 from bseq_plugin.model.anchored import AnchoredInterests
 from bseq_plugin.model.check_sharded import has_warned
 from bseq_plugin.model.ensemble import Ensemble
 from bseq_plugin.model.interests import MultiInterests
 from bseq_plugin.model.items import InterestHead, ItemTower, score_vectors
+from bseq_plugin.model.learned import INTERESTS, ITEMS, Learned
 from bseq_plugin.model.leaves import EventEmbedder, Readout, StateReader
 from bseq_plugin.model.neighbours import NeighbourItems
 from bseq_plugin.plugins import plugin_manager
@@ -52,7 +55,8 @@ class SequenceInterestEncoder(HistoryEncoder):
         item_vectors: what the recipe's item encoders say of the items (training), or only how wide that is (an exported
             encoder has it in its item table).
         item_keys: further keys whose ids are rows of the item table, looked up together with the history:
-            ``("target", "negative")`` for a loss of one's own over ``interest_and_items``.
+            ``("target", "negative")`` for a loss of one's own over ``interest_and_items``. Every batch has them; one
+            without such items, as in serving, has them with lengths of 0.
         keys: what a history's keys are called in the batch, where that is not their name here: ``{"event": "movie"}``.
         device: of the embedding tables; "meta" leaves them to the planner of ``DistributedModelParallel``.
 
@@ -61,7 +65,8 @@ class SequenceInterestEncoder(HistoryEncoder):
     *first* keys; ``history_features(sequences, recipe)`` makes them all.
 
     Attributes:
-        has_learned: whether it has been trained, or has loaded weights.
+        n_items: V.
+        learned: whether a loss has trained it, and the rows of its ``item_keys``; see ``Learned``.
     """
 
     def __init__(
@@ -77,7 +82,10 @@ class SequenceInterestEncoder(HistoryEncoder):
         device: torch.device | str | None = None,
     ) -> None:
         super().__init__()
-        self.recipe, self.item_keys, self.has_learned, self._has_warned = recipe, tuple(item_keys), False, False
+        if not isinstance(recipe, Recipe) or not isinstance(n_items, int | np.integer) or n_items < 0:
+            given = f"recipe is a {type(recipe).__name__}, n_items = {n_items!r}"
+            raise UsageError(f"{given}; give a bseq.Recipe, and how many items there are")
+        self.recipe, self.n_items, self._has_warned = recipe, n_items, False
         part = build_encoder_part(recipe.encoder, recipe.vectors)
         if EVENT_TYPE in recipe.events.features and n_event_types < 1:
             raise RecipeError(
@@ -85,7 +93,8 @@ class SequenceInterestEncoder(HistoryEncoder):
                 "of events.features"
             )
         inputs = EventInputs.of(recipe.events, recipe.encoder)
-        self.keys = InputKeys.of(inputs, keys, self.item_keys)
+        self.keys = InputKeys.of(inputs, keys, item_keys)
+        self.item_keys = self.keys.items
         tables = _tables(recipe, n_items, n_event_types, self.keys)
         self.embedding_collection = EmbeddingCollection(tables=tables, device=torch.device(device) if device else None)
         neighbours = _neighbour_items(recipe, item_vectors)
@@ -97,6 +106,7 @@ class SequenceInterestEncoder(HistoryEncoder):
         self.interest_head = InterestHead(recipe.vectors.table_dim, n_priors, recipe.vectors.similarity)
         self.multi_interests = _multi_interests(recipe)
         self.readout = Readout(recipe.interest_dim, recipe.interests_per_user)
+        self.learned = Learned()
 
     @property
     def width(self) -> int:
@@ -126,16 +136,17 @@ class SequenceInterestEncoder(HistoryEncoder):
 
     def look_up(self, features: KeyedJaggedTensor) -> tuple[PackedEvents, list[Tensor]]:
         """Return the packed events, and the rows ``[N, D]`` of each of ``item_keys``."""
-        if isinstance(features, KeyedJaggedTensor):  # no proxy of a trace
+        if not isinstance(features, Proxy):  # of a trace
+            require_jagged(features, "a history")
             # on a GPU it would wait for the device, and a compiled graph can't look at numbers
             if features.device().type == "cpu" and not torch.compiler.is_compiling():
                 self.check(features)
-            self.has_learned = self.has_learned or (self.training and torch.is_grad_enabled())
             self._has_warned = self._has_warned or has_warned(self)
         looked_up = self.embedding_collection(features)
         rows = self.item_tower(looked_up, features, [self.keys[EVENT], *self.item_keys])
         events = self.event_embedder(rows[0], looked_up, features)
-        return events, [rows[place + 1] for place in range(len(self.item_keys))]
+        item_rows = [rows[place + 1] for place in range(len(self.item_keys))]
+        return events, [self.learned(row_ND, ITEMS) for row_ND in item_rows] if self.training else item_rows
 
     def check(self, features: KeyedJaggedTensor) -> None:
         """Raise UsageError if the encoder can't read a batch: a key that is not there, an id that is no row of its
@@ -146,16 +157,19 @@ class SequenceInterestEncoder(HistoryEncoder):
         """
         check_features(features, self.rows, self.keys, self.event_embedder.max_length)
 
-    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
-        super()._load_from_state_dict(*args, **kwargs)
-        self.has_learned = True
-
     def interests(self, events: PackedEvents, rows_Q: Tensor | None = None) -> Tensor:
         """Return ``[Q * K, D]`` of the packed rows ``rows_Q``, or of all users; with K > 1 rows are newest events.
 
         A straight line too, whatever the batch holds.
         """
-        return read_interests(self.sequence_encoder, self.multi_interests, self.interest_head, events, rows_Q)
+        interests: Tensor = read_interests(
+            self.sequence_encoder, self.multi_interests, self.interest_head, events, rows_Q
+        )
+        return self.noted(interests)
+
+    def noted(self, interests: Tensor) -> Tensor:
+        """Return ``interests`` themselves; what a loss in training asks of them counts as learned."""
+        return self.learned(interests, INTERESTS) if self.training else interests
 
 
 def read_interests(

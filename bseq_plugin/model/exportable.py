@@ -28,7 +28,10 @@ class ExportableEncoder(nn.Module):
 
     Args:
         encoder: unsharded, in evaluation mode, without item attributes, as an ``InterestModel`` has it.
-        keys: of the rows of ``values_KT``: those of ``history_features(sequences, recipe).keys()``.
+        keys: of the rows of ``values_KT``, in their order: ``event``, each of ``events.features``, ``session_number``
+            if the encoder reads sessions, and ``timestamp`` if there are times; more are ignored. They are our names,
+            those of ``history_features(sequences, recipe).keys()``, whatever the encoder calls them in its batches (its
+            argument ``keys``), and no ``item_keys``.
 
     Raises:
         UsageError: if the encoder is not such a one, or a key is missing.

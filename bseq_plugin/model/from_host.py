@@ -7,28 +7,31 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from typing import Any, cast
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.distributed._shard.sharded_tensor.api import ShardedTensor
-from torch.distributed.tensor import DTensor
 from torchrec import KeyedJaggedTensor
 
-from bseq_plugin.data.batches import EVENT, history_features
+from bseq_plugin.data.batches import history_features
 from bseq_plugin.distributed import World, world
 from bseq_plugin.errors import RunError, UsageError
 from bseq_plugin.events.sequences import Sequences
 from bseq_plugin.events.vocabulary import Vocabulary
 from bseq_plugin.model.encoder import SequenceInterestEncoder
+from bseq_plugin.model.gather import whole
+from bseq_plugin.model.host_inputs import check_fits, checked_inputs, require_same
 from bseq_plugin.model.interest_model import ITEM_WEIGHT, InterestModel
-from bseq_plugin.model.towers import QueryTower, StoredTowers, Towers, export_towers
+from bseq_plugin.model.query_tower import QueryTower, StoredTowers
+from bseq_plugin.model.towers import Towers, export_towers
 
 ITEMS_PER_CALL = 1 << 16
 N_USERS, N_ITEMS = 256, 512  # whose scores are compared
 TOLERANCE = 1e-5  # of a score, in units of the largest one
+SMALLEST = 1e-30  # below it float32 has no more digits to compare
 
 # What a sharded collection of TorchRec fixes at its first batch: the order of the keys. Others may come here.
 AT_FIRST_BATCH: dict[str, Callable[[], Any]] = {
@@ -43,57 +46,58 @@ ORDER = "_features_order_tensor"  # goes with the order, and is written anew
 
 @torch.no_grad()
 def model_of_host(
-    host: nn.Module | Towers, vocabulary: Vocabulary, histories: Sequences, trained_until_us: int | None = None
+    host: nn.Module | Towers, vocabulary: Vocabulary | None, histories: Sequences | None, trained_until: object = None
 ) -> InterestModel | None:
     """Return what a store serves of a host, on rank 0; None on other ranks. Collective: every rank calls it.
+
+    What is wrong with an argument on any rank is raised on all, before a look-up that they would wait in.
 
     Args:
         host: a trained model with an encoder inside, plain or under ``DistributedModelParallel``, a pipeline attached
             or not; or its ``Towers``.
         vocabulary: the items in the order of their rows in the encoder's table: row 1 is the first one.
         histories: in rows of the vocabulary; scores of a sample of its users are compared.
-        trained_until_us: time of the newest event that was trained on, None if nobody knows.
+        trained_until: time of the newest event that was trained on, None if nobody knows.
 
     Raises:
-        UsageError: there are no towers or several (``export_towers``), an encoder that has not been trained, a
-            vocabulary of another size, or a recipe that only ``bseq.train`` can finish.
+        UsageError: arguments that are missing or not the same on all ranks; there are no towers or several
+            (``export_towers``), an encoder that has not been trained, a vocabulary of another size, or a recipe that
+            only ``bseq.train`` can finish.
+        SchemaError: histories without what the encoder reads, or an instant that is none.
         RunError: the scores of the host and of the model differ by more than 1e-5 of the largest score.
     """
     with world() as here:
+        items, users, until_us = here.on_all(lambda: checked_inputs(vocabulary, histories, trained_until))
         towers = here.on_all(lambda: host if isinstance(host, Towers) else export_towers(host))
-        here.on_all(lambda: _check(towers.encoder, vocabulary))
+        here.on_all(lambda: check_fits(towers.encoder, items, users))
+        require_same(items, users, until_us, here)
+        _check_learned(towers, here)
         with _at_rest(towers.host if isinstance(host, Towers) else host):
-            state = {name: _whole(value, here) for name, value in towers.encoder.state_dict().items()}
+            state = {name: whole(value, here) for name, value in towers.encoder.state_dict().items()}
             own = towers.query_tower is None
-            vectors_VO = None if own else _vectors(towers, vocabulary.n_items, here)
+            vectors_VO = None if own else _vectors(towers, items.n_items, here)
             made: list[InterestModel] = []
-            here.on_first(lambda: made.append(_assembled(towers, vocabulary, state, vectors_VO, trained_until_us)))
-            _compare(towers, made, histories, vocabulary.n_items, here)
+            here.on_first(lambda: made.append(_assembled(towers, items, state, vectors_VO, until_us)))
+            _compare(towers, made, users, items.n_items, here)
         return made[0] if made else None
 
 
-def _check(encoder: SequenceInterestEncoder, vocabulary: Vocabulary) -> None:
-    if not encoder.has_learned:
-        raise UsageError("the encoder was neither trained nor loaded: its vectors are random; train the host first")
-    if encoder.recipe.items.encoders:
-        raise UsageError("a recipe with items.encoders is finished by bseq.train; leave them out in a host")
-    n_rows = encoder.rows[encoder.keys[EVENT]][1]
-    if vocabulary.n_items + 1 != n_rows:
+def _check_learned(towers: Towers, here: World) -> None:
+    """Raise UsageError unless gradients have come, on whatever rank, to what a store would score with."""
+    encoder = towers.encoder
+    elsewhere = "If it has learned elsewhere, say so: encoder.learned.declare(items=...), docs/embedding.md"
+    interests, items = (any(on_ranks) for on_ranks in zip(*here.gather(encoder.learned.told()), strict=True))
+    if not interests:
         raise UsageError(
-            f"the vocabulary has {vocabulary.n_items} items, the encoder's item table {n_rows} rows: wanted one row "
-            "more than items, row 0 for unknown ones; give the vocabulary that the host's ids are rows of"
+            "the encoder was neither trained nor loaded from one that was: no gradient has come back through its "
+            f"interests in training, so that they are random; train the host first. {elsewhere}"
         )
-
-
-def _whole(value: Tensor | ShardedTensor, here: World) -> Tensor:
-    """Return all of a parameter on the CPU of rank 0; elsewhere something empty."""
-    if isinstance(value, DTensor):
-        return value.full_tensor().cpu()
-    if not isinstance(value, ShardedTensor):
-        return value.detach().cpu().clone()
-    whole = torch.empty(value.metadata().size, dtype=value.dtype, device=here.device) if here.is_first else None
-    value.gather(0, whole)
-    return torch.empty(0) if whole is None else whole.cpu()
+    if towers.query_tower is None and not items:
+        raise UsageError(
+            "no loss has trained the item vectors that a store would score with: no gradient has come back to the rows "
+            f"of item_keys = {list(encoder.item_keys)}; write a loss over interest_and_items, with a weight above 0 "
+            f"(bseq-dlrm: DLRMInterestTrain(next_item_weight=0.1)). {elsewhere}"
+        )
 
 
 def _vectors(towers: Towers, n_items: int, here: World) -> Tensor:
@@ -101,9 +105,22 @@ def _vectors(towers: Towers, n_items: int, here: World) -> Tensor:
     blocks = []
     for start in range(1, n_items + 1, ITEMS_PER_CALL):
         rows_N = torch.arange(start, min(start + ITEMS_PER_CALL, n_items + 1), device=here.device)
-        block_NO = towers.candidates(rows_N).float().cpu()
+        block_NO = _candidates(towers, rows_N, here)
         blocks += [block_NO] if here.is_first else []
     return torch.nn.functional.pad(torch.cat(blocks), (0, 0, 1, 0)) if blocks else torch.empty(0)
+
+
+def _candidates(towers: Towers, rows_N: Tensor, here: World) -> Tensor:
+    """Return float32 [N, O] on the CPU. Raises UsageError, on all ranks, if the host gives something else."""
+    given = towers.candidates(rows_N)
+
+    def check() -> Tensor:
+        if not isinstance(given, Tensor) or given.ndim != 2 or len(given) != len(rows_N):
+            what = tuple(given.shape) if isinstance(given, Tensor) else type(given).__name__
+            raise UsageError(f"the host's candidates gave {what} for {len(rows_N)} rows; wanted a vector each, [N, O]")
+        return given.float().cpu()
+
+    return here.on_all(check)
 
 
 def _assembled(
@@ -117,9 +134,9 @@ def _assembled(
     state[ITEM_WEIGHT] = tower.folded(state[ITEM_WEIGHT].to(_device_of(tower))).cpu()
     state = {name: value for name, value in state.items() if "item_tower.attribute" not in name}
     model = InterestModel.from_state(towers.encoder.recipe, vocabulary, state, None, trained_until_us, own=False)
-    if vectors_VO is not None:
-        model.towers = StoredTowers(QueryTower.of(cast(nn.Module, towers.query_tower)), vectors_VO)
-    return model
+    if vectors_VO is None:
+        return model
+    return replace(model, towers=StoredTowers(QueryTower.of(cast(nn.Module, towers.query_tower)), vectors_VO))
 
 
 def _device_of(module: nn.Module) -> torch.device:
@@ -133,14 +150,13 @@ def _compare(towers: Towers, made: list[InterestModel], histories: Sequences, n_
     users = some[np.linspace(0, len(some) - 1, min(N_USERS, len(some))).astype(np.int64)]
     sample = histories.take(users).latest(encoder.recipe.encoder.max_length)
     items = np.linspace(1, n_items, min(N_ITEMS, n_items)).astype(np.int64)
-    if not len(users):
-        return
     rows_N = torch.from_numpy(items).to(here.device)
-    queries, items_NO = towers.query(history_of(encoder, sample).to(here.device)), towers.candidates(rows_N)
-    queries_BKO = queries.float().cpu().view(len(users), -1, items_NO.shape[1])
+    queries = towers.query(history_of(encoder, sample).to(here.device))
+    items_NO = _candidates(towers, rows_N, here)
 
     def differ() -> None:
-        theirs = torch.einsum("bko,no->bkn", queries_BKO, items_NO.float().cpu())
+        queries_BKO = queries.float().cpu().view(len(users), -1, items_NO.shape[1])
+        theirs = torch.einsum("bko,no->bkn", queries_BKO, items_NO)
         ours = torch.einsum("bko,no->bkn", made[0].encode(sample), made[0].item_vectors_VD[items])
         if ours.shape != theirs.shape:
             raise RunError(
@@ -148,7 +164,7 @@ def _compare(towers: Towers, made: list[InterestModel], histories: Sequences, n_
                 "a host gives one query a user, or one for each interest"
             )
         worst, largest = float((ours - theirs).abs().max()), float(theirs.abs().max())
-        if not worst <= TOLERANCE * max(1.0, largest):  # NaN too
+        if not worst <= max(TOLERANCE * largest, SMALLEST):  # NaN too
             raise RunError(
                 f"the host's scores of {theirs.numel()} sampled (history, item) pairs and those of a store differ by "
                 f"up to {worst:.3g}, the largest score being {largest:.3g}; nothing is kept: query_tower and "

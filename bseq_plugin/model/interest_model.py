@@ -34,9 +34,10 @@ from bseq_plugin.events.vocabulary import Vocabulary
 from bseq_plugin.model.direct import WideModules, direct_interests
 from bseq_plugin.model.encoder import ITEM_TABLE, SequenceInterestEncoder
 from bseq_plugin.model.items import score_vectors
+from bseq_plugin.model.learned import without_record
 from bseq_plugin.model.neighbours import NeighbourItems
+from bseq_plugin.model.query_tower import StoredTowers
 from bseq_plugin.model.tensor_file import create, write
-from bseq_plugin.model.towers import StoredTowers
 from bseq_plugin.recipe.recipe import Recipe
 
 AXES = "item_tower.encoded.axes_EE"
@@ -61,6 +62,9 @@ class InterestModel:
     item_priors_VP: Tensor | None = None
     trained_until_us: int | None = None
     towers: StoredTowers | None = None
+
+    def __post_init__(self) -> None:
+        self.encoder.learned.declare(items=self.towers is None)
 
     @classmethod
     def from_state(
@@ -169,7 +173,7 @@ class InterestModel:
     def _state(self) -> dict[str, Tensor]:
         """Everything but the items' vectors: the encoder's, and those of the query tower."""
         query = {} if self.towers is None else self.towers.query.state_dict(prefix="query_tower.")
-        return {**self.encoder.state_dict(), **query}
+        return {**without_record(self.encoder.state_dict()), **query}
 
     def with_items(self, rows_G: np.ndarray) -> InterestModel:
         """Return the same model with these items only, in this order: int64 [G], rows 0..V-1 (vocabulary row - 1)."""
@@ -181,9 +185,9 @@ class InterestModel:
         chosen = replace(known, item_ids=known.item_ids[rows_G], item_counts=known.item_counts[rows_G])
         priors = None if self.item_priors_VP is None else self.item_priors_VP[table_rows]
         model = InterestModel.from_state(self.recipe, chosen, state, priors, self.trained_until_us)
-        if self.towers is not None:
-            model.towers = StoredTowers(self.towers.query, self.towers.item_vectors_VO[table_rows])
-        return model
+        if self.towers is None:
+            return model
+        return replace(model, towers=StoredTowers(self.towers.query, self.towers.item_vectors_VO[table_rows]))
 
     def with_rows(self, item_ids: np.ndarray, rows_ND: Tensor, priors_NP: Tensor | None = None) -> InterestModel:
         """Return the same model with other rows of the item table for these items; unknown ids come after all others,
@@ -270,6 +274,7 @@ def save_parts(
     """Write the files of a model but ``items.safetensors``; ``state`` is the encoder's without the item table, and that
     of the query tower with the layers ``query``.
     """
+    state = without_record(state)
     save_file({name: value.contiguous() for name, value in state.items()}, folder / "encoder.safetensors")
     header: dict[str, Any] = {"recipe": recipe.as_dict(), "trained_until_us": trained_until_us}
     header["bseq_version"] = __version__

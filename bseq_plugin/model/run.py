@@ -11,6 +11,7 @@ RUN/model/               the best model (see InterestModel), there once the run 
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -21,10 +22,9 @@ from bseq_plugin.data.prepare import PreparedLog
 from bseq_plugin.data.splits import training_histories
 from bseq_plugin.distributed import world
 from bseq_plugin.errors import RunError
-from bseq_plugin.events.events import instant_us
 from bseq_plugin.events.sequences import Sequences
 from bseq_plugin.events.vocabulary import Vocabulary
-from bseq_plugin.files import SCRATCH, write_json, write_text
+from bseq_plugin.files import SCRATCH, aside_of, put_in_place, write_json, write_text
 from bseq_plugin.model.from_host import model_of_host
 from bseq_plugin.model.interest_model import InterestModel
 from bseq_plugin.model.towers import Towers
@@ -61,18 +61,30 @@ class Run:
 
         A warm start begins with its weights, and with an optimizer that has no memory of them.
 
-        Raises RunError if ``out`` is there already, and what ``bseq.publish`` raises of a host.
+        Raises RunError if ``out`` is there already, and what ``bseq.publish`` raises of a host; nothing is left then.
         """
         run = cls(Path(out))
-        until_us = None if trained_until is None else instant_us(trained_until, "trained_until")
         with world() as here:
-            model = model_of_host(host, vocabulary, histories, until_us)
+            here.on_first(run._require_new)
+            model = model_of_host(host, vocabulary, histories, trained_until)
             here.on_first(lambda: run._keep(cast(InterestModel, model), histories))
         return run
 
-    def _keep(self, model: InterestModel, histories: Sequences) -> None:
-        if self.path.exists() and any(self.path.iterdir()):
+    def _require_new(self) -> None:
+        if self.path.exists() and not (self.path.is_dir() and not any(self.path.iterdir())):
             raise RunError(f"{self.path} is not empty; give a new folder")
+
+    def _keep(self, model: InterestModel, histories: Sequences) -> None:
+        """Leave the whole run, or nothing."""
+        place = self.path.resolve()
+        aside = Run(aside_of(place))
+        try:
+            aside._write(model, histories)
+            put_in_place(aside.path, place)
+        finally:
+            shutil.rmtree(aside.path, ignore_errors=True)
+
+    def _write(self, model: InterestModel, histories: Sequences) -> None:
         (self.path / "model").mkdir(parents=True)
         model.save(self.path / "model")
         write_text(self.path / "recipe.json", json.dumps(model.recipe.as_dict(), indent=1))

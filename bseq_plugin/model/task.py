@@ -7,10 +7,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.fx import Proxy
 
 from bseq_plugin.data.batches import NEGATIVE, TARGET, Batch
 from bseq_plugin.data.items import ItemAttributes, ItemVectors
-from bseq_plugin.errors import RecipeError
+from bseq_plugin.errors import RecipeError, UsageError
 from bseq_plugin.model.anchored import merged_softmax
 from bseq_plugin.model.encoder import SequenceInterestEncoder
 from bseq_plugin.model.ensemble import ensemble_loss
@@ -81,11 +82,14 @@ class SequenceInterestTask(nn.Module):
 
         ``n_targets`` float32, each target counted with its weight.
         """
+        if not isinstance(batch, Batch | Proxy):  # the proxy of a trace
+            given = type(batch).__name__
+            raise UsageError(f"the task takes a bseq.Batch, not a {given}; make one: bseq.Batch.of(features)")
         encoder = self.interest_encoder
         events, rows = encoder.look_up(batch.features)
         if self.masked:
             states_QD = encoder.sequence_encoder(events, batch.state_rows_Q, False, True)
-            interests_ND = encoder.interest_head(states_QD)
+            interests_ND = encoder.noted(encoder.interest_head(states_QD))
         else:
             interests_ND = encoder.interests(events, batch.state_rows_Q)
         result: tuple[Tensor, dict[str, Tensor]] = self.objective(interests_ND, rows[0], rows[1], batch)

@@ -13,10 +13,11 @@ from bseq_plugin.data.interest_files import InterestFiles
 from bseq_plugin.data.partitions import PartitionedSequences
 from bseq_plugin.distributed import world
 from bseq_plugin.errors import RunError, SchemaError, UsageError
-from bseq_plugin.events.events import Events, instant_us
+from bseq_plugin.events.events import Events
 from bseq_plugin.events.sequences import Sequences
 from bseq_plugin.events.vocabulary import Vocabulary
 from bseq_plugin.model.from_host import model_of_host
+from bseq_plugin.model.host_inputs import check_ids
 from bseq_plugin.model.interest_model import InterestModel
 from bseq_plugin.model.new_items import with_new_items
 from bseq_plugin.model.run import Run
@@ -49,8 +50,9 @@ def publish(
 ) -> str:
     """Publish the best model of a finished run, or what a host model has trained, as the store's current version.
 
-    Return the version's name. A host may be sharded: every rank calls this, and all return the name. Nothing becomes
-    current unless the host's own scores of sampled (history, item) pairs equal the store's to 1e-5 of the largest.
+    Return the version's name. A host may be sharded: every rank calls this with the same arguments, and all return the
+    name, or raise what is wrong on one of them. Nothing becomes current unless the host's own scores of sampled
+    (history, item) pairs equal the store's to 1e-5 of the largest.
 
     Args:
         run: a finished run, or its folder; a trained model (``InterestModel``); or a host: a module with an encoder
@@ -82,19 +84,16 @@ def publish(
             histories, or ``log`` without ``items``, beside ``histories``, older than the run, or with none of its
             users.
     """
-    if log is not None and (items is None or histories is not None):
-        raise UsageError("log brings the events of new items: give items with it, and no histories")
     publish_it = partial(
         publish_model, store=store, blend=blend, index=index, index_options=index_options, items=items, log=log,
         on_bad=on_bad, dedup=dedup, target=target, report=report,
     )  # fmt: skip
     if isinstance(run, nn.Module | Towers):
-        if vocabulary is None or histories is None:
-            raise UsageError("a host is published with the histories to serve and its items: histories=, vocabulary=")
-        until_us = None if trained_until is None else instant_us(trained_until, "trained_until")
         with world() as here:  # what all ranks hold together
-            model = model_of_host(run, vocabulary, histories, until_us)
-            return here.on_first(lambda: publish_it(cast(InterestModel, model), histories))
+            here.on_all(lambda: _check_log(log, items, histories))
+            model = model_of_host(run, vocabulary, histories, trained_until)
+            return here.on_first(lambda: publish_it(cast(InterestModel, model), cast(Sequences, histories)))
+    _check_log(log, items, histories)
     if vocabulary is not None or trained_until is not None:
         raise UsageError("vocabulary and trained_until are for a host model; a run has its own: leave them out")
     if isinstance(run, InterestModel):
@@ -104,6 +103,11 @@ def publish(
     opened = Run.open(run)
     trained = opened.model()
     return publish_it(trained, histories_of_run(opened, trained) if histories is None else histories)
+
+
+def _check_log(log: Events | None, items: pd.DataFrame | None, histories: Sequences | None) -> None:
+    if log is not None and (items is None or histories is not None):
+        raise UsageError("log brings the events of new items: give items with it, and no histories")
 
 
 def histories_of_run(run: Run, model: InterestModel) -> HistoryParts:
@@ -120,6 +124,7 @@ def histories_of_run(run: Run, model: InterestModel) -> HistoryParts:
 
 
 def _once_each(histories: Sequences) -> InMemory:
+    check_ids(histories.user_ids, "histories", "users")
     if not pd.Index(histories.user_ids).is_unique:
         raise UsageError("histories have a user twice; give each user one history")
     return InMemory(histories)

@@ -30,6 +30,7 @@ from bseq_plugin.distributed import World
 from bseq_plugin.errors import RunError
 from bseq_plugin.events.vocabulary import Vocabulary
 from bseq_plugin.files import put_in_place
+from bseq_plugin.model.learned import without_record
 from bseq_plugin.recipe.merge import different_keys
 from bseq_plugin.recipe.recipe import Recipe
 from bseq_plugin.training.sharding import ShardedTask
@@ -144,7 +145,7 @@ class Checkpoints:
     def load_weights(self, sharded: ShardedTask, at: Position, here: World) -> None:
         """Bring the model alone to a position. Raises as ``load``."""
         here.on_first(lambda: self._read(at))
-        values = {"model": sharded.model.state_dict()}
+        values = {"model": without_record(sharded.model.state_dict())}
         with _told_in_one_line(f"{self.path(at)} is damaged; remove it, and go on from the one before (--resume)"):
             dcp.load(values, checkpoint_id=str(self.path(at)))  # type: ignore[attr-defined]
         sharded.model.load_state_dict(values["model"])
@@ -172,7 +173,8 @@ class Checkpoints:
 
         ``leave_out``: a key of the model's state that keeps its value.
         """
-        values = {"model": {name: value for name, value in model.state_dict().items() if name != leave_out}}
+        state = without_record(model.state_dict())
+        values = {"model": {name: value for name, value in state.items() if name != leave_out}}
         with warnings.catch_warnings():  # torch wonders whether a single process was meant; it was
             warnings.filterwarnings("ignore", "torch.distributed is disabled", UserWarning)
             dcp.load(values, checkpoint_id=str(self.path(at)), no_dist=True)  # type: ignore[attr-defined]

@@ -19,6 +19,7 @@ from torchrec.optim.rowwise_adagrad import RowWiseAdagrad
 
 from bseq_plugin.distributed import World
 from bseq_plugin.errors import RecipeError
+from bseq_plugin.model.learned import without_record
 from bseq_plugin.model.task import SequenceInterestTask
 from bseq_plugin.recipe.training import DenseOptimizer, TrainingSettings
 from bseq_plugin.training.plan import Sharding, check_device, make_plan
@@ -51,7 +52,7 @@ class ShardedTask:
 
     def state(self) -> dict[str, Any]:
         """Return what a checkpoint holds of the model and its optimizers: ``model`` is what is exported."""
-        return {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict()}
+        return {"model": without_record(self.model.state_dict()), "optimizer": self.optimizer.state_dict()}
 
     def load(self, values: dict[str, Any]) -> None:
         """Take over what ``state`` gave."""

@@ -128,7 +128,7 @@ def as_a_process(work):
     os._exit(0)  # batches ahead are on their way: taking the processes down in order can abort in torch's threads
 
 
-def on_two_processes(script, folder):
+def on_two_processes(script, folder, timeout=200):
     """(figures of the first process, those of the second) of a script that ends in ``as_a_process``."""
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
     running = [
@@ -140,7 +140,11 @@ def on_two_processes(script, folder):
         )
         for rank in range(2)
     ]
-    said = [process.communicate(timeout=200)[0].decode() for process in running]
+    try:
+        said = [process.communicate(timeout=timeout)[0].decode() for process in running]
+    finally:  # one that waits for the other
+        for process in running:
+            process.kill()
     assert [process.returncode for process in running] == [0, 0], "\n".join(said)[-4000:]
     return tuple(json.loads((folder / f"figures_{rank}.json").read_text()) for rank in range(2))
 

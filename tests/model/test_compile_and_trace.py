@@ -157,8 +157,9 @@ def test_train_pipeline_pt2_trains_as_the_sparse_pipeline_does():
     chosen = small_recipe("causal", events={"features": ()})
     wanted, _ = losses(chosen, sparse_pipeline)
     torch._dynamo.utils.counters.clear()
-    found, _ = losses(chosen, pt2_pipeline(False))
+    found, pipeline = losses(chosen, pt2_pipeline(False))
     assert torch._dynamo.utils.counters["frames"]["ok"] > 10
+    assert pipeline._model.module.interest.learned.told() == (True, False)  # by a hook, outside of the graphs
     assert found == pytest.approx(wanted, rel=1e-5)
 
 

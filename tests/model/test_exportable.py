@@ -10,6 +10,7 @@ import pytest
 import torch
 from small_encoders import DIM, ENCODERS, LENGTHS, LONGEST, make_encoder, make_features, small_recipe
 from torch import nn
+from torchrec import KeyedJaggedTensor
 
 import bseq_plugin as bseq
 from bseq_plugin.errors import UsageError
@@ -51,6 +52,23 @@ def test_export_of_an_exportable_encoder(name):
                 torch.testing.assert_close(found, encoder(history).values(), rtol=1e-5, atol=1e-5)
         with pytest.raises(RuntimeError, match="u0 <= 6"):
             graph(*flat(make_features((2, 7), chosen)))
+
+
+def test_the_keys_of_an_export_are_our_names():
+    """Whatever they are called in a batch of the host's, and without those of its items."""
+    chosen = small_recipe("causal", events={"features": ()})
+    torch.manual_seed(0)
+    named = bseq.SequenceInterestEncoder(chosen, 20, item_keys=["target"], keys={"event": "movie"}).eval()
+    history = make_features(LENGTHS, chosen)
+    with torch.no_grad():
+        found = bseq.ExportableEncoder(named, history.keys())(*flat(history))
+        events, none = history["event"], torch.zeros(len(LENGTHS), dtype=torch.int64)
+        theirs = torch.cat([history["timestamp"].values(), events.values()])
+        lengths = torch.cat([events.lengths(), events.lengths(), none])
+        batch = KeyedJaggedTensor(["timestamp", "movie", "target"], theirs, lengths=lengths)
+        torch.testing.assert_close(found, named(batch).values(), rtol=1e-5, atol=1e-5)
+    with pytest.raises(UsageError, match=r"reads \['event'\], which are not among the keys \['movie'\]"):
+        bseq.ExportableEncoder(named, ["movie"])
 
 
 SEVERAL = {"objective": "prefix", "interests": {"kind": "several", "n": 3}}

@@ -1,96 +1,41 @@
 """A host model becomes a model, a run, a store: towers as numbers, scores compared, what can't be served refused."""
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from small_hosts import (
+    DIM,
+    IDS,
+    LENGTH,
+    N_ITEMS,
+    WIDTH,
+    Scoring,
+    TwoTower,
+    make_histories,
+    make_vocabulary,
+    queries,
+    recipe,
+    trained,
+)
 from torch import nn
 from torchrec import KeyedJaggedTensor
 from torchrec.modules.mlp import MLP
 
 import bseq_plugin as bseq
 from bseq_plugin.model.from_host import model_of_host
-from bseq_plugin.model.towers import QueryTower
-
-N_ITEMS, DIM, WIDTH, LENGTH = 30, 8, 6, 5
-IDS = np.arange(N_ITEMS) * 10 + 3
-NEXT = 7  # what follows item row i is i + 7
-
-
-def recipe(**sections):
-    encoder = {"name": "causal", "max_length": LENGTH, "n_blocks": 1, "dropout": 0.0}
-    return bseq.Recipe(**{"encoder": encoder, "vectors": {"dim": DIM}, "events": {"features": ()}, **sections})
 
 
 @pytest.fixture(scope="module")
 def vocabulary():
-    return bseq.Vocabulary(IDS, np.ones(N_ITEMS, np.int64), ())
+    return make_vocabulary()
 
 
 @pytest.fixture(scope="module")
-def histories(vocabulary):
-    rows = np.random.default_rng(1).integers(0, N_ITEMS, (40, LENGTH + 2))
-    times = pd.Timestamp("2026-01-01", tz="UTC") + pd.to_timedelta(np.arange(rows.size), "min")
-    users = np.repeat(np.arange(40), rows.shape[1])
-    frame = pd.DataFrame({"user_id": users, "item_id": IDS[rows.ravel()], "timestamp": times})
-    return bseq.Sequences.from_events(bseq.Events.from_frame(frame), vocabulary)
-
-
-class Scoring(nn.Module):
-    """Scores targets with the encoder's own rows."""
-
-    def __init__(self, chosen=None, **options):
-        super().__init__()
-        options = {"item_keys": ["target"], **options}
-        self.interest = bseq.SequenceInterestEncoder(chosen or recipe(), N_ITEMS, **options)
-
-    def forward(self, batch):
-        interest, items = self.interest.interest_and_items(batch)
-        scores = torch.einsum(
-            "bkd,nd->bkn", interest["user_interest"].view(len(items["target"]), -1, DIM), items["target"]
-        )
-        return nn.functional.cross_entropy(scores.amax(1), torch.arange(scores.shape[2]))
-
-
-class TwoTower(nn.Module):
-    def __init__(self, query_proj, chosen=None):
-        super().__init__()
-        self.interest = bseq.SequenceInterestEncoder(chosen or recipe(), N_ITEMS)
-        self.query_proj, self.items = query_proj, nn.Embedding(N_ITEMS + 1, WIDTH)
-
-    def query(self, history):
-        return self.query_proj(self.interest(history)["user_interest"])
-
-    def forward(self, batch):
-        scores = self.query(batch) @ self.items(batch["target"].values()).T
-        return nn.functional.cross_entropy(scores, torch.arange(len(scores)))
-
-    def export_towers(self):
-        return bseq.Towers(self, self.interest, self.query_proj, self.query, self.items)
-
-
-def batch(seed, n=64):
-    generator = torch.Generator().manual_seed(seed)
-    lengths = torch.randint(1, LENGTH + 1, (n,), generator=generator)
-    items = torch.randint(1, N_ITEMS + 1, (int(lengths.sum()),), generator=generator)
-    targets = (items[lengths.cumsum(0) - 1] + NEXT - 1) % N_ITEMS + 1
-    return KeyedJaggedTensor(
-        ["event", "target"], torch.cat([items, targets]), lengths=torch.cat([lengths, torch.ones_like(targets)])
-    )
-
-
-def trained(host, steps=150):
-    torch.manual_seed(0)
-    optimizer = torch.optim.Adam(host.train().parameters(), lr=1e-2)
-    for step in range(steps):
-        optimizer.zero_grad()
-        host(batch(step)).backward()
-        optimizer.step()
-    return host
-
-
-def queries(n_outputs=WIDTH, n_inputs=DIM):
-    return nn.Sequential(nn.Linear(n_inputs, 9), nn.GELU(), nn.LayerNorm(9), nn.Dropout(0.3), nn.Linear(9, n_outputs))
+def histories():
+    return make_histories()
 
 
 HOSTS = {
@@ -142,6 +87,18 @@ def test_the_store_answers_with_the_hosts_scores(host, vocabulary, histories, tm
     torch.testing.assert_close(got, wanted, rtol=1e-5, atol=1e-5)
 
 
+def test_a_user_without_events_has_popular_items(vocabulary, histories, tmp_path):
+    """Whatever the host's tower makes of an empty history."""
+    counted = replace(vocabulary, item_counts=np.arange(N_ITEMS))
+    both = bseq.Sequences(
+        np.append(histories.user_ids, 99), np.append(histories.offsets, histories.n_events), histories.items
+    )
+    bseq.publish(trained(TwoTower(queries()), 2), tmp_path, histories=both, vocabulary=counted)
+    hits = bseq.Retriever.open(tmp_path).retrieve([99], k=3)
+    assert hits["item_id"].tolist() == IDS[[29, 28, 27]].tolist()
+    assert set(hits["source"]) == {"popular"}
+
+
 def test_a_model_with_towers_is_read_back(host, vocabulary, histories, tmp_path):
     model = model_of_host(host, vocabulary, histories)
     model.save(tmp_path)
@@ -182,6 +139,18 @@ def test_a_tower_that_is_not_what_the_host_scores_with_is_refused(vocabulary, hi
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("largest", [1e-3, 1e-20, 1e6])
+def test_scores_of_any_size_are_compared(largest, vocabulary, histories, tmp_path):
+    """Ten times the tolerance is seen, rounding is not."""
+    host = trained(TwoTower(queries()), 5)
+    with torch.no_grad():
+        host.items.weight *= largest / scores_of(host, histories).abs().max()
+    model_of_host(host, vocabulary, histories)
+    louder = replace(host.export_towers(), query=lambda history: host.query(history) * (1 + 1e-4))
+    with pytest.raises(bseq.RunError, match="differ by up to"):
+        model_of_host(louder, vocabulary, histories)
+
+
 def test_nan_is_refused(vocabulary, histories, tmp_path):
     host = trained(TwoTower(queries()), 5)
     host.items.weight.data[3] = float("nan")
@@ -193,8 +162,6 @@ class NoTowers(nn.Module):
     def __init__(self, n=1):
         super().__init__()
         self.encoders = nn.ModuleList(bseq.SequenceInterestEncoder(recipe(), N_ITEMS) for _ in range(n))
-        for encoder in self.encoders:
-            encoder.has_learned = True
 
 
 REFUSED = {
@@ -234,6 +201,35 @@ def test_what_publish_is_not_told_is_asked_for(vocabulary, histories, tmp_path):
         bseq.publish(tmp_path / "run", tmp_path, vocabulary=vocabulary)
 
 
+def test_event_types_are_those_of_the_encoder(vocabulary, histories, tmp_path):
+    chosen = recipe(events={"features": ("event_type",)})
+    encoder = bseq.SequenceInterestEncoder(chosen, N_ITEMS, 2, item_keys=["target"])
+    typed = replace(vocabulary, event_types=("buy", "look", "put back"))
+    with pytest.raises(bseq.UsageError, match="3 event types, the encoder was made with n_event_types = 2; give the"):
+        bseq.publish(encoder, tmp_path, histories=histories, vocabulary=typed)
+    fitting = replace(vocabulary, event_types=("buy", "look"))
+    with pytest.raises(bseq.SchemaError, match=r"the encoder reads event types, but the histories have none"):
+        bseq.publish(encoder, tmp_path, histories=histories, vocabulary=fitting)
+
+
+@pytest.mark.parametrize("there", [False, True])
+def test_a_run_that_can_not_be_written_leaves_nothing(there, vocabulary, histories, tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError("no space left on device")
+
+    host, folder = trained(Scoring(), 2), tmp_path / "runs" / "host"
+    (folder if there else folder.parent).mkdir(parents=True)
+    monkeypatch.setattr(bseq.Sequences, "save", full)
+    with pytest.raises(bseq.RunError, match="no space left on device"):
+        bseq.Run.from_host(host, folder, histories=histories, vocabulary=vocabulary)
+    assert [path.name for path in tmp_path.rglob("*")] == (["runs", "host"] if there else ["runs"])
+    monkeypatch.undo()
+    assert bseq.Run.from_host(host, folder, histories=histories, vocabulary=vocabulary).model().towers is None
+    (tmp_path / "file").write_text("")
+    with pytest.raises(bseq.RunError, match="file is not empty; give a new folder"):
+        bseq.Run.from_host(host, tmp_path / "file", histories=histories, vocabulary=vocabulary)
+
+
 def test_a_hosts_run_is_a_run(vocabulary, histories, tmp_path):
     """Measured, published, opened, and begun with by another training."""
     host = trained(Scoring(recipe(split={"kind": "leave_one_out"})))
@@ -258,13 +254,3 @@ def test_item_attributes_are_summed_into_the_rows(vocabulary, histories, tmp_pat
     torch.testing.assert_close(
         (model.encode(histories)[:, 0] @ model.item_vectors_VD[1:].T), scores_of(host, histories), rtol=1e-5, atol=1e-5
     )
-
-
-@pytest.mark.parametrize("layers", [queries(), MLP(DIM, [4, WIDTH]), nn.Linear(DIM, WIDTH, bias=False)])
-def test_a_query_tower_is_its_layers(layers):
-    tower = QueryTower.of(layers.eval())
-    x = torch.randn(5, DIM)
-    torch.testing.assert_close(tower(x), layers(x), rtol=0, atol=0)
-    again = QueryTower(tower.spec)
-    again.load_state_dict(tower.state_dict())
-    assert torch.equal(again.eval()(x), tower(x))

@@ -17,6 +17,7 @@ from torchrec.distributed import DistributedModelParallel
 from torchrec.distributed.embedding import EmbeddingCollectionSharder
 from torchrec.distributed.planner import EmbeddingShardingPlanner, Topology
 from torchrec.distributed.planner.types import ParameterConstraints
+from torchrec.distributed.types import ShardingEnv
 
 import bseq_plugin as bseq
 
@@ -55,29 +56,34 @@ def log():
     return bseq.Events.from_frame(pd.DataFrame(frame))
 
 
-def sharded(way):
+def sharded(way, env=None):
     sharders = [EmbeddingCollectionSharder({"optimizer": EmbOptimType.EXACT_SGD, "learning_rate": 0.3})]
     constraints = {"item": ParameterConstraints(sharding_types=[way], min_partition=4)}
     topology = Topology(world_size=dist.get_world_size(), compute_device="cpu")
     host = Host()
     plan = EmbeddingShardingPlanner(topology=topology, constraints=constraints).collective_plan(host, sharders)
-    return DistributedModelParallel(host, device=torch.device("cpu"), plan=plan, sharders=sharders)
+    return DistributedModelParallel(host, env, torch.device("cpu"), plan, sharders)
 
 
 def a_process(job, rank, size, folder, way):
-    """Train and save, or load; then make a run."""
+    """Train and save, or load, or load in place; then make a run. What is asked of the items may be rank 1's alone."""
     torch.set_num_threads(1)
     torch.manual_seed(0)
     dist.init_process_group("gloo", store=dist.FileStore(f"{folder}/store-{job}", size), rank=rank, world_size=size)
-    host = sharded(way)
-    if job == "train":
+    env = ShardingEnv(size, rank, dist.group.WORLD, output_dtensor=True) if job == "as dtensors" else None
+    host = sharded(way, env)
+    if job in ("train", "rank 1 alone", "as dtensors"):
+        weight = 0.0 if job == "rank 1 alone" and rank == 0 else 1.0
         for step in range(20):
-            host(batch(step * size + rank)).backward()
-        dcp.save({"model": host.state_dict()}, checkpoint_id=f"{folder}/checkpoint")
+            (weight * host(batch(step * size + rank))).backward()
+        if job == "train":
+            dcp.save({"model": host.state_dict()}, checkpoint_id=f"{folder}/checkpoint")
     else:
         state = {"model": host.state_dict()}
         dcp.load(state, checkpoint_id=f"{folder}/checkpoint")
-        host.load_state_dict(state["model"])
+        if job == "load":
+            host.load_state_dict(state["model"])
+    learned = host.module.interest.learned.told()
     vocabulary = bseq.Vocabulary(IDS, np.ones(N_ITEMS, np.int64), ())
     histories = bseq.Sequences.from_events(log(), vocabulary)
     run = bseq.Run.from_host(host, f"{folder}/{job}", histories=histories, vocabulary=vocabulary)
@@ -85,7 +91,7 @@ def a_process(job, rank, size, folder, way):
     try:  # a mistake that one rank alone would see is told on all
         bseq.Run.from_host(host, f"{folder}/{job}", histories=histories, vocabulary=vocabulary)
     except bseq.RunError as error:
-        told += f" {error}"
+        told += f" {error} {learned}"
     print(json.dumps(told), flush=True)
     dist.barrier()
     dist.destroy_process_group()
@@ -114,6 +120,26 @@ def test_a_checkpoint_of_two_processes_is_a_run_on_any_number(way, loaded_on, lo
     told = together("load", loaded_on, tmp_path, loaded_as)
     assert [trained.split()[0]] * (1 + loaded_on) == [text.split()[0] for text in (*others, *told)]
     assert all("is not empty; give a new folder" in text for text in (trained, *others, *told))
+
+
+def test_a_checkpoint_that_is_loaded_in_place_is_the_same_run(tmp_path):
+    (trained, *_) = together("train", 2, tmp_path, "row_wise")
+    told = together("in place", 2, tmp_path, "row_wise")
+    assert {text.split()[0] for text in told} == {trained.split()[0]}
+    assert all("(True, True)" in text for text in told)
+
+
+@pytest.mark.parametrize("way", ["row_wise", "column_wise", "table_wise"])
+def test_tables_that_are_dtensors_are_gathered(way, tmp_path):
+    """41 rows on two ranks are 21 and 20: no even shards."""
+    wanted, _ = together("train", 2, tmp_path, way)
+    assert together("as dtensors", 2, tmp_path, way)[0].split()[0] == wanted.split()[0]
+
+
+def test_what_one_rank_has_seen_of_a_loss_counts(tmp_path):
+    first, second = together("rank 1 alone", 2, tmp_path, "row_wise")
+    assert "(False, False)" in first
+    assert "(True, True)" in second
 
 
 def test_another_training_begins_with_a_hosts_weights(tmp_path):

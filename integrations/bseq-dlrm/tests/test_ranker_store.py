@@ -45,6 +45,18 @@ def test_what_no_loss_has_scored_with_is_refused(tmp_path):
         published(task, tmp_path / "store")
 
 
+def test_item_keys_that_no_loss_has_read_are_refused(tmp_path):
+    """Clicks alone, under the pipeline, of an encoder that could have scored items."""
+    torch.manual_seed(0)
+    encoder = job.make_encoder()
+    parallel, pipeline, _ = job.train(DLRMInterestTrain(DLRMWithInterest(job.make_host(DLRM), encoder)), n_steps=5)
+    pipeline.detach()
+    assert encoder.learned.told() == (True, False)
+    with pytest.raises(bseq.UsageError, match=r"no gradient has come back to the rows of item_keys = \['target', 'neg"):
+        published(parallel, tmp_path / "store")
+    assert not (tmp_path / "store").exists()
+
+
 def test_what_was_never_trained_is_refused(tmp_path):
     task, _ = job.make_task(DLRM)
     with pytest.raises(bseq.UsageError, match="the encoder was neither trained nor loaded"):

@@ -27,7 +27,7 @@ class CandidateLoss(nn.Module):
 
     def forward(self, query_BO: Tensor, candidate_NO: Tensor, batch: TwoTowerBatch) -> Scored:
         """Return the loss, and logits and labels in the form in which the labels were given."""
-        n_users, n_candidates, labels = len(query_BO), len(candidate_NO), batch.labels
+        n_users, n_candidates, labels = len(query_BO), len(candidate_NO), _float32(batch.labels, "labels")
         if labels.ndim not in (1, 2) or len(labels) != n_users or labels.numel() != n_candidates:
             raise bseq.UsageError(
                 f"{n_users} histories, {n_candidates} candidates and labels {tuple(labels.shape)} don't fit: give "
@@ -68,13 +68,13 @@ class InBatchSoftmax(nn.Module):
             )
         logits_BB = query_BO @ candidate_BO.T / self.temperature
         if batch.log_q is not None:
-            logits_BB = logits_BB - batch.log_q
+            logits_BB = logits_BB - _float32(batch.log_q, "log_q")
         ids_B = self._item_ids(batch, n_users)
         same_BB = (ids_B[:, None] == ids_B) & ~torch.eye(n_users, dtype=torch.bool, device=ids_B.device)
         logits_BB = logits_BB.masked_fill(same_BB, float("-inf"))
         own_B = torch.arange(n_users, device=logits_BB.device)
         losses_B = nn.functional.cross_entropy(logits_BB, own_B, reduction="none")
-        weights_B = batch.labels
+        weights_B = _float32(batch.labels, "labels")
         return (losses_B * weights_B).sum() / weights_B.sum().clamp(min=1e-9), logits_BB, own_B
 
     def _item_ids(self, batch: TwoTowerBatch, n_users: int) -> Tensor:
@@ -88,3 +88,9 @@ class InBatchSoftmax(nn.Module):
         if len(ids_N) != n_users:
             raise bseq.UsageError(f"candidates have {len(ids_N)} ids under {key!r} for {n_users} users; give each one")
         return ids_N
+
+
+def _float32(values: Tensor, name: str) -> Tensor:
+    if values.dtype != torch.float32:
+        raise bseq.UsageError(f"{name} are {values.dtype}; give float32: {name}.float()")
+    return values

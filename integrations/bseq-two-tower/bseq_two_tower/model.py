@@ -52,6 +52,8 @@ class InterestTwoTower(nn.Module):
         self.frozen = frozen
         self.interest = interest.requires_grad_(not frozen)
         self.candidate_ebc = _tables_of(ebc, self.candidate_names)
+        configs = self.candidate_ebc.embedding_bag_configs()
+        self.candidate_rows = {name: one.num_embeddings for one in configs for name in one.feature_names}
         self.candidate_proj = cast(nn.Module, host.candidate_proj)
         n_inputs = interest.width
         if self.query_names:
@@ -95,28 +97,39 @@ class InterestTwoTower(nn.Module):
         Args:
             candidate_features: rows of the vocabulary, int64 [N], 1 to V -> what the candidate tower reads of these
                 items, N rows; needed if it reads more than an id, or ids of another numbering. Default: the rows
-                themselves under the one candidate key.
+                themselves under the one candidate key, whose table has V + 1 rows, as the encoder's.
 
-        Raises UsageError without it for several candidate keys, and for a query tower that keeps features of the host:
-        a store holds histories, and would have to know these features of every user at every request.
+        Raises UsageError without it for several candidate keys and for a candidate table of another size, and for a
+        query tower that keeps features of the host: a store holds histories, and would have to know these features of
+        every user at every request.
         """
         if self.query_names:
             raise bseq.UsageError(
                 f"the query tower reads {self.query_names} beside the history, and a store holds no such features: "
                 "serve this model by itself, or attach with keep=()"
             )
-        if candidate_features is None:
-            if len(self.candidate_names) > 1:
-                raise bseq.UsageError(
-                    f"the candidate tower reads {self.candidate_names}; say what they are for each item: "
-                    "bseq.publish(model.export_towers(candidate_features=...), ...)"
-                )
-            (name,) = self.candidate_names
-            candidate_features = lambda rows_N: KeyedJaggedTensor([name], rows_N, lengths=torch.ones_like(rows_N))  # noqa: E731
-        features = candidate_features
+        if not isinstance(self.interest, bseq.SequenceInterestEncoder):
+            raise bseq.UsageError(f"a store holds a SequenceInterestEncoder, not a {type(self.interest).__name__}")
+        features = candidate_features or self._rows_as_ids(self.interest.n_items + 1)
         return bseq.Towers(
             self, self.interest, self.query_proj, self.query, lambda rows: self.candidate(features(rows))
         )
+
+    def _rows_as_ids(self, n_wanted: int) -> Callable[[Tensor], KeyedJaggedTensor]:
+        """Return the candidate features of items whose ids are rows of the vocabulary."""
+        say = "bseq.publish(model.export_towers(candidate_features=...), ...), from rows of the vocabulary to that"
+        if len(self.candidate_names) > 1:
+            raise bseq.UsageError(
+                f"the candidate tower reads {self.candidate_names}; say what they are of items: {say}"
+            )
+        (name,) = self.candidate_names
+        n_rows = self.candidate_rows[name]
+        if n_rows != n_wanted:
+            raise bseq.UsageError(
+                f"the table of candidate key {name!r} has {n_rows} rows, the encoder's item table {n_wanted}, so that "
+                f"candidate ids are no rows of the vocabulary; say which {name!r} each item is: {say}"
+            )
+        return lambda rows_N: KeyedJaggedTensor([name], rows_N, lengths=torch.ones_like(rows_N))
 
     def train(self, mode: bool = True) -> InterestTwoTower:
         """A frozen encoder stays in evaluation mode."""

@@ -131,6 +131,11 @@ REFUSED = [
     (InBatchSoftmax(), torch.ones(3), 6, {}, r"given: histories \[3\], candidates \[6\], labels \[3\]"),
     (InBatchSoftmax(), torch.ones(3, 1), 3, {}, r"labels \[3, 1\]"),
     (InBatchSoftmax(), torch.ones(3), 3, {"log_q": torch.ones(6)}, r"log_q \[6\]"),
+    (CandidateLoss(), torch.ones(6, dtype=torch.int64), 6, {}, r"labels are torch.int64; give float32: labels.float"),
+    (CandidateLoss(), torch.ones(3, dtype=torch.bool), 3, {}, "labels are torch.bool; give float32"),
+    (CandidateLoss(), torch.ones(3, dtype=torch.float64), 3, {}, "labels are torch.float64; give float32"),
+    (InBatchSoftmax(), torch.ones(3, dtype=torch.int64), 3, {}, "labels are torch.int64; give float32"),
+    (InBatchSoftmax(), torch.ones(3), 3, {"log_q": torch.ones(3, dtype=torch.float64)}, "log_q are torch.float64"),
     (InBatchSoftmax("id"), torch.ones(3), 3, {}, r"item_key = 'id': candidates have \['item'\]"),
 ]
 

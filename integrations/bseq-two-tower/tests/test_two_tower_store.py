@@ -11,7 +11,7 @@ import two_tower_job as job
 from bseq_two_tower import InterestTwoTower, InterestTwoTowerTrain
 from host_job import one_process, published  # noqa: F401  # a fixture
 from torch import nn
-from torchrec import KeyedJaggedTensor
+from torchrec import EmbeddingBagCollection, EmbeddingBagConfig, KeyedJaggedTensor
 
 import bseq_plugin as bseq
 
@@ -36,15 +36,19 @@ def test_two_processes_publish_what_they_have_trained_together(tmp_path):
         assert ours["host"] == theirs["host"]
 
 
-def trained(features=("user",), keep=None, steps=3, kind="in_batch", interest=None, frozen=False):
-    """A plain two-tower after a few steps of Adam."""
+def trained(features=("user",), keep=None, steps=3, kind="in_batch", interest=None, frozen=False, host=None, ids=None):
+    """A plain two-tower after a few steps of Adam; ``ids``: the host's own id of each row of the vocabulary."""
     torch.manual_seed(0)
-    model = InterestTwoTower(job.RetrievalHost("cpu", features), interest or job.make_encoder("cpu"), frozen, keep)
+    host = host or job.RetrievalHost("cpu", features)
+    model = InterestTwoTower(host, interest or job.make_encoder("cpu"), frozen, keep)
     task = InterestTwoTowerTrain(model, job.LOSSES[kind]()).train()
     optimizer = torch.optim.Adam([p for p in task.parameters() if p.requires_grad], lr=1e-2)
     for seed in range(steps):
         optimizer.zero_grad()
-        task(job.batch(seed, kind))[0].backward()
+        data = job.batch(seed, kind)
+        if ids is not None:
+            data.candidates = job.ids("item", ids[data.candidates.values()])
+        task(data)[0].backward()
         optimizer.step()
     return model
 
@@ -122,6 +126,30 @@ def test_a_candidate_tower_that_reads_more_than_an_id_is_told_what(tmp_path):
         query, candidates = model.eval()(history, features_of(torch.arange(1, host_job.V + 1)))
     best = (query @ candidates.T).topk(10).indices[0] + 1
     assert set(host_job.top_of_store(tmp_path / "store")[0].tolist()) == set(best.tolist())
+
+
+@pytest.mark.parametrize("n_more", [-3, 7])
+def test_candidate_ids_of_another_numbering_are_mapped_or_refused(tmp_path, n_more):
+    """The store finds what the host finds, once it is told which id each row is."""
+    n_ids = host_job.V + 1 + n_more
+    own_id = torch.arange(host_job.V + 1).flip(0) % n_ids
+    host = job.RetrievalHost()
+    table = EmbeddingBagConfig(name="t_item", embedding_dim=job.DIM, num_embeddings=n_ids, feature_names=["item"])
+    user = EmbeddingBagConfig(name="t_user", embedding_dim=job.DIM, num_embeddings=9, feature_names=["user"])
+    host.ebc = EmbeddingBagCollection(tables=[user, table])
+    model = trained(host=host, ids=own_id, steps=60)
+    said = rf"table of candidate key 'item' has {n_ids} rows, the encoder's item table {host_job.V + 1}, .*candidate_f"
+    with pytest.raises(bseq.UsageError, match=said):
+        published(model, tmp_path / "store")
+    assert not (tmp_path / "store").exists()
+    right, rows = published(model.export_towers(lambda rows: job.ids("item", own_id[rows])), tmp_path / "store")
+    lengths = torch.full((host_job.U,), host_job.L)
+    with torch.no_grad():
+        query = model.query(KeyedJaggedTensor(["event"], torch.from_numpy(rows.ravel()), lengths=lengths))
+        scores = query @ model.candidate(job.ids("item", own_id[1:])).T
+    theirs = host_job.hit(scores.topk(10).indices.numpy() + 1, right)
+    assert host_job.hit(host_job.top_of_store(tmp_path / "store"), right) == host_job.EQUAL(theirs, abs=0.02)  # ties
+    assert theirs > 0.6
 
 
 def test_a_table_that_no_loss_has_scored_with_is_refused(tmp_path):
