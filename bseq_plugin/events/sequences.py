@@ -116,7 +116,7 @@ class Sequences:
             wrong[self.user_index[1:][(np.diff(self.timestamps) < 0) & (np.diff(self.user_index) == 0)]] = True
         if wrong.any():
             raise SchemaError(
-                f"user {users[wrong].tolist()[0]!r} stands twice, or has events that are not oldest first"
+                f"user {users[wrong].tolist()[0]!r} stands twice, or has events that are not oldest first: sort them"
             )
         return users
 

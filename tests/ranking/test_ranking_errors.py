@@ -34,7 +34,7 @@ SEQUENCES = Sequences.from_events(LOG, mean_model().vocabulary)
         (ROWS.assign(user_id=[1, None]), NOW, SchemaError, "'user_id' has 1 nulls, the first in row 1"),
         (ROWS.assign(item_id=[-1, 2]), NOW, SchemaError, "id -1 in row 0"),
         (ROWS.assign(item_id=["a", "b"]), NOW, SchemaError, "vocabulary has integers"),
-        (ROWS.assign(user_id=["a", "b"]), NOW, SchemaError, "the events' are integers: for example 1"),
+        (ROWS.assign(user_id=["a", "b"]), NOW, SchemaError, "the events' are integers, for example 1: they are never"),
         (ROWS.assign(score=["high", "low"]), NOW, SchemaError, "column 'score' must hold numbers"),
         (ROWS, None, UsageError, "say for which instant"),
         (ROWS.assign(at=NOW), NOW, UsageError, "pass at=None or drop the column"),
@@ -60,7 +60,8 @@ def test_candidates(candidates, at, error, text, manager):
     [
         (Events.in_order(np.array([1, 1]), np.array([100, 101])), SchemaError, "have no times"),
         (replace(SEQUENCES, timestamps=None), SchemaError, "have no times"),
-        (replace(SEQUENCES, timestamps=SEQUENCES.timestamps[[1, 0, 2]]), SchemaError, "user 1 are not in time order"),
+        (replace(SEQUENCES, timestamps=SEQUENCES.timestamps[[1, 0, 2]]), SchemaError, "user 1 .* not oldest first"),
+        (SEQUENCES.take(np.array([0, 1, 0])), SchemaError, "user 1 stands twice"),
         (replace(SEQUENCES, items=SEQUENCES.items + 8), UsageError, "item row 12, the model's vocabulary ends at 8"),
         (LOG.frame, UsageError, "events is a DataFrame; read it first"),
     ],
