@@ -12,7 +12,7 @@ import pandas as pd
 
 from bseq_plugin.data.histories import arrived, require_same_kind, require_times, spans_before
 from bseq_plugin.errors import SchemaError, UsageError
-from bseq_plugin.events.events import DAY_US, ITEM, TIME, USER, Events, instant_us
+from bseq_plugin.events.events import DAY_US, ITEM, USER, Events, instant_us
 from bseq_plugin.events.sequences import Sequences, places_of_runs
 from bseq_plugin.events.vocabulary import Vocabulary
 from bseq_plugin.ranking.table import REQUEST
@@ -114,14 +114,14 @@ class Histories:
 
 
 def relevant_events(events: Events, rows: CandidateRows) -> Events:
-    """Only what these candidates can read: their users' events, strictly before the latest ``at``.
+    """Only what these candidates can read: their users' events, strictly before the latest ``at`` and known then.
 
     Raises SchemaError for events without times, or for user ids of another kind than the candidates'.
     """
     require_times(events.has_times)
     require_same_kind(events.frame[USER], rows.user_ids)
-    relevant = events.frame[USER].isin(rows.user_ids.unique()) & (events.frame[TIME] < rows.at_N.max())
-    return Events(events.frame[relevant])
+    theirs = Events(events.frame[events.frame[USER].isin(rows.user_ids.unique())])
+    return theirs.known_at(int(rows.at_N.max()))
 
 
 def read_log(events: Events | Sequences, vocabulary: Vocabulary) -> Sequences:

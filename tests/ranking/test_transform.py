@@ -15,7 +15,7 @@ from torch import nn
 from torchrec import EmbeddingBagCollection, EmbeddingBagConfig, KeyedJaggedTensor
 from torchrec.models.dlrm import DLRM
 
-from bseq_plugin import FeatureSpec, UsageError, ranker_split, ranking_features
+from bseq_plugin import FeatureSpec, UsageError, ranking_features
 from bseq_plugin.ranking.transform import FeatureTransform
 from bseq_plugin.testing.ranking_features import NOW, log, mean_model
 
@@ -169,17 +169,3 @@ def test_a_dlrm_learns_from_them_as_from_features_standardised_by_hand(rows):
     assert made[0] < 1
     assert made[-1] < 0.1
     assert abs(made[-1] - by_loop[-1]) < 0.01
-
-
-def test_the_parts_of_a_log_follow_each_other():
-    events = log([(1, 100, -86_400.0 * day) for day in range(1, 31)])
-    split = ranker_split(events, ranker_days=7, test_days=3)
-    assert len(split.encoder_events) == 20
-    assert split.test_from - split.ranker_from == pd.Timedelta(days=7)
-    assert split.encoder_events.frame["timestamp"].max() < split.ranker_from.value // 1000
-    inside = (events.frame["timestamp"] * 1000 >= split.test_from.value).sum()
-    assert inside == 3
-    with pytest.raises(UsageError, match="leave none for the encoder"):
-        ranker_split(events, ranker_days=25, test_days=5)
-    with pytest.raises(UsageError, match="above 0"):
-        ranker_split(events, ranker_days=0)
