@@ -20,6 +20,7 @@ from bseq_plugin.schema.options import parse_options
 from bseq_plugin.schema.ranking_features import RankingFeature
 
 CATEGORY = "category"  # the unit of a number that is the name of something
+VERSION = "version"  # of one that names a model: another at every training, so that no ranker has learned it
 
 
 class FeatureSpec(BaseModel):
@@ -68,12 +69,16 @@ class FeatureSpec(BaseModel):
         From then on ``FeatureTable.to_keyed_tensor`` gives what a network can eat, with the same keys in training and
         serving: log(1 + x) of what has a long tail, standard scores (mean 0, deviation 1) or quantile scores (-1 to 1),
         clipped, 0 for what is missing; features that are names of something (unit "category") are left to
-        ``to_sparse``.
+        ``to_sparse``. ``encoder_version`` (unit "version") is in neither: after the next training of the encoder it is
+        a number that the ranker has never seen.
 
-        Raises UsageError for fewer than two rows.
+        Raises UsageError for fewer than two rows, and if there is no feature that a network can learn from.
         """
-        categorical = {name for name, unit in table.units.items() if unit == CATEGORY}
-        transform = FeatureTransform.fit(dict(table.columns), categorical, scores, clip)
+        columns = {name: values for name, values in table.columns.items() if table.units.get(name) != VERSION}
+        if not columns:
+            raise UsageError(f"a network learns nothing from {table.names}, the version of an encoder: add features")
+        categorical = {name for name in columns if table.units.get(name) == CATEGORY}
+        transform = FeatureTransform.fit(columns, categorical, scores, clip)
         return self.model_copy(update={"transform": transform})
 
     def save(self, path: str | Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -120,7 +121,6 @@ def test_a_specification_keeps_what_was_fitted(rows, tmp_path, manager):
     spec, table, _ = rows
     fitted = spec.fitted(table)
     assert spec.transform is None
-    assert "encoder_version" in fitted.transform.categories
     fitted.save(tmp_path / "features.json")
     again = FeatureSpec.load(tmp_path / "features.json", manager)
     assert again == fitted
@@ -136,6 +136,29 @@ def test_a_specification_keeps_what_was_fitted(rows, tmp_path, manager):
     assert all(int(sparse[key].values().max()) < n for key, n in fitted.transform.cardinalities.items())
     with pytest.raises(UsageError, match="to_sparse needs a specification that was fitted"):
         table.to_sparse()
+
+
+def test_another_encoder_changes_no_key_and_no_id(rows, manager):
+    spec, table, _ = rows
+    fitted = spec.fitted(table)
+    assert "encoder_version" in table.columns
+    candidates = pd.DataFrame({"user_id": [3, 1, 2, 1], "item_id": [100, 101, 102, 999]})
+    some = log([(1, 100, -10.0), (1, 101, -5.0), (2, 103, -7.0)])
+    before, after = (
+        ranking_features(
+            candidates, some, NOW, model=replace(mean_model(2), digest=d), features=fitted, manager=manager
+        )
+        for d in ("0" * 64, "f" * 64)
+    )
+    assert not np.array_equal(before.columns["encoder_version"], after.columns["encoder_version"])
+    assert after.to_sparse().keys() == before.to_sparse().keys() == ["sim_argmax_interest", "retrieval_interest"]
+    assert torch.equal(after.to_sparse().values(), before.to_sparse().values())
+    assert after.to_keyed_tensor().keys() == before.to_keyed_tensor().keys()
+    assert torch.equal(after.to_keyed_tensor().values(), before.to_keyed_tensor().values())
+    only = FeatureSpec(names=("encoder_version",))
+    lone = ranking_features(candidates, some, NOW, model=mean_model(2), features=only, manager=manager)
+    with pytest.raises(UsageError, match=r"learns nothing from \['encoder_version'\]"):
+        only.fitted(lone)
 
 
 def losses_of_a_dlrm(dense_NF, clicks_N, steps=200):

@@ -97,7 +97,7 @@ class EncoderVersion(QualityFeature):
 
     name = "encoder_version"
     description = "a number below 2^24 made of the digest of the model that the vectors come from"
-    unit = "category"
+    unit = "version"
     null_rule = "NaN for a model without a digest"
 
     def compute(self, inputs: FeatureInputs) -> Tensor:
