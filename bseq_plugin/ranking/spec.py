@@ -72,7 +72,8 @@ class FeatureSpec(BaseModel):
         ``to_sparse``. ``encoder_version`` (unit "version") is in neither: after the next training of the encoder it is
         a number that the ranker has never seen.
 
-        Raises UsageError for fewer than two rows, and if there is no feature that a network can learn from.
+        Raises UsageError for fewer than two rows, other scores, an infinite value, and if there is no feature that a
+        network can learn from.
         """
         columns = {name: values for name, values in table.columns.items() if table.units.get(name) != VERSION}
         if not columns:

@@ -9,7 +9,7 @@ Shape letters: N rows, W width of a feature.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict
@@ -87,12 +87,18 @@ class FeatureTransform(BaseModel):
     def fit(
         cls, columns: dict[str, np.ndarray], categorical: Iterable[str], scores: Scores, clip: float
     ) -> FeatureTransform:
-        """Fit to columns float32 [N] or [N, W]. Raises UsageError for fewer than two rows or a useless ``clip``."""
+        """Fit to columns float32 [N] or [N, W].
+
+        Raises UsageError for fewer than two rows, unknown ``scores``, a useless ``clip``, or an infinite value.
+        """
+        if scores not in get_args(Scores):
+            raise UsageError(f"scores = {scores!r}; there are: {list(get_args(Scores))}")
         n_rows = len(next(iter(columns.values()), ()))
         if n_rows < FEWEST:
             raise UsageError(f"a transform is fitted to the rows a ranker is trained on; {n_rows} rows are too few")
         if not 0 < clip < np.inf:
             raise UsageError(f"clip = {clip}; give a number of standard deviations above 0, for example 5")
+        _refuse_infinite(columns)
         chosen = set(categorical)
         dense = {name: DenseColumn.fit(_wide(values), scores) for name, values in columns.items() if name not in chosen}
         categories = {
@@ -133,6 +139,17 @@ class FeatureTransform(BaseModel):
                 "with the specification it was fitted with"
             )
         return columns[name]
+
+
+def _refuse_infinite(columns: dict[str, np.ndarray]) -> None:
+    for name, values in columns.items():
+        places = np.argwhere(np.isinf(values))
+        if len(places):
+            row = int(places[0, 0])
+            raise UsageError(
+                f"feature {name!r} is {values[tuple(places[0])]} in row {row} (counted from 0), and a transform fitted "
+                "to it would say 0 of every row: mend it, or make it NaN, which is a missing value"
+            )
 
 
 def _wide(values: np.ndarray) -> np.ndarray:

@@ -103,6 +103,25 @@ def test_what_can_not_be_fitted_is_refused(rows, clip, said):
         FeatureTransform.fit({"x": np.zeros(rows, np.float32)}, (), "standard", clip)
 
 
+def test_scores_of_another_name_are_refused(rows):
+    spec, table, _ = rows
+    with pytest.raises(UsageError, match=r"scores = 'minmax'; there are: \['standard', 'quantile'\]"):
+        spec.fitted(table, scores="minmax")
+
+
+@pytest.mark.parametrize("wrong", [np.float32(np.inf), np.float32(-np.inf)])
+@pytest.mark.parametrize("name", ["n_events", "sim_argmax_interest"])
+def test_an_infinite_value_is_named_and_not_fitted(rows, name, wrong):
+    spec, table, _ = rows
+    values = table.columns[name].copy()
+    values[7] = wrong
+    with pytest.raises(UsageError, match=f"feature '{name}' is {wrong} in row 7 "):
+        spec.fitted(replace(table, columns={**table.columns, name: values}))
+    wide = {name: np.stack([table.columns[name], values], 1)}
+    with pytest.raises(UsageError, match=f"feature '{name}' is {wrong} in row 7 "):
+        spec.fitted(replace(table, columns=wide))
+
+
 @pytest.fixture(scope="module")
 def rows(manager):
     """Rows of 60 users, with a click that a scalar feature decides on: a recent event, and one for users of many."""
