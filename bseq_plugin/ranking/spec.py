@@ -17,10 +17,7 @@ from bseq_plugin.ranking.features import FEATURES
 from bseq_plugin.ranking.table import FeatureTable
 from bseq_plugin.ranking.transform import FeatureTransform, Scores
 from bseq_plugin.schema.options import parse_options
-from bseq_plugin.schema.ranking_features import RankingFeature
-
-CATEGORY = "category"  # the unit of a number that is the name of something
-VERSION = "version"  # of one that names a model: another at every training, so that no ranker has learned it
+from bseq_plugin.schema.ranking_features import CATEGORY, VERSION, RankingFeature
 
 
 class FeatureSpec(BaseModel):

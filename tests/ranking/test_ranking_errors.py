@@ -134,7 +134,7 @@ def test_a_width_that_changes_between_blocks_is_refused():
             return torch.zeros(1, int(inputs.items_T.shape[0]))
 
     spec = FeatureSpec(names=("ragged",))
-    with pytest.raises(PluginError, match=r"'ragged' gave \(1,\) and \(2,\) a row"):
+    with pytest.raises(PluginError, match=r"'ragged' gave float32 \(1,\) and float32 \(2,\) a row"):
         ranking_features(ROWS, LOG, NOW, spec, model=mean_model(), manager=manager_with(Ragged), block_numbers=1)
 
 

@@ -81,7 +81,7 @@ def test_categories_are_ids_and_what_was_never_seen_is_0():
     assert fitted.cardinalities == {"c": 4}
     assert list(fitted.dense) == ["x"]
     later = np.array([0, 3, 1e7, 2, np.nan, 2e7, -1], np.float32)
-    assert fitted.ids({"c": later})["c"].tolist() == [1, 2, 3, 0, 0, 0, 0]
+    assert fitted.ids({"c": later})["c"].tolist() == [[1], [2], [3], [0], [0], [0], [0]]
 
 
 def test_keys_are_those_that_were_fitted():
