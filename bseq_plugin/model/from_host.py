@@ -22,7 +22,7 @@ from bseq_plugin.distributed import World, world
 from bseq_plugin.errors import RunError, UsageError
 from bseq_plugin.events.sequences import Sequences
 from bseq_plugin.events.vocabulary import Vocabulary
-from bseq_plugin.model.encoder import SequenceInterestEncoder
+from bseq_plugin.model.encoder import NO_POPULARITY, SequenceInterestEncoder
 from bseq_plugin.model.interest_model import ITEM_WEIGHT, InterestModel
 from bseq_plugin.model.towers import QueryTower, StoredTowers, Towers, export_towers
 
@@ -73,6 +73,8 @@ def model_of_host(
 
 
 def _check(encoder: SequenceInterestEncoder, vocabulary: Vocabulary) -> None:
+    if encoder.recipe.popularity_days:
+        raise UsageError(NO_POPULARITY)
     if not encoder.has_learned:
         raise UsageError("the encoder was neither trained nor loaded: its vectors are random; train the host first")
     if encoder.recipe.items.encoders:
