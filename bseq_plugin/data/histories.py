@@ -19,8 +19,8 @@ from bseq_plugin.data.batches import ORDER_STREAM, history_features
 from bseq_plugin.data.partitions import PartitionedSequences
 from bseq_plugin.errors import SchemaError, UsageError
 from bseq_plugin.events.events import DAY_US, EARLIEST_US
-from bseq_plugin.events.ids import ids_like
-from bseq_plugin.events.sequences import Sequences
+from bseq_plugin.events.ids import ids_like, require_kind
+from bseq_plugin.events.sequences import Sequences, places_of_runs
 from bseq_plugin.events.vocabulary import Vocabulary
 from bseq_plugin.recipe.recipe import Recipe
 from bseq_plugin.schema.grid import first_at_or_after
@@ -45,24 +45,58 @@ def history_features_at(sequences: Sequences, users: ArrayLike, at_us: ArrayLike
 
 def histories_before(sequences: Sequences, users: ArrayLike, at_us: ArrayLike, max_length: int) -> Sequences:
     """Return one history a row; see ``history_features_at``."""
-    if sequences.timestamps is None:
-        raise SchemaError("this log has no times, so what came before `at_us` is unknown; give events with times")
-    known = sequences.known_users
     asked = pd.Index(ids_like(users, sequences.user_ids, "users"))
-    at_R, place_R = _instants(at_us, len(asked)), known.get_indexer(asked)
+    at_R = _instants(at_us, len(asked))
+    starts_R, ends_R = spans_before(sequences, asked, at_R)
+    late_R, known_T = arrived(sequences, starts_R, ends_R, at_R)
+    latest_R = np.maximum(starts_R, ends_R - max_length)
+    latest_R[late_R] = starts_R[late_R]  # what was late makes room for an older event
+    rows = replace(sequences, user_ids=asked.to_numpy()).slices(np.arange(len(asked)), latest_R, ends_R)
+    keep = np.ones(rows.n_events, bool)
+    keep[places_of_runs(rows.offsets[:-1][late_R], rows.offsets[1:][late_R])] = known_T
+    return rows.where(keep).latest(max_length)
+
+
+def spans_before(sequences: Sequences, users: pd.Index, at_R: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return int64 [R], [R]: from where to where of the flat arrays each user's events strictly before ``at_R`` stand.
+
+    A user that the log does not know has none. Raises SchemaError for users of another kind, and for a log without
+    times, or that is not in order.
+    """
+    require_times(sequences.timestamps is not None)
+    known = sequences.known_users
+    require_kind(users, sequences.user_ids, "user_id")
+    place_R = known.get_indexer(users)
     found_R = np.flatnonzero(place_R >= 0)
-    starts_R, ends_R = np.zeros((2, len(asked)), np.int64)
+    starts_R, ends_R = np.zeros((2, len(users)), np.int64)
     starts_R[found_R] = sequences.offsets[place_R[found_R]]
     ends_R[found_R] = sequences.offsets[place_R[found_R] + 1]
-    ends_R = first_at_or_after(sequences.timestamps, starts_R, ends_R, at_R)
-    latest_R = np.maximum(starts_R, ends_R - max_length)
-    if sequences.created is not None and sequences.n_events:  # what was late makes room for an older event
-        late_R = sequences.latest_created[np.maximum(ends_R - 1, 0)] > at_R
-        latest_R = np.where(late_R, starts_R, latest_R)
-    rows = replace(sequences, user_ids=asked.to_numpy()).slices(np.arange(len(asked)), latest_R, ends_R)
-    if rows.created is not None:
-        rows = rows.where(rows.created <= np.repeat(at_R, rows.lengths))
-    return rows.latest(max_length)
+    return starts_R, first_at_or_after(np.asarray(sequences.timestamps), starts_R, ends_R, at_R)
+
+
+def arrived(
+    sequences: Sequences, starts_R: np.ndarray, ends_R: np.ndarray, at_R: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Tell which events of ``spans_before`` were known at ``at_R``: those with ``created`` no later.
+
+    Returns int64 [L], the rows with an event that was late, and bool [T], for the events of these rows one after the
+    other whether each was known. Of all other rows every event was.
+    """
+    if sequences.created is None or not sequences.n_events:
+        return np.empty(0, np.int64), np.empty(0, bool)
+    newest_R = sequences.latest_created[np.maximum(ends_R - 1, 0)]
+    late_R = np.flatnonzero((ends_R > starts_R) & (newest_R > at_R))
+    starts_L, ends_L = starts_R[late_R], ends_R[late_R]
+    created_T = sequences.created[places_of_runs(starts_L, ends_L)]
+    return late_R, created_T <= np.repeat(at_R[late_R], ends_L - starts_L)
+
+
+def require_times(has_times: bool) -> None:
+    """Raise SchemaError for a log that tells only the order of events."""
+    if not has_times:
+        raise SchemaError(
+            "these events have no times, so what came before an instant is unknown; give events with times"
+        )
 
 
 def _instants(at_us: ArrayLike, n_rows: int) -> np.ndarray:

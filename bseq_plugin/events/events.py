@@ -126,6 +126,11 @@ class Events:
         """Return the events strictly before ``at_us`` (microseconds, UTC)."""
         return Events(self.frame[self.frame[TIME] < at_us])
 
+    def known_at(self, at_us: int) -> Events:
+        """Return the events strictly before ``at_us`` (us, UTC) that had arrived (``created_timestamp``) by then."""
+        before = self.before(at_us)
+        return Events(before.frame[before.frame[CREATED] <= at_us]) if CREATED in before.frame else before
+
     def between(self, start_us: int, end_us: int) -> Events:
         """Return the events in [start_us, end_us)."""
         times = self.frame[TIME]

@@ -115,7 +115,7 @@ class Sequences:
             wrong[self.user_index[1:][(np.diff(self.timestamps) < 0) & (np.diff(self.user_index) == 0)]] = True
         if wrong.any():
             raise SchemaError(
-                f"user {users[wrong].tolist()[0]!r} stands twice, or has events that are not oldest first"
+                f"user {users[wrong].tolist()[0]!r} stands twice, or has events that are not oldest first: sort them"
             )
         return users
 
@@ -156,7 +156,7 @@ class Sequences:
             keep &= self.timestamps < end_us
         return self.where(keep)
 
-    def before(self, at_us: int) -> Sequences:
+    def known_at(self, at_us: int) -> Sequences:
         """Return what was known at an instant: events strictly before it that had arrived (``created``) by then."""
         past = self.between(None, at_us)
         return past if past.created is None else past.where(past.created <= at_us)

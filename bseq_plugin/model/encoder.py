@@ -39,6 +39,10 @@ from bseq_plugin.schema.packed import PackedEvents
 
 ITEM_TABLE = "item"
 FEATURE_ORDER = (EVENT_TYPE, *TABLE_ROWS)  # of the tables
+NO_POPULARITY = (
+    "objective.popularity_days is for bseq.train, which makes columns of popularity from its log; leave it out of the "
+    "recipe of a host's encoder: recipe.replace(objective={'popularity_days': ()})"
+)
 
 
 class SequenceInterestEncoder(HistoryEncoder):
@@ -129,7 +133,11 @@ class SequenceInterestEncoder(HistoryEncoder):
 
         So a host writes its own loss over targets and negatives: in-batch, sampled, or binary cross-entropy. A score is
         the inner product of an interest and a vector, and the score that a store serves (``bseq.publish``).
+
+        Raises UsageError for a recipe with ``objective.popularity_days``: its interests are wider than the vectors.
         """
+        if self.recipe.popularity_days:
+            raise UsageError(NO_POPULARITY)
         events, rows = self.look_up(features)
         vectors = [score_vectors(row_ND, None, self.interest_head.cosine) for row_ND in rows]
         return self.readout(self.interests(events)), dict(zip(self.item_keys, vectors, strict=True))

@@ -14,7 +14,7 @@ from bseq_plugin.errors import SchemaError, UsageError
 from bseq_plugin.events.events import EVENT_TYPE, instant_us
 from bseq_plugin.events.sequences import EVENT_COLUMNS, Sequences
 from bseq_plugin.events.vocabulary import Vocabulary
-from bseq_plugin.model.encoder import SequenceInterestEncoder
+from bseq_plugin.model.encoder import NO_POPULARITY, SequenceInterestEncoder
 
 Given = TypeVar("Given", Vocabulary, Sequences)
 
@@ -124,6 +124,8 @@ def check_fits(encoder: SequenceInterestEncoder, vocabulary: Vocabulary, histori
     """Raise UsageError for a vocabulary or a recipe that is not that of a host's encoder, and for histories that are
     not in rows of the vocabulary; SchemaError for histories without what the encoder reads.
     """
+    if encoder.recipe.popularity_days:
+        raise UsageError(NO_POPULARITY)
     if encoder.recipe.items.encoders:
         raise UsageError("a recipe with items.encoders is finished by bseq.train; leave them out in a host")
     if vocabulary.n_items != encoder.n_items:

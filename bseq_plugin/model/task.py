@@ -13,7 +13,7 @@ from bseq_plugin.data.batches import NEGATIVE, TARGET, Batch
 from bseq_plugin.data.items import ItemAttributes, ItemVectors
 from bseq_plugin.errors import RecipeError, UsageError
 from bseq_plugin.model.anchored import merged_softmax
-from bseq_plugin.model.encoder import SequenceInterestEncoder
+from bseq_plugin.model.encoder import NO_POPULARITY, SequenceInterestEncoder
 from bseq_plugin.model.ensemble import ensemble_loss
 from bseq_plugin.model.interests import label_aware
 from bseq_plugin.model.items import score_vectors
@@ -112,13 +112,18 @@ class Objective(nn.Module):
     def forward(
         self, interests_ND: Tensor, target_SD: Tensor, negative_ND: Tensor, batch: Batch
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return the loss and its figures; see ``SequenceInterestTask.forward``."""
+        """Return the loss and its figures; see ``SequenceInterestTask.forward``.
+
+        Raises UsageError for a batch without the popularity columns that the recipe asks for.
+        """
         negative_ND = score_vectors(negative_ND, batch.negative_priors_NP, self.cosine)
         places_S = batch.target_places_S
         if places_S is None:
             target_SD = score_vectors(target_SD, batch.target_priors_SP, self.cosine)
         else:  # targets are not looked up a second time
             target_SD = negative_ND.index_select(0, places_S)
+        if {negative_ND.shape[1], target_SD.shape[1]} != {interests_ND.shape[1]}:
+            raise UsageError(f"the batch has no popularity columns: {NO_POPULARITY}")
         targets = Targets(target_SD, batch.target_ids_S, batch.target_state_S, batch.target_weights_S, places_S)
         negatives = Negatives(negative_ND, batch.negative_ids_N, batch.log_expected_count_N)
         interests_QKD = interests_ND.view(-1, self.n_interests, interests_ND.shape[1])

@@ -88,8 +88,6 @@ def own_towers(encoder: SequenceInterestEncoder, name: str = "") -> Towers:
         vectors_ND: Tensor = encoder.interest_and_items(features)[1][key]
         return vectors_ND
 
-    if encoder.recipe.popularity_days:
-        raise UsageError("objective.popularity_days is for bseq.train; leave it out of the recipe of a host's encoder")
     return Towers(encoder, encoder, None, lambda features: encoder(features).values(), candidates)
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from bseq_plugin.errors import BseqError, PluginError
 from bseq_plugin.schema.ranking import FeatureInputs
-from bseq_plugin.schema.ranking_features import RankingFeature
+from bseq_plugin.schema.ranking_features import CATEGORY, EXACT, RankingFeature
 
 BLOCK_NUMBERS = 8_000_000  # float64 numbers a block needs at once (about; padding can triple it): 64 MB
 
@@ -56,7 +56,7 @@ def _block(base: FeatureInputs, places: Tensor) -> FeatureInputs:
 
 
 def checked_columns(part: RankingFeature, inputs: FeatureInputs) -> Iterator[tuple[str, np.ndarray]]:
-    """(name, float32 [N] or [N, width]) for each column; what a plugin returns is checked before it goes anywhere.
+    """(name, float32 or int64 [N] or [N, width]) for each column; what a plugin returns is checked first.
 
     Raises PluginError that names the feature.
     """
@@ -68,9 +68,12 @@ def checked_columns(part: RankingFeature, inputs: FeatureInputs) -> Iterator[tup
         raise
     except Exception as error:  # a third party's feature can fail in any way; say whose it is
         raise PluginError(f"ranking feature {part.name!r} failed: {type(error).__name__}: {error}") from error
-    if not isinstance(values, Tensor) or values.dtype != torch.float32:
+    kinds = (torch.float32, torch.int64) if part.unit == CATEGORY else (torch.float32,)
+    if not isinstance(values, Tensor) or values.dtype not in kinds:
         kind = values.dtype if isinstance(values, Tensor) else type(values).__name__
-        raise PluginError(f"ranking feature {part.name!r} gave {kind}; it has to be a float32 tensor")
+        raise PluginError(
+            f"ranking feature {part.name!r} gave {kind}; it has to be a float32 tensor, or int64 for unit {CATEGORY!r}"
+        )
     n_rows = inputs.candidate_N.shape[0]
     if len(names) > 1 and tuple(values.shape) != (n_rows, len(names)):
         raise PluginError(
@@ -81,11 +84,27 @@ def checked_columns(part: RankingFeature, inputs: FeatureInputs) -> Iterator[tup
         raise PluginError(
             f"ranking feature {part.name!r} gave shape {tuple(values.shape)}, not [{n_rows}] or [{n_rows}, width]"
         )
-    array = _with_one_nan(part, values)
+    array = _names(part, values) if part.unit == CATEGORY else _with_one_nan(part, values)
     if len(names) == 1:
         yield names[0], array
     else:
         yield from ((name, array[:, place]) for place, name in enumerate(names))
+
+
+def _names(part: RankingFeature, values: Tensor) -> np.ndarray:
+    """The values, if they are names that nothing has rounded."""
+    if values.dtype == torch.int64:
+        if bool((values < -1).any()):
+            raise PluginError(f"ranking feature {part.name!r} gave {int(values.min())}; ids are 0 or more, -1 is none")
+        return values.numpy()
+    array = _with_one_nan(part, values)
+    rounded = array[np.abs(array) >= EXACT]
+    if len(rounded):
+        raise PluginError(
+            f"ranking feature {part.name!r} gave {rounded[0]:.0f}, and float32 rounds names from 2^24 on: "
+            "return int64, -1 where there is none"
+        )
+    return array
 
 
 def _with_one_nan(part: RankingFeature, values: Tensor) -> np.ndarray:

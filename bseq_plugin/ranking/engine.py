@@ -93,23 +93,29 @@ class FeatureEngine:
         log = self.log if history is None else read_log(history, self.model.vocabulary)
         requests = Requests.of(rows)
         base = self._inputs(rows, requests, Histories.cut(log, requests, self.spec.ttl_days))
+        columns = self._columns(base, len(rows))
+        event_types = self.model.vocabulary.event_types
+        units = {name: part.unit for part in self.parts for name in part.columns(event_types)}
+        transform = self.spec.transform
+        ids = rows.user_ids, rows.item_ids
+        return FeatureTable(*ids, rows.at_N, columns, self.descriptions, rows.request_ids, units, transform)
+
+    def _columns(self, base: FeatureInputs, n_rows: int) -> dict[str, np.ndarray]:
+        """Compute the columns block by block."""
         columns: dict[str, np.ndarray] = {}
         for places, inputs in blocks(base, self._block_numbers):
             for part in self.parts:
                 for name, values in checked_columns(part, inputs):
                     column = columns.get(name)
                     if column is None:
-                        column = columns[name] = np.empty((len(rows), *values.shape[1:]), np.float32)
-                    if column.shape[1:] != values.shape[1:]:
+                        column = columns[name] = np.empty((n_rows, *values.shape[1:]), values.dtype)
+                    if (column.dtype, column.shape[1:]) != (values.dtype, values.shape[1:]):
                         raise PluginError(
-                            f"ranking feature {part.name!r} gave {values.shape[1:]} and {column.shape[1:]} a row"
+                            f"ranking feature {part.name!r} gave {values.dtype} {values.shape[1:]} and {column.dtype} "
+                            f"{column.shape[1:]} a row"
                         )
                     column[places] = values
-        event_types = self.model.vocabulary.event_types
-        units = {name: part.unit for part in self.parts for name in part.columns(event_types)}
-        transform = self.spec.transform
-        ids = rows.user_ids, rows.item_ids
-        return FeatureTable(*ids, rows.at_N, columns, self.descriptions, rows.request_ids, units, transform)
+        return columns
 
     @cached_property
     def descriptions(self) -> dict[str, str]:

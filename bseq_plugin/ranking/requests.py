@@ -10,13 +10,13 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pandas as pd
 
+from bseq_plugin.data.histories import arrived, require_times, spans_before
 from bseq_plugin.errors import SchemaError, UsageError
-from bseq_plugin.events.events import DAY_US, ITEM, TIME, USER, Events, instant_us
-from bseq_plugin.events.ids import as_ids, ids_like, is_text
+from bseq_plugin.events.events import DAY_US, ITEM, USER, Events, instant_us
+from bseq_plugin.events.ids import as_ids, is_text, require_kind
 from bseq_plugin.events.sequences import Sequences, places_of_runs
 from bseq_plugin.events.vocabulary import Vocabulary
 from bseq_plugin.ranking.table import REQUEST
-from bseq_plugin.schema.grid import first_at_or_after
 
 AT = "at"
 RETRIEVAL_COLUMNS = ("rank", "score", "interest", "n_interests")
@@ -100,15 +100,8 @@ class Histories:
 
         An event that arrived after a request's ``at`` (``log.created``) was not known then, and is left out.
         """
-        if log.timestamps is None:  # ``read_log`` has refused it
-            raise SchemaError("these events have no times")
-        ids_like(requests.user_ids[:1], log.user_ids, "candidates' user_id")
-        place_R = pd.Index(log.user_ids).get_indexer(pd.Index(requests.user_ids))
-        known_R = place_R >= 0
-        starts_R = np.where(known_R, log.offsets[:-1][place_R] if log.n_users else 0, 0)
-        ends_R = np.where(known_R, log.offsets[1:][place_R] if log.n_users else 0, 0)
-        ends_R = first_at_or_after(log.timestamps, starts_R, ends_R, requests.at_R)
-        log, starts_R, ends_R = without_late(log, starts_R, ends_R, requests.at_R)
+        starts_R, ends_R = spans_before(log, pd.Index(requests.user_ids), requests.at_R)
+        log, starts_R, ends_R = _without_late(log, starts_R, ends_R, requests.at_R)
         if ttl_days is not None and log.n_events:
             newest_R = np.asarray(log.timestamps)[np.maximum(ends_R - 1, 0)]
             stale_R = requests.at_R - newest_R > ttl_days * DAY_US
@@ -122,14 +115,14 @@ class Histories:
 
 
 def relevant_events(events: Events, rows: CandidateRows) -> Events:
-    """Only what these candidates can read: their users' events, strictly before the latest ``at``.
+    """Only what these candidates can read: their users' events, strictly before the latest ``at`` and known then.
 
     Raises SchemaError for events without times, or for user ids of another kind than the candidates'.
     """
-    _with_times(events.has_times)
-    ids_like(rows.user_ids[:1], events.frame[USER][:1].to_numpy(), "candidates' user_id")
-    relevant = events.frame[USER].isin(rows.user_ids.unique()) & (events.frame[TIME] < rows.at_N.max())
-    return Events(events.frame[relevant])
+    require_times(events.has_times)
+    require_kind(pd.Index(rows.user_ids[:1]), events.frame[USER][:1].to_numpy(), "candidates' user_id")
+    theirs = Events(events.frame[events.frame[USER].isin(rows.user_ids.unique())])
+    return theirs.known_at(int(rows.at_N.max()))
 
 
 def read_log(events: Events | Sequences, vocabulary: Vocabulary) -> Sequences:
@@ -138,28 +131,18 @@ def read_log(events: Events | Sequences, vocabulary: Vocabulary) -> Sequences:
     Raises SchemaError for events without times or out of order, UsageError for something that is no log of events.
     """
     if isinstance(events, Events):
-        _with_times(events.has_times)
+        require_times(events.has_times)
         return Sequences.from_events(events, vocabulary)
     if not isinstance(events, Sequences):
         raise UsageError(f"events is a {type(events).__name__}; read it first: bseq_plugin.read_events(source)")
-    _with_times(events.timestamps is not None)
+    require_times(events.timestamps is not None)
     if events.n_events and int(events.items.max()) > vocabulary.n_items:
         raise UsageError(
             f"the sequences have item row {int(events.items.max())}, the model's vocabulary ends at "
             f"{vocabulary.n_items}; build them with it: Sequences.from_events(events, model.vocabulary)"
         )
-    if events.timestamps is not None and events.n_events:
-        falls = (np.diff(events.timestamps) < 0) & (np.diff(events.user_index) == 0)
-        if falls.any():
-            place = events.user_index[np.flatnonzero(falls)[0]]
-            [user] = events.user_ids[place : place + 1].tolist()
-            raise SchemaError(f"the events of user {user!r} are not in time order; sort them, oldest first")
+    _ = events.known_users  # refuses a log that is not in order here, not at the first request
     return events
-
-
-def _with_times(has_times: bool) -> None:
-    if not has_times:
-        raise SchemaError("these events have no times, so what came before `at` is unknown; give events with times")
 
 
 def _instants(candidates: pd.DataFrame, at: object | None) -> np.ndarray:
@@ -200,27 +183,23 @@ def _numbers(column: pd.Series) -> np.ndarray:
         raise SchemaError(f"candidates' column {str(column.name)!r} must hold numbers: {error}") from None
 
 
-def without_late(
+def _without_late(
     log: Sequences, starts_R: np.ndarray, ends_R: np.ndarray, at_R: np.ndarray
 ) -> tuple[Sequences, np.ndarray, np.ndarray]:
-    """The same histories without events whose ``created`` lies after their request's ``at``.
+    """Return the same histories without events that had not arrived at their request's ``at``.
 
     Requests that no late event touches keep their places in the log; the events of the others are appended to it.
-    ``starts_R`` are the beginnings of the users' histories.
     """
-    if log.created is None or not log.n_events:
+    late_R, known_T = arrived(log, starts_R, ends_R, at_R)
+    if not len(late_R):
         return log, starts_R, ends_R
-    touched = np.flatnonzero((ends_R > starts_R) & (log.latest_created[np.maximum(ends_R - 1, 0)] > at_R))
-    if not len(touched):
-        return log, starts_R, ends_R
-    lengths = (ends_R - starts_R)[touched]
+    lengths = (ends_R - starts_R)[late_R]
     first = np.cumsum(lengths) - lengths
-    rows = places_of_runs(starts_R[touched], ends_R[touched])
-    known = log.created[rows] <= np.repeat(at_R[touched], lengths)
-    kept = np.concatenate([[0], np.cumsum(known)])
+    rows = places_of_runs(starts_R[late_R], ends_R[late_R])
+    kept = np.concatenate([[0], np.cumsum(known_T)])
     starts_R, ends_R = starts_R.copy(), ends_R.copy()
-    starts_R[touched] = log.n_events + kept[first]
-    ends_R[touched] = log.n_events + kept[first + lengths]
-    rows = np.concatenate([np.arange(log.n_events), rows[known]])
+    starts_R[late_R] = log.n_events + kept[first]
+    ends_R[late_R] = log.n_events + kept[first + lengths]
+    rows = np.concatenate([np.arange(log.n_events), rows[known_T]])
     # the offsets tell users apart, which nobody asks of a log that is read by places
     return replace(log.rows(rows), offsets=np.array([0, len(rows)])), starts_R, ends_R

@@ -17,9 +17,7 @@ from bseq_plugin.ranking.features import FEATURES
 from bseq_plugin.ranking.table import FeatureTable
 from bseq_plugin.ranking.transform import FeatureTransform, Scores
 from bseq_plugin.schema.options import parse_options
-from bseq_plugin.schema.ranking_features import RankingFeature
-
-CATEGORY = "category"  # the unit of a number that is the name of something
+from bseq_plugin.schema.ranking_features import CATEGORY, VERSION, RankingFeature
 
 
 class FeatureSpec(BaseModel):
@@ -68,12 +66,17 @@ class FeatureSpec(BaseModel):
         From then on ``FeatureTable.to_keyed_tensor`` gives what a network can eat, with the same keys in training and
         serving: log(1 + x) of what has a long tail, standard scores (mean 0, deviation 1) or quantile scores (-1 to 1),
         clipped, 0 for what is missing; features that are names of something (unit "category") are left to
-        ``to_sparse``.
+        ``to_sparse``. ``encoder_version`` (unit "version") is in neither: after the next training of the encoder it is
+        a number that the ranker has never seen.
 
-        Raises UsageError for fewer than two rows.
+        Raises UsageError for fewer than two rows, other scores, an infinite value, and if there is no feature that a
+        network can learn from.
         """
-        categorical = {name for name, unit in table.units.items() if unit == CATEGORY}
-        transform = FeatureTransform.fit(dict(table.columns), categorical, scores, clip)
+        columns = {name: values for name, values in table.columns.items() if table.units.get(name) != VERSION}
+        if not columns:
+            raise UsageError(f"a network learns nothing from {table.names}, the version of an encoder: add features")
+        categorical = {name for name in columns if table.units.get(name) == CATEGORY}
+        transform = FeatureTransform.fit(columns, categorical, scores, clip)
         return self.model_copy(update={"transform": transform})
 
     def save(self, path: str | Path) -> None:

@@ -16,7 +16,8 @@ import torch
 from bseq_plugin.errors import MissingDependencyError, UsageError
 from bseq_plugin.events.events import ITEM, USER
 from bseq_plugin.files import output_file
-from bseq_plugin.ranking.transform import FeatureTransform
+from bseq_plugin.ranking.transform import FeatureTransform, missing
+from bseq_plugin.schema.ranking_features import EXACT
 
 if TYPE_CHECKING:
     from torchrec import KeyedJaggedTensor, KeyedTensor
@@ -34,7 +35,8 @@ class FeatureTable:
     Attributes:
         user_ids, item_ids: int64 or str [N].
         at_N: int64, microseconds since the epoch (UTC).
-        columns: feature name -> float32 [N] or [N, width], NaN where undefined.
+        columns: feature name -> float32 [N] or [N, width], NaN where undefined; a feature of unit "category" may be
+            int64, -1 where undefined.
         descriptions: feature name -> definition, unit and null rule.
         request_ids: int64 or str [N], or None if the candidates had no ``request_id``.
         units: feature name -> what it is measured in.
@@ -60,14 +62,14 @@ class FeatureTable:
 
     def isnull(self, name: str) -> np.ndarray:
         """bool [N], where a feature has no value; a vector is null if all of it is missing."""
-        missing = np.isnan(self.columns[name])
-        return np.asarray(missing.all(axis=1) if missing.ndim == 2 else missing)
+        is_missing = missing(self.columns[name])
+        return np.asarray(is_missing.all(axis=1) if is_missing.ndim == 2 else is_missing)
 
     def to_arrow(self) -> pa.Table:
         """user_id, item_id, event_timestamp (timestamp[us, UTC]), then for each feature its values and NAME_isnull.
 
         Scalars are float32, vectors fixed-size lists of float32; a missing value is NaN, never 0, and its ``_isnull``
-        (bool) is true. Each field carries the feature's description.
+        (bool) is true. Names in int64 stay int64, -1 for a missing one. Each field carries the feature's description.
         """
         at = pa.array(self.at_N, pa.int64()).cast(pa.timestamp("us", tz="UTC"))
         arrays: list[pa.Array] = [_plain(self.user_ids), _plain(self.item_ids), at]
@@ -79,7 +81,7 @@ class FeatureTable:
             column = pa.array(values.reshape(-1))
             if values.ndim == 2:
                 # "element" is what Parquet calls it, so that a file gives back this very schema
-                kind = pa.list_(pa.field("element", pa.float32()), values.shape[1])
+                kind = pa.list_(pa.field("element", column.type), values.shape[1])
                 column = pa.FixedSizeListArray.from_arrays(column, type=kind)
             arrays += [column, pa.array(self.isnull(name))]
             fields.append(pa.field(name, column.type, metadata={"description": self.descriptions.get(name, "")}))
@@ -87,7 +89,7 @@ class FeatureTable:
         return pa.Table.from_arrays(arrays, schema=pa.schema(fields))
 
     def to_pandas(self) -> pd.DataFrame:
-        """The columns of ``to_arrow``; a vector is one float32 array a row."""
+        """The columns of ``to_arrow``; a vector is one array a row."""
         frame: dict[str, pd.Series] = {
             USER: self.user_ids,
             ITEM: self.item_ids,
@@ -113,7 +115,10 @@ class FeatureTable:
 
         With a fitted transform (``FeatureSpec.fitted``) its keys are those that were fitted, in that order, and values
         are scaled, clipped, and 0 where missing. Without one they are as they were computed: seconds go up to 1e7, and
-        a network does not learn from them. Raises UsageError if a feature is not there that was fitted.
+        a network does not learn from them.
+
+        Raises UsageError if a feature is not there that was fitted, if all that were fitted are names (``to_sparse``
+        has them), and, without a transform, for a name that float32 rounds.
 
         Args:
             fill: stands for a missing value (scaled: 0), and every feature ``NAME`` gets a key ``NAME_isnull`` of
@@ -123,7 +128,12 @@ class FeatureTable:
             from torchrec import KeyedTensor
         except ImportError as error:
             raise MissingDependencyError(f"to_keyed_tensor needs torchrec ({error}): pip install torchrec") from error
-        columns = dict(self.columns) if self.transform is None else self.transform.numbers(dict(self.columns))
+        if self.transform is None:
+            columns = {name: _numbers(name, values) for name, values in self.columns.items()}
+        else:
+            columns = self.transform.numbers(dict(self.columns))
+        if not columns:
+            raise UsageError(f"all features of this table are names, {self.names}: to_sparse has them")
         parts = [values.reshape(len(self), -1) for values in columns.values()]
         keys = list(columns)
         if fill is not None:
@@ -134,10 +144,11 @@ class FeatureTable:
         return KeyedTensor(keys=keys, length_per_key=[part.shape[1] for part in parts], values=values)
 
     def to_sparse(self) -> KeyedJaggedTensor:
-        """A KeyedJaggedTensor of N rows, one id a row and key: the features that are names of something.
+        """A KeyedJaggedTensor of N rows, int64: the features that are names of something.
 
-        ``transform.cardinalities`` says how many rows the table of each key needs; 0 is missing, or never seen. Raises
-        UsageError without a fitted transform, or if it has no such feature.
+        One id a row and key, or as many as a vector is wide. ``transform.cardinalities`` says how many rows the table
+        of each key needs; 0 is missing, or never seen. Raises UsageError without a fitted transform, or if it has no
+        such feature.
         """
         if self.transform is None or not self.transform.categories:
             raise UsageError("to_sparse needs a specification that was fitted to features with categories: spec.fitted")
@@ -146,8 +157,22 @@ class FeatureTable:
         except ImportError as error:
             raise MissingDependencyError(f"to_sparse needs torchrec ({error}): pip install torchrec") from error
         ids = self.transform.ids(dict(self.columns))
-        values = torch.from_numpy(np.concatenate(list(ids.values())))
-        return KeyedJaggedTensor(list(ids), values, lengths=torch.ones_like(values), stride=len(self))
+        values = torch.from_numpy(np.concatenate([ids_NW.reshape(-1) for ids_NW in ids.values()]))
+        widths = torch.tensor([ids_NW.shape[1] for ids_NW in ids.values()])
+        lengths = widths.repeat_interleave(len(self))
+        return KeyedJaggedTensor(list(ids), values, lengths=lengths, stride=len(self))
+
+
+def _numbers(name: str, values: np.ndarray) -> np.ndarray:
+    """Return float32, NaN where missing. Raises UsageError for a whole number that float32 rounds."""
+    rounded = np.argwhere((values > EXACT) & (values.dtype.kind == "i"))
+    if len(rounded):
+        place = tuple(rounded[0])
+        raise UsageError(
+            f"feature {name!r} is {values[place]} in row {int(place[0])} (counted from 0), and float32 rounds names "
+            "above 2^24: fit the specification (spec.fitted) and read it from to_sparse"
+        )
+    return np.where(missing(values), np.float32(np.nan), values.astype(np.float32))
 
 
 def _plain(ids: pd.Series) -> pa.Array:
@@ -164,7 +189,7 @@ made for an instant is found for that very instant.
 from datetime import timedelta
 
 from feast import Entity, FeatureView, Field, FileSource, ValueType
-from feast.types import Array, Bool, Float32
+from feast.types import Array, Bool, Float32, Int64
 
 user = Entity(name="{user}", join_keys=["{user}"], value_type=ValueType.{user_type})
 item = Entity(name="{item}", join_keys=["{item}"], value_type=ValueType.{item_type})
@@ -212,8 +237,8 @@ def feast_feature_view(parquet: str | Path, name: str, ttl_days: float = 0) -> s
 
 
 def _field(field: pa.Field) -> str:
-    scalars = {pa.bool_(): "Bool", pa.float32(): "Float32"}
-    kind = scalars.get(field.type, "Array(Float32)")
+    scalars = {pa.bool_(): "Bool", pa.float32(): "Float32", pa.int64(): "Int64"}
+    kind = scalars.get(field.type) or f"Array({scalars[field.type.value_type]})"
     text = (field.metadata or {}).get(b"description", b"").decode()
     told = f", description={text!r}" if text and not field.name.endswith(ISNULL) else ""
     return f"        Field(name={field.name!r}, dtype={kind}{told}),\n"

@@ -9,10 +9,10 @@ Shape letters: N rows, W width of a feature.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, StrictInt
 
 from bseq_plugin.errors import UsageError
 
@@ -68,14 +68,15 @@ class FeatureTransform(BaseModel):
 
     Attributes:
         dense: feature -> how its numbers are scaled, in the order of the keys.
-        categories: feature -> the numbers that it had, ascending; the k-th one is sparse id k + 1, others are 0.
+        categories: feature -> the names that it had, ascending, int if it is int64 and else float; the k-th one is
+            sparse id k + 1, others are 0.
         clip: dense values end there, in standard deviations (quantile scores lie in -1 to 1 anyway).
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     dense: dict[str, DenseColumn]
-    categories: dict[str, tuple[float, ...]]
+    categories: dict[str, tuple[StrictInt, ...] | tuple[float, ...]]
     clip: float = 5.0
 
     @property
@@ -87,16 +88,22 @@ class FeatureTransform(BaseModel):
     def fit(
         cls, columns: dict[str, np.ndarray], categorical: Iterable[str], scores: Scores, clip: float
     ) -> FeatureTransform:
-        """Fit to columns float32 [N] or [N, W]. Raises UsageError for fewer than two rows or a useless ``clip``."""
+        """Fit to columns [N] or [N, W], float32, or int64 for names.
+
+        Raises UsageError for fewer than two rows, unknown ``scores``, a useless ``clip``, or an infinite value.
+        """
+        if scores not in get_args(Scores):
+            raise UsageError(f"scores = {scores!r}; there are: {list(get_args(Scores))}")
         n_rows = len(next(iter(columns.values()), ()))
         if n_rows < FEWEST:
             raise UsageError(f"a transform is fitted to the rows a ranker is trained on; {n_rows} rows are too few")
         if not 0 < clip < np.inf:
             raise UsageError(f"clip = {clip}; give a number of standard deviations above 0, for example 5")
+        _refuse_infinite(columns)
         chosen = set(categorical)
         dense = {name: DenseColumn.fit(_wide(values), scores) for name, values in columns.items() if name not in chosen}
         categories = {
-            name: tuple(np.unique(values[~np.isnan(values)]).tolist())
+            name: tuple(np.unique(values[~missing(values)]).tolist())
             for name, values in columns.items()
             if name in chosen
         }
@@ -116,13 +123,25 @@ class FeatureTransform(BaseModel):
         return numbers
 
     def ids(self, columns: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Return int64 [N] of each sparse feature: 0 for a missing value, or one that was never seen."""
+        """Return int64 [N, W] of each sparse feature: 0 for a missing value, or one that was never seen.
+
+        Raises UsageError for a feature that is not there, or of whole numbers where the fit had others.
+        """
         ids = {}
         for name, known in self.categories.items():
-            values_N, known_C = self._column(columns, name), np.array(known, np.float32)
-            place_N = np.searchsorted(known_C, values_N)
-            found_N = np.append(known_C, np.nan)[np.minimum(place_N, len(known_C))] == values_N
-            ids[name] = np.where(found_N, place_N + 1, 0).astype(np.int64)
+            column = self._column(columns, name)
+            values_NW, known_C = column.reshape(len(column), -1), np.array(known, column.dtype)
+            if not known:
+                ids[name] = np.zeros(values_NW.shape, np.int64)
+                continue
+            if isinstance(known[0], int) != (column.dtype.kind == "i"):  # one of them may be rounded
+                fitted = "int64" if isinstance(known[0], int) else "float32"
+                raise UsageError(
+                    f"feature {name!r} is {column.dtype}, the transform was fitted to {fitted}; fit it anew"
+                )
+            place_NW = np.searchsorted(known_C, values_NW)
+            found_NW = known_C[np.minimum(place_NW, len(known_C) - 1)] == values_NW
+            ids[name] = np.where(found_NW, place_NW + 1, 0).astype(np.int64)
         return ids
 
     @staticmethod
@@ -133,6 +152,22 @@ class FeatureTransform(BaseModel):
                 "with the specification it was fitted with"
             )
         return columns[name]
+
+
+def missing(values: np.ndarray) -> np.ndarray:
+    """Return bool of the same shape, where a feature has no value: NaN, and -1 among names in int64."""
+    return np.asarray(values < 0 if values.dtype.kind == "i" else np.isnan(values))
+
+
+def _refuse_infinite(columns: dict[str, np.ndarray]) -> None:
+    for name, values in columns.items():
+        places = np.argwhere(np.isinf(values))
+        if len(places):
+            row = int(places[0, 0])
+            raise UsageError(
+                f"feature {name!r} is {values[tuple(places[0])]} in row {row} (counted from 0), and a transform fitted "
+                "to it would say 0 of every row: mend it, or make it NaN, which is a missing value"
+            )
 
 
 def _wide(values: np.ndarray) -> np.ndarray:

@@ -15,6 +15,10 @@ from bseq_plugin.schema.part import OptionsT_co, Part
 if TYPE_CHECKING:
     from bseq_plugin.schema.ranking import FeatureInputs
 
+CATEGORY = "category"  # the unit of a number that is the name of something
+VERSION = "version"  # of one that names a model: another at every training, so that no ranker has learned it
+EXACT = 2**24  # float32 holds all whole numbers below
+
 
 class RankingFeature(Part[OptionsT_co], ABC):
     """The base of ranking features: columns for rows of (user, candidate, at), a scalar, a fixed-length vector, or
@@ -50,5 +54,6 @@ class RankingFeature(Part[OptionsT_co], ABC):
     def compute(self, inputs: FeatureInputs) -> Tensor:
         """Return float32 [N] for a scalar, [N, width] for a vector, [N, columns] for several; N candidate rows.
 
-        NaN where undefined.
+        NaN where undefined. A feature with ``unit = "category"`` may return int64 instead, 0 or more and -1 where
+        undefined, and has to for names from 2^24 on, which float32 rounds.
         """

@@ -149,7 +149,7 @@ class Retriever:
                     f"at = {at} lies before the end of training ({pd.Timestamp(trained_until_us, unit='us')} UTC): the "
                     "vectors know what came after it. Use a version trained before, or allow_future_model=True"
                 )
-            histories = histories.before(at_us)
+            histories = histories.known_at(at_us)
         rules = (filters or Filters()).resolve(served.model.vocabulary, histories.user_ids)
         allowed_V = served.overlay.allowed(rules.allowed_V, served.model.vocabulary.n_items)
         rules = replace(rules, allowed_V=allowed_V)

@@ -28,7 +28,7 @@ from bseq_plugin.plugins import PluginManager
 from bseq_plugin.ranking import FeatureSpec, FeatureTable, ranking_features
 from bseq_plugin.recipe.recipe import Recipe
 from bseq_plugin.schema.ranking import FeatureInputs
-from bseq_plugin.schema.ranking_features import RankingFeature
+from bseq_plugin.schema.ranking_features import CATEGORY, RankingFeature
 
 NOW = pd.Timestamp("2024-05-01T12:00:00+00:00")
 NOW_US = NOW.value // 1_000  # `value` is in nanoseconds whatever the unit of the Timestamp
@@ -172,7 +172,7 @@ class RankingFeatureTests:
         for lengths in ((3, 0, 1, 9), (0,), (2, 2)):
             inputs = feature_inputs(n_interests, lengths)
             values = self.compute(inputs)
-            assert values.dtype == torch.float32
+            assert values.dtype == torch.float32 or (self.feature.unit == CATEGORY and values.dtype == torch.int64)
             assert values.shape[0] == inputs.candidate_N.shape[0]
             assert not torch.isinf(values).any()
             shapes.add(tuple(values.shape[1:]))

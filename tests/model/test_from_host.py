@@ -14,6 +14,7 @@ from small_hosts import (
     WIDTH,
     Scoring,
     TwoTower,
+    batch,
     make_histories,
     make_vocabulary,
     queries,
@@ -164,6 +165,7 @@ class NoTowers(nn.Module):
         self.encoders = nn.ModuleList(bseq.SequenceInterestEncoder(recipe(), N_ITEMS) for _ in range(n))
 
 
+POPULARITY = recipe(objective={"kind": "window", "popularity_days": [7.0]})
 REFUSED = {
     "no loss asked for its rows": (lambda: NoTowers(), "no loss has asked for table 'item' of encoders.0"),
     "no encoder": (lambda: nn.Linear(2, 2), "Linear has 0 of what can be published"),
@@ -173,9 +175,10 @@ REFUSED = {
         lambda: trained(TwoTower(nn.Sequential(nn.Linear(DIM, WIDTH), nn.Softmax(-1))), 2),
         "the query tower has a Softmax, which a store can't hold",
     ),
-    "popularity columns": (
-        lambda: trained(Scoring(recipe(objective={"kind": "window", "popularity_days": [7.0]})), 0),
-        "objective.popularity_days is for bseq.train",
+    "popularity columns": (lambda: trained(Scoring(POPULARITY), 0), "objective.popularity_days is for bseq.train"),
+    "popularity columns behind a tower": (
+        lambda: trained(TwoTower(nn.Linear(DIM + 1, WIDTH), POPULARITY), 1),
+        r"objective.popularity_days is for bseq.train.*recipe.replace\(objective=\{'popularity_days': \(\)\}\)",
     ),
 }
 
@@ -186,6 +189,31 @@ def test_what_can_not_be_served_is_refused_by_name(name, vocabulary, histories, 
     with pytest.raises(bseq.UsageError, match=said):
         bseq.publish(made(), tmp_path, histories=histories, vocabulary=vocabulary)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_loss_over_popularity_columns_is_refused_and_its_remedy_works():
+    with pytest.raises(bseq.UsageError, match="leave it out of the recipe of a host's encoder: recipe.replace"):
+        Scoring(POPULARITY)(batch(0))
+    assert torch.isfinite(Scoring(POPULARITY.replace(objective={"popularity_days": ()}))(batch(0)))
+
+
+@pytest.mark.parametrize("sampled", [False, True])
+def test_a_batch_without_popularity_columns_is_refused(sampled):
+    rows, data = torch.arange(1, N_ITEMS + 1), batch(0, 8)
+    columns = {"event": data["event"], "target": data["target"]}
+    features = KeyedJaggedTensor(
+        [*columns, "negative"],
+        torch.cat([*(column.values() for column in columns.values()), rows]),
+        lengths=torch.cat([*(column.lengths() for column in columns.values()), torch.tensor([N_ITEMS] + [0] * 7)]),
+    )
+    log_count = torch.zeros(N_ITEMS) if sampled else None
+    given = bseq.Batch.of(features, log_expected_count_N=log_count)
+    task = bseq.SequenceInterestTask(POPULARITY, N_ITEMS)
+    with pytest.raises(bseq.UsageError, match=r"no popularity columns: objective.popularity_days is for bseq.train"):
+        task(given)
+    priors = torch.zeros(N_ITEMS, 1), torch.zeros(len(given.target_ids_S), 1)
+    loss, _ = task(replace(given, negative_priors_NP=priors[0], target_priors_SP=priors[1]))
+    assert torch.isfinite(loss)
 
 
 def test_what_publish_is_not_told_is_asked_for(vocabulary, histories, tmp_path):

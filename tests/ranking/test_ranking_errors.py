@@ -60,7 +60,8 @@ def test_candidates(candidates, at, error, text, manager):
     [
         (Events.in_order(np.array([1, 1]), np.array([100, 101])), SchemaError, "have no times"),
         (replace(SEQUENCES, timestamps=None), SchemaError, "have no times"),
-        (replace(SEQUENCES, timestamps=SEQUENCES.timestamps[[1, 0, 2]]), SchemaError, "user 1 are not in time order"),
+        (replace(SEQUENCES, timestamps=SEQUENCES.timestamps[[1, 0, 2]]), SchemaError, "user 1 .* not oldest first"),
+        (SEQUENCES.take(np.array([0, 1, 0])), SchemaError, "user 1 stands twice"),
         (replace(SEQUENCES, items=SEQUENCES.items + 8), UsageError, "item row 12, the model's vocabulary ends at 8"),
         (LOG.frame, UsageError, "events is a DataFrame; read it first"),
     ],
@@ -133,7 +134,7 @@ def test_a_width_that_changes_between_blocks_is_refused():
             return torch.zeros(1, int(inputs.items_T.shape[0]))
 
     spec = FeatureSpec(names=("ragged",))
-    with pytest.raises(PluginError, match=r"'ragged' gave \(1,\) and \(2,\) a row"):
+    with pytest.raises(PluginError, match=r"'ragged' gave float32 \(1,\) and float32 \(2,\) a row"):
         ranking_features(ROWS, LOG, NOW, spec, model=mean_model(), manager=manager_with(Ragged), block_numbers=1)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -15,7 +16,7 @@ from torch import nn
 from torchrec import EmbeddingBagCollection, EmbeddingBagConfig, KeyedJaggedTensor
 from torchrec.models.dlrm import DLRM
 
-from bseq_plugin import FeatureSpec, UsageError, ranker_split, ranking_features
+from bseq_plugin import FeatureSpec, UsageError, ranking_features
 from bseq_plugin.ranking.transform import FeatureTransform
 from bseq_plugin.testing.ranking_features import NOW, log, mean_model
 
@@ -80,7 +81,7 @@ def test_categories_are_ids_and_what_was_never_seen_is_0():
     assert fitted.cardinalities == {"c": 4}
     assert list(fitted.dense) == ["x"]
     later = np.array([0, 3, 1e7, 2, np.nan, 2e7, -1], np.float32)
-    assert fitted.ids({"c": later})["c"].tolist() == [1, 2, 3, 0, 0, 0, 0]
+    assert fitted.ids({"c": later})["c"].tolist() == [[1], [2], [3], [0], [0], [0], [0]]
 
 
 def test_keys_are_those_that_were_fitted():
@@ -102,6 +103,25 @@ def test_what_can_not_be_fitted_is_refused(rows, clip, said):
         FeatureTransform.fit({"x": np.zeros(rows, np.float32)}, (), "standard", clip)
 
 
+def test_scores_of_another_name_are_refused(rows):
+    spec, table, _ = rows
+    with pytest.raises(UsageError, match=r"scores = 'minmax'; there are: \['standard', 'quantile'\]"):
+        spec.fitted(table, scores="minmax")
+
+
+@pytest.mark.parametrize("wrong", [np.float32(np.inf), np.float32(-np.inf)])
+@pytest.mark.parametrize("name", ["n_events", "sim_argmax_interest"])
+def test_an_infinite_value_is_named_and_not_fitted(rows, name, wrong):
+    spec, table, _ = rows
+    values = table.columns[name].copy()
+    values[7] = wrong
+    with pytest.raises(UsageError, match=f"feature '{name}' is {wrong} in row 7 "):
+        spec.fitted(replace(table, columns={**table.columns, name: values}))
+    wide = {name: np.stack([table.columns[name], values], 1)}
+    with pytest.raises(UsageError, match=f"feature '{name}' is {wrong} in row 7 "):
+        spec.fitted(replace(table, columns=wide))
+
+
 @pytest.fixture(scope="module")
 def rows(manager):
     """Rows of 60 users, with a click that a scalar feature decides on: a recent event, and one for users of many."""
@@ -120,7 +140,6 @@ def test_a_specification_keeps_what_was_fitted(rows, tmp_path, manager):
     spec, table, _ = rows
     fitted = spec.fitted(table)
     assert spec.transform is None
-    assert "encoder_version" in fitted.transform.categories
     fitted.save(tmp_path / "features.json")
     again = FeatureSpec.load(tmp_path / "features.json", manager)
     assert again == fitted
@@ -136,6 +155,29 @@ def test_a_specification_keeps_what_was_fitted(rows, tmp_path, manager):
     assert all(int(sparse[key].values().max()) < n for key, n in fitted.transform.cardinalities.items())
     with pytest.raises(UsageError, match="to_sparse needs a specification that was fitted"):
         table.to_sparse()
+
+
+def test_another_encoder_changes_no_key_and_no_id(rows, manager):
+    spec, table, _ = rows
+    fitted = spec.fitted(table)
+    assert "encoder_version" in table.columns
+    candidates = pd.DataFrame({"user_id": [3, 1, 2, 1], "item_id": [100, 101, 102, 999]})
+    some = log([(1, 100, -10.0), (1, 101, -5.0), (2, 103, -7.0)])
+    before, after = (
+        ranking_features(
+            candidates, some, NOW, model=replace(mean_model(2), digest=d), features=fitted, manager=manager
+        )
+        for d in ("0" * 64, "f" * 64)
+    )
+    assert not np.array_equal(before.columns["encoder_version"], after.columns["encoder_version"])
+    assert after.to_sparse().keys() == before.to_sparse().keys() == ["sim_argmax_interest", "retrieval_interest"]
+    assert torch.equal(after.to_sparse().values(), before.to_sparse().values())
+    assert after.to_keyed_tensor().keys() == before.to_keyed_tensor().keys()
+    assert torch.equal(after.to_keyed_tensor().values(), before.to_keyed_tensor().values())
+    only = FeatureSpec(names=("encoder_version",))
+    lone = ranking_features(candidates, some, NOW, model=mean_model(2), features=only, manager=manager)
+    with pytest.raises(UsageError, match=r"learns nothing from \['encoder_version'\]"):
+        only.fitted(lone)
 
 
 def losses_of_a_dlrm(dense_NF, clicks_N, steps=200):
@@ -169,17 +211,3 @@ def test_a_dlrm_learns_from_them_as_from_features_standardised_by_hand(rows):
     assert made[0] < 1
     assert made[-1] < 0.1
     assert abs(made[-1] - by_loop[-1]) < 0.01
-
-
-def test_the_parts_of_a_log_follow_each_other():
-    events = log([(1, 100, -86_400.0 * day) for day in range(1, 31)])
-    split = ranker_split(events, ranker_days=7, test_days=3)
-    assert len(split.encoder_events) == 20
-    assert split.test_from - split.ranker_from == pd.Timedelta(days=7)
-    assert split.encoder_events.frame["timestamp"].max() < split.ranker_from.value // 1000
-    inside = (events.frame["timestamp"] * 1000 >= split.test_from.value).sum()
-    assert inside == 3
-    with pytest.raises(UsageError, match="leave none for the encoder"):
-        ranker_split(events, ranker_days=25, test_days=5)
-    with pytest.raises(UsageError, match="above 0"):
-        ranker_split(events, ranker_days=0)

@@ -48,7 +48,7 @@ def test_what_is_known_at_an_instant(rows, at):
         ids, np.append(starts, len(users)), np.arange(1, len(users) + 1), START + times * HOUR,
         created=START + (times + delays) * HOUR,
     )  # fmt: skip
-    known = log.before(START + at * HOUR)
+    known = log.known_at(START + at * HOUR)
     expected = [n + 1 for n in range(len(users)) if times[n] < at and times[n] + delays[n] <= at]
     assert known.items.tolist() == expected
     assert known.user_ids.tolist() == ids.tolist()

@@ -14,7 +14,7 @@ from bseq_plugin.ranking.features.history import SECOND_US
 from bseq_plugin.ranking.features.interests import interest_present, mean_interest
 from bseq_plugin.schema.grid import on_grid
 from bseq_plugin.schema.ranking import FeatureInputs
-from bseq_plugin.schema.ranking_features import RankingFeature
+from bseq_plugin.schema.ranking_features import CATEGORY, VERSION, RankingFeature
 
 
 class RetrievalFeature(RankingFeature):
@@ -55,7 +55,7 @@ class RetrievalInterest(RetrievalFeature):
     name = "retrieval_interest"
     column = "interest"
     description = "the candidates' column interest, 0..K-1"
-    unit = "category"
+    unit = CATEGORY
     null_rule = "NaN if the candidates do not say, or for a popular item"
 
 
@@ -97,7 +97,7 @@ class EncoderVersion(QualityFeature):
 
     name = "encoder_version"
     description = "a number below 2^24 made of the digest of the model that the vectors come from"
-    unit = "category"
+    unit = VERSION
     null_rule = "NaN for a model without a digest"
 
     def compute(self, inputs: FeatureInputs) -> Tensor:

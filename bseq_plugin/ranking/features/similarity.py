@@ -15,7 +15,7 @@ from bseq_plugin.schema.grid import unit_vectors
 from bseq_plugin.schema.options import PartOptions
 from bseq_plugin.schema.part import OptionsT_co
 from bseq_plugin.schema.ranking import FeatureInputs
-from bseq_plugin.schema.ranking_features import RankingFeature
+from bseq_plugin.schema.ranking_features import CATEGORY, RankingFeature
 
 
 class SimilarityFeature(RankingFeature[OptionsT_co]):
@@ -71,7 +71,7 @@ class SimArgmaxInterest(SimilarityFeature):
 
     name = "sim_argmax_interest"
     description = "the k of the largest <I_k, e(c)>, 0..K-1, the lowest of equals"
-    unit = "category"
+    unit = CATEGORY
 
     def compute(self, inputs: FeatureInputs) -> Tensor:
         """float32 [N]."""

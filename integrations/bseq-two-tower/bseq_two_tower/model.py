@@ -27,8 +27,8 @@ class InterestTwoTower(nn.Module):
         interest: what the query tower reads, beside the kept features.
         frozen: gradients and dropout stop before the encoder.
         keep: query features of the host that stay, looked up and put behind the interest; ``()`` drops all of them.
-            None: a host's only query feature is the user's id, which is dropped, a user being what she did; of
-            several, all are kept.
+            None: the user's id (a key called user, user_id, userId, uid, ...) is dropped if it is the only one, a user
+            being what she did; any other, and all of several, are kept.
         query_proj: what makes a query of the interest and the kept embeddings, in this order; default: one linear
             layer. A store holds what ``bseq.Towers`` lists.
 
@@ -77,7 +77,9 @@ class InterestTwoTower(nn.Module):
         inputs = [interest.detach() if self.frozen else interest]
         if self.query_names:
             if query_features is None:
-                raise bseq.UsageError(f"the query tower reads {self.query_names} as well: give query_features")
+                raise bseq.UsageError(
+                    f"the query tower reads {self.query_names} as well: give query_features, or attach with keep=[]"
+                )
             looked_up = self.query_ebc(query_features)
             inputs += [looked_up[name] for name in self.query_names]
         elif query_features is not None:
@@ -148,11 +150,15 @@ def _query_features(host: nn.Module, ebc: EmbeddingBagCollection, candidates: li
 
 def _kept(names: list[str], keep: Sequence[str] | None) -> list[str]:
     if keep is None:
-        return names if len(names) > 1 else []
+        return [] if len(names) == 1 and _is_user_id(names[0]) else names
     if isinstance(keep, str) or (stray := [name for name in keep if name not in names]):
         what = repr(keep) if isinstance(keep, str) else stray
         raise bseq.UsageError(f"keep = {what}: give a list of query features of the host, which has {names}")
     return [name for name in names if name in keep]
+
+
+def _is_user_id(name: str) -> bool:
+    return name.lower().replace("_", "") in ("user", "userid", "uid")
 
 
 def _check_not_shared(ebc: EmbeddingBagCollection, query: list[str], candidates: list[str]) -> None:

@@ -31,6 +31,17 @@ def features(n):
     return KeyedJaggedTensor(list(BOTH), torch.arange(2 * n) % job.N_COUNTRIES, lengths=one)
 
 
+def host_with(name):
+    """A host whose only query feature is called so."""
+    host = job.RetrievalHost()
+    tables = [
+        EmbeddingBagConfig(name=f"t_{key}", embedding_dim=job.DIM, num_embeddings=50, feature_names=[key])
+        for key in (name, "item")
+    ]
+    host.ebc, host._feature_names_query = EmbeddingBagCollection(tables=tables), [name]
+    return host
+
+
 def test_attach_drops_a_lone_user_id_and_keeps_several_query_features():
     manager = bseq.PluginManager()
     manager.register(bseq_two_tower, "two_tower")
@@ -43,6 +54,30 @@ def test_attach_drops_a_lone_user_id_and_keeps_several_query_features():
         assert several.query_ebc.embedding_bags[name] is host.ebc.embedding_bags[name]
     del host._feature_names_query  # then all that is not a candidate's is the query's
     assert InterestTwoTower(host, job.make_encoder("cpu")).query_names == ["user", "country"]
+
+
+@pytest.mark.parametrize("name", ["user", "userId", "user_id", "UID"])
+def test_a_lone_user_id_is_dropped_whatever_its_case(name):
+    assert InterestTwoTower(host_with(name), job.make_encoder("cpu")).query_names == []
+    assert InterestTwoTower(host_with(name), job.make_encoder("cpu"), keep=[name]).query_names == [name]
+
+
+@pytest.mark.parametrize("declared", [True, False])
+@pytest.mark.parametrize("name", ["country", "user_country", "hour"])
+def test_a_lone_query_feature_that_is_not_the_user_id_is_kept(name, declared):
+    torch.manual_seed(0)
+    host, history = host_with(name), job.batch(0, "one", 8).history
+    if not declared:
+        del host._feature_names_query
+    manager = bseq.PluginManager()
+    manager.register(bseq_two_tower, "two_tower")
+    model = bseq.attach(host, job.make_encoder("cpu"), manager=manager)
+    assert model.query_names == [name]
+    values = torch.arange(8) % job.N_COUNTRIES
+    one, other = (model.query(history, job.ids(name, ids)) for ids in (values, values.flip(0)))
+    assert not torch.allclose(one, other)
+    with pytest.raises(bseq.UsageError, match=rf"reads \['{name}'\] as well: give query_features, or .* keep=\[\]"):
+        model.query(history)
 
 
 @pytest.mark.parametrize("keep", [["user", "country"], ["country"], ["user"]])

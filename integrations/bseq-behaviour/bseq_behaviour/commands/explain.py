@@ -66,7 +66,7 @@ def explain(
         raise bseq.UsageError(f"--user {user!r} is not in the log; its ids look like {log.user_ids[:1].tolist()}")
     history = log.take(places)
     if at is not None:
-        history = history.before(bseq.instant_us(at))
+        history = history.known_at(bseq.instant_us(at))
     candidate = best_new_item(model, history) if item is None else read_id(item, model.vocabulary.item_ids, "--item")
     explanation = run_explain(model, history, candidate)
     names = _item_names(items, name)

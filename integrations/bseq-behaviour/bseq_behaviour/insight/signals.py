@@ -81,7 +81,7 @@ def window_signals(
         raise bseq.SchemaError("anomalies are of a window of days: they need a log with times")
     start_us = at_us - window.length_us
     check_instant(model, start_us, allow_future_model)
-    known = log.before(at_us)
+    known = log.known_at(at_us)
     before, inside = known.between(None, start_us), known.between(start_us, None)
     users = np.flatnonzero((before.lengths >= window.min_history) & (inside.lengths >= window.min_events))
     past, now = before.take(users), inside.take(users)

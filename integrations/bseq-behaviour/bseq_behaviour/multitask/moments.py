@@ -192,7 +192,7 @@ def moment_without_answers(
     counts = rfm_features(log, at_us).to_numpy()[users]
     return Moment(
         users,
-        log.before(at_us).take(users).latest(model.recipe.encoder.max_length),
+        log.known_at(at_us).take(users).latest(model.recipe.encoder.max_length),
         np.log1p(np.maximum(counts, 0)).astype(np.float32),
         bseq.PopularityPrior(log, model.vocabulary.n_items, days).at(at_us) if days else None,
         np.zeros(len(users), np.int64),

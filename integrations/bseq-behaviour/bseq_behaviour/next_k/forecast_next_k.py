@@ -88,7 +88,7 @@ def forecast_next_k(
     judged = judge_next_k(decoder, held, k, N_BEAMS, N_SAMPLES, seed=seed)
     judged.pop("event type")
     rows = [(name, metrics["recall"].mean(), metrics["ndcg"].mean()) for name, metrics in judged.items()]
-    items, sequences = _decoded(decoder, model, log.before(now_us), now_us, k, seed)
+    items, sequences = _decoded(decoder, model, log.known_at(now_us), now_us, k, seed)
     return NextEvents(items, sequences, pd.DataFrame(rows, columns=["ranker", "recall", "ndcg"]), decoder, instants)
 
 

@@ -109,5 +109,5 @@ def futures(
     place = np.minimum(place, ahead.n_events - 1)
     items = np.where(there, ahead.items[place], 0)
     types = np.zeros_like(items) if ahead.event_types is None else np.where(there, ahead.event_types[place], 0)
-    memory = memory_of(model, log.before(at_us).take(users), n_states)
+    memory = memory_of(model, log.known_at(at_us).take(users), n_states)
     return Futures(users, memory, torch.from_numpy(items), torch.from_numpy(types))

@@ -68,7 +68,7 @@ def log_until(log: bseq.Sequences, at_us: int | None) -> tuple[bseq.Sequences, i
         raise bseq.UsageError(
             f"{asked_at} is more than a day after the newest event ({end}); give a log up to that instant"
         )
-    log = log.before(now_us)
+    log = log.known_at(now_us)
     if log.n_events == 0:
         raise bseq.SchemaError("nobody has an event before that instant; choose a later one")
     return log, now_us

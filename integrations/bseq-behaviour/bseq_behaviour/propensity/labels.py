@@ -19,7 +19,7 @@ def known_users(log: bseq.Sequences, at_us: int, active_days: float | None = Non
     if active_days is not None and not active_days > 0:
         raise bseq.UsageError(f"active_days = {active_days}; give a positive number of days")
     start = None if active_days is None else at_us - round(active_days * DAY_US)
-    return np.flatnonzero(log.before(at_us).between(start, None).lengths)
+    return np.flatnonzero(log.known_at(at_us).between(start, None).lengths)
 
 
 def labels(log: bseq.Sequences, task: Task, counts: Counts, at_us: int, log_end_us: int) -> np.ndarray:

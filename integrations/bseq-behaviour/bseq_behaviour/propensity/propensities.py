@@ -68,7 +68,7 @@ class Question:
         counts = tuple(task.counts(model.vocabulary, items) for task in asked)
         end_us = int(log.timestamps.max()) + 1 if log_end_us is None else log_end_us
         if until_us is not None and until_us < end_us:
-            log, end_us = log.before(until_us), until_us
+            log, end_us = log.known_at(until_us), until_us
             if log.n_events == 0:
                 raise bseq.SchemaError("nobody has an event before that instant; choose a later one")
         return cls(model, log, asked, counts, end_us, active_days, allow_future_model)

@@ -38,7 +38,7 @@ def user_vectors(
         SchemaError: the log lacks what the encoder reads.
     """
     check_log(model, log, at_us, allow_future_model)
-    return model.encode(log.before(at_us)).flatten(1)
+    return model.encode(log.known_at(at_us)).flatten(1)
 
 
 def _shown(at_us: int) -> str:

@@ -44,7 +44,7 @@ class Waits:
         """Windows of ``max_length`` visits, half of them again in the next, so that no answer has less past than that
         unless there was none. Raises SchemaError if nobody has an event before the instant.
         """
-        visits = visits_of(log.before(until_us), gap_us)
+        visits = visits_of(log.known_at(until_us), gap_us)
         if visits.histories.n_events == 0:
             raise bseq.SchemaError("nobody has an event before that instant; choose a later one")
         days_N, came_N = visits.days_to_next(until_us)

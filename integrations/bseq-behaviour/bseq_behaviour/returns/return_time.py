@@ -81,7 +81,7 @@ class ReturnTime(nn.Module):
                 "train on less (until_us), or allow_future_model=True"
             )
         days = checked_days(days)
-        histories = visits_of(log.before(at_us), self.gap_us).histories.latest(self.recipe.encoder.max_length)
+        histories = visits_of(log.known_at(at_us), self.gap_us).histories.latest(self.recipe.encoder.max_length)
         require_values(self.recipe, log)
         self.eval()
         known = np.flatnonzero(histories.lengths)
