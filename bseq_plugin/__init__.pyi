@@ -84,6 +84,7 @@ from bseq_plugin.schema.sources import CandidateSource as CandidateSource
 from bseq_plugin.schema.sources import SourceCandidates as SourceCandidates
 from bseq_plugin.schema.sources import SourceInputs as SourceInputs
 from bseq_plugin.serving.blend import Blend as Blend
+from bseq_plugin.serving.bulk import write_candidates as write_candidates
 from bseq_plugin.serving.diversity import Diversity as Diversity
 from bseq_plugin.serving.filters import Filters as Filters
 from bseq_plugin.serving.fit_blend import fit_blend as fit_blend

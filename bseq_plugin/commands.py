@@ -1,6 +1,8 @@
 """For plugins that bring commands (hook ``bseq_commands``): options, files and printing as in the commands of ``bseq``.
 
-out, note          consoles for results (stdout) and for everything else (stderr)
+out, note          consoles for results (stdout) and for everything else (stderr): text is text, nothing is markup
+Table, styled      a table whose cells are never cut, and text in bold or in a colour; ``joined`` pieces of it
+counting           a progress bar
 reads_log          a decorator: a command's parameter ``reading: LogOptions = AS_IT_IS`` becomes the options that say
                    how a log is read; ``read_log`` reads it, ``require_source`` refuses them where there is no log
 Items, KeyFile     options for the items table (``read_table``) and for a secret key (``pseudonymiser``)
@@ -16,15 +18,14 @@ from bseq_plugin.cli.common import (
     Items,
     KeyFile,
     check_output,
-    note,
     option_values,
-    out,
     pseudonymiser,
     read_log,
     read_table,
     write_parquet,
 )
 from bseq_plugin.cli.log_options import AS_IT_IS, LogOptions, reads_log, require_source
+from bseq_plugin.console import Table, counting, joined, note, out, styled
 from bseq_plugin.events.ids import read_id
 from bseq_plugin.files import write_json
 
@@ -33,7 +34,10 @@ __all__ = [
     "Items",
     "KeyFile",
     "LogOptions",
+    "Table",
     "check_output",
+    "counting",
+    "joined",
     "note",
     "option_values",
     "out",
@@ -43,6 +47,7 @@ __all__ = [
     "read_table",
     "reads_log",
     "require_source",
+    "styled",
     "write_json",
     "write_parquet",
 ]

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 
+from bseq_plugin.console import note
 from bseq_plugin.errors import UsageError
 from bseq_plugin.files import output_file
 
@@ -22,9 +22,6 @@ if TYPE_CHECKING:
     from bseq_plugin.events.events import Events
     from bseq_plugin.events.log_options import LogOptions
     from bseq_plugin.events.pseudonyms import Pseudonymiser
-
-out = Console()  # results
-note = Console(stderr=True)  # everything else, so that results can be piped
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 KEPT_BYTES = 512 << 20  # free memory at the top of the heap that is not given back
@@ -92,7 +89,7 @@ def read_log(source: str | Path, reading: LogOptions, hide: Pseudonymiser | None
 
 def tell_summary(log: Events) -> None:
     """Print what was read of a log."""
-    note.print(str(log.summary), highlight=False, markup=False, soft_wrap=True)
+    note.print(str(log.summary))
 
 
 def read_table(path: Path) -> pd.DataFrame:

@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.table import Table
 
-from bseq_plugin.cli.common import Settings, keep_freed_memory, loading, note, out
+from bseq_plugin.cli.common import Settings, keep_freed_memory, loading
+from bseq_plugin.console import Table, note, out
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -45,7 +45,7 @@ def demo(
 
     check_name(data)
     take_folder(folder)
-    note.print("[bold]1/7 Reading purchases[/bold]")
+    note.print("1/7 Reading purchases")
     keep_freed_memory()
     job = Demo(load(data, QUICK_EVERY if quick else 1), recipe, folder, note.print)
     frame = job.data.events.frame
@@ -72,7 +72,7 @@ def demo(
     out.print(comparisons["all"].table("December 2017, all products"))
     _show_examples(job, retriever)
     for name in (*pictured, "metrics.json", "store", "candidates.parquet", "ranking_features.parquet"):
-        out.print(f"{folder / name}", highlight=False)
+        out.print(f"{folder / name}")
     total = sum(job.seconds.values())
     steps = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in job.seconds.items())
     note.print(f"{total:.0f} s: {steps}")
@@ -96,9 +96,9 @@ def _show_examples(job: Demo, retriever: Retriever) -> None:
         bought = retriever.model.vocabulary.item_ids[last[last > 0][-5:] - 1]
         new = retriever.retrieve([user], 5)
         blended = retriever.retrieve([user], 5, exclude="none")
-        table = Table("last bought", "new to them", "next basket", title=f"household {user}", title_justify="left")
+        table = Table("last bought", "new to them", "next basket", title=f"household {user}")
         for row in zip(_named(bought, names), _named(new.item_id, names), _named(blended.item_id, names), strict=False):
-            table.add_row(*row)
+            table.row(*row)
         out.print(table)
 
 

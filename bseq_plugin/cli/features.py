@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.progress import Progress
 
-from bseq_plugin.cli.common import Items, KeyFile, StorePath, check_output, note, pseudonymiser, read_log, read_table
+from bseq_plugin.cli.common import Items, KeyFile, StorePath, check_output, pseudonymiser, read_log, read_table
 from bseq_plugin.cli.log_options import AS_IT_IS, LogOptions, reads_log
+from bseq_plugin.console import note, progress
 from bseq_plugin.errors import UsageError
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ def features(
     log = retriever.histories if events is None else read_log(events, reading, hide)
     chosen = FeatureSpec.default() if spec is None else FeatureSpec.load(spec)
     engine = FeatureEngine(log, chosen, model=retriever.model, items=None if items is None else read_table(items))
-    with Progress(console=note, transient=True) as bar:
+    with progress() as bar:
         task = bar.add_task("rows", total=_count(table))
         n_rows = write_features(engine, table, output, at, progress=lambda rows: bar.advance(task, rows))
     note.print(f"wrote {n_rows:,} rows, {len(engine.parts)} features to {output}")

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.table import Table
 
-from bseq_plugin.cli.common import AsJson, KeyFile, StorePath, note, out, pseudonymiser, read_log
+from bseq_plugin.cli.common import AsJson, KeyFile, StorePath, pseudonymiser, read_log
 from bseq_plugin.cli.log_options import AS_IT_IS, LogOptions, reads_log
+from bseq_plugin.console import Table, note, out
 from bseq_plugin.errors import UsageError
 from bseq_plugin.files import write_json
 
@@ -90,19 +90,19 @@ def _kinds(text: str) -> list[tuple[str, dict[str, Any]]]:
 
 def _show(result: IndexReport, recall: float) -> None:
     title = f"{result.version}: {result.n_items:,} x {result.dim}, {result.n_queries:,} interests as queries"
-    table = Table(title=title, title_justify="left")
+    table = Table(title=title)
     heads = ["", f"recall@{result.k}", "1: p50", "p95", "p99 ms", "256: p50", "p95", "p99 ms", "build s", "B a vector"]
     heads += ["recall lost", "NDCG lost"] if result.n_task_users else []
     for place, head in enumerate(heads):
-        table.add_column(head, justify="left" if place == 0 else "right")
+        table.column(head, "left" if place == 0 else "right")
     best = result.best(recall)
     for row in result.rows:
-        table.add_row(*_cells(row), style="bold" if row is best else "")
+        table.row(*_cells(row), style="bold" if row is best else "")
     out.print(table)
     for reason in result.skipped:
-        note.print(f"left out: {reason}", highlight=False)
+        note.print(f"left out: {reason}")
     if best is not None:
-        out.print(f"quickest for one query with recall@{result.k} >= {recall}: {best.label}", highlight=False)
+        out.print(f"quickest for one query with recall@{result.k} >= {recall}: {best.label}")
 
 
 def _cells(row: Measured) -> list[str]:

@@ -10,10 +10,9 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.markup import escape
-from rich.table import Table
 
-from bseq_plugin.cli.common import AsJson, out
+from bseq_plugin.cli.common import AsJson
+from bseq_plugin.console import Table, joined, out, styled
 
 
 def plugins(as_json: AsJson = False) -> None:
@@ -32,14 +31,16 @@ def plugins(as_json: AsJson = False) -> None:
         return
     table = Table("plugin", "distribution", "gives")
     for info in infos:
+        made = f"{info.distribution} {info.version}".strip()
         gives = "\n".join(f"{kind}: {', '.join(names)}" for kind, names in info.parts.items() if names)
         if "bseq_read_events" in info.hooks:
             gives += "\nreads event sources"
         if info.name in hosts:
-            gives += f"\nattaches an encoder: {escape(hosts[info.name])}"
+            gives += f"\nattaches an encoder: {hosts[info.name]}"
         if info.error:
-            gives = f"[red]failed: {escape(info.error)}[/red]\n{gives}"
-        table.add_row(info.name, f"{info.distribution} {info.version}".strip(), gives.strip())
+            table.row(info.name, made, joined(styled(f"failed: {info.error}", "red"), f"\n{gives}".rstrip()))
+        else:
+            table.row(info.name, made, gives.strip())
     out.print(table)
 
 
@@ -62,7 +63,7 @@ def recipes(
 
         table = Table("key", "default", "what it does", "only with kind")
         for key in keys_of(Recipe):
-            table.add_row(key.name, escape(key.default), escape(key.text), ", ".join(key.kinds))
+            table.row(key.name, key.default, key.text, ", ".join(key.kinds))
         out.print(table)
         return
     from bseq_plugin.data.auto_recipe import AUTO, AUTO_DESCRIPTION
@@ -75,9 +76,9 @@ def recipes(
         out.print_json(json.dumps(Recipe.load(name).as_dict()))
         return
     table = Table("recipe", "what it is for")
-    table.add_row(AUTO, AUTO_DESCRIPTION)
+    table.row(AUTO, AUTO_DESCRIPTION)
     for shipped in shipped_recipes():
-        table.add_row(shipped, recipe_description(shipped))
+        table.row(shipped, recipe_description(shipped))
     out.print(table)
 
 
@@ -97,9 +98,9 @@ def doctor(
         typer.echo(json.dumps([asdict(finding) for finding in findings], indent=1))
     else:
         table = Table("", "what", "found", "what to do")
-        marks = {"ok": "[green]ok[/green]", "note": "[yellow]note[/yellow]", "bad": "[red]bad[/red]"}
+        colours = {"ok": "green", "note": "yellow", "bad": "red"}
         for finding in findings:
-            table.add_row(marks[finding.state], finding.what, finding.found, finding.remedy)
+            table.row(styled(finding.state, colours[finding.state]), finding.what, finding.found, finding.remedy)
         out.print(table)
     if any(finding.state == "bad" for finding in findings):
         raise typer.Exit(1)

@@ -17,8 +17,6 @@ from bseq_plugin.cli.common import (
     check_output,
     keep_freed_memory,
     loading,
-    note,
-    out,
     parse_ks,
     pseudonymiser,
     read_log,
@@ -27,6 +25,7 @@ from bseq_plugin.cli.common import (
     whole_numbers,
 )
 from bseq_plugin.cli.log_options import AS_IT_IS, LogOptions, reads_log, require_source
+from bseq_plugin.console import note, out
 from bseq_plugin.errors import UsageError
 from bseq_plugin.files import write_json
 
@@ -175,7 +174,7 @@ def fit_blend(
     blend.save(path)
     for name, weight in {**blend.weights(), **blend.sources, **blend.reached}.items():
         if name != "sources":
-            out.print(f"{name} {weight:.4g}", highlight=False)
+            out.print(f"{name} {weight:.4g}")
     note.print(f"wrote {path}")
 
 

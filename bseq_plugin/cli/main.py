@@ -9,7 +9,6 @@ import traceback
 import warnings
 
 import typer
-from rich.console import Console
 
 from bseq_plugin import __version__
 from bseq_plugin.cli import index, store
@@ -18,8 +17,10 @@ from bseq_plugin.cli.features import features
 from bseq_plugin.cli.info import doctor, plugins, recipes
 from bseq_plugin.cli.learn import benchmark, evaluate, fit_blend, train
 from bseq_plugin.cli.plugin_commands import CommandGroup
+from bseq_plugin.cli.publish import publish
+from bseq_plugin.cli.retrieve import retrieve
 from bseq_plugin.cli.sequences import sequences
-from bseq_plugin.cli.serve import publish, retrieve
+from bseq_plugin.console import joined, note, styled
 from bseq_plugin.errors import BseqError
 
 app = typer.Typer(
@@ -80,23 +81,17 @@ def main() -> None:
     try:
         app()
     except BseqError as error:
-        _report(f"[bold red]error:[/bold red] {escape(str(error))}", error.exit_code)
+        _report("error:", str(error), error.exit_code)
     except KeyboardInterrupt:
-        _report("interrupted", 130)
+        _report("interrupted", "", 130)
     except Exception as error:  # the last resort: whatever is left is a failure of ours, told in one line
-        told = f"{type(error).__name__}: {escape(str(error))} (bseq --debug COMMAND shows where)"
-        _report(f"[bold red]failed:[/bold red] {told}", 1)
+        _report("failed:", f"{type(error).__name__}: {error} (bseq --debug COMMAND shows where)", 1)
 
 
-def escape(text: str) -> str:
-    """Return text that rich prints as it is."""
-    return text.replace("[", r"\[")
-
-
-def _report(message: str, code: int) -> None:
+def _report(what: str, message: str, code: int) -> None:
     if os.environ.get("BSEQ_DEBUG"):
         traceback.print_exc()
-    Console(stderr=True, soft_wrap=True, highlight=False).print(message)
+    note.print(joined(styled(what, "bold red"), f" {message}"))
     sys.exit(code)
 
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import typer
-from rich.console import Console
 from typer.core import TyperGroup
 from typer.main import get_group
 
+from bseq_plugin.console import note
 from bseq_plugin.errors import BseqError
 from bseq_plugin.plugins import DENY_ENV, PluginInfo, plugin_manager
 
@@ -66,4 +66,4 @@ class CommandGroup(TyperGroup):
 
 
 def _report(message: str) -> None:
-    Console(stderr=True, soft_wrap=True, highlight=False, markup=False).print(f"note: {message}")
+    note.print(f"note: {message}")

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
-from rich.progress import Progress, TaskID
 
-from bseq_plugin.cli.common import KeyFile, note, pseudonymiser
+from bseq_plugin.cli.common import KeyFile, pseudonymiser
 from bseq_plugin.cli.log_options import AS_IT_IS, LogOptions, reads_log, require_source
+from bseq_plugin.console import note, progress
 from bseq_plugin.errors import UsageError
 from bseq_plugin.events.summary import LogSummary
 
@@ -49,8 +49,8 @@ def sequences(
         hide = pseudonymiser(pseudonymise)
         from bseq_plugin.readers.build_sequences import build
 
-        with Progress(console=note, transient=True, disable=not note.is_terminal) as bar:
-            tasks: dict[str, TaskID] = {}
+        with progress() as bar:
+            tasks: dict[str, Any] = {}
 
             def report(what: str, done: int, of: int) -> None:
                 if what not in tasks:
@@ -59,7 +59,7 @@ def sequences(
 
             parts = build(source, folder, reading, memory_mb, partitions, threads, hide, report)
     if parts.summary is not None:
-        note.print(str(LogSummary.of(parts.summary)), highlight=False, markup=False, soft_wrap=True)
+        note.print(str(LogSummary.of(parts.summary)))
     note.print(
         f"{parts.n_events:,} events of {parts.n_users:,} users in {len(parts.partitions)} partitions: {parts.folder}"
     )

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.table import Column, Table
 
-from bseq_plugin.cli.common import AsJson, StorePath, note, out, read_table
+from bseq_plugin.cli.common import AsJson, StorePath, read_table
+from bseq_plugin.console import Table, joined, note, out, styled
 from bseq_plugin.errors import StoreError, UsageError
 
 group = typer.Typer(no_args_is_help=True, help="Look after a store: list, verify, rollback, gc, delta, merge.")
@@ -26,14 +26,15 @@ def list_versions(store: StorePath, as_json: AsJson = False) -> None:
     if as_json:
         typer.echo(json.dumps(rows, indent=1))
         return
-    version = Column("version", no_wrap=True, overflow="ignore", min_width=len("v00000001-01234567"))
-    table = Table(version, "", "created", "index", "items", "users", "MB", title=str(store), title_justify="left")
+    table = Table(title=str(store))
+    for head in ("version", "", "created", "index", "items", "users", "MB"):
+        table.column(head, whole=head == "version")
     for row in rows:
         marks = ", ".join(word for word in ("current", "in use") if row[word.replace(" ", "_")])
         megabytes = f"{row['bytes'] / 1e6:.1f}"
         made = row["created_at"][:16].replace("T", " ")
         cells = (row["version"], marks, made, row["index"], row["n_items"], row["n_users"], megabytes)
-        table.add_row(*map(str, cells))
+        table.row(*cells)
     out.print(table)
 
 
@@ -52,9 +53,9 @@ def verify(
             intact = opened.verify(name)
         except StoreError as error:
             damaged += 1
-            out.print(f"[red]damaged[/red] {error}", soft_wrap=True, highlight=False)
+            out.print(joined(styled("damaged", "red"), f" {error}"))
         else:
-            out.print(f"[green]intact[/green]  {intact.name}", highlight=False)
+            out.print(joined(styled("intact", "green"), f"  {intact.name}"))
     if damaged:
         raise typer.Exit(1)
 
@@ -90,9 +91,9 @@ def gc(
 
     done = collect_garbage(_store(store), keep, grace)
     for name in done.removed:
-        out.print(f"removed {name}", highlight=False)
+        out.print(f"removed {name}")
     for name, why in done.kept.items():
-        out.print(f"kept    {name}  {why}", highlight=False)
+        out.print(f"kept    {name}  {why}")
 
 
 @group.command()

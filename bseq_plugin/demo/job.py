@@ -42,7 +42,7 @@ class Demo:
     """One demo run.
 
     Attributes:
-        tell: says to the user, in rich's markup, what goes on.
+        tell: says to the user what goes on.
         seconds: how long each step took.
     """
 
@@ -55,7 +55,7 @@ class Demo:
     @contextmanager
     def step(self, name: str, text: str) -> Iterator[None]:
         """Tell what goes on and how long it took."""
-        self.tell(f"[bold]{text}[/bold]")
+        self.tell(text)
         started = time.perf_counter()
         yield
         self.seconds[name] = time.perf_counter() - started

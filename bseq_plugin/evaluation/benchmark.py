@@ -30,7 +30,7 @@ from bseq_plugin.serving.fit_blend import fit_blend
 from bseq_plugin.training.train import train
 
 if TYPE_CHECKING:
-    from rich.table import Table
+    from bseq_plugin.console import Table
 
 Protocol = Literal["leave-one-out", "time"]
 KS = (5, 10)
@@ -112,21 +112,21 @@ class BenchmarkReport:
         }
 
     def table(self) -> Table:
-        """Return a rich table: the baselines, each seed, and the means in bold."""
-        from rich.table import Table
+        """Return a table: the baselines, each seed, and the means in bold."""
+        from bseq_plugin.console import Table, styled
 
         title = f"{self.dataset['source']}, {self.protocol}, recipe {self.recipe_name}, seen items masked"
         table = Table("", *METRICS, title=title)
         for name, figures in self.baselines.items():
-            table.add_row(name, *_cells(figures))
+            table.row(name, *_cells(figures))
         for row in self.seeds:
-            table.add_row(f"seed {row.seed}", *_cells(row.means()))
+            table.row(f"seed {row.seed}", *_cells(row.means()))
             if row.blend is not None:
                 weights = ", ".join(f"{name} {weight:.3g}" for name, weight in row.blend.sources.items())
-                table.add_row(f"seed {row.seed}, blend ({weights or 'interest alone'})", *_cells(row.means(BLEND)))
+                table.row(f"seed {row.seed}, blend ({weights or 'interest alone'})", *_cells(row.means(BLEND)))
         means = {"mean": MODEL} if self.seeds[0].blend is None else {"mean": MODEL, "mean, blend": BLEND}
         for name, ranker in means.items():
-            table.add_row(*(f"[bold]{cell}[/bold]" for cell in (name, *_cells(self.mean(ranker)))))
+            table.row(*(styled(cell, "bold") for cell in (name, *_cells(self.mean(ranker)))))
         return table
 
 

@@ -19,7 +19,7 @@ from bseq_plugin.model.run import Run
 from bseq_plugin.serving.blend import Blend
 
 if TYPE_CHECKING:
-    from rich.table import Table
+    from bseq_plugin.console import Table
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class EvaluationReport:
         return self.comparison.mean(ranker, metric)
 
     def table(self, title: str = "", k: int | None = None) -> Table:
-        """Return a rich table at one cut-off, the largest by default. Raises UsageError for one not measured."""
+        """Return a table at one cut-off, the largest by default. Raises UsageError for one not measured."""
         return self.comparison.table(title, k)
 
     def to_dict(self) -> dict[str, Any]:

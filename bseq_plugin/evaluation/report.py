@@ -8,18 +8,16 @@ from __future__ import annotations
 import time
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
+from bseq_plugin.console import StyledText, Table, joined, styled
 from bseq_plugin.data.splits import EvaluationSet, Seen
 from bseq_plugin.errors import UsageError
 from bseq_plugin.evaluation.bootstrap import bootstrap_intervals
 from bseq_plugin.evaluation.rankers import Ranker
 from bseq_plugin.metrics import item_coverage, ranking_metrics
-
-if TYPE_CHECKING:
-    from rich.table import Table
 
 MODEL, BLEND = "model", "blend"
 SHOWN = ("recall", "ndcg")  # in a table 80 columns wide; the figures have the rest
@@ -103,13 +101,11 @@ class Comparison:
         return head | models | {"baselines": baselines, "seconds": dict(self.seconds)}
 
     def table(self, title: str, k: int | None = None) -> Table:
-        """Return a rich table at one cut-off (the largest by default), baselines first, the best of a column in bold.
+        """Return a table at one cut-off (the largest by default), baselines first, the best of a column in bold.
 
         After ± stands half of the 95 % interval, and under a model's figure "within noise" where the paired interval
         of model minus best baseline contains 0. Raises UsageError for a ``k`` that was not measured.
         """
-        from rich.table import Table
-
         k = max(self.ks) if k is None else k
         if k not in self.ks:
             raise UsageError(f"k = {k} was not measured; use one of {list(self.ks)}")
@@ -119,21 +115,21 @@ class Comparison:
         caption = [f"{self.n_users:,} users, {self.n_targets:,} targets, {seen}; 95 % bootstrap intervals over users"]
         caption += [self._verdict(name, f"ndcg@{k}") for name in self.differences]
         table = Table(title=title, caption="\n".join(caption))
-        table.add_column("ranker", no_wrap=True)
+        table.column("ranker", whole=True)
         for metric in [*metrics, f"coverage@{k}"]:
-            table.add_column(metric, justify="right", no_wrap=True)
+            table.column(metric, "right", whole=True)
         last = self.baselines[-1] if self.baselines else None
         for name in (*self.baselines, *self.models):
             cells = [self._cell(name, metric, best[metric]) for metric in metrics]
-            table.add_row(name, *cells, f"{self.coverage[name][f'coverage@{k}']:.3f}", end_section=name == last)
+            table.row(name, *cells, f"{self.coverage[name][f'coverage@{k}']:.3f}", end=name == last)
         return table
 
-    def _cell(self, ranker: str, metric: str, best: float) -> str:
+    def _cell(self, ranker: str, metric: str, best: float) -> StyledText:
         mean, (low, high) = self.mean(ranker, metric), self.intervals[ranker][metric]
-        text = f"[bold]{mean:.4f}[/bold]" if mean == best else f"{mean:.4f}"
-        text += f" [dim]±{(high - low) / 2:.3f}[/dim]"
+        text = joined(styled(f"{mean:.4f}", "bold" if mean == best else ""), styled(f" ±{(high - low) / 2:.3f}", "dim"))
         difference = self.differences.get(ranker, {}).get(metric)
-        return text + "\n[yellow]within noise[/yellow]" if difference and difference.within_noise else text
+        noise = bool(difference and difference.within_noise)
+        return joined(text, styled("\nwithin noise", "yellow")) if noise else text
 
     def _verdict(self, model: str, metric: str) -> str:
         d = self.differences[model][metric]

@@ -9,10 +9,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch.utils.tensorboard import SummaryWriter
 
+from bseq_plugin.console import Plain, counting, stepping
 from bseq_plugin.files import write_text
 
 Report = Callable[[float, int], None]  # (loss, events of the step)
@@ -27,7 +26,7 @@ class RunLog:
     def __init__(self, run: Path, *, enabled: bool, progress: bool, epochs: int, resumed_after: int = 0) -> None:
         self.enabled = enabled
         self.path = run / "metrics.jsonl"
-        self.console = Console(stderr=True, quiet=not (progress and enabled))
+        self.console = Plain(stderr=True, quiet=not (progress and enabled))
         self.epochs = epochs
         self._tensorboard: Any = None
         if enabled:
@@ -42,16 +41,8 @@ class RunLog:
     @contextmanager
     def epoch(self, number: int, steps: int, done: int = 0) -> Iterator[Report]:
         """Show a bar over the steps of an epoch, ``done`` of them already; call the yielded function after each."""
-        columns = (
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[state]}"),
-            TimeRemainingColumn(),
-        )
         started, events, seen, total = time.perf_counter(), 0, 0, 0.0
-        hidden = not self.console.is_terminal  # a log file gets one line an epoch and no bars
-        with Progress(*columns, console=self.console, transient=True, disable=hidden) as bar:
+        with stepping(self.console) as bar:  # a log file gets one line an epoch and no bars
             task = bar.add_task(f"epoch {number}/{self.epochs}", total=steps, completed=done, state="")
 
             def report(loss: float, n_events: int) -> None:
@@ -65,10 +56,8 @@ class RunLog:
     @contextmanager
     def counting(self, what: str, total: int) -> Iterator[Callable[[int], None]]:
         """Show a progress bar over ``total`` of something; call the yielded function with how many more are done."""
-        hidden = not self.console.is_terminal
-        with Progress(console=self.console, transient=True, disable=hidden) as bar:
-            task = bar.add_task(what, total=total)
-            yield lambda more: bar.advance(task, more)
+        with counting(what, total, self.console) as advance:
+            yield advance
 
     def write(self, line: dict[str, Any], note: str = "") -> None:
         """Write one epoch's figures to the terminal, TensorBoard and ``metrics.jsonl``."""
@@ -82,8 +71,7 @@ class RunLog:
             file.write(json.dumps(line) + "\n")
         figures = "  ".join(f"{key} {value:.4f}" for key, value in line.items() if "@" in key)
         self.console.print(
-            f"epoch {epoch:>3}  loss {line['loss']:.4f}  {figures}  {line['events_per_second']:,.0f} events/s {note}",
-            soft_wrap=True,
+            f"epoch {epoch:>3}  loss {line['loss']:.4f}  {figures}  {line['events_per_second']:,.0f} events/s {note}"
         )
 
     def _drop_lines_after(self, epoch: int) -> None:

@@ -177,8 +177,8 @@ def test_bad_arguments_of_publish(refused, tiny_run, tmp_path):
 
 def test_bad_arguments_of_retrieve(refused, tiny_store, tmp_path):
     store = ("retrieve", tiny_store)
-    refused(2, ["either --user ID or --items"], *store)
-    refused(2, ["either --user ID or --items"], *store, "--user", "1", "--items", "5")
+    refused(2, ["one of --user ID, --users FILE, --items"], *store)
+    refused(2, ["one of --user ID, --users FILE, --items"], *store, "--user", "1", "--items", "5")
     refused(2, ["--k 0: give a whole number of 1 or more"], *store, "--user", "1", "--k", "0")
     refused(2, ["--k -3"], *store, "--user", "1", "--k", "-3")
     refused(2, ["not in this store version", "[999]"], *store, "--user", "999")

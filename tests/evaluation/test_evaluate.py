@@ -42,7 +42,7 @@ def test_a_run_and_its_folder_are_the_same(report, tiny_run):
 
 
 def test_a_report_is_a_table_and_a_picture(report, tmp_path):
-    assert report.table("tiny").title == "tiny"
+    assert str(report.table("tiny").title) == "tiny"
     with pytest.raises(UsageError, match="k = 7 was not measured"):
         report.table(k=7)
     report.draw(tmp_path / "report.png")

@@ -32,7 +32,7 @@ LEVELS = {
     "the settings of a run": ["recipe"],
     "the contract in types": ["schema"],
     "a log": ["events"],
-    "what everybody may use": ["files", "layers", "matmul", "metrics"],
+    "what everybody may use": ["console", "files", "layers", "matmul", "metrics"],
     "errors": ["errors"],
 }
 DEPTH = {room: depth for depth, rooms in enumerate(LEVELS.values()) for room in rooms}

@@ -20,8 +20,9 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 import bseq_plugin as bseq
+from bseq_plugin.commands import counting
 from bseq_transformers.backbone import DEFAULT, best_dtype, open_backbone
-from bseq_transformers.text import batches_by_length, encodable, pooled, progress_bar
+from bseq_transformers.text import batches_by_length, encodable, pooled
 from bseq_transformers.tuning import Method, trained_share, tuned
 
 WEIGHTS = "classifier.safetensors"
@@ -92,7 +93,7 @@ class TextClassifier(nn.Module):
         self.train() if self.options.method != "frozen" else self.head.train()
         losses = []
         try:
-            with torch.random.fork_rng(), progress_bar("training", steps, progress) as advance:
+            with torch.random.fork_rng(), counting("training", steps, shown=progress) as advance:
                 torch.manual_seed(self.options.seed)
                 for _ in range(self.options.epochs):
                     total = 0.0

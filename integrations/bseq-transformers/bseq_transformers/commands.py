@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.markup import escape
 
 import bseq_plugin as bseq
 from bseq_plugin.commands import note, read_table
@@ -44,4 +43,4 @@ def tune_text(
     learn, of = tuner.trained
     note.print(f"{learn:,} of {of:,} parameters of the Transformer learn ({learn / of:.1%})")
     losses = tuner.fit(Pairs.of(interests, histories, per_user), out, progress=True)
-    note.print(f"loss {losses[0]:.3f} -> {losses[-1]:.3f}; the tuned model is in {escape(str(out))}")
+    note.print(f"loss {losses[0]:.3f} -> {losses[-1]:.3f}; the tuned model is in {out}")

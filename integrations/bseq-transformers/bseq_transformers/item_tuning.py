@@ -26,7 +26,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 import bseq_plugin as bseq
-from bseq_transformers.text import TextItemEncoder, TextOptions, progress_bar
+from bseq_plugin.commands import counting
+from bseq_transformers.text import TextItemEncoder, TextOptions
 from bseq_transformers.text_tower import ItemTuningOptions, TextTower, regressed
 from bseq_transformers.tuned_model import Checkpoint, write_tuned
 from bseq_transformers.tuning import trained_share
@@ -156,7 +157,7 @@ class ItemTextTuner:
         # a Transformer that does not learn is read as it will be read later: without dropout
         self.tower.train(self.options.method != "frozen")
         try:
-            with torch.random.fork_rng(), progress_bar("tuning", self.options.steps - first, progress) as advance:
+            with torch.random.fork_rng(), counting("tuning", self.options.steps - first, shown=progress) as advance:
                 for step in range(first, self.options.steps):
                     torch.manual_seed(self.options.seed * 1_000_003 + step)  # a step draws the same whoever makes it
                     for group in optimizer.param_groups:

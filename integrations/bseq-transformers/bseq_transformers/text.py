@@ -9,7 +9,6 @@ import hashlib
 import json
 import warnings
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
 from functools import cached_property
 from typing import TYPE_CHECKING, Literal
 
@@ -17,12 +16,11 @@ import numpy as np
 import pandas as pd
 import torch
 from pydantic import Field
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 from torch.nn import functional as F
 
 import bseq_plugin as bseq
+from bseq_plugin.commands import counting
 from bseq_transformers.backbone import DEFAULT, Backbone, best_dtype, open_backbone
 from bseq_transformers.cache import VectorCache, text_hash
 from bseq_transformers.tuned_model import read_projection
@@ -127,7 +125,7 @@ class TextItemEncoder(bseq.ItemEncoder[TextOptions]):
         if cache is not None:
             vectors_ME, known_M = cache.read(hashes)
         todo = sorted(np.flatnonzero(~known_M).tolist(), key=lambda place: (len(texts[place]), texts[place]))
-        with progress_bar("encoding texts", len(todo), progress) as advance:
+        with counting("encoding texts", len(todo), shown=progress) as advance:
             for start in range(0, len(todo), PART):
                 places = todo[start : start + PART]
                 vectors_ME[places] = self._encoded([texts[place] for place in places], advance)
@@ -212,13 +210,3 @@ def _warn_of_long(texts: list[str], max_tokens: int) -> None:
 
 def _sha256(*parts: object) -> str:
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
-
-
-@contextmanager
-def progress_bar(what: str, total: int, shown: bool) -> Iterator[Callable[[int], None]]:
-    """A bar on stderr, gone when it is done; gives what moves it on. Hidden where nobody looks."""
-    console = Console(stderr=True)
-    columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True, disable=not (shown and console.is_terminal)) as bar:
-        task = bar.add_task(what, total=total)
-        yield lambda n: bar.advance(task, n)

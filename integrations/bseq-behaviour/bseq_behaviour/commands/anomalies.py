@@ -6,13 +6,11 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.markup import escape
-from rich.table import Table
 
 import bseq_plugin as bseq
 from bseq_behaviour.commands.opened import opened
 from bseq_behaviour.commands.options import At, Log, Place
-from bseq_plugin.commands import AS_IT_IS, KeyFile, LogOptions, check_output, note, out, reads_log, write_parquet
+from bseq_plugin.commands import AS_IT_IS, KeyFile, LogOptions, Table, check_output, note, out, reads_log, write_parquet
 
 
 @reads_log
@@ -63,10 +61,10 @@ def anomalies(
         signals = window_signals(model, log, at_us, window, in_sample)
         judged = run_anomalies(log, signals, detector, rate)
     write_parquet(judged, output)
-    shown = Table("user", "p", "leading", *SIGNALS, title_justify="left")
+    shown = Table("user", "p", "leading", *SIGNALS)
     for row in judged[judged["flagged"]].head(10).to_dict("records"):
         cells = [f"{row[name]:.2f}" for name in SIGNALS]
-        shown.add_row(escape(str(row["user_id"])), f"{row['p_value']:.4f}", str(row["leading"]), *cells)
+        shown.row(str(row["user_id"]), f"{row['p_value']:.4f}", str(row["leading"]), *cells)
     out.print(shown)
     note.print(f"{int(judged['flagged'].sum())} of {len(judged):,} users flagged at a rate of {rate:g}; wrote {output}")
     if event_file is not None:

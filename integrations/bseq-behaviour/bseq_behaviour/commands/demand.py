@@ -6,8 +6,6 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.markup import escape
-from rich.table import Table
 
 import bseq_plugin as bseq
 from bseq_behaviour.commands.opened import items_table, opened
@@ -17,6 +15,7 @@ from bseq_plugin.commands import (
     Items,
     KeyFile,
     LogOptions,
+    Table,
     check_output,
     note,
     option_values,
@@ -81,7 +80,7 @@ def demand(
     write_parquet(frame, output)
     shown = Table("category", "units expected", "the week before", title=f"week from {week:%Y-%m-%d %H:%M} UTC")
     for row in frame.head(SHOWN).itertuples(index=False):
-        shown.add_row(escape(str(row[0])), f"{row[2]:,.0f}", f"{row[3]:,}")
+        shown.row(str(row[0]), f"{row[2]:,.0f}", f"{row[3]:,}")
     out.print(shown)
     errors = {"wape": forecast.wape, "naive_wape": forecast.naive_wape, "mean_wape": forecast.mean_wape}
     note.print(

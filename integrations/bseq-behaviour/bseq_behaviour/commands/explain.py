@@ -7,8 +7,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.markup import escape
-from rich.table import Table
 
 import bseq_plugin as bseq
 from bseq_behaviour.columns import ITEM
@@ -19,6 +17,7 @@ from bseq_plugin.commands import (
     Items,
     KeyFile,
     LogOptions,
+    Table,
     check_output,
     note,
     out,
@@ -86,12 +85,12 @@ def _print_json(explanation: Explanation) -> None:
 
 
 def _print_table(explanation: Explanation, names: dict[Any, str]) -> None:
-    title = escape(f"{names.get(explanation.candidate, explanation.candidate)}: {explanation.score:.4f}")
-    shown = Table(*explanation.events.columns, title=title, title_justify="left")
+    title = f"{names.get(explanation.candidate, explanation.candidate)}: {explanation.score:.4f}"
+    shown = Table(*explanation.events.columns, title=title)
     strongest = explanation.events.loc[explanation.events["effect"].abs().nlargest(15).index]
     for row in strongest.itertuples(index=False):
         cells = [f"{cell:+.4f}" if isinstance(cell, float) else str(cell) for cell in row[1:]]
-        shown.add_row(escape(str(names.get(row[0], row[0]))), *map(escape, cells))
+        shown.row(str(names.get(row[0], row[0])), *cells)
     out.print(shown)
 
 

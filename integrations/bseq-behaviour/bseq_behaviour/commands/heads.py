@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from rich.markup import escape
-from rich.table import Table
-
-from bseq_plugin.commands import out
+from bseq_plugin.commands import Table, joined, out, styled
 
 
 def heads() -> None:
@@ -17,8 +14,10 @@ def heads() -> None:
 
     table = Table("plugin", "distribution", "gives")
     for info in head_manager().infos():
+        made = f"{info.distribution} {info.version}".strip()
         gives = "\n".join(f"{kind}: {', '.join(names)}" for kind, names in info.parts.items() if names)
         if info.error:
-            gives = f"[red]failed: {escape(info.error)}[/red]\n{gives}"
-        table.add_row(info.name, f"{info.distribution} {info.version}".strip(), gives.strip())
+            table.row(info.name, made, joined(styled(f"failed: {info.error}", "red"), f"\n{gives}".rstrip()))
+        else:
+            table.row(info.name, made, gives.strip())
     out.print(table)

@@ -6,8 +6,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.markup import escape
-from rich.table import Table
 
 import bseq_plugin as bseq
 from bseq_behaviour.commands.opened import items_table, opened
@@ -17,6 +15,7 @@ from bseq_plugin.commands import (
     Items,
     KeyFile,
     LogOptions,
+    Table,
     check_output,
     note,
     option_values,
@@ -161,7 +160,7 @@ def _weights(texts: list[str] | None) -> dict[str, float]:
 
 
 def _show(quality: dict[str, float]) -> None:
-    shown = Table("objective", "metric", "", title="on the latest known answers", title_justify="left")
+    shown = Table("objective", "metric", "", title="on the latest known answers")
     for name, value in quality.items():
-        shown.add_row(escape(name), METRICS.get(name, "AUROC"), f"{value:.4f}")
+        shown.row(name, METRICS.get(name, "AUROC"), f"{value:.4f}")
     out.print(shown)

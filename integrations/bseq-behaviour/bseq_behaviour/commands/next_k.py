@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.table import Table
 
 from bseq_behaviour.commands.opened import opened
 from bseq_behaviour.commands.options import At, HeadOptions, Log, Place
@@ -14,6 +13,7 @@ from bseq_plugin.commands import (
     AS_IT_IS,
     KeyFile,
     LogOptions,
+    Table,
     check_output,
     note,
     option_values,
@@ -72,9 +72,9 @@ def next_k(
             model, log, k, at_us, days=days, head=head, options=options, epochs=epochs, allow_future_model=in_sample,
             seed=seed,
         )  # fmt: skip
-    shown = Table("ranker", f"Recall@{k}", f"NDCG@{k}", title="on the latest known answers", title_justify="left")
+    shown = Table("ranker", f"Recall@{k}", f"NDCG@{k}", title="on the latest known answers")
     for name, recall, ndcg in forecast.quality.itertuples(index=False):
-        shown.add_row(name, f"{recall:.4f}", f"{ndcg:.4f}")
+        shown.row(name, f"{recall:.4f}", f"{ndcg:.4f}")
     out.print(shown)
     write_parquet(forecast.items, output)
     note.print(f"wrote {forecast.items['user_id'].nunique():,} users to {output}")

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.table import Table
 
 import bseq_plugin as bseq
 from bseq_behaviour.commands.opened import opened
@@ -15,6 +14,7 @@ from bseq_plugin.commands import (
     AS_IT_IS,
     KeyFile,
     LogOptions,
+    Table,
     check_output,
     note,
     out,
@@ -59,7 +59,7 @@ def returns(
     title = "on the latest known answers"
     table = Table("within days", "came back", "expected", "AUROC", "average precision", title=title)
     for row in forecast.quality.itertuples(index=False):
-        table.add_row(f"{row[0]:g}", f"{row[1]:.1%}", f"{row[2]:.1%}", f"{row[3]:.4f}", f"{row[4]:.4f}")
+        table.row(f"{row[0]:g}", f"{row[1]:.1%}", f"{row[2]:.1%}", f"{row[3]:.4f}", f"{row[4]:.4f}")
     out.print(table)
     write_parquet(forecast.chances, output)
     note.print(f"wrote {len(forecast.chances):,} users to {output}")

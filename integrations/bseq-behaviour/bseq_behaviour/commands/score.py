@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.table import Table
 
 import bseq_plugin as bseq
 from bseq_behaviour.commands.opened import items_table, opened
@@ -16,6 +15,7 @@ from bseq_plugin.commands import (
     Items,
     KeyFile,
     LogOptions,
+    Table,
     check_output,
     note,
     option_values,
@@ -85,9 +85,9 @@ def score(
             question, inputs=inputs, head=head, options=options, weighting=cast(Weighting, weighting), seed=seed
         )
     title = "on the latest known answers"
-    table = Table("task", "yes", "AUROC", "average precision", title=title, title_justify="left")
+    table = Table("task", "yes", "AUROC", "average precision", title=title)
     for row in propensities.quality.itertuples(index=False):
-        table.add_row(row[0], f"{row[1]:.1%}", f"{row[2]:.4f}", f"{row[3]:.4f}")
+        table.row(row[0], f"{row[1]:.1%}", f"{row[2]:.4f}", f"{row[3]:.4f}")
     out.print(table)
     scores = run_score(question, propensities.heads, at_us)
     write_parquet(scores, output)

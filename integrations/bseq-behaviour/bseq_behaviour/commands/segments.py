@@ -6,8 +6,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.markup import escape
-from rich.table import Table
 
 from bseq_behaviour.columns import USER
 from bseq_behaviour.commands.opened import items_table, opened
@@ -17,6 +15,7 @@ from bseq_plugin.commands import (
     Items,
     KeyFile,
     LogOptions,
+    Table,
     check_output,
     note,
     out,
@@ -78,11 +77,11 @@ def segments(
 
 
 def _show(sizes: pd.Series, described: pd.DataFrame) -> None:
-    shown = Table("segment", "users", "typical (times the crowd)", title_justify="left")
+    shown = Table("segment", "users", "typical (times the crowd)")
     for segment, size in sizes.items():
         own = described[described["segment"] == segment]
         typical = ", ".join(f"{one} {lift:.1f}x" for one, lift in zip(own["name"], own["lift"], strict=True))
-        shown.add_row(str(segment), f"{size:,}", escape(typical))
+        shown.row(str(segment), f"{size:,}", typical)
     out.print(shown)
 
 

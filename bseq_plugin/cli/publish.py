@@ -1,26 +1,19 @@
-"""``bseq publish`` and ``bseq retrieve``."""
+"""``bseq publish``."""
 
 from __future__ import annotations
 
-import csv
-import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal, cast
+from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
-from rich.progress import Progress
-from rich.table import Table
 
-from bseq_plugin.cli.common import AsJson, KeyFile, StorePath, loading, note, out, pseudonymiser, read_log, read_table
+from bseq_plugin.cli.common import KeyFile, loading, pseudonymiser, read_log, read_table
 from bseq_plugin.cli.log_options import AS_IT_IS, LogOptions, reads_log, require_source
+from bseq_plugin.console import note, progress
 from bseq_plugin.errors import UsageError
-from bseq_plugin.events.ids import read_id
 
 if TYPE_CHECKING:
-    import pandas as pd
-
     from bseq_plugin.events.events import Events
-    from bseq_plugin.serving.retriever import Retriever
 
 
 @reads_log
@@ -77,7 +70,7 @@ def publish(
     weights = Blend.of_run(run) if blend is None else Blend.load(blend)
     table = None if items is None else read_table(items)
     events = _log_by_now(log, reading, pseudonymise)
-    with Progress(console=note, transient=True, disable=not note.is_terminal) as bar:
+    with progress() as bar:
         users = bar.add_task("users", total=None)
         version = run_publish(
             run,
@@ -105,65 +98,3 @@ def _log_by_now(log: Path | None, reading: LogOptions, key_file: Path | None) ->
     if hide:
         raise UsageError("--pseudonymise says how --log is read; give it, or leave it out")
     return None
-
-
-def retrieve(
-    store: StorePath,
-    user: Annotated[str | None, typer.Option("--user", help="A user id of the store.")] = None,
-    items: Annotated[
-        str | None,
-        typer.Option(
-            "--items", help="An anonymous history: item ids, oldest first, by commas; quote one that has a comma."
-        ),
-    ] = None,
-    k: Annotated[int, typer.Option("--k", help="How many candidates.")] = 20,
-    exclude: Annotated[
-        str, typer.Option("--exclude", help="seen: only items new to the user; none: blended with history.")
-    ] = "seen",
-    as_json: AsJson = False,
-    pseudonymise: KeyFile = None,
-) -> None:
-    """Candidates for a user of the store, or for a history given here.
-
-    Example: `bseq retrieve store --user 42 --k 10`, or `bseq retrieve store --items 1001,1002 --json`
-
-    In a store of pseudonyms `--pseudonymise key` finds the raw id that `--user` names.
-    """
-    hide = pseudonymiser(pseudonymise)
-    if (user is None) == (items is None):
-        raise UsageError("give either --user ID or --items a,b,c")
-    if exclude not in ("seen", "none"):
-        raise UsageError(f"--exclude {exclude!r}: use seen or none")
-    if k < 1:
-        raise UsageError(f"--k {k}: give a whole number of 1 or more")
-    with loading():
-        from bseq_plugin.serving.retriever import Retriever
-
-    if user is not None and hide is not None:
-        user = hide.pseudonym(user)
-    retriever = Retriever.open(store)
-    candidates = _answer(retriever, user, items, k, exclude)
-    if retriever.n_unknown_items:
-        note.print(f"{retriever.n_unknown_items} event(s) of items that the catalogue does not have")
-    if as_json:
-        typer.echo(
-            json.dumps({"version": retriever.version, "candidates": json.loads(candidates.to_json(orient="records"))})
-        )
-        return
-    table = Table(title=f"{store} {retriever.version}", title_justify="left")
-    for name in candidates.columns:
-        table.add_column(name, justify="left" if name == "source" else "right")
-    for row in candidates.itertuples(index=False):
-        table.add_row(*(f"{value:.4f}" if isinstance(value, float) else str(value) for value in row))
-    out.print(table)
-
-
-def _answer(retriever: Retriever, user: str | None, items: str | None, k: int, exclude: str) -> pd.DataFrame:
-    how = cast(Literal["seen", "none"], exclude)
-    if user is not None:
-        return retriever.retrieve([read_id(user, retriever.histories.user_ids, "--user")], k, how)
-    given = [part.strip() for part in next(csv.reader([items or ""], skipinitialspace=True), []) if part.strip()]
-    if not given:
-        raise UsageError("--items is empty; give item ids separated by commas")
-    known = retriever.model.vocabulary.item_ids
-    return retriever.retrieve_items([read_id(item, known, "--items") for item in given], k, how)
