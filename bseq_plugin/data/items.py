@@ -24,22 +24,27 @@ from bseq_plugin.events.vocabulary import Vocabulary
 from bseq_plugin.plugins import plugin_manager
 from bseq_plugin.recipe.data import ItemEncoderSettings
 from bseq_plugin.schema.encoders import ItemEncoder
+from bseq_plugin.schema.item_values import item_values
 from bseq_plugin.schema.options import parse_options
 
 
 @dataclass(frozen=True)
 class ItemAttributes:
-    """Categories of items, such as department or brand.
+    """Categories of items, such as department or brand, or several of one kind, such as genres.
 
     Attributes:
         names: A attribute names.
-        codes_VA: int64 [V + 1, A], in one id space for all attributes: attribute a has codes from ``starts[a]`` on, the
-            first of which stands for a missing value and for unknown items.
+        offsets: int64 [V + 2], where the values of each row of the item table begin among the M values of all.
+        codes_M: int64, in one id space for all attributes: attribute a has codes from ``starts[a]`` on, the first of
+            which stands for a missing value and for unknown items. Within a row in the order of the attributes.
+        shares_M: float32, one divided by the number of values that the item has of that attribute.
         starts: int64 [A + 1]; the last entry is the number of codes.
     """
 
     names: tuple[str, ...]
-    codes_VA: np.ndarray
+    offsets: np.ndarray
+    codes_M: np.ndarray
+    shares_M: np.ndarray
     starts: np.ndarray
 
     @property
@@ -50,27 +55,72 @@ class ItemAttributes:
     @property
     def digest(self) -> str:
         """The sha256 of everything: two tables with the same one teach the same."""
-        content = [json.dumps(self.names).encode(), self.codes_VA.tobytes(), self.starts.tobytes()]
+        arrays = (self.offsets, self.codes_M, self.starts)  # the shares follow from them
+        content = [json.dumps(self.names).encode(), *(array.tobytes() for array in arrays)]
         return hashlib.sha256(b"".join(content)).hexdigest()
 
     @classmethod
     def from_frame(cls, items: pd.DataFrame, names: Sequence[str], vocabulary: Vocabulary) -> ItemAttributes:
         """Look up ``names`` for every item of the vocabulary; items that ``items`` lacks have missing values.
 
-        Raises SchemaError if a column is missing or an item is there twice.
+        Raises SchemaError if a column is missing, an item is there twice, or no item of the vocabulary is there.
         """
-        check_items(items, names)
-        rows = vocabulary.item_rows(items[ITEM])
-        known = rows > 0
-        codes_VA = np.zeros((vocabulary.n_items + 1, len(names)), np.int64)
-        starts = [0]
-        for place, name in enumerate(names):
+        rows, known = known_items(items, names, vocabulary)
+        starts: list[int] = [0]
+        parts: list[tuple[np.ndarray, ...]] = []
+        for name in names:
             # only values that a catalogue item has get a row
-            values, labels = pd.factorize(items[name][known], sort=True)
-            codes_VA[rows[known], place] = values + 1  # pandas' -1 for a missing value becomes 0
-            codes_VA[:, place] += starts[-1]
-            starts.append(starts[-1] + len(labels) + 1)
-        return cls(tuple(names), codes_VA, np.array(starts))
+            own, codes, n_labels = _coded(items[name][known], rows[known])
+            missing = np.setdiff1d(np.arange(vocabulary.n_items + 1), own)
+            owners = np.concatenate([own, missing])
+            codes = np.concatenate([codes + 1, np.zeros(len(missing), np.int64)]) + starts[-1]
+            shares = (1.0 / np.bincount(owners)[owners]).astype(np.float32)
+            parts.append((owners, np.full(len(owners), len(parts)), codes, shares))
+            starts.append(starts[-1] + n_labels + 1)
+        owners, places, codes, shares = (np.concatenate(column) for column in zip(*parts, strict=True))
+        order = np.lexsort((codes, places, owners))
+        offsets = np.concatenate([[0], np.cumsum(np.bincount(owners, minlength=vocabulary.n_items + 1))])
+        return cls(tuple(names), offsets.astype(np.int64), codes[order], shares[order], np.array(starts))
+
+    def single(self, name: str) -> np.ndarray:
+        """Return int64 [V + 1], the code of each row's value, 0 = missing.
+
+        Raises SchemaError if an item has several.
+        """
+        place = self.names.index(name)
+        own = (self.codes_M >= self.starts[place]) & (self.codes_M < self.starts[place + 1])
+        if int(own.sum()) != len(self.offsets) - 1:
+            raise SchemaError(f"column {name!r} of the items table has lists; a category here is one value")
+        codes: np.ndarray = self.codes_M[own] - self.starts[place]
+        return codes
+
+
+def _coded(column: pd.Series, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray, int]:
+    """The row and the code (0, 1, ...) of every value, and how many codes there are; labels in ascending order."""
+    items, values = item_values(column)
+    try:
+        codes, labels = pd.factorize(values, sort=True)
+    except TypeError:
+        raise SchemaError(
+            f"column {str(column.name)!r} of the items table has values that are neither text nor numbers, for "
+            f"example {values.tolist()[0]!r}; write text, or a list of texts"
+        ) from None
+    return rows[items], codes.astype(np.int64), len(labels)
+
+
+def known_items(items: pd.DataFrame, columns: Sequence[str], vocabulary: Vocabulary) -> tuple[np.ndarray, np.ndarray]:
+    """Return int64 [N], the vocabulary's row of each item of a table, and bool [N], whether there is one.
+
+    Raises SchemaError as ``check_items``, and if the table has no item of the vocabulary.
+    """
+    check_items(items, columns)
+    rows = vocabulary.item_rows(items[ITEM])
+    if not (rows > 0).any():
+        raise SchemaError(
+            f"the items table has none of the {vocabulary.n_items} items of the log: its ids look like "
+            f"{items[ITEM].head(1).tolist()}, the log's like {vocabulary.item_ids[:1].tolist()}; are they the same ids?"
+        )
+    return rows, rows > 0
 
 
 class PopularityPrior:
@@ -137,14 +187,7 @@ class ItemVectors:
         Raises SchemaError if a column is missing, an item is there twice, or no item of the vocabulary is there.
         """
         encoders = build_item_encoders(chosen)
-        check_items(items, [column for encoder in encoders for column in encoder.columns])
-        rows = vocabulary.item_rows(items[ITEM])
-        known = rows > 0
-        if not known.any():
-            raise SchemaError(
-                f"the items table has none of the {vocabulary.n_items} items of the log, for example "
-                f"{vocabulary.item_ids[:1].tolist()[0]!r}; are its ids those of the log?"
-            )
+        rows, known = known_items(items, [c for encoder in encoders for c in encoder.columns], vocabulary)
         encoded_NE = encode_items(encoders, items[known], progress)
         vectors_VE = np.zeros((vocabulary.n_items + 1, encoded_NE.shape[1]), np.float32)
         vectors_VE[rows[known]] = encoded_NE

@@ -15,6 +15,7 @@ from pydantic import Field, model_validator
 
 from bseq_plugin.errors import SchemaError
 from bseq_plugin.schema.encoders import ItemEncoder
+from bseq_plugin.schema.item_values import item_values
 from bseq_plugin.schema.options import PartOptions
 
 
@@ -62,11 +63,11 @@ class ColumnsItemEncoder(ItemEncoder[ColumnsOptions]):
         """Return float32 [N, E]. Raises SchemaError for a column of numbers that has something else."""
         vectors_NE = np.zeros((len(items), self.width), np.float32)
         for column in self.options.categories:
-            codes, values = pd.factorize(items[column])
+            own, found = item_values(items[column])
+            codes, values = pd.factorize(found)
             signed = [_place(column, value, self.options.buckets) for value in values]
             places = np.array(signed, np.int64).reshape(-1, 2)
-            known = codes >= 0
-            np.add.at(vectors_NE, (np.flatnonzero(known), places[codes[known], 0]), places[codes[known], 1])
+            np.add.at(vectors_NE, (own, places[codes, 0]), places[codes, 1])
         first = self.width - len(self.options.numbers)
         for place, column in enumerate(self.options.numbers, start=first):
             vectors_NE[:, place] = np.arcsinh(_numbers(items[column]))

@@ -16,7 +16,7 @@ from bseq_plugin.recipe.model import SimilaritySettings
 
 
 class ItemTower(nn.Module):
-    """A module that adds the vectors of an item's attributes to its looked-up row.
+    """A module that adds the vectors of an item's attributes to its looked-up row; of several values their mean.
 
     What item encoders say of an item changes its row once training is over; until then the tower only holds their
     ``NeighbourItems`` as ``encoded``, so that they are saved with the model.
@@ -67,20 +67,21 @@ class ItemTower(nn.Module):
         if self.attribute_table is None:
             return rows_ND
         starts = self.membership.crow_indices()[first_row : first_row + len(rows_ND) + 1]
-        codes = self.membership.col_indices()[starts[0] : starts[-1]].view(len(rows_ND), -1)
-        added_ND: Tensor = self.attribute_table.weight[codes].sum(1)[:, columns]
+        own = slice(int(starts[0]), int(starts[-1]))
+        codes_M, shares_M = self.membership.col_indices()[own], self.membership.values()[own]
+        table_CD = self.attribute_table.weight[:, columns].contiguous()
+        added_ND = F.embedding_bag(codes_M, table_CD, starts[:-1] - starts[0], mode="sum", per_sample_weights=shares_M)
         return rows_ND + added_ND.to(rows_ND.device)
 
 
 def _membership(attributes: ItemAttributes) -> Tensor:
-    """Return sparse CSR float32 [V + 1, codes], 1 where an item has a value."""
-    n_rows, n_attributes = attributes.codes_VA.shape
-    starts = torch.arange(0, n_rows * n_attributes + 1, n_attributes)
-    codes = torch.from_numpy(attributes.codes_VA).flatten()
-    shape = (n_rows, attributes.n_codes)
+    """Return sparse CSR float32 [V + 1, codes], the share of a value where an item has it."""
+    offsets, codes_M = torch.from_numpy(attributes.offsets), torch.from_numpy(attributes.codes_M)
+    shares_M = torch.from_numpy(attributes.shares_M)
+    shape = (len(attributes.offsets) - 1, attributes.n_codes)
     with warnings.catch_warnings():  # torch announces once that its CSR support is new
         warnings.simplefilter("ignore", UserWarning)
-        return torch.sparse_csr_tensor(starts, codes, torch.ones(len(codes)), shape, check_invariants=True)
+        return torch.sparse_csr_tensor(offsets, codes_M, shares_M, shape, check_invariants=True)
 
 
 class _SparseProduct(torch.autograd.Function):

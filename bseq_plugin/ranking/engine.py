@@ -220,7 +220,7 @@ def _categories(spec: FeatureSpec, items: pd.DataFrame | None, vocabulary: Vocab
         return None
     if items is None:
         raise UsageError(f"the specification has category = {spec.category!r}; pass items=, a table with that column")
-    return torch.from_numpy(ItemAttributes.from_frame(items, [spec.category], vocabulary).codes_VA[:, 0])
+    return torch.from_numpy(ItemAttributes.from_frame(items, [spec.category], vocabulary).single(spec.category))
 
 
 def _tensor(column: np.ndarray) -> Tensor:

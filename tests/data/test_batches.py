@@ -118,6 +118,10 @@ def catalogues(draw):
 def test_attributes_are_those_of_the_items_table(catalogue):
     vocabulary, frame = catalogue
     names = ["shelf", "weight"]
+    if not set(vocabulary.item_ids.tolist()) & set(frame.item_id):
+        with pytest.raises(SchemaError, match="the items table has none of the .* items of the log: its ids look like"):
+            ItemAttributes.from_frame(frame, names, vocabulary)
+        return
     found = ItemAttributes.from_frame(frame, names, vocabulary)
     own = {row.item_id: row for row in frame.itertuples(index=False)}
     starts = [0]
@@ -128,7 +132,7 @@ def test_attributes_are_those_of_the_items_table(catalogue):
         for item in vocabulary.item_ids.tolist():
             value = getattr(own[item], name) if item in own else None
             codes.append(starts[-1] + (0 if pd.isna(value) else 1 + labels.index(value)))
-        assert found.codes_VA[:, names.index(name)].tolist() == codes
+        assert (found.single(name) + found.starts[names.index(name)]).tolist() == codes
         starts.append(starts[-1] + 1 + len(labels))
     assert (found.starts.tolist(), found.n_codes, found.names) == (starts, starts[-1], ("shelf", "weight"))
 
