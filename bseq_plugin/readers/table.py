@@ -11,9 +11,9 @@ import pyarrow as pa
 from bseq_plugin.errors import SchemaError, UsageError
 from bseq_plugin.events.log_options import LogOptions
 from bseq_plugin.events.recognise import recognise
-from bseq_plugin.events.relation import JSON, Relation, named, told
+from bseq_plugin.events.relation import JSON, Relation, connect, named, told
 from bseq_plugin.readers.files import log_files
-from bseq_plugin.readers.open_log import open_log
+from bseq_plugin.readers.open_log import of_files
 
 IDS = ("user_id", "item_id", "request_id")
 
@@ -29,8 +29,7 @@ def read_table(path: Path) -> pd.DataFrame:
     if files[0].kind == "txt":
         raise UsageError(f"{path} holds lines of sequences, not a table; give .parquet, .csv, .tsv or .jsonl")
     try:
-        relation = open_log(path, LogOptions())
-        assert relation is not None
+        relation = of_files(files, str(path), LogOptions(), connect())
         if relation.twice:
             raise SchemaError(f"{path}: column {min(relation.twice)!r} is there twice; keep one")
         table = _typed(relation)
