@@ -1,6 +1,7 @@
 """Catalogues and logs larger than memory: `make bench-scale`, or one part of it.
 
     make bench-scale ARGS="sequences --events 100000000"        # events -> partitions, against DuckDB alone
+    make bench-scale ARGS="reading"                             # 10 million events of Parquet and of CSV
     make bench-scale ARGS="catalogue --items 10000000"          # train on 2 ranks, checkpoint, publish, retrieve
     make bench-scale ARGS="users --users 400000"                # publish their histories, and a tenth of them
 
@@ -39,11 +40,16 @@ DUCKDB = """
     connection = duckdb.connect(config={{"temp_directory": {spill!r}, "threads": {threads}}})
     connection.execute("SET enable_progress_bar = false")
     connection.execute("COPY (SELECT user_id, list(item_id ORDER BY timestamp) AS items, list(timestamp ORDER BY "
-        "timestamp) AS times FROM read_parquet({source!r}) GROUP BY user_id) TO {out!r} (FORMAT parquet)")
+        "timestamp) AS times FROM {read}({source!r}) GROUP BY user_id) TO {out!r} (FORMAT parquet)")
 """
 SEQUENCES = """
     from bseq_plugin.readers.build_sequences import build_sequences
-    build_sequences({source!r}, {out!r}, memory_mb={memory_mb}, partitions={partitions}, threads={threads})
+    build_sequences({source!r}, {out!r}, memory_mb={memory_mb}, partitions={partitions}, threads={threads}{how})
+"""
+TO_CSV = """
+    import duckdb
+    duckdb.sql("COPY (SELECT user_id, item_id, epoch_us(timestamp) AS timestamp FROM read_parquet({source!r})) "
+        "TO {out!r} (FORMAT csv, HEADER)")
 """
 RANK = """
     import os
@@ -115,9 +121,7 @@ def sequences(chosen: argparse.Namespace, work: Path) -> Measured:
     """Events to partitions under 2 GB, against what DuckDB alone takes with all the memory there is."""
     source = work / "events.parquet"
     make_log(source, chosen)
-    how = {"source": str(source), "threads": chosen.threads}
-    ours = measured(SEQUENCES, out=str(work / "parts"), memory_mb=chosen.memory_mb, partitions=chosen.partitions, **how)
-    alone = measured(DUCKDB, out=str(work / "alone.parquet"), spill=str(work / "spill"), **how)
+    ours, alone = _against_duckdb(chosen, source, work)
     claims = [
         harness.at_most("peak memory, MB", ours["peak_mb"], chosen.memory_mb),
         harness.at_most("seconds / DuckDB alone, sort and group", ours["seconds"] / alone["seconds"], 2.0),
@@ -125,12 +129,40 @@ def sequences(chosen: argparse.Namespace, work: Path) -> Measured:
     return {"ours": ours, "duckdb_alone": alone, "events_per_second": chosen.events / ours["seconds"]}, claims
 
 
+def _against_duckdb(chosen: argparse.Namespace, source: Path, work: Path) -> tuple[dict[str, float], dict[str, float]]:
+    """Figures of ``build_sequences``, and of DuckDB that groups the same file by user and knows nothing else."""
+    how, text = {"source": str(source), "threads": chosen.threads}, source.suffix == ".csv"
+    out, extra = str(work / f"parts-{source.suffix[1:]}"), ", timestamp_unit='us'" if text else ""
+    ours = measured(
+        SEQUENCES, out=out, memory_mb=chosen.memory_mb, partitions=chosen.partitions, how=extra, **how
+    )  # fmt: skip
+    read = "read_csv" if text else "read_parquet"
+    alone = measured(DUCKDB, out=str(work / "alone.parquet"), spill=str(work / "spill"), read=read, **how)
+    return ours, alone
+
+
+def reading(chosen: argparse.Namespace, work: Path) -> Measured:
+    """The same events from Parquet and from CSV."""
+    figures: dict[str, Any] = {}
+    claims = []
+    source = work / "events.parquet"
+    make_log(source, chosen)
+    measured(TO_CSV, source=str(source), out=str(work / "events.csv"))
+    for path in (source, work / "events.csv"):
+        kind = path.suffix[1:]
+        figures[kind], figures[f"{kind}_duckdb_alone"] = _against_duckdb(chosen, path, work)
+        ratio = figures[kind]["seconds"] / figures[f"{kind}_duckdb_alone"]["seconds"]
+        claims.append(harness.at_most(f"{kind}: seconds / DuckDB alone", ratio, 1.5))
+        claims.append(harness.at_most(f"{kind}: peak memory, MB", figures[kind]["peak_mb"], chosen.memory_mb))
+    return figures, claims
+
+
 def catalogue(chosen: argparse.Namespace, work: Path) -> Measured:
     """Train a large catalogue row-wise on several ranks, checkpoint, publish, retrieve."""
     source, parts = work / "events.parquet", work / "parts"
     make_log(source, chosen, cover=True)
     how = {"source": str(source), "memory_mb": chosen.memory_mb, "partitions": chosen.partitions}
-    figures: dict[str, Any] = {"sequences": measured(SEQUENCES, out=str(parts), threads=chosen.threads, **how)}
+    figures: dict[str, Any] = {"sequences": measured(SEQUENCES, out=str(parts), threads=chosen.threads, how="", **how)}
     source.unlink()
     recipe = {
         "encoder": {"n_blocks": 1, "n_heads": 2},
@@ -170,7 +202,7 @@ def users(chosen: argparse.Namespace, work: Path) -> Measured:
         sizes = {"events": chosen.events // divisor, "users": chosen.users // divisor}
         make_log(folder / "events.parquet", argparse.Namespace(**{**vars(chosen), **sizes}))
         how = {"memory_mb": chosen.memory_mb, "partitions": chosen.partitions, "threads": chosen.threads}
-        measured(SEQUENCES, source=str(folder / "events.parquet"), out=str(folder / "parts"), **how)
+        measured(SEQUENCES, source=str(folder / "events.parquet"), out=str(folder / "parts"), how="", **how)
         recipe = {
             "encoder": {"name": "mean", "max_length": 20},
             "vectors": {"dim": 32},
@@ -195,9 +227,10 @@ def users(chosen: argparse.Namespace, work: Path) -> Measured:
 CONSTANT_MB, BYTES_PER_ITEM = 700, 32
 
 
-PARTS = {"sequences": sequences, "catalogue": catalogue, "users": users}
+PARTS = {"sequences": sequences, "reading": reading, "catalogue": catalogue, "users": users}
 SIZES = {
     "sequences": (100_000_000, 1_000_000, 1_000_000),
+    "reading": (10_000_000, 500_000, 200_000),
     "catalogue": (20_000_000, 20_000, 10_000_000),
     "users": (20_000_000, 400_000, 100_000),
 }
