@@ -31,7 +31,7 @@ from bseq_plugin.plugins import plugin_manager
 from bseq_plugin.recipe.model import EncoderSettings, VectorSettings
 from bseq_plugin.recipe.recipe import Recipe
 from bseq_plugin.schema.encoders import HistoryEncoder, SequenceEncoder
-from bseq_plugin.schema.options import parse_options
+from bseq_plugin.schema.options import names_in, parse_options
 from bseq_plugin.schema.packed import PackedEvents
 
 ITEM_TABLE = "item"
@@ -81,7 +81,8 @@ class SequenceInterestEncoder(HistoryEncoder):
         device: torch.device | str | None = None,
     ) -> None:
         super().__init__()
-        self.recipe, self.item_keys, self.has_learned, self._has_warned = recipe, tuple(item_keys), False, False
+        self.recipe, self.item_keys = recipe, names_in(item_keys, "item_keys")
+        self.has_learned, self._has_warned = False, False
         part = build_encoder_part(recipe.encoder, recipe.vectors)
         if EVENT_TYPE in recipe.events.features and n_event_types < 1:
             raise RecipeError(
