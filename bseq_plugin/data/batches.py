@@ -30,6 +30,7 @@ from bseq_plugin.data.jagged import check_ids_and_lengths, require_jagged
 from bseq_plugin.errors import UsageError
 from bseq_plugin.events.sequences import Sequences
 from bseq_plugin.recipe.recipe import Recipe
+from bseq_plugin.schema.options import names_in
 
 TIMESTAMP, SESSION_NUMBER, EVENT, TARGET, NEGATIVE = "timestamp", "session_number", "event", "target", "negative"
 
@@ -142,6 +143,7 @@ def history_features(
         extra: further keys with (values, lengths per user), put behind the history's.
 
     Raises:
+        UsageError: a feature that there is not, or one string for several names.
         ValueError: if the sequences lack what a feature needs.
     """
     columns: dict[str, tuple[np.ndarray, np.ndarray]] = {}
@@ -165,15 +167,16 @@ def latest_events(kjt: KeyedJaggedTensor, max_length: int, keys: Sequence[str] |
     """Return only the last ``max_length`` values of every user in ``keys`` (default: all), the others as they are.
 
     Types and weights stay; if nothing is longer, it is this very object. ``time_gap`` and what counts sessions are
-    relative to the first event that is read: make them after the cut. Raises UsageError for an unknown key.
+    relative to the first event that is read: make them after the cut. Raises UsageError for an unknown key, for one
+    string as ``keys``, and for a length that is no whole number above 0.
     """
     require_jagged(kjt, "kjt")
     known = kjt.keys()
-    cut = known if keys is None else keys
+    cut = known if keys is None else names_in(keys, "keys")
     unknown = [key for key in cut if key not in known]
-    if unknown or max_length < 1:
-        wrong = f"there is no key {unknown[0]!r}" if unknown else f"max_length = {max_length}"
-        raise UsageError(f"{wrong}; give some of the keys {known}, and a length of 1 or more")
+    if unknown or not isinstance(max_length, int | np.integer) or max_length < 1:
+        wrong = f"there is no key {unknown[0]!r}" if unknown else f"max_length = {max_length!r}"
+        raise UsageError(f"{wrong}; give some of the keys {known}, and a whole number of 1 or more")
     lengths = kjt.lengths().long()
     is_cut = torch.tensor([key in cut for key in known]).repeat_interleave(torch.tensor(kjt.stride_per_key()))
     first = lengths.cumsum(0) - lengths + (lengths - max_length) * is_cut.to(lengths.device)

@@ -22,12 +22,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from bseq_plugin.errors import RecipeError
+from bseq_plugin.errors import RecipeError, UsageError
 from bseq_plugin.events.events import EVENT_TYPE, MICROSECONDS, VALUE
 from bseq_plugin.events.sequences import Sequences
 from bseq_plugin.plugins import plugin_manager
 from bseq_plugin.recipe.data import SESSION_GAP_MINUTES, EventSettings
 from bseq_plugin.recipe.model import EncoderSettings
+from bseq_plugin.schema.options import names_in
 
 if TYPE_CHECKING:
     from bseq_plugin.recipe.recipe import Recipe
@@ -116,10 +117,18 @@ class EventInputs:
 
 
 def event_inputs(events: EventInputs | Recipe | Sequence[str]) -> EventInputs:
-    """From what a caller has: a recipe, or names of features with all else at its default."""
+    """From what a caller has: a recipe, or names of features with all else at its default.
+
+    Raises UsageError for a name that is no feature.
+    """
     if isinstance(events, EventInputs):
         return events
-    return EventInputs(tuple(events)) if isinstance(events, Sequence) else EventInputs.of(events.events, events.encoder)
+    if not isinstance(events, Sequence):
+        return EventInputs.of(events.events, events.encoder)
+    names, known = names_in(events, "events"), [EVENT_TYPE, *TABLE_ROWS]
+    if stray := [name for name in names if name not in known]:
+        raise UsageError(f"events = {list(names)}: there is no event feature {stray[0]!r}; there are: {known}")
+    return EventInputs(names)
 
 
 def time_gap_buckets(sequences: Sequences) -> np.ndarray:

@@ -15,6 +15,7 @@ from bseq_plugin.data.batches import EVENT, SESSION_NUMBER, TIMESTAMP
 from bseq_plugin.errors import UsageError
 from bseq_plugin.events.events import EVENT_TYPE
 from bseq_plugin.model.encoder import ITEM_TABLE, SequenceInterestEncoder
+from bseq_plugin.schema.options import names_in
 from bseq_plugin.schema.packed import PackedEvents
 
 
@@ -40,7 +41,7 @@ class ExportableEncoder(nn.Module):
     def __init__(self, encoder: SequenceInterestEncoder, keys: Sequence[str]) -> None:
         super().__init__()
         self.encoder = encoder
-        self.keys = tuple(keys)
+        self.keys = names_in(keys, "keys")
         self.features = encoder.event_embedder.inputs.features
         _check(encoder, self.keys)
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
-from bseq_plugin.errors import RecipeError
+from bseq_plugin.errors import RecipeError, UsageError
 
 
 class Settings(BaseModel):
@@ -38,6 +38,13 @@ def parse_options(model: type[AnyOptions], values: Mapping[str, Any], where: str
         return model.model_validate(dict(values))
     except ValidationError as error:
         raise RecipeError(f"{where}: {describe_errors(model, error)}") from None
+
+
+def names_in(given: Iterable[str], argument: str) -> tuple[str, ...]:
+    """Return several names. Raises UsageError for one string: its letters would be the names."""
+    if isinstance(given, str):
+        raise UsageError(f"{argument} = {given!r}: give a list of names, [{given!r}]")
+    return tuple(given)
 
 
 def describe_errors(model: type[BaseModel], error: ValidationError) -> str:

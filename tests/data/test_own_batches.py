@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -80,6 +81,28 @@ def test_latest_events_refuses_what_it_can_not_do():
         bseq.latest_events(kjt, 2, ["evnt"])
     with pytest.raises(bseq.UsageError, match="max_length = 0"):
         bseq.latest_events(kjt, 0)
+    for length in (2.5, "2", None):
+        with pytest.raises(bseq.UsageError, match=f"max_length = {length!r}; .* a whole number of 1 or more"):
+            bseq.latest_events(kjt, length)
+    assert bseq.latest_events(kjt, np.int64(1)).values().tolist() == [2]
+
+
+def test_one_string_is_not_taken_for_a_list_of_letters():
+    kjt = tensor({key: [[1, 2, 3]] for key in ("e", "v", "n", "t", "event")})
+    with pytest.raises(bseq.UsageError, match=r"keys = 'event': give a list of names, \['event'\]"):
+        bseq.latest_events(kjt, 2, "event")
+    with pytest.raises(bseq.UsageError, match=r"keys = 'e': give a list"):
+        bseq.latest_events(kjt, 2, "e")
+    with pytest.raises(bseq.UsageError, match=r"item_keys = 'abc': give a list of names, \['abc'\]"):
+        bseq.SequenceInterestEncoder(RECIPE, N_ITEMS, item_keys="abc")
+    encoder = bseq.SequenceInterestEncoder(RECIPE, N_ITEMS).eval()
+    with pytest.raises(bseq.UsageError, match=r"keys = 'event': give a list"):
+        bseq.ExportableEncoder(encoder, "event")
+    log = bseq.Sequences(np.array([1]), np.array([0, 2]), np.array([1, 2]), event_types=np.array([1, 2]))
+    with pytest.raises(bseq.UsageError, match=r"events = 'event_type': give a list of names, \['event_type'\]"):
+        bseq.history_features(log, "event_type")
+    with pytest.raises(bseq.UsageError, match=r"no event feature 'event_typ'; there are: \['event_type', 'time_gap'"):
+        bseq.history_features(log, ["event_typ"])
 
 
 N_ITEMS, DIM = 6, 4

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from torch import nn
-from torchrec import EmbeddingBagCollection, EmbeddingBagConfig, KeyedJaggedTensor
+from torchrec import EmbeddingBagCollection, EmbeddingBagConfig
 from torchrec.models.dlrm import DLRM
 
 from bseq_plugin import FeatureSpec, UsageError, ranking_features
@@ -123,14 +123,20 @@ def test_an_infinite_value_is_named_and_not_fitted(rows, name, wrong):
 
 
 @pytest.fixture(scope="module")
-def rows(manager):
-    """Rows of 60 users, with a click that a scalar feature decides on: a recent event, and one for users of many."""
+def make(manager):
+    """Features, by a specification, of 2,000 candidates of 60 users."""
     random = np.random.default_rng(0)
     users = [user for user in range(60) for _ in range(1 + user % 9)]
-    events = [(user, 100 + int(random.integers(0, 4)), -float(random.exponential(5e5))) for user in users]
+    events = log([(user, 100 + int(random.integers(0, 4)), -float(random.exponential(5e5))) for user in users])
     candidates = pd.DataFrame({"user_id": random.integers(0, 60, 2_000), "item_id": random.integers(100, 104, 2_000)})
+    return lambda spec: ranking_features(candidates, events, NOW, model=mean_model(2), features=spec, manager=manager)
+
+
+@pytest.fixture(scope="module")
+def rows(make):
+    """Features, with a click that a scalar one decides on: a recent event."""
     spec = FeatureSpec.without("vectors")
-    table = ranking_features(candidates, log(events), NOW, model=mean_model(2), features=spec, manager=manager)
+    table = make(spec)
     age = np.nan_to_num(table.columns["secs_since_last_event"], nan=1e7)
     clicks = (age < np.median(age)).astype(np.float32)
     return spec, table, torch.from_numpy(clicks)
@@ -180,17 +186,17 @@ def test_another_encoder_changes_no_key_and_no_id(rows, manager):
         only.fitted(lone)
 
 
-def losses_of_a_dlrm(dense_NF, clicks_N, steps=200):
-    """Binary cross-entropy of torchrec's DLRM on these dense features, step by step."""
+def losses_of_a_dlrm(dense_NF, sparse, rows, clicks_N, steps=200):
+    """Binary cross-entropy of torchrec's DLRM on these features, step by step; ``rows`` of the table of each key."""
     torch.manual_seed(0)
-    ads = EmbeddingBagConfig(name="ad_table", embedding_dim=8, num_embeddings=4, feature_names=["ad"])
-    model = DLRM(EmbeddingBagCollection(tables=[ads]), dense_NF.shape[1], [32, 8], [16, 1])
-    one = KeyedJaggedTensor(
-        ["ad"], torch.zeros(len(dense_NF), dtype=torch.int64), lengths=torch.ones(len(dense_NF), dtype=torch.int64)
-    )
+    tables = [
+        EmbeddingBagConfig(name=f"t_{key}", embedding_dim=8, num_embeddings=n, feature_names=[key])
+        for key, n in rows.items()
+    ]
+    model = DLRM(EmbeddingBagCollection(tables=tables), dense_NF.shape[1], [32, 8], [16, 1])
     optimizer, losses = torch.optim.Adam(model.parameters(), lr=3e-3), []
     for _ in range(steps):
-        loss = nn.functional.binary_cross_entropy_with_logits(model(dense_NF, one).squeeze(1), clicks_N)
+        loss = nn.functional.binary_cross_entropy_with_logits(model(dense_NF, sparse).squeeze(1), clicks_N)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -198,16 +204,21 @@ def losses_of_a_dlrm(dense_NF, clicks_N, steps=200):
     return losses
 
 
-def test_a_dlrm_learns_from_them_as_from_features_standardised_by_hand(rows):
+def test_a_dlrm_learns_from_them_as_from_features_standardised_by_hand(rows, make):
     spec, table, clicks = rows
-    raw = losses_of_a_dlrm(table.to_keyed_tensor().values(), clicks, 1)
+    fitted = spec.fitted(table)
+    made = make(fitted)
+    dense, sparse, cardinalities = made.to_keyed_tensor(), made.to_sparse(), fitted.transform.cardinalities
+    names = [name for name in table.names if table.units[name] not in ("category", "version")]
+    parts = [part for name in names for part in table.columns[name].reshape(len(table), -1).T]
+    by_loop = np.stack([*(by_hand(part, 5.0) for part in parts), *(table.isnull(name) for name in names)], 1)
+    by_loop = torch.from_numpy(by_loop.astype(np.float32))
+    assert dense.keys() == [*names, *(f"{name}_isnull" for name in names)]
+    torch.testing.assert_close(dense.values(), by_loop, rtol=1e-4, atol=1e-4)
+
+    raw = losses_of_a_dlrm(table.to_keyed_tensor().values(), sparse, cardinalities, clicks, 1)
     assert raw[0] > 10  # why there is a transform
-    fitted = spec.fitted(table).transform
-    made = losses_of_a_dlrm(torch.from_numpy(np.concatenate(list(fitted.numbers(table.columns).values()), 1)), clicks)
-    hand = np.stack(
-        [by_hand(table.columns[name].reshape(-1), 5.0) for name in fitted.dense if table.columns[name].ndim == 1], 1
-    )
-    by_loop = losses_of_a_dlrm(torch.from_numpy(hand.astype(np.float32)), clicks)
-    assert made[0] < 1
-    assert made[-1] < 0.1
-    assert abs(made[-1] - by_loop[-1]) < 0.01
+    ours, by_hand_ = (losses_of_a_dlrm(values, sparse, cardinalities, clicks) for values in (dense.values(), by_loop))
+    assert ours[0] < 1
+    assert ours[-1] < 0.1
+    assert abs(ours[-1] - by_hand_[-1]) < 0.01
