@@ -42,6 +42,7 @@ from bseq_plugin.model.encoder import SequenceInterestEncoder as SequenceInteres
 from bseq_plugin.model.exportable import ExportableEncoder as ExportableEncoder
 from bseq_plugin.model.interest_model import InterestModel as InterestModel
 from bseq_plugin.model.items import score_vectors as score_vectors
+from bseq_plugin.model.learned import Learned as Learned
 from bseq_plugin.model.query_tower import Normalize as Normalize
 from bseq_plugin.model.run import Run as Run
 from bseq_plugin.model.target_attention import TargetAttention as TargetAttention

@@ -92,6 +92,15 @@ def _check_learned(towers: Towers, here: World) -> None:
             "the encoder was neither trained nor loaded from one that was: no gradient has come back through its "
             f"interests in training, so that they are random; train the host first. {elsewhere}"
         )
+    if towers.learned is not None:
+        sides = {"query tower": 0, "candidate tower": 1}
+        told = [any(on_ranks) for on_ranks in zip(*here.gather(towers.learned.told()), strict=True)]
+        if random := [name for name, place in sides.items() if not told[place]]:
+            raise UsageError(
+                f"the {' and the '.join(random)} of {type(towers.host).__name__} has not been trained: no gradient has "
+                "come back to what it gives; train the host first. If it has learned elsewhere, say so: "
+                "host.learned.declare(items=True)"
+            )
     if towers.query_tower is None and not items:
         raise UsageError(
             "no loss has trained the item vectors that a store would score with: no gradient has come back to the rows "

@@ -18,6 +18,7 @@ from torchrec import KeyedJaggedTensor
 
 from bseq_plugin.errors import UsageError
 from bseq_plugin.model.encoder import SequenceInterestEncoder
+from bseq_plugin.model.learned import Learned
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,8 @@ class Towers:
             in ``nn.Sequential`` or TorchRec's ``MLP``. None: each of the K interests is a query.
         query: a batch's history -> [B, O], the host's own forward.
         candidates: int64 [N], rows of the vocabulary (1 to V) -> [N, O], the host's own forward.
+        learned: the host's record of what gradients have come back to, ``interests`` for the query tower and ``items``
+            for the candidate tower; None: the host keeps none, and random towers can't be told from trained ones.
     """
 
     host: nn.Module
@@ -39,6 +42,7 @@ class Towers:
     query_tower: nn.Module | None
     query: Callable[[KeyedJaggedTensor], Tensor]
     candidates: Callable[[Tensor], Tensor]
+    learned: Learned | None = None
 
 
 def export_towers(host: nn.Module) -> Towers:

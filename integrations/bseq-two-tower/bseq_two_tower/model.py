@@ -63,6 +63,7 @@ class InterestTwoTower(nn.Module):
             )
         last = _last_layer(self.candidate_proj)
         self.query_proj = query_proj or nn.Linear(n_inputs, last.out_features, device=last.weight.device)
+        self.learned = bseq.Learned().to(last.weight.device)
         self.train(host.training)
 
     def forward(
@@ -85,13 +86,13 @@ class InterestTwoTower(nn.Module):
         elif query_features is not None:
             raise bseq.UsageError("the query tower keeps no feature of the host (keep=): leave query_features out")
         query_BO: Tensor = self.query_proj(torch.cat(inputs, dim=1))
-        return query_BO
+        return self.learned(query_BO, "interests") if self.training else query_BO
 
     def candidate(self, candidates: KeyedJaggedTensor) -> Tensor:
         """Embeddings of the candidate tower alone."""
         looked_up = self.candidate_ebc(candidates)
         candidate_NO: Tensor = self.candidate_proj(torch.cat([looked_up[name] for name in self.candidate_names], dim=1))
-        return candidate_NO
+        return self.learned(candidate_NO, "items") if self.training else candidate_NO
 
     def export_towers(self, candidate_features: Callable[[Tensor], KeyedJaggedTensor] | None = None) -> bseq.Towers:
         """The towers for ``bseq.publish``.
@@ -114,7 +115,7 @@ class InterestTwoTower(nn.Module):
             raise bseq.UsageError(f"a store holds a SequenceInterestEncoder, not a {type(self.interest).__name__}")
         features = candidate_features or self._rows_as_ids(self.interest.n_items + 1)
         return bseq.Towers(
-            self, self.interest, self.query_proj, self.query, lambda rows: self.candidate(features(rows))
+            self, self.interest, self.query_proj, self.query, lambda rows: self.candidate(features(rows)), self.learned
         )
 
     def _rows_as_ids(self, n_wanted: int) -> Callable[[Tensor], KeyedJaggedTensor]:

@@ -80,6 +80,25 @@ def test_what_was_never_trained_is_refused(tmp_path):
     assert not (tmp_path / "store").exists()
 
 
+def test_random_towers_behind_a_trained_encoder_are_refused(tmp_path):
+    """The record of the towers is their own; a step of training, or a word, is what they need."""
+    fresh = job.make_encoder("cpu")
+    fresh.load_state_dict(trained(steps=5).interest.state_dict())
+    model = InterestTwoTower(job.RetrievalHost(), fresh).train()
+    with pytest.raises(bseq.UsageError, match="the query tower and the candidate tower of Interest"):
+        published(model, tmp_path / "store")
+    batch = job.batch(0, "one")
+    model.query(batch.history).sum().backward()
+    with pytest.raises(bseq.UsageError, match="the candidate tower of InterestTwoTower has not been trained"):
+        published(model, tmp_path / "store")
+    assert not (tmp_path / "store").exists()
+    model.candidate(batch.candidates).sum().backward()
+    published(model, tmp_path / "store")
+    loaded = InterestTwoTower(job.RetrievalHost(), job.make_encoder("cpu"))
+    loaded.load_state_dict(model.state_dict())
+    published(loaded, tmp_path / "loaded")
+
+
 def test_towers_that_are_not_what_the_host_scores_with_are_refused(tmp_path):
     class Louder(InterestTwoTower):
         def query(self, history, query_features=None):
