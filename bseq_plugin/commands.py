@@ -3,6 +3,7 @@
 out, note          consoles for results (stdout) and for everything else (stderr): text is text, nothing is markup
 Table, styled      a table whose cells are never cut, and text in bold or in a colour; ``joined`` pieces of it
 counting           a progress bar
+show               rows as a table, as JSON (option ``AsJson``) or to a Parquet file (``ListFile``)
 reads_log          a decorator: a command's parameter ``reading: LogOptions = AS_IT_IS`` becomes the options that say
                    how a log is read; ``read_log`` reads it, ``require_source`` refuses them where there is no log
 Items, KeyFile     options for the items table (``read_table``) and for a secret key (``pseudonymiser``)
@@ -15,6 +16,7 @@ read_id            an id of the command line as a log's own ids are written
 from __future__ import annotations
 
 from bseq_plugin.cli.common import (
+    AsJson,
     Items,
     KeyFile,
     check_output,
@@ -24,6 +26,7 @@ from bseq_plugin.cli.common import (
     read_table,
     write_parquet,
 )
+from bseq_plugin.cli.listing import ListFile, show
 from bseq_plugin.cli.log_options import AS_IT_IS, LogOptions, reads_log, require_source
 from bseq_plugin.console import Table, counting, joined, note, out, styled
 from bseq_plugin.events.ids import read_id
@@ -31,8 +34,10 @@ from bseq_plugin.files import write_json
 
 __all__ = [
     "AS_IT_IS",
+    "AsJson",
     "Items",
     "KeyFile",
+    "ListFile",
     "LogOptions",
     "Table",
     "check_output",
@@ -47,6 +52,7 @@ __all__ = [
     "read_table",
     "reads_log",
     "require_source",
+    "show",
     "styled",
     "write_json",
     "write_parquet",

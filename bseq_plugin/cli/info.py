@@ -7,15 +7,19 @@ import json
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from bseq_plugin.cli.common import AsJson
+from bseq_plugin.cli.listing import ListFile, show
 from bseq_plugin.console import Table, joined, out, styled
 
+if TYPE_CHECKING:
+    from bseq_plugin.plugins import PluginInfo
 
-def plugins(as_json: AsJson = False) -> None:
+
+def plugins(as_json: AsJson = False, file: ListFile = None) -> None:
     """What is loaded, from which distribution, which parts it gives, and what failed to load and why.
 
     Example: `bseq plugins`. Environment: BSEQ_PLUGINS=a,b loads only these; BSEQ_DISABLE_PLUGINS=c leaves c out.
@@ -25,10 +29,11 @@ def plugins(as_json: AsJson = False) -> None:
     infos = plugin_manager().infos()
     attach = plugin_manager().implementations("bseq_attach")
     hosts = {info.name: _first_line(function) or "models it knows" for info, function in attach}
-    if as_json:
-        rows = [asdict(info) | {"attaches": hosts.get(info.name)} for info in infos]
-        typer.echo(json.dumps(rows, indent=1))
-        return
+    rows = [asdict(info) | {"attaches": hosts.get(info.name)} for info in infos]
+    show(rows, lambda: _drawn(infos, hosts), as_json, file)
+
+
+def _drawn(infos: list[PluginInfo], hosts: dict[str, str]) -> Table:
     table = Table("plugin", "distribution", "gives")
     for info in infos:
         made = f"{info.distribution} {info.version}".strip()
@@ -41,7 +46,7 @@ def plugins(as_json: AsJson = False) -> None:
             table.row(info.name, made, joined(styled(f"failed: {info.error}", "red"), f"\n{gives}".rstrip()))
         else:
             table.row(info.name, made, gives.strip())
-    out.print(table)
+    return table
 
 
 def _first_line(function: Callable[..., object]) -> str:
@@ -51,6 +56,8 @@ def _first_line(function: Callable[..., object]) -> str:
 def recipes(
     name: Annotated[str | None, typer.Argument(help="Show this one whole.")] = None,
     keys: Annotated[bool, typer.Option("--keys", help="Show every key of a recipe: default and meaning.")] = False,
+    as_json: AsJson = False,
+    file: ListFile = None,
 ) -> None:
     """The recipes that come with the package, and every key that `--set` takes.
 
@@ -62,9 +69,10 @@ def recipes(
         from bseq_plugin.recipe.describe import keys as keys_of
 
         table = Table("key", "default", "what it does", "only with kind")
-        for key in keys_of(Recipe):
+        every = list(keys_of(Recipe))
+        for key in every:
             table.row(key.name, key.default, key.text, ", ".join(key.kinds))
-        out.print(table)
+        show([key._asdict() for key in every], lambda: table, as_json, file)
         return
     from bseq_plugin.data.auto_recipe import AUTO, AUTO_DESCRIPTION
     from bseq_plugin.recipe.files import recipe_description, shipped_recipes
@@ -75,11 +83,11 @@ def recipes(
     if name is not None:
         out.print_json(json.dumps(Recipe.load(name).as_dict()))
         return
+    described = {AUTO: AUTO_DESCRIPTION, **{shipped: recipe_description(shipped) for shipped in shipped_recipes()}}
     table = Table("recipe", "what it is for")
-    table.row(AUTO, AUTO_DESCRIPTION)
-    for shipped in shipped_recipes():
-        table.row(shipped, recipe_description(shipped))
-    out.print(table)
+    for recipe, text in described.items():
+        table.row(recipe, text)
+    show([{"recipe": recipe, "for": text} for recipe, text in described.items()], lambda: table, as_json, file)
 
 
 def doctor(

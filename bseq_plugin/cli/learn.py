@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, cast
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, cast
 import typer
 
 from bseq_plugin.cli.common import (
+    AsJson,
     Items,
     KeyFile,
     RecipeName,
@@ -159,6 +161,7 @@ def fit_blend(
     output: Annotated[
         Path | None, typer.Option("--out", help="File to write; default: blend.json in the run, for `bseq publish`.")
     ] = None,
+    as_json: AsJson = False,
 ) -> None:
     """Weigh interest, personal history and candidate sources against each other on the run's validation.
 
@@ -172,9 +175,11 @@ def fit_blend(
     path = output or run / FILE
     blend = run_fit(run, sources=sources or [], k=k)
     blend.save(path)
-    for name, weight in {**blend.weights(), **blend.sources, **blend.reached}.items():
-        if name != "sources":
-            out.print(f"{name} {weight:.4g}")
+    found = {name: v for name, v in {**blend.weights(), **blend.sources, **blend.reached}.items() if name != "sources"}
+    if as_json:
+        typer.echo(json.dumps(found))
+    for name, weight in {} if as_json else found.items():
+        out.print(f"{name} {weight:.4g}")
     note.print(f"wrote {path}")
 
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import json
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from bseq_plugin.cli.common import AsJson, StorePath, read_table
+from bseq_plugin.cli.listing import ListFile, show
 from bseq_plugin.console import Table, joined, note, out, styled
 from bseq_plugin.errors import StoreError, UsageError
 
@@ -17,15 +17,16 @@ group = typer.Typer(no_args_is_help=True, help="Look after a store: list, verify
 
 
 @group.command("list")
-def list_versions(store: StorePath, as_json: AsJson = False) -> None:
+def list_versions(store: StorePath, as_json: AsJson = False, file: ListFile = None) -> None:
     """The versions of a store, oldest first, as their manifests describe them; nothing is verified.
 
     Example: `bseq store list store`
     """
     rows = [_row(store, name) for name in _store(store).versions()]
-    if as_json:
-        typer.echo(json.dumps(rows, indent=1))
-        return
+    show(rows, lambda: _drawn(store, rows), as_json, file)
+
+
+def _drawn(store: Path, rows: list[dict[str, Any]]) -> Table:
     table = Table(title=str(store))
     for head in ("version", "", "created", "index", "items", "users", "MB"):
         table.column(head, whole=head == "version")
@@ -35,28 +36,35 @@ def list_versions(store: StorePath, as_json: AsJson = False) -> None:
         made = row["created_at"][:16].replace("T", " ")
         cells = (row["version"], marks, made, row["index"], row["n_items"], row["n_users"], megabytes)
         table.row(*cells)
-    out.print(table)
+    return table
 
 
 @group.command()
 def verify(
-    store: StorePath, version: Annotated[str | None, typer.Argument(help="One version; default: all of them.")] = None
+    store: StorePath,
+    version: Annotated[str | None, typer.Argument(help="One version; default: all of them.")] = None,
+    as_json: AsJson = False,
+    file: ListFile = None,
 ) -> None:
     """Check every byte of one or all versions against the manifests. Ends with 1 if one is damaged.
 
     Example: `bseq store verify store`
     """
-    opened, damaged = _store(store), 0
+    opened, rows = _store(store), []
     opened.current_name()
     for name in [version] if version else opened.versions():
         try:
-            intact = opened.verify(name)
+            rows.append({"version": opened.verify(name).name, "intact": True, "error": None})
         except StoreError as error:
-            damaged += 1
-            out.print(joined(styled("damaged", "red"), f" {error}"))
-        else:
-            out.print(joined(styled("intact", "green"), f"  {intact.name}"))
-    if damaged:
+            rows.append({"version": name, "intact": False, "error": str(error)})
+
+    def draw() -> None:
+        for row in rows:
+            state = styled("intact", "green") if row["intact"] else styled("damaged", "red")
+            out.print(joined(state, f"  {row['version']}" if row["intact"] else f" {row['error']}"))
+
+    show(rows, draw, as_json, file)
+    if not all(row["intact"] for row in rows):
         raise typer.Exit(1)
 
 
@@ -82,6 +90,8 @@ def gc(
     store: StorePath,
     keep: Annotated[int, typer.Option("--keep", help="How many of the newest versions stay.")] = 3,
     grace: Annotated[float, typer.Option("--grace", help="Seconds for which any version stays.")] = 600.0,
+    as_json: AsJson = False,
+    file: ListFile = None,
 ) -> None:
     """Remove old versions; the current one and those that a process reads always stay.
 
@@ -90,10 +100,14 @@ def gc(
     from bseq_plugin.store.retention import collect_garbage
 
     done = collect_garbage(_store(store), keep, grace)
-    for name in done.removed:
-        out.print(f"removed {name}")
-    for name, why in done.kept.items():
-        out.print(f"kept    {name}  {why}")
+    rows: list[dict[str, Any]] = [{"version": name, "removed": True, "why": None} for name in done.removed]
+    rows += [{"version": name, "removed": False, "why": why} for name, why in done.kept.items()]
+
+    def draw() -> None:
+        for row in rows:
+            out.print(f"removed {row['version']}" if row["removed"] else f"kept    {row['version']}  {row['why']}")
+
+    show(rows, draw, as_json, file)
 
 
 @group.command()
