@@ -140,7 +140,11 @@ def delta(
             raise UsageError(
                 f"--items has vectors of lengths {sorted(lengths)}; give all of them the width of the model"
             )
-        rows = torch.from_numpy(np.array(given["vector"].tolist(), np.float32).reshape(len(given), -1))
+        try:
+            rows = torch.from_numpy(np.array(given["vector"].tolist(), np.float32).reshape(len(given), -1))
+        except (ValueError, TypeError):
+            example = str(given["vector"].tolist()[0])[:40]
+            raise UsageError(f"--items: column 'vector' holds {example!r}; give lists of numbers, in Parquet") from None
     ids: Any = [] if given is None else given["item_id"]
     version = publish_delta(_store(store), ids, rows, removed=[] if gone is None else gone["item_id"])
     note.print(f"published {version} in {store}")

@@ -178,9 +178,16 @@ def _requests(column: pd.Series) -> pd.Series:
 
 def _numbers(column: pd.Series) -> np.ndarray:
     try:
-        return column.to_numpy(np.float32, na_value=np.nan)
+        numbers = column.to_numpy(np.float32, na_value=np.nan)
     except (ValueError, TypeError) as error:
         raise SchemaError(f"candidates' column {str(column.name)!r} must hold numbers: {error}") from None
+    if (infinite := np.isinf(numbers)).any():
+        row = int(infinite.argmax())
+        raise SchemaError(
+            f"candidates' column {str(column.name)!r} has {numbers[row]} in row {row} (counted from 0); give a number, "
+            "or leave it empty"
+        )
+    return numbers
 
 
 def _without_late(

@@ -82,10 +82,12 @@ def test_delta_and_merge(bseq, tiny_store, tmp_path):
     assert set(zip(again.user_id, again.item_id, strict=True)) == set(zip(found.user_id, found.item_id, strict=True))
     before = Store(store).versions()
     pd.DataFrame({"item_id": [1, 2], "vector": [[1.0], [1.0, 2.0]]}).to_parquet(tmp_path / "ragged.parquet")
+    pd.DataFrame({"item_id": [1], "vector": ["much"]}).to_parquet(tmp_path / "text.parquet")
     for arguments, message in [
         ([], "a delta of nothing"),
         (["--items", tmp_path / "gone.csv"], "needs the columns item_id, vector"),
         (["--items", tmp_path / "ragged.parquet"], "vectors of lengths [1, 2]"),
+        (["--items", tmp_path / "text.parquet"], "column 'vector' holds 'much'"),
         (["--removed", tmp_path / "missing.csv"], "there is no file"),
     ]:
         code, _, err = bseq("store", "delta", store, *arguments)

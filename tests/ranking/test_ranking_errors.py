@@ -36,6 +36,7 @@ SEQUENCES = Sequences.from_events(LOG, mean_model().vocabulary)
         (ROWS.assign(item_id=["a", "b"]), NOW, SchemaError, "item ids holds text, .*here are integers"),
         (ROWS.assign(user_id=["a", "b"]), NOW, SchemaError, "user_id holds text.*here are integers, for example 1"),
         (ROWS.assign(score=["high", "low"]), NOW, SchemaError, "column 'score' must hold numbers"),
+        (ROWS.assign(rank=[1.0, np.inf]), NOW, SchemaError, "column 'rank' has inf in row 1"),
         (ROWS, None, UsageError, "say for which instant"),
         (ROWS.assign(at=NOW), NOW, UsageError, "pass at=None or drop the column"),
         (ROWS, "2024-05-01T12:00:00", SchemaError, "has no time zone; write for example 2024-05-01T12:00:00"),

@@ -178,3 +178,12 @@ def test_what_needs_times_or_values_says_so():
         known_users(log, 0)
     with pytest.raises(bseq.SchemaError, match="'value'"):
         event_values(events)
+
+
+def test_a_value_is_found_whatever_a_table_made_of_it():
+    """A gap makes floats of integers, and an item may have several genres."""
+    vocabulary = bseq.Vocabulary(np.array([1, 2, 3]), np.ones(3))
+    items = pd.DataFrame({"item_id": [1, 2, 3], "fl": [1.0, np.nan, 10.0], "genre": [["a", "b"], [], ["b"]]})
+    for text, wanted in (("fl=1", [1]), ("fl=10", [3]), ("genre=b", [1, 3]), ("genre=a", [1])):
+        mask = Task.parse(f"purchase:5:{text}").counts(vocabulary, items).items_V
+        assert np.flatnonzero(mask).tolist() == wanted

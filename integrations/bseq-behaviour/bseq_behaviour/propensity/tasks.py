@@ -82,13 +82,22 @@ class Task:
         if items is None or self.column not in items or ITEM not in items:
             have = "there is no items table" if items is None else f"the items table has {list(items.columns)}"
             raise bseq.UsageError(f"task {self.name!r}: needs item_id and {self.column!r}, and {have} (--items)")
-        chosen = items.loc[items[self.column].astype("str") == self.value, ITEM]
+        chosen = items.loc[items[self.column].map(lambda value: _is(value, str(self.value))), ITEM]
         rows = vocabulary.item_rows(chosen) if len(chosen) else np.empty(0, np.int64)
         if not (rows > 0).any():
             raise bseq.UsageError(f"task {self.name!r}: no item of the catalogue has {self.column} = {self.value!r}")
         mask = np.zeros(vocabulary.n_items + 1, bool)
         mask[rows[rows > 0]] = True
         return Counts(mask, None)
+
+
+def _is(value: object, text: str) -> bool:
+    """Whether a value of a column, or one in its list, is what a text says; 1.0 is 1, which a gap makes of it."""
+    if isinstance(value, list | tuple | np.ndarray):
+        return any(_is(one, text) for one in value)
+    if isinstance(value, float | np.floating) and float(value).is_integer():
+        value = int(value)
+    return str(value) == text
 
 
 @dataclass(frozen=True)
