@@ -186,6 +186,7 @@ def fit_blend(
 BLENDED_WITH = ("transitions",)
 
 
+@reads_log
 def benchmark(
     sequences: Annotated[str, typer.Argument(help="`user item item ...` text, or any other log.")],
     protocol: Annotated[
@@ -203,6 +204,7 @@ def benchmark(
         typer.Option("--blend", help="Also blend with the item transitions, as a store does, weight from validation."),
     ] = False,
     json_file: Annotated[Path | None, typer.Option("--json", help="Also write the figures to this file.")] = None,
+    reading: LogOptions = AS_IT_IS,
 ) -> None:
     """Train a recipe once per seed and evaluate over the whole catalogue with seen items masked, beside the baselines.
 
@@ -223,13 +225,14 @@ def benchmark(
 
     keep_freed_memory()
     result = run_benchmark(
-        sequences,
+        read_log(sequences, reading, None),
         recipe or "reference",
         seeds=numbers,
         protocol=protocol,
         settings=chosen,
         sources=BLENDED_WITH if blend else (),
         report=note.print,
+        name=Path(sequences).name,
     )
     out.print(result.table())
     if json_file is not None:

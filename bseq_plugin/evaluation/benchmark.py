@@ -139,6 +139,7 @@ def benchmark(
     settings: Iterable[str] = (),
     sources: Iterable[str] = (),
     report: Callable[[str], None] = lambda line: None,
+    name: str | None = None,
 ) -> BenchmarkReport:
     """Train a recipe once per seed and measure it with seen items masked, beside the baselines.
 
@@ -155,6 +156,7 @@ def benchmark(
         sources: candidate sources to blend with, by weights from the validation; the blend is measured by the code that
             a store serves with.
         report: called with a line on what is trained.
+        name: what the log is called in the result; default: the name of its file.
 
     Raises:
         UsageError: an unknown protocol, recipe, setting or source, no seed, or a process of several.
@@ -167,12 +169,12 @@ def benchmark(
     if "WORLD_SIZE" in os.environ:
         raise UsageError("benchmark runs in one process; under torchrun use train and evaluate")
     settings, asked = tuple(settings), tuple(sources)
-    source = Path(events).name if isinstance(events, str | Path) else "events"
+    source = name or (Path(events).name if isinstance(events, str | Path) else "events")
     log = events if isinstance(events, Events) else read_events(events)
     resolved = choose_recipe(recipe, [*settings, f"split={protocol.replace('-', '_')}"], log)
     resolved = resolved.replace(split={"mask_seen": True})
-    name = "given" if isinstance(recipe, Recipe) else str(recipe)
-    report(f"{name}: encoder {resolved.encoder.name}, objective {resolved.objective.kind}")
+    called = "given" if isinstance(recipe, Recipe) else str(recipe)
+    report(f"{called}: encoder {resolved.encoder.name}, objective {resolved.objective.kind}")
     if protocol == "time":  # nothing to test on is told before hours of training
         made = prepare(log, resolved)
         evaluation_set(made.sequences, made.recipe.split, "test")
@@ -183,7 +185,7 @@ def benchmark(
             _one_seed(log, resolved.replace(training={"seed": seed}), Path(folder), asked, baselines=not place)
             for place, seed in enumerate(seeds)
         ]
-    return BenchmarkReport(dataset, protocol, name, settings, resolved, tuple(results))
+    return BenchmarkReport(dataset, protocol, called, settings, resolved, tuple(results))
 
 
 def _one_seed(events: Events, recipe: Recipe, folder: Path, sources: Sequence[str], *, baselines: bool) -> SeedResult:

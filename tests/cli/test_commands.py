@@ -220,8 +220,11 @@ def test_benchmark_of_a_sequence_file(bseq, tiny_frame, tmp_path, tiny_settings)
         "--blend",
         "--json",
         tmp_path / "b.json",
+        "--where",
+        "user_id >= 0",
     )
     assert code == 0, err
+    assert f"read {len(tiny_frame)} rows, " not in err  # none is left out
     document = json.loads((tmp_path / "b.json").read_text())
     assert document["dataset"] == {"source": "log.txt", "users": 60, "items": 30, "events": len(tiny_frame)}
     assert [row["seed"] for row in document["seeds"]] == [0, 1]

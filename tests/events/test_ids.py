@@ -11,7 +11,19 @@ from hypothesis import strategies as st
 from bseq_plugin import SchemaError, UsageError
 from bseq_plugin.events.ids import as_ids, ids_like, read_id
 
+
+class ArrowColumn:
+    """What a column of polars is to us."""
+
+    def __init__(self, ids):
+        self.ids = pa.chunked_array([ids])
+
+    def __arrow_c_stream__(self, requested_schema=None):
+        return self.ids.__arrow_c_stream__(requested_schema)
+
+
 INTEGER_KINDS = [
+    ArrowColumn,
     list, tuple, iter, np.array, pd.Series, pd.Index, pa.array, torch.tensor,
     lambda x: np.array(x, np.uint64), lambda x: np.array(x, object), lambda x: pd.Series(x, dtype="Int64"),
     lambda x: pd.Series(x, dtype="uint64[pyarrow]"), lambda x: pd.Series(x).astype("category"),
@@ -19,6 +31,7 @@ INTEGER_KINDS = [
     lambda x: [np.int32(v % 2**31) if v < 2**31 else v for v in x], lambda x: dict.fromkeys(x).keys(),
 ]  # fmt: skip
 TEXT_KINDS = [
+    ArrowColumn,
     list, tuple, iter, np.array, pd.Series, pd.Index, pa.array, lambda x: np.array(x, object),
     lambda x: pd.Series(x, dtype="string"), lambda x: pd.Series(x, dtype="string[pyarrow]"),
     lambda x: pd.Series(x).unique(), lambda x: pd.Series(x, dtype="category"), lambda x: pa.array(x, pa.large_string()),

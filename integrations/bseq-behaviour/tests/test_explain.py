@@ -118,8 +118,13 @@ def test_the_command_draws_and_tells(command, habit_run, habit_items, tmp_path):
     assert code == 0, err
     assert "item no." in printed
     assert (tmp_path / "why.png").read_bytes()[:4] == b"\x89PNG"
-    code, printed, _ = command("explain", habit_run.path, "--user", 4, "--item", 7, "--json")
+    code, printed, _ = command(
+        "explain", habit_run.path, "--user", 4, "--item", 7, "--json", "--out", tmp_path / "e.parquet"
+    )
     told = json.loads(printed)
+    assert pd.read_parquet(tmp_path / "e.parquet")["effect"].tolist() == pytest.approx(
+        [e["effect"] for e in told["events"]]
+    )
     assert told["item_id"] == 7
     assert len(told["events"]) == 10
     assert command("explain", habit_run.path, "--user", 4_000)[0] == 2

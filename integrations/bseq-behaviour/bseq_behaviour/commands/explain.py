@@ -14,8 +14,10 @@ from bseq_behaviour.commands.opened import items_table, opened
 from bseq_behaviour.commands.options import At, Log, Name, Picture, Place
 from bseq_plugin.commands import (
     AS_IT_IS,
+    AsJson,
     Items,
     KeyFile,
+    ListFile,
     LogOptions,
     Table,
     check_output,
@@ -24,6 +26,7 @@ from bseq_plugin.commands import (
     pseudonymiser,
     read_id,
     reads_log,
+    write_parquet,
 )
 
 if TYPE_CHECKING:
@@ -38,7 +41,8 @@ def explain(
         str | None, typer.Option("--item", help="An item id; default: the best one new to the user.")
     ] = None,
     picture: Picture = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+    as_json: AsJson = False,
+    file: ListFile = None,
     at: At = None,
     events: Log = None,
     items: Items = None,
@@ -56,7 +60,8 @@ def explain(
     from bseq_behaviour.insight.explain import explain as run_explain
     from bseq_behaviour.pictures import draw_explanation
 
-    check_output(picture)
+    for path in (picture, file):
+        check_output(path)
     hide = pseudonymiser(pseudonymise)
     model, log = opened(place, events, reading, pseudonymise, hides_user=True)
     wanted = read_id(user if hide is None else hide.pseudonym(user), log.user_ids, "--user")
@@ -73,6 +78,9 @@ def explain(
         _print_json(explanation)
     else:
         _print_table(explanation, names)
+    if file is not None:
+        write_parquet(explanation.events, file)
+        note.print(f"wrote {file}")
     if picture is not None:
         draw_explanation(explanation, names, picture)
         note.print(f"drew {picture}")
